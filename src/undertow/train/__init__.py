@@ -1,0 +1,10 @@
+"""Make it happen: update rules, optimizer front ends, and ensembles of networks trained as one."""
+
+from undertow.train import optim as optim
+from undertow.train import rules as rules
+from undertow.train import schedules as schedules
+from undertow.train._ensemble import Ensemble as Ensemble
+from undertow.train._ensemble import Evaluation as Evaluation
+from undertow.train._ensemble import Member as Member
+
+__all__ = ["Ensemble", "Evaluation", "Member", "optim", "rules", "schedules"]

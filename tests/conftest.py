@@ -1,0 +1,55 @@
+"""What every test shares: one thread for tiny nets, and a guard on the global random states."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from undertow.claims import Claim
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def global_rng_untouched() -> Iterator[None]:
+    """Fail the test if Python's, numpy's or torch's global random state has moved."""
+    python_before = random.getstate()
+    numpy_before = np.random.get_state(legacy=False)  # noqa: NPY002
+    torch_before = torch.get_rng_state()
+    yield
+    numpy_after = np.random.get_state(legacy=False)  # noqa: NPY002
+    assert random.getstate() == python_before, "Python's global random state moved"
+    assert numpy_after["state"]["pos"] == numpy_before["state"]["pos"]
+    assert np.array_equal(numpy_after["state"]["key"], numpy_before["state"]["key"])
+    assert torch.equal(torch.get_rng_state(), torch_before), "torch's global random state moved"
+
+
+@pytest.fixture
+def toy_claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Claim:
+    """A claim of coins, with a second like it, in a temporary current folder.
+
+    It draws no figures, which take a second each; `toy.CLAIM` does.
+    """
+    import toy
+    from undertow import claims
+    from undertow.claims import _registry
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_registry, "ALL", ("toy", "coin"))
+    monkeypatch.setattr(claims, "ALL", ("toy", "coin"))
+    plain = replace(toy.CLAIM, figures=lambda records, knobs: ())
+    for claim in (plain, replace(plain, name="coin")):
+        module = ModuleType(claim.name)
+        module.CLAIM = claim  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"undertow.claims.{claim.name}", module)
+    return plain

@@ -1,0 +1,256 @@
+"""Running a study: any engine and any interruption leave the same records."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import toy_study
+from polars.testing import assert_frame_equal
+from toy_study import Walk, walk
+
+from undertow import lab
+
+
+def study(*trials: Walk, size: int = 2, name: str = "walks") -> lab.Study:
+    return lab.Study(name, trials, walk, group_size=size)
+
+
+def contents(store: lab.Store) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (store.path / "trials").iterdir()}
+
+
+def test_engines_give_the_same_bytes_in_the_trials_order(tmp_path: Path) -> None:
+    trials = [Walk(seed, steps=seed) for seed in (3, 1, 2, 0)]
+    inline, local = lab.Store(tmp_path / "inline"), lab.Store(tmp_path / "local")
+    here = lab.run(study(*trials), inline, engine="inline", progress=False)
+    there = lab.run(study(*trials), local, workers=2, progress=False)
+    assert here["seed"].to_list() == [3, 3, 3, 1, 2, 2]
+    assert_frame_equal(here, there)
+    assert contents(inline) == contents(local)
+
+
+def test_groups_do_not_depend_on_what_is_stored(tmp_path: Path) -> None:
+    store = lab.Store(tmp_path / "runs")
+    trials = [Walk(seed) for seed in range(4)]
+    whole = lab.run(study(*trials, size=4), lab.Store(tmp_path / "whole"), engine="inline")
+    store.write_records(trials[1], [{"step": 0, "beside": -1}])
+    resumed = lab.run(study(*trials, size=4), store, engine="inline")
+    fresh = pl.col("seed") != 1
+    assert_frame_equal(resumed.filter(fresh), whole.filter(fresh), check_column_order=False)
+    assert resumed.filter(~fresh)["beside"].to_list() == [-1]
+
+
+def test_only_what_is_missing_runs(tmp_path: Path) -> None:
+    store = lab.Store(tmp_path / "runs")
+    lab.run(study(Walk(0), Walk(1)), store, engine="inline")
+    before = {path: path.stat().st_mtime_ns for path in store.path.glob("trials/*")}
+    both = lab.run(study(Walk(0), Walk(1), Walk(2)), store, engine="inline")
+    assert both["seed"].unique().sort().to_list() == [0, 1, 2]
+    assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
+    one = lab.run(study(Walk(2)), store, engine="inline")
+    assert one["seed"].unique().to_list() == [2]
+
+
+def test_groups_follow_keys_and_size() -> None:
+    walks = tuple(Walk(seed) for seed in range(5))
+    made = lab.Study("s", walks, walk, group=lambda trial: trial.seed % 2, group_size=2)
+    assert made.groups() == ((0, 2), (4,), (1, 3))
+    assert "5 trials in 3 groups" in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("fate", "error"), [("raises", "RuntimeError"), ("returns", "ArithmeticError")]
+)
+def test_a_failing_trial_takes_no_other_with_it(tmp_path: Path, fate: str, error: str) -> None:
+    store = lab.Store(tmp_path / "runs")
+    trials = [Walk(0), Walk(1, fate=fate), Walk(2)]
+    frame = lab.run(study(*trials, size=3), store, engine="inline")
+    assert frame["seed"].unique(maintain_order=True).to_list() == [0, 2]
+    (failure,) = store.failures()
+    assert failure.error == error
+    assert failure.fields["seed"] == 1
+    assert error in failure.traceback
+
+
+def test_failed_trials_are_tried_again(tmp_path: Path) -> None:
+    store = lab.Store(tmp_path / "runs")
+    store.write_failure(Walk(0), error="OSError", message="network")
+    lab.run(study(Walk(0)), store, engine="inline")
+    assert store.failures() == ()
+
+
+@pytest.mark.parametrize("fate", ["exits", "killed"])
+def test_a_dying_worker_is_isolated_to_its_trial(tmp_path: Path, fate: str) -> None:
+    store = lab.Store(tmp_path / "runs")
+    trials = [Walk(seed, fate=fate if seed == 3 else "lives") for seed in range(6)]
+    frame = lab.run(study(*trials), store, workers=2, progress=False)
+    assert frame["seed"].unique(maintain_order=True).to_list() == [0, 1, 2, 4, 5]
+    (failure,) = store.failures()
+    assert (failure.fields["seed"], failure.message) == (3, "worker process died")
+    assert "exit codes" in failure.traceback
+
+
+def test_wrong_results_are_failures_that_say_so(tmp_path: Path) -> None:
+    store = lab.Store(tmp_path / "runs")
+    empty = lab.Study("s", (Walk(0),), lambda trials: [], group_size=1)
+    assert lab.run(empty, store, engine="inline").is_empty()
+    assert "0 results for 1 trials" in store.failures()[0].message
+
+
+def test_workers_compute_in_one_thread(tmp_path: Path) -> None:
+    single = lab.Study("threads", (Walk(0),), toy_study.threads)
+    frame = lab.run(single, lab.Store(tmp_path / "runs"), workers=2, progress=False)
+    assert frame.select("torch", "polars").row(0) == (1, 1)
+
+
+def test_a_function_that_cannot_travel_is_named(tmp_path: Path) -> None:
+    import threading
+
+    lock = threading.Lock()
+    closed = lab.Study("s", (Walk(0),), lambda trials: [[{"locked": lock.locked()}]])
+    with pytest.raises(TypeError, match="function: cannot be sent"):
+        lab.run(closed, lab.Store(tmp_path / "runs"), progress=False)
+
+
+def test_no_more_workers_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import loky
+
+    asked: list[int] = []
+
+    class Counted(loky.ProcessPoolExecutor):  # type: ignore[misc]
+        def __init__(self, workers: int, **options: Any) -> None:
+            asked.append(workers)
+            super().__init__(workers, **options)
+
+    monkeypatch.setattr(loky, "ProcessPoolExecutor", Counted)
+    store = lab.Store(tmp_path / "runs")
+    lab.run(study(Walk(0), Walk(1)), store, workers=8, progress=False)
+    lab.run(study(Walk(0), Walk(1)), store, workers=8, progress=False)
+    assert asked == [1]  # one group, then nothing left to do
+
+
+def test_kill_at_any_moment_then_resume_gives_the_same_bytes(tmp_path: Path) -> None:
+    whole, killed = lab.Store(tmp_path / "whole"), tmp_path / "killed"
+    expected = lab.run(toy_study.killable(), whole, engine="inline")
+    script = str(Path(toy_study.__file__))
+    counts = []
+    for stored in (1, 7, 14):  # killed as soon as so many trials are stored
+        run = subprocess.Popen([sys.executable, script, str(killed)])
+        deadline = time.monotonic() + 30
+        while len(list(killed.glob("trials/*.parquet"))) < stored and time.monotonic() < deadline:
+            time.sleep(0.005)
+        children = descendants(run.pid)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        counts.append(len(list(killed.glob("trials/*.parquet"))))
+        assert children
+        while any(map(alive, children)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(alive, children))
+    assert 1 <= counts[0] < counts[1] < counts[2] < 24
+    resumed = lab.run(toy_study.killable(), lab.Store(killed), engine="inline")
+    assert_frame_equal(resumed, expected)
+    assert contents(lab.Store(killed)) == contents(whole)
+    assert not list(killed.rglob("*.tmp"))
+
+
+def descendants(parent: int) -> list[int]:
+    listing = subprocess.run(
+        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True
+    )
+    pairs = [tuple(map(int, line.split())) for line in listing.stdout.splitlines()]
+    found = [child for child, its_parent in pairs if its_parent == parent]
+    return found + [each for child in found for each in descendants(child)]
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{process}/stat")
+    return not (state.exists() and ") Z " in state.read_text())
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, replace = lab.Store(tmp_path / "runs"), os.replace
+    full = toy_study.lab.trial_hash(Walk(2))
+
+    def fills_up(source: Any, target: Any) -> None:
+        if full in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    trials = [Walk(seed) for seed in range(4)]
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fills_up)
+        with pytest.raises(lab.StoreError, match="disk is full"):
+            lab.run(study(*trials, size=1), store, engine="inline")
+    assert store.records()["seed"].unique().sort().to_list() == [0, 1]
+    assert not list(store.path.rglob("*.tmp"))
+    assert lab.run(study(*trials, size=1), store, engine="inline")["seed"].n_unique() == 4
+
+
+def test_ctrl_c_says_how_to_resume(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    store = lab.Store(tmp_path / "runs")
+
+    def interrupted(trials: Any) -> Any:
+        if trials[0].seed == 1:
+            raise KeyboardInterrupt
+        return walk(trials)
+
+    three = lab.Study("walks", tuple(Walk(seed) for seed in range(3)), interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lab.run(three, store, engine="inline")
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert "1 of 3 trials are stored" in error
+    assert "run the same command again" in error
+
+
+def test_progress_is_two_plain_lines_away_from_a_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lab.run(study(Walk(0), Walk(1)), lab.Store(tmp_path / "runs"), engine="inline")
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert [line.split(":")[0] for line in error.splitlines()] == ["walks", "walks"]
+    lab.run(study(Walk(2)), lab.Store(tmp_path / "runs"), engine="inline", progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "slurm"}, "'local', 'inline'"),
+        ({"engine": "ray"}, "not available"),
+        ({"workers": 0}, "workers"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lab.run(study(Walk(0)), lab.Store(tmp_path / "runs"), **options)
+
+
+def test_bad_studies_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="given twice"):
+        study(Walk(0), Walk(0))
+    with pytest.raises(ValueError, match="group_size"):
+        study(Walk(0), size=0)
+    with pytest.raises(TypeError, match="frozen dataclass"):
+        lab.Study("s", ({"seed": 0},), walk)
+    store = lab.Store(tmp_path / "runs")
+    lab.run(study(Walk(0)), store, engine="inline")
+    with pytest.raises(lab.StoreError, match="another folder"):
+        lab.run(study(Walk(0), name="other"), store, engine="inline")

@@ -1,0 +1,51 @@
+"""What a first import may load: nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "polars", "altair", "scipy", "sklearn", "pandas", "vl_convert", "tyro", "rich"}
+
+
+def loaded_by(program: str) -> set[str]:
+    """The top-level packages in `sys.modules` after a program ran in a new process."""
+    tail = "import sys, json; print(json.dumps(sorted({n.split('.')[0] for n in sys.modules})))"
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{program}\n{tail}"], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(finished.stdout.splitlines()[-1]))
+
+
+def test_import_undertow_loads_nothing_heavy() -> None:
+    assert loaded_by("import undertow as ut; dir(ut); ut.__version__").isdisjoint(HEAVY | {"numpy"})
+
+
+def test_predict_needs_numpy_only() -> None:
+    assert loaded_by("import undertow as ut; ut.predict").isdisjoint(HEAVY)
+
+
+def test_lab_and_claims_load_no_torch() -> None:
+    heavy = {"torch", "altair", "scipy", "sklearn", "pandas", "vl_convert"}
+    assert loaded_by("import undertow.lab").isdisjoint(heavy)
+    assert loaded_by("import undertow.claims").isdisjoint(heavy)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["claims"], ["claims", "--json"]])
+def test_the_quick_commands_load_no_torch(command: list[str]) -> None:
+    program = f"from undertow.cli import main; assert main({command!r}) == 0"
+    assert "torch" not in loaded_by(program)
+
+
+def test_reading_a_claims_knobs_loads_no_torch() -> None:
+    program = """
+from undertow import claims
+for name in claims.ALL:
+    claim = claims.get(name)
+    for preset in claim.presets.values():
+        claim.trials(preset, 0)
+"""
+    assert "torch" not in loaded_by(program)

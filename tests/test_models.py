@@ -1,0 +1,126 @@
+"""Reference networks: shapes, PyTorch's own initial weights, and no global random draw."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from undertow.models import conv_net, mlp
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def kinds(model: nn.Sequential) -> list[str]:
+    return [type(layer).__name__ for layer in model]
+
+
+def test_an_mlp_is_flatten_then_linear_and_activation_in_turn() -> None:
+    assert kinds(mlp((4, 5, 3))) == ["Flatten", "Linear", "ReLU", "Linear"]
+    assert kinds(mlp((4, 5, 3), batch_norm=True, activation="tanh")) == [
+        "Flatten",
+        "Linear",
+        "BatchNorm1d",
+        "Tanh",
+        "Linear",
+    ]
+    assert kinds(mlp((4, 5, 3), activation="identity")) == ["Flatten", "Linear", "Linear"]
+    assert all(layer.bias is None for layer in mlp((4, 5, 3), bias=False)[1::2])
+
+
+def test_layers_are_distinct_objects() -> None:
+    model = mlp((4, 4, 4, 4), batch_norm=True)
+    assert len({id(layer) for layer in model}) == len(model)
+
+
+def test_an_identity_mlp_is_the_product_of_its_matrices() -> None:
+    model = mlp((6, 5, 4, 3), activation="identity", bias=False).double()
+    inputs = torch.randn(7, 2, 3, dtype=torch.float64, generator=generator(0))
+    first, second, third = (layer.weight for layer in model[1:])
+    expected = inputs.flatten(1) @ (third @ second @ first).T
+    torch.testing.assert_close(model(inputs), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_initial_weights_are_torchs_own(bias: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        linear, convolution = nn.Linear(8, 5, bias=bias), nn.Conv2d(2, 4, 3, bias=bias)
+        head = nn.Linear(4 * 4, 3, bias=bias)
+        torch.manual_seed(3)
+        first = nn.Linear(8, 5, bias=bias)
+    ours = mlp((8, 5), bias=bias, generator=generator(3))[1]
+    assert torch.equal(ours.weight, first.weight)
+    assert torch.equal(linear.weight, first.weight)
+
+    stream = generator(3)
+    mlp((8, 5), bias=bias, generator=stream)
+    stack = conv_net((2, 4, 4), (4,), 3, bias=bias, generator=stream)
+    assert torch.equal(stack[0].weight, convolution.weight)
+    assert torch.equal(stack[-1].weight, head.weight)
+    if bias:
+        assert torch.equal(ours.bias, first.bias)
+        assert torch.equal(stack[-1].bias, head.bias)
+
+
+def test_one_seed_one_network_and_other_seeds_others() -> None:
+    first, same, other = (mlp((4, 3), generator=generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first[1].weight, same[1].weight)
+    assert not torch.equal(first[1].weight, other[1].weight)
+    assert torch.equal(mlp((4, 3))[1].weight, mlp((4, 3))[1].weight)
+
+
+@given(
+    side=st.integers(1, 12),
+    channels=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    kernel_size=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 3),
+    batch_norm=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_conv_net_maps_images_to_logits(
+    side: int, channels: list[int], kernel_size: int, stride: int, batch_norm: bool
+) -> None:
+    model = conv_net(
+        (2, side, side + 1),
+        channels,
+        10,
+        kernel_size=kernel_size,
+        stride=stride,
+        batch_norm=batch_norm,
+    )
+    assert model.eval()(torch.zeros(3, 2, side, side + 1)).shape == (3, 10)
+    assert kinds(model).count("Conv2d") == len(channels)
+    assert kinds(model).count("BatchNorm2d") == len(channels) * batch_norm
+
+
+def test_digits_and_mnist_shapes() -> None:
+    assert conv_net((1, 8, 8), (8, 16), 10)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    model = conv_net((1, 28, 28), (8, 16), 10)
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert model[-1].in_features == 16 * math.ceil(28 / 4) ** 2
+
+
+@pytest.mark.parametrize("sizes", [(), (4,), (4, 0, 2), (4, -1)])
+def test_bad_sizes_are_named(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"sizes=.*such as"):
+        mlp(sizes)
+
+
+def test_bad_arguments_say_what_would_do() -> None:
+    with pytest.raises(ValueError, match=r"activation='swish'.*relu"):
+        mlp((2, 2), activation="swish")
+    with pytest.raises(ValueError, match=r"even.*such as 3"):
+        conv_net((1, 8, 8), (4,), 10, kernel_size=4)
+    with pytest.raises(ValueError, match=r"channels=\(\).*at least one"):
+        conv_net((1, 8, 8), (), 10)
+    with pytest.raises(ValueError, match=r"stride=0"):
+        conv_net((1, 8, 8), (4,), 10, stride=0)

@@ -35,7 +35,17 @@ RULES: tuple[Rule, ...] = ("sgd", "momentum", "adamw")
 _MOMENTUM = 0.9
 _ADAM_LR = 5e-4
 _FINE_THRESHOLD = 1e-3  # the paper's default; `threshold` is coarser so that `small` can resolve it
-_SNAPSHOTS = (0.125, 0.25, 0.5, 0.75, 1.0)  # fractions of the steps at which ranks are taken
+_SNAPSHOTS = (
+    0.08,
+    0.16,
+    0.25,
+    0.38,
+    0.5,
+    0.62,
+    0.75,
+    0.88,
+    1.0,
+)  # fractions of the steps at which ranks are taken
 
 
 @dataclass(frozen=True)
@@ -774,11 +784,11 @@ def _collapse_figure(fitted: pl.DataFrame) -> Figure:
     sizes = sorted(rows["batch size"].unique().to_list(), key=int)
     chart = (
         alt.Chart(rows)
-        .mark_point(filled=True, opacity=0.55, size=28)
+        .mark_point(filled=True, opacity=0.5, size=45)
         .encode(
             x=alt.X("E:Q", title="decay exponent E"),
             y=alt.Y("rank:Q"),
-            color=alt.Color("batch size:O", sort=sizes, legend=alt.Legend(orient="top")),
+            color=alt.Color("batch size:N", sort=sizes, legend=alt.Legend(orient="top")),
             shape=alt.Shape("optimizer:N", legend=alt.Legend(orient="top")),
             tooltip=["optimizer", "batch size", "E", "rank"],
         )
@@ -821,7 +831,9 @@ def _survivor_figure(
             x=alt.X("E:Q", title="decay exponent E"),
             y=alt.Y("rank:Q"),
             color=alt.Color(
-                "what:N", sort=list(series), legend=alt.Legend(orient="top", columns=2, title=None)
+                "what:N",
+                sort=list(series),
+                legend=alt.Legend(orient="top", columns=2, title=None, labelLimit=0),
             ),
             strokeDash=alt.StrokeDash("what:N", sort=list(series), legend=None),
         )
@@ -858,7 +870,7 @@ def _spectrum_figure(
     rule = (
         alt.Chart(pl.DataFrame({"threshold": [config.threshold]}))
         .mark_rule(strokeDash=[4, 4])
-        .encode(y="threshold:Q")
+        .encode(y=alt.Y("threshold:Q", title="singular value / norm"))
     )
     return Figure(
         "spectra",

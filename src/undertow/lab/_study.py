@@ -27,10 +27,9 @@ class Study:
         name: what the study is called; a store holds one study.
         trials: frozen dataclasses, each everything that determines its result (see `trial_hash`).
         function: takes a group of trials (a tuple) and returns, for each in order, a sequence of
-        flat
-            records (dictionaries of None, booleans, numbers, strings, arrays, or lists of these),
-            or an exception instance for a trial that failed. Worker processes import it: define it
-            at the top level of a module.
+            flat records (dictionaries of None, booleans, numbers, strings, arrays, or lists of
+            these), or an exception instance for a trial that failed. Worker processes import it:
+            define it at the top level of a module.
         group: trials for which it gives equal keys may run as one group.
         group_size: the largest group.
         config: the knobs that made the trials, for `config.json`; what JSON can hold.

@@ -29,7 +29,7 @@ def trial_hash(trial: Any) -> str:
 
     Raises:
         TypeError: not a frozen dataclass, or a field holds anything else; the message names the
-        field.
+            field.
     """
     if not _is_dataclass_instance(trial) or not trial.__dataclass_params__.frozen:
         raise TypeError(

@@ -192,7 +192,7 @@ def _download_fashion(file_name: str, digest: str) -> bytes:
             reasons.append(type(error).__name__)
     raise FileNotFoundError(
         f"Fashion-MNIST is not on this machine and could not be downloaded ({', '.join(reasons)});"
-        f" apt-get install {_DEBIAN_PACKAGE}, or name a folder that has it by root= or"
+        f" apt-get install {_DEBIAN_PACKAGE}, or name a folder that has it by root= (--data-root) or"
         " UNDERTOW_DATA."
     )
 
@@ -232,7 +232,7 @@ def _read_cifar10(root: Path | None) -> RawData:
     given = "no root or UNDERTOW_DATA folder" if root is None else f"root={str(root)!r} has nothing"
     raise FileNotFoundError(
         f"no CIFAR-10 found ({given}): unpack cifar-10-batches-py or cifar-10-batches-bin from the"
-        " publisher's archive and name the folder above it by root=."
+        " publisher's archive and name the folder above it by root= (--data-root)."
     )
 
 

@@ -207,3 +207,12 @@ def test_table_and_figures_hold_every_setting():
     assert table.filter(rule="sgd")["paper's bound"].str.contains("vacuous").all()
     names = [figure.name for figure in low_rank.figures(records, CONFIG)]
     assert names == ["batch-size", "collapse", "survivors", "spectra", "accuracy"]
+
+
+def test_with_nothing_fitted_no_figure_is_drawn_and_no_verdict_given():
+    unfit = synthetic(CONFIG).with_columns(
+        pl.when(pl.col("step").is_not_null()).then(0.2).alias("train_accuracy")
+    )
+    assert low_rank.figures(unfit, CONFIG) == []
+    assert low_rank.judge(unfit, CONFIG).outcome == "inconclusive"
+    assert (low_rank.table(unfit, CONFIG)["fitted"] == 0).all()

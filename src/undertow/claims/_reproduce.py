@@ -270,12 +270,16 @@ def _conclude(
     study = plan.study()
     failures = _failures(store, study)
     if len(failures) == len(study.trials):
-        first = failures[0]
-        raise RuntimeError(
-            f"all {len(failures)} trials of {plan.claim.name} failed, the first with"
-            f" {first.error}: {first.message.rstrip('.')} (tracebacks in {store.path / 'failures'})"
-        )
-    verdict = plan.claim.judge(records, plan.config)
+        raise _cannot_judge(plan, store, failures, f"all {len(failures)}")
+    try:
+        verdict = plan.claim.judge(records, plan.config)
+        figures = tuple(plan.claim.figures(records, plan.config))
+        table = plan.claim.table(records, plan.config)
+    except pl.exceptions.PolarsError as error:
+        if not failures:
+            raise
+        some = f"{len(failures)} of {len(study.trials)}"
+        raise _cannot_judge(plan, store, failures, some) from error
     reproduction = Reproduction(
         claim=plan.claim.name,
         preset=plan.preset,
@@ -285,7 +289,6 @@ def _conclude(
         seconds=seconds,
         out=store.path,
     )
-    figures = tuple(plan.claim.figures(records, plan.config))
     for figure in figures:
         for suffix in ("svg", "png"):
             lab.save_chart(figure.chart, store.path / "figures" / f"{figure.name}.{suffix}")
@@ -300,13 +303,22 @@ def _conclude(
         seconds=seconds,
         environment=json.loads((store.path / "environment.json").read_text(encoding="utf-8")),
     )
-    table = plan.claim.table(records, plan.config)
     lab.write_report(
         report_page(plan.claim, verdict, figures, table, facts), store.path / "report.html"
     )
     # Last, so that a verdict is only ever beside the report that explains it.
     store.write_json(_VERDICT, reproduction.as_json())
     return reproduction
+
+
+def _cannot_judge(
+    plan: _Plan, store: lab.Store, failures: list[lab.Failure], how_many: str
+) -> RuntimeError:
+    first = failures[0]
+    return RuntimeError(
+        f"{how_many} trials of {plan.claim.name} failed, too many to judge it; the first with"
+        f" {first.error}: {first.message.rstrip('.')} (tracebacks in {store.path / 'failures'})"
+    )
 
 
 def _finite(value: float) -> float | None:

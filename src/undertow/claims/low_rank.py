@@ -715,22 +715,20 @@ def _bound(row: Mapping[str, Any], config: Config) -> str:
 
 def figures(records: pl.DataFrame, config: Config) -> list[Figure]:
     """The charts of the report."""
-    fitted = _fitted(records, config)
-    if fitted.is_empty():
-        return []
-    cells = _cells(config)
-    return [
+    fitted, cells = _fitted(records, config), _cells(config)
+    drawn = [
         _batch_size_figure(fitted, config, cells),
         _collapse_figure(fitted),
         _survivor_figure(fitted, config, cells),
         _spectrum_figure(fitted, config, cells),
         _accuracy_figure(fitted),
     ]
+    return [figure for figure in drawn if figure is not None]
 
 
 def _batch_size_figure(
     fitted: pl.DataFrame, config: Config, cells: dict[str, dict[str, Any]]
-) -> Figure:
+) -> Figure | None:
     base, rows = cells["base"], []
     smallest = min(config.batch_sizes)
     for batch_size in config.batch_sizes:
@@ -752,6 +750,8 @@ def _batch_size_figure(
                         "high": high,
                     }
                 )
+    if not rows:
+        return None
     chart = alt.Chart(pl.DataFrame(rows)).encode(
         x=alt.X("batch size:Q", scale=alt.Scale(type="log", base=2)),
         color=alt.Color("compared at:N", legend=alt.Legend(orient="top")),
@@ -769,7 +769,7 @@ def _batch_size_figure(
     )
 
 
-def _collapse_figure(fitted: pl.DataFrame) -> Figure:
+def _collapse_figure(fitted: pl.DataFrame) -> Figure | None:
     rows = (
         fitted.group_by("trial", "step", "rule", "batch_size", "decay_exponent")
         .agg(pl.col("rank").mean())
@@ -781,6 +781,8 @@ def _collapse_figure(fitted: pl.DataFrame) -> Figure:
             pl.col("batch_size").cast(pl.String).alias("batch size"),
         )
     )
+    if rows.is_empty():
+        return None
     sizes = sorted(rows["batch size"].unique().to_list(), key=int)
     chart = (
         alt.Chart(rows)
@@ -805,7 +807,7 @@ def _collapse_figure(fitted: pl.DataFrame) -> Figure:
 
 def _survivor_figure(
     fitted: pl.DataFrame, config: Config, cells: dict[str, dict[str, Any]]
-) -> Figure:
+) -> Figure | None:
     small, wanted = cells["small batch"], []
     for rule in RULES:
         lr, decay = _hyper(rule, config.baseline_lr, config.baseline_decay)
@@ -824,6 +826,8 @@ def _survivor_figure(
         .rename({"rule": "optimizer", "decay_exponent": "E"})
         .sort("optimizer", "what", "E")
     )
+    if rows.is_empty():
+        return None
     chart = (
         alt.Chart(rows)
         .mark_line(point=True)
@@ -852,7 +856,7 @@ def _survivor_figure(
 
 def _spectrum_figure(
     fitted: pl.DataFrame, config: Config, cells: dict[str, dict[str, Any]]
-) -> Figure:
+) -> Figure | None:
     rows = []
     for label in ("small batch", "large batch", "large batch, same steps"):
         found = fitted.filter(pl.col("final"), **cells[label]).sort("seed", "layer").head(1)
@@ -861,6 +865,8 @@ def _spectrum_figure(
                 {"index": i + 1, "singular value / norm": value, "network": label}
                 for i, value in enumerate(record["spectrum"])
             ]
+    if not rows:
+        return None
     chart = alt.Chart(pl.DataFrame(rows))
     line = chart.mark_line().encode(
         x=alt.X("index:Q"),
@@ -880,7 +886,7 @@ def _spectrum_figure(
     )
 
 
-def _accuracy_figure(fitted: pl.DataFrame) -> Figure:
+def _accuracy_figure(fitted: pl.DataFrame) -> Figure | None:
     rows = (
         fitted.filter("final")
         .group_by("trial", "rule", "test_accuracy")
@@ -888,6 +894,8 @@ def _accuracy_figure(fitted: pl.DataFrame) -> Figure:
         .sort("rule", "rank")
         .rename({"rule": "optimizer", "test_accuracy": "test accuracy"})
     )
+    if rows.is_empty():
+        return None
     chart = (
         alt.Chart(rows)
         .mark_point(filled=True, opacity=0.6)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from undertow.train._losses import BatchLoss
-from undertow.train.rules import Hyper, Rule
+from undertow.train._networks import fixed, load_member, random_state, stack, trainable
+from undertow.train.rules import Hyper, Rule, at_rate
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
     """What is trained on what, and how: the same for every engine.
 
-    `hyper` holds one value a member, `[E]`; learning rates are given again at each step.
+    `hyper` holds one float64 value a member, `[E]`; learning rates are given again at each step.
     """
 
     loss: BatchLoss
@@ -40,10 +41,10 @@ class Engine(Protocol):
         """One update for each batch of sample indices, at the learning rates given."""
 
     def parameters(self) -> dict[str, Tensor]:
-        """Copies of the parameters, each `[E, ...]`."""
+        """Copies of the trained parameters, each `[E, ...]`."""
 
-    def buffers(self) -> dict[str, Tensor]:
-        """Copies of the buffers, each `[E, ...]`."""
+    def fixed(self) -> dict[str, Tensor]:
+        """Copies of the buffers and the frozen parameters, each `[E, ...]`."""
 
     def silence(self, member: int) -> None:
         """Set a diverged member's tensors to zero, so that it stays finite from here on."""
@@ -56,41 +57,40 @@ class VmapEngine:
         self,
         template: nn.Module,
         params: dict[str, Tensor],
-        buffers: dict[str, Tensor],
+        fixed_tensors: dict[str, Tensor],
         job: Job,
     ) -> None:
         self._params = {name: value.clone() for name, value in params.items()}
-        self._buffers = {name: value.clone() for name, value in buffers.items()}
+        self._fixed = {name: value.clone() for name, value in fixed_tensors.items()}
         self._job = job
         self._state = job.rule.init(list(self._params.values()))
+        # A copy: where a layer appears twice, `functional_call` leaves traced tensors behind.
+        template = copy.deepcopy(template)
 
         def member_loss(
             member_params: dict[str, Tensor],
-            member_buffers: dict[str, Tensor],
+            member_fixed: dict[str, Tensor],
             x: Tensor,
             y: Tensor,
         ) -> Tensor:
-            outputs = functional_call(template, (member_params, member_buffers), (x,))
+            outputs = functional_call(template, (member_params, member_fixed), (x,))
             return job.loss.mean(outputs, y)
 
         self._gradient = vmap(grad(member_loss))
 
     def parameters(self) -> dict[str, Tensor]:
-        """Copies of the parameters, each `[E, ...]`."""
+        """Copies of the trained parameters, each `[E, ...]`."""
         return {name: value.clone() for name, value in self._params.items()}
 
-    def buffers(self) -> dict[str, Tensor]:
-        """Copies of the buffers, each `[E, ...]`."""
-        return {name: value.clone() for name, value in self._buffers.items()}
+    def fixed(self) -> dict[str, Tensor]:
+        """Copies of the buffers and the frozen parameters, each `[E, ...]`."""
+        return {name: value.clone() for name, value in self._fixed.items()}
 
     def silence(self, member: int) -> None:
         """Set a diverged member's tensors to zero, so that it stays finite from here on."""
-        for tensor in [*self._params.values(), *self._buffers.values()]:
-            tensor[member] = 0
+        zero_member([*self._params.values(), *self._fixed.values()], member)
         for values in self._state.values():
-            for tensor in values:
-                if tensor.ndim:
-                    tensor[member] = 0
+            zero_member(values, member)
 
     def advance(
         self, batches: Sequence[Int[Tensor, "E batch"]], rates: Float[Tensor, "steps E"]
@@ -98,15 +98,13 @@ class VmapEngine:
         """One update for each batch of sample indices, at the learning rates given."""
         job = self._job
         for index, rate in zip(batches, rates, strict=True):
-            grads = self._gradient(
-                self._params, self._buffers, job.inputs[index], job.targets[index]
-            )
+            grads = self._gradient(self._params, self._fixed, job.inputs[index], job.targets[index])
             with torch.no_grad():
                 _, self._state = job.rule.update(
                     list(self._params.values()),
                     [grads[name] for name in self._params],
                     self._state,
-                    replace(job.hyper, lr=rate),
+                    at_rate(job.hyper, rate),
                     inplace=True,
                 )
 
@@ -118,7 +116,7 @@ class LoopEngine:
         self,
         template: nn.Module,
         params: dict[str, Tensor],
-        buffers: dict[str, Tensor],
+        fixed_tensors: dict[str, Tensor],
         job: Job,
         *,
         random_states: Sequence[Tensor] | None,
@@ -128,26 +126,27 @@ class LoopEngine:
         self._hypers = [member_hyper(job.hyper, e) for e in range(members)]
         self._modules = [copy.deepcopy(template) for _ in range(members)]
         for e, module in enumerate(self._modules):
-            load_member(module, params, buffers, e)
-        self._params = [list(module.parameters()) for module in self._modules]
+            load_member(module, params | fixed_tensors, e)
+        self._params = [list(trainable(module).values()) for module in self._modules]
         self._states = [job.rule.init(tensors) for tensors in self._params]
         self._random_states = list(random_states) if random_states is not None else None
         self._silent: set[int] = set()
 
     def parameters(self) -> dict[str, Tensor]:
-        """Copies of the parameters, each `[E, ...]`."""
-        return stack([dict(module.named_parameters()) for module in self._modules])
+        """Copies of the trained parameters, each `[E, ...]`."""
+        return stack([trainable(module) for module in self._modules])
 
-    def buffers(self) -> dict[str, Tensor]:
-        """Copies of the buffers, each `[E, ...]`."""
-        return stack([dict(module.named_buffers()) for module in self._modules])
+    def fixed(self) -> dict[str, Tensor]:
+        """Copies of the buffers and the frozen parameters, each `[E, ...]`."""
+        return stack([fixed(module) for module in self._modules])
 
     def silence(self, member: int) -> None:
         """Set a diverged member's tensors to zero; it is left out from here on."""
         self._silent.add(member)
         with torch.no_grad():
             for tensor in [*self._params[member], *self._modules[member].buffers()]:
-                tensor.zero_()
+                if tensor.is_floating_point():
+                    tensor.zero_()
 
     def advance(
         self, batches: Sequence[Int[Tensor, "E batch"]], rates: Float[Tensor, "steps E"]
@@ -157,30 +156,35 @@ class LoopEngine:
         for e, (module, params) in enumerate(zip(self._modules, self._params, strict=True)):
             if e in self._silent:
                 continue
-            with self._own_randomness(e):
+            own = self._random_states[e] if self._random_states else None
+            with (
+                torch.enable_grad(),
+                contextlib.nullcontext() if own is None else random_state(own),
+            ):
                 for index, rate in zip(batches, rates[:, e].tolist(), strict=True):
                     outputs = module(job.inputs[index[e]])
                     mean = job.loss.mean(outputs, job.targets[index[e]])
-                    grads = torch.autograd.grad(mean, params)
+                    # A parameter that the loss does not reach has gradient zero, as under vmap.
+                    grads = torch.autograd.grad(
+                        mean, params, allow_unused=True, materialize_grads=True
+                    )
                     with torch.no_grad():
                         _, self._states[e] = job.rule.update(
                             params,
                             grads,
                             self._states[e],
-                            replace(self._hypers[e], lr=rate),
+                            at_rate(self._hypers[e], rate),
                             inplace=True,
                         )
+                if self._random_states:
+                    self._random_states[e] = torch.get_rng_state()
 
-    @contextlib.contextmanager
-    def _own_randomness(self, member: int) -> Iterator[None]:
-        """Run under the member's own random state, and leave the global one as it was."""
-        if self._random_states is None:
-            yield
-            return
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self._random_states[member])
-            yield
-            self._random_states[member] = torch.get_rng_state()
+
+def zero_member(tensors: Iterable[Tensor], member: int) -> None:
+    """Set one member's part of tensors `[E, ...]` to zero; counters, which are whole, stay."""
+    for tensor in tensors:
+        if tensor.ndim and tensor.is_floating_point():
+            tensor[member] = 0
 
 
 def member_hyper(hyper: Hyper, member: int) -> Hyper:
@@ -192,18 +196,3 @@ def member_hyper(hyper: Hyper, member: int) -> Hyper:
             for name, value in values.items()
         }
     )
-
-
-def stack(members: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of the members, stacked along a leading ensemble axis."""
-    return {name: torch.stack([member[name].detach() for member in members]) for name in members[0]}
-
-
-@torch.no_grad()
-def load_member(
-    module: nn.Module, params: dict[str, Tensor], buffers: dict[str, Tensor], member: int
-) -> None:
-    """Copy one member's parameters and buffers into a module."""
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        source = params[name] if name in params else buffers[name]
-        tensor.copy_(source[member])

@@ -19,16 +19,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from undertow.train import _losses, rules
-from undertow.train._engines import Engine, Job, LoopEngine, VmapEngine, load_member, stack
+from undertow.train._checks import batch_shape, check_data, whole_number
+from undertow.train._engines import Engine, Job, LoopEngine, VmapEngine
 from undertow.train._fused import FusedEngine
 from undertow.train._layers import recognise
-from undertow.train._sampling import (
-    ORDERS,
-    BatchStream,
-    Order,
-    batch_sizes,
-    spawn_generators,
-)
+from undertow.train._networks import Model, initialise, load_member, probe, random_state
+from undertow.train._sampling import ORDERS, BatchStream, Order, batch_sizes, spawn_generators
 from undertow.train.rules import Hyper, Rule
 from undertow.train.schedules import Factors, Steps
 
@@ -61,6 +57,7 @@ class Member:
     order: Order = "epochs"
 
     def __post_init__(self) -> None:
+        whole_number("seed", self.seed, least=0)
         hyper = Hyper(self.lr, self.weight_decay, self.momentum)
         if float(hyper.lr) * float(hyper.weight_decay) >= 1:
             raise ValueError(
@@ -83,9 +80,11 @@ class Evaluation:
     num_samples: int
 
     def __repr__(self) -> str:
+        accuracy = float(self.accuracy.nanmean())
+        shown = f", accuracy {accuracy:.4g}" if accuracy == accuracy else ""
         return (
             f"{len(self.loss)} members on {self.num_samples} samples: "
-            f"loss {float(self.loss.nanmean()):.4g}, accuracy {float(self.accuracy.nanmean()):.4g}"
+            f"mean loss {float(self.loss.nanmean()):.4g}{shown}"
         )
 
 
@@ -124,7 +123,7 @@ class Ensemble:
 
     def __init__(
         self,
-        model: nn.Module | Callable[[torch.Generator], nn.Module],
+        model: Model,
         loss: _losses.LossLike,
         data: tuple[Tensor, Tensor],
         members: Sequence[Member],
@@ -135,34 +134,39 @@ class Ensemble:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not members:
+        self.members = tuple(members)
+        if not self.members:
             raise ValueError("an ensemble needs at least one member, got none")
+        for member in self.members:
+            if not isinstance(member, Member):
+                raise TypeError(f"members must be train.Member, got {member!r}")
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule must be one of train.rules, such as rules.sgd, got {rule!r}")
         if path not in get_args(Path):
             raise ValueError(f"path must be one of {', '.join(get_args(Path))}, got {path!r}")
-        self.members = tuple(members)
         self.rule = rule
-        batch_loss = _losses.resolve(loss)
-        inputs, targets = _check_data(data, dtype, device)
-        self._order, self.batch_size = _batch_shape(self.members, batch_size, len(inputs))
-        generators = [spawn_generators(member.seed, 3) for member in self.members]
-        self._template, params, buffers = _initialise(model, generators, dtype, device)
-        outputs, self._random = _probe(self._template, inputs[:2], generators[0][2])
-        _losses.check_targets(batch_loss.kind, outputs, targets)
-        self._streams = [
-            BatchStream(member.order, len(inputs), self.batch_size, own[1])
-            for member, own in zip(self.members, generators, strict=True)
-        ]
-        self._random_states = [own[2].get_state() for own in generators] if self._random else None
-        self._initial = (params, buffers)
-        hyper = Hyper(
-            *(
-                torch.tensor(
-                    [getattr(member, name) for member in self.members], dtype=dtype, device=device
-                )
-                for name in ("lr", "weight_decay", "momentum")
-            )
+        self._dtype = dtype
+        self._loss = _losses.named_module(loss)
+        inputs, targets = check_data(data, dtype, device)
+        targets = _losses.cast_targets(self._loss, targets, dtype)
+        count = len(inputs)
+        self._order, self.batch_size = batch_shape(self.members, batch_size, count)
+        first, order, forward = zip(
+            *(spawn_generators(member.seed, 3) for member in self.members), strict=True
         )
-        self._job = Job(batch_loss, rule, hyper, inputs, targets)
+        self._random_states = [own.get_state() for own in forward]
+        self._template, params, fixed = initialise(model, first, dtype, device)
+        smallest = min(
+            batch_sizes(self._order, count, self.batch_size, 0, -(-count // self.batch_size))
+        )
+        outputs, self._random = probe(self._template, inputs, smallest, self._random_states[0])
+        batch_loss = _losses.resolve(self._loss, outputs.to(device), targets)
+        self._streams = [
+            BatchStream(member.order, count, self.batch_size, own)
+            for member, own in zip(self.members, order, strict=True)
+        ]
+        self._initial = (params, fixed)
+        self._job = Job(batch_loss, rule, _hyper(self.members, device), inputs, targets)
         self.steps_taken = 0
         self.diverged_at: list[int | None] = [None] * len(self.members)
         self.path_seconds: dict[str, float] = {}
@@ -184,12 +188,11 @@ class Ensemble:
         A member whose parameters leave the finite numbers is masked and recorded in `diverged_at`
         with the step by which that was found.
         """
-        if steps < 0:
-            raise ValueError(f"steps must not be negative, got {steps}")
+        steps = whole_number("steps", steps, least=0)
         while steps:
             count = min(steps, _BLOCK - self.steps_taken % _BLOCK)
-            batches = self._take(count)
             rates = self._rates(count)
+            batches = self._take(count)
             if self._engine is None:
                 self._choose(batches, rates)
             assert self._engine is not None
@@ -201,50 +204,53 @@ class Ensemble:
 
     def parameters(self) -> dict[str, Float[Tensor, "E ..."]]:
         """Copies of all parameters, each `[E, ...]`; NaN for members that diverged."""
-        return self._marked(self._engine.parameters() if self._engine else self._initial[0])
+        tensors = self._tensors()
+        return {name: tensors[name] for name, _ in self._template.named_parameters()}
 
     def buffers(self) -> dict[str, Tensor]:
-        """Copies of all buffers, each `[E, ...]`."""
-        found = self._engine.buffers() if self._engine else self._initial[1]
-        return {name: value.clone() for name, value in found.items()}
+        """Copies of all buffers, each `[E, ...]`; NaN for members that diverged."""
+        tensors = self._tensors()
+        return {name: tensors[name] for name, _ in self._template.named_buffers()}
 
     def module(self, member: int) -> nn.Module:
         """A module of its own with one member's parameters and buffers."""
-        return self._module(self.parameters(), self.buffers(), member)
+        module = copy.deepcopy(self._template)
+        load_member(module, self._tensors(), member)
+        return module
 
     def predict(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "E n ..."]:
         """Every member's outputs, in eval mode (batch norm uses its running statistics)."""
         inputs = inputs.to(self._job.inputs.device, self._job.inputs.dtype)
-        params, buffers = self.parameters(), self.buffers()
-        template = self._template
-        was_training = {name: part.training for name, part in template.named_modules()}
-        template.eval()
-        try:
-            with torch.no_grad():
-                outputs = [
-                    functional_call(
-                        template,
-                        {name: value[e] for name, value in (params | buffers).items()},
-                        (inputs,),
-                    )
-                    for e in range(len(self.members))
-                ]
-        finally:
-            for name, part in template.named_modules():
-                part.training = was_training[name]
+        tensors = self._tensors()
+        template = copy.deepcopy(self._template).eval()
+        outputs = []
+        for e, state in enumerate(self._random_states):
+            own = {name: value[e] for name, value in tensors.items()}
+            with random_state(state), torch.no_grad():
+                outputs.append(functional_call(template, own, (inputs,)))
         return torch.stack(outputs)
 
     def evaluate(self, inputs: Float[Tensor, "n ..."], targets: Tensor) -> Evaluation:
-        """Mean loss and accuracy of every member on some data."""
+        """Mean loss and accuracy of every member on some data.
+
+        Raises:
+            ValueError: the data hold NaN, differ in length, or a label is out of range.
+        """
+        dtype, device = self._dtype, self._job.inputs.device
+        inputs, targets = check_data((inputs, targets), dtype, device)
+        targets = _losses.cast_targets(self._loss, targets, dtype)
         outputs = self.predict(inputs)
-        targets = targets.to(outputs.device)
-        if targets.is_floating_point():
-            targets = targets.to(outputs.dtype)
-        loss = torch.stack([self._job.loss.mean(own, targets) for own in outputs])
-        accuracy = torch.full_like(loss, float("nan"))
-        if not targets.is_floating_point() and outputs.ndim == 3:
-            right = (outputs.argmax(-1) == targets).to(loss.dtype).mean(-1)
-            accuracy = torch.where(torch.isfinite(loss), right, accuracy)
+        loss = outputs.new_full((len(self.members),), float("nan"))
+        accuracy = loss.clone()
+        ignored = getattr(self._loss, "ignore_index", None)
+        counted = torch.ones_like(targets) == 1 if ignored is None else targets != ignored
+        for e, own in enumerate(outputs):
+            if self.diverged_at[e] is None:
+                total, count = self._job.loss.sum_and_count(own, targets, len(inputs))
+                loss[e] = total / count
+                if own.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
+                    right = (own.argmax(1) == targets)[counted]
+                    accuracy[e] = right.to(loss.dtype).mean()
         return Evaluation(loss, accuracy, len(inputs))
 
     def __repr__(self) -> str:
@@ -271,8 +277,15 @@ class Ensemble:
         steps = np.arange(self.steps_taken, self.steps_taken + count)
         columns = []
         for member, lost in zip(self.members, self.diverged_at, strict=True):
-            factors = np.ones(count) if member.schedule is None else member.schedule(steps)
-            columns.append(member.lr * np.asarray(factors, dtype=np.float64) * (lost is None))
+            factors = np.ones(count)
+            if member.schedule is not None:
+                factors = np.asarray(member.schedule(steps), dtype=np.float64)
+            if factors.shape != (count,):
+                raise ValueError(
+                    f"a schedule must return one factor for each of the {count} steps that it is "
+                    f"given, got shape {factors.shape}"
+                )
+            columns.append(member.lr * factors * (lost is None))
         rates = np.stack(columns, axis=1)
         decay = np.array([member.weight_decay for member in self.members])
         if not (np.isfinite(rates).all() and (rates >= 0).all() and (rates * decay < 1).all()):
@@ -283,31 +296,30 @@ class Ensemble:
         return torch.from_numpy(rates).to(self._job.inputs.device)
 
     def _build(self, path: str) -> Engine:
-        params, buffers = self._initial
+        params, fixed = self._initial
         if path == "fused":
-            layers = recognise(self._template)
+            layers = recognise(self._template, input_ndim=self._job.inputs.ndim)
             if layers is None:
                 raise ValueError(
                     "path='fused' runs plain MLPs only (a Sequential of Linear, elementwise "
-                    "activations and BatchNorm1d); use path='auto', 'vmap' or 'loop'"
+                    "activations and BatchNorm1d, all trainable, with a Flatten first where inputs "
+                    "have more than one axis a sample); use path='auto', 'vmap' or 'loop'"
                 )
-            return FusedEngine(layers, params, buffers, self._job)
+            return FusedEngine(layers, params, fixed, self._job)
         if path == "vmap":
             if self._random:
                 raise ValueError(
                     "path='vmap' cannot keep each member's own randomness (dropout); use "
                     "path='auto' or 'loop'"
                 )
-            return VmapEngine(self._template, params, buffers, self._job)
-        return LoopEngine(
-            self._template, params, buffers, self._job, random_states=self._random_states
-        )
+            return VmapEngine(self._template, params, fixed, self._job)
+        states = self._random_states if self._random else None
+        return LoopEngine(self._template, params, fixed, self._job, random_states=states)
 
     def _choose(self, batches: Sequence[Tensor], rates: Tensor) -> None:
         """Time the first steps on each path that can run them, and start on the fastest."""
-        candidates = ["fused" if recognise(self._template) else "vmap", "loop"]
-        if self._random:
-            candidates = ["loop"]
+        plain = recognise(self._template, input_ndim=self._job.inputs.ndim) is not None
+        candidates = ["loop"] if self._random else ["fused" if plain else "vmap", "loop"]
         engines: dict[str, Engine] = {}
         for path in candidates:
             try:
@@ -324,27 +336,33 @@ class Ensemble:
         params = self._engine.parameters()
         finite = torch.ones(len(self.members), dtype=torch.bool, device=self._job.inputs.device)
         for value in params.values():
-            finite &= torch.isfinite(value.flatten(1).sum(1))
+            flat = value.reshape(len(finite), -1)
+            # The sum is cheap, but may overflow where every entry is finite.
+            if not bool(torch.isfinite(flat.sum(1)).all()):
+                finite &= torch.isfinite(flat).all(1)
         for e in torch.nonzero(~finite).flatten().tolist():
             if self.diverged_at[e] is None:
                 self.diverged_at[e] = self.steps_taken
                 self._engine.silence(e)
 
-    def _marked(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        lost = torch.tensor([step is not None for step in self.diverged_at])
-        marked = {name: value.clone() for name, value in params.items()}
-        if lost.any():
-            for value in marked.values():
+    def _tensors(self) -> dict[str, Tensor]:
+        """Copies of all parameters and buffers, each `[E, ...]`; NaN where a member diverged."""
+        if self._engine is None:
+            params, fixed = self._initial
+            return {name: value.clone() for name, value in {**params, **fixed}.items()}
+        tensors = {**self._engine.parameters(), **self._engine.fixed()}
+        lost = [e for e, step in enumerate(self.diverged_at) if step is not None]
+        for value in tensors.values():
+            if lost and value.is_floating_point():
                 value[lost] = float("nan")
-        return marked
+        return tensors
 
-    def _module(
-        self, params: dict[str, Tensor], buffers: dict[str, Tensor], member: int
-    ) -> nn.Module:
 
-        module = copy.deepcopy(self._template)
-        load_member(module, params, buffers, member)
-        return module
+def _hyper(members: Sequence[Member], device: torch.device | str) -> Hyper:
+    """The members' hyperparameters, each `[E]`, in float64: rates and decays cancel digits."""
+    names = ("lr", "weight_decay", "momentum")
+    columns = ([float(getattr(member, name)) for member in members] for name in names)
+    return Hyper(*(torch.tensor(own, dtype=torch.float64, device=device) for own in columns))
 
 
 def _seconds(engine: Engine, batches: Sequence[Tensor], rates: Tensor) -> float:
@@ -357,87 +375,3 @@ def _seconds(engine: Engine, batches: Sequence[Tensor], rates: Tensor) -> float:
         engine.advance(batches[:count], rates[:count])
         best = min(best, time.perf_counter() - start)
     return best / count
-
-
-def _check_data(
-    data: tuple[Tensor, Tensor], dtype: torch.dtype, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    inputs, targets = data
-    if len(inputs) == 0 or len(inputs) != len(targets):
-        raise ValueError(
-            f"data must hold as many targets as inputs, and at least one, got {len(inputs)} "
-            f"inputs and {len(targets)} targets"
-        )
-    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-        raise ValueError("the inputs hold NaN or infinite values; clean or drop those samples")
-    if inputs.is_floating_point():
-        inputs = inputs.detach().to(dtype)
-    if targets.is_floating_point():
-        targets = targets.detach().to(dtype)
-    return inputs.to(device), targets.to(device)
-
-
-def _batch_shape(members: Sequence[Member], batch_size: int, num_samples: int) -> tuple[Order, int]:
-    """The order that decides batch sizes, and the batch size, once all members agree on them."""
-    orders = {member.order for member in members}
-    if orders == {"full"}:
-        return "full", num_samples
-    if "full" in orders:
-        raise ValueError(
-            "members with order='full' cannot share an ensemble with mini-batch members; "
-            "train them as two ensembles"
-        )
-    if not 1 <= batch_size <= num_samples:
-        raise ValueError(
-            f"batch_size must lie between 1 and the {num_samples} samples there are, "
-            f"got {batch_size}"
-        )
-    if "replacement" in orders and len(orders) > 1 and num_samples % batch_size:
-        raise ValueError(
-            f"members that draw with replacement and members that go through epochs differ in "
-            f"their last batch, as {batch_size} does not divide {num_samples}; choose a batch "
-            "size that does, or train them as two ensembles"
-        )
-    return next(iter(orders)), batch_size
-
-
-def _initialise(
-    model: nn.Module | Callable[[torch.Generator], nn.Module],
-    generators: Sequence[Sequence[torch.Generator]],
-    dtype: torch.dtype,
-    device: torch.device | str,
-) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
-
-    if isinstance(model, nn.Module):
-        template = copy.deepcopy(model).to(device, dtype)
-        modules = [template] * len(generators)
-    elif callable(model):
-        modules = []
-        with torch.random.fork_rng(devices=[]):
-            for own in generators:
-                torch.manual_seed(own[0].initial_seed())
-                modules.append(model(own[0]).to(device, dtype))
-        template = modules[0]
-    else:
-        raise TypeError(
-            f"model must be an nn.Module or a function that makes one, got {type(model).__name__}"
-        )
-    params = stack([dict(module.named_parameters()) for module in modules])
-    buffers = (
-        stack([dict(module.named_buffers()) for module in modules])
-        if any(True for _ in template.buffers())
-        else {}
-    )
-    if not params:
-        raise ValueError("the model has no parameters to train")
-    return template.train(), params, buffers
-
-
-def _probe(template: nn.Module, inputs: Tensor, generator: torch.Generator) -> tuple[Tensor, bool]:
-    """The shape of the outputs, and whether a forward pass in train mode draws random numbers."""
-    probe, inputs = copy.deepcopy(template).cpu(), inputs.cpu()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.set_rng_state(generator.get_state())
-        before = torch.get_rng_state()
-        outputs = probe(inputs.repeat(2, *[1] * (inputs.ndim - 1)))
-        return outputs, not torch.equal(before, torch.get_rng_state())

@@ -2,7 +2,7 @@
 
 Under SGD no gradient is materialised: the matrix product that would form it adds it straight to
 the weights. The member's learning rate sits in the output gradient, and its weight decay in a
-scale s per member, W = s V, that is folded back into W at the end of each block of steps:
+scale s per member, W = s V, that is folded back into V now and then:
 
     V <- V - (lr / s') grad,    s' = (1 - lr weight_decay) s.
 
@@ -13,29 +13,32 @@ h_l = s^l k_l the chain runs on k_l, and only the biases and the outputs see pow
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from undertow.train._engines import Job
+from undertow.train._engines import Job, zero_member
 from undertow.train._layers import Activation, Affine, Layer, Norm
-from undertow.train.rules import add_scaled, along_members
+from undertow.train._memory import Scratch, Vectors
+from undertow.train.rules import add_scaled, along_members, at_rate
 from undertow.train.rules import momentum as momentum_rule
 from undertow.train.rules import sgd as sgd_rule
 
-_MAX_LOG_SCALE = 20.0  # powers of the scale stay within e^-20 between two foldings
+# The scale is folded back after so many steps, or before its powers leave e^-20. Both count from
+# the last folding, so that they fall on the same steps however the steps are divided into calls.
+_FOLD_STEPS = 128
+_MAX_LOG_SCALE = 20.0
 
 
 class FusedEngine:
-    """E plain MLPs stepped together. Weights are exact between calls of `advance`."""
+    """E plain MLPs stepped together."""
 
     def __init__(
         self,
         layers: Sequence[Layer],
         params: dict[str, Tensor],
-        buffers: dict[str, Tensor],
+        fixed_tensors: dict[str, Tensor],
         job: Job,
     ) -> None:
         self._layers = layers
@@ -57,8 +60,13 @@ class FusedEngine:
             layer.weight: _stored(params[layer.weight], transpose=index == 0)
             for index, layer in enumerate(self._affine)
         }
-        self._buffers = {name: value.clone() for name, value in buffers.items()}
-        self._decays = bool(torch.as_tensor(hyper.weight_decay).any())
+        self._buffers = {name: value.clone() for name, value in fixed_tensors.items()}
+        self._weight_decay = torch.as_tensor(hyper.weight_decay)
+        self._decays = bool(self._weight_decay.any())
+        self._log_scale = torch.zeros(
+            self._members, dtype=torch.float64, device=self._inputs.device
+        )
+        self._unfolded, self._drift = 0, 0.0  # steps and powers of the scale since the last folding
         # Whether powers of the scale pass through the layers, so that only the ends see them.
         self._passes_scale = (
             self._decays
@@ -68,43 +76,42 @@ class FusedEngine:
                 for layer in layers
             )
         )
-        self._vectors = _Vectors(layers, params, self._members, rescaled=self._passes_scale)
+        self._vectors = Vectors(layers, params, self._members, rescaled=self._passes_scale)
         tensors = [*self._weights.values(), self._vectors.values]
         self._gradients: list[Tensor] = []
         self._state = rule.init(tensors)
         if rule.name == momentum_rule.name:
             self._gradients = self._state["velocity"]
+            keep = torch.as_tensor(hyper.momentum).to(self._dtype)
+            shared = bool((keep == keep.flatten()[0]).all())
+            self._momentum = float(torch.as_tensor(hyper.momentum).flatten()[0]) if shared else keep
+            self._weight_decay = self._weight_decay.to(self._dtype)
         elif rule.name != sgd_rule.name:
             self._gradients = [torch.zeros_like(tensor) for tensor in tensors]
         self._tensors = tensors
-        self._scratch: dict[int, _Scratch] = {}
+        self._scratch: dict[int, Scratch] = {}
 
     # ---- the interface of an engine
 
     def parameters(self) -> dict[str, Tensor]:
-        """Copies of the parameters, each `[E, ...]`, in the module's order."""
-        first = self._affine[0].weight
-        found = {
-            name: (value.mT if name == first else value).clone(
-                memory_format=torch.contiguous_format
-            )
-            for name, value in self._weights.items()
-        }
+        """Copies of the trained parameters, each `[E, ...]`, in the module's order."""
+        first, scale = self._affine[0].weight, self._scale()
+        found = {}
+        for name, value in self._weights.items():
+            shown = value.mT if name == first else value
+            found[name] = torch.mul(shown, scale, out=shown.new_empty(shown.shape))
         found |= {name: view.clone() for name, view in self._vectors.views.items()}
         return {name: found[name] for name in self._names}
 
-    def buffers(self) -> dict[str, Tensor]:
+    def fixed(self) -> dict[str, Tensor]:
         """Copies of the buffers, each `[E, ...]`."""
         return {name: value.clone() for name, value in self._buffers.items()}
 
     def silence(self, member: int) -> None:
         """Set a diverged member's tensors to zero, so that it stays finite from here on."""
-        for tensor in [*self._tensors, *self._gradients, *self._buffers.values()]:
-            tensor[member] = 0
+        zero_member([*self._tensors, *self._gradients, *self._buffers.values()], member)
         for values in self._state.values():
-            for tensor in values:
-                if tensor.ndim:
-                    tensor[member] = 0
+            zero_member(values, member)
 
     def advance(
         self, batches: Sequence[Int[Tensor, "E batch"]], rates: Float[Tensor, "steps E"]
@@ -119,20 +126,48 @@ class FusedEngine:
     # ---- stepping
 
     def _advance_sgd(self, batches: Sequence[Tensor], rates: Tensor) -> None:
-        first, depth = 0, len(self._affine)
-        log_decay = torch.log1p(-rates * torch.as_tensor(self._job.hyper.weight_decay)).double()
-        drift = -(log_decay.min(dim=1).values * depth).cumsum(0)
+        log_decay = torch.log1p(-rates * self._weight_decay)
+        first = 0
         while first < len(batches):
-            gone = drift[first - 1] if first else 0.0
-            fits = int(torch.searchsorted(drift, gone + _MAX_LOG_SCALE, right=True))
-            last = min(max(fits, first + 1), len(batches))
-            block = slice(first, last)
-            self._sgd_block(batches[block], rates[block].double(), log_decay[block])
-            first = last
+            fits = self._fits(log_decay[first:])
+            if not fits:
+                self._fold()
+                continue
+            block = slice(first, first + fits)
+            self._sgd_block(batches[block], rates[block], log_decay[block])
+            first += fits
+
+    def _fits(self, log_decay: Float[Tensor, "steps E"]) -> int:
+        """How many of the steps to take before the scale must be folded back."""
+        if not self._decays:
+            return len(log_decay)
+        powers = -log_decay.min(dim=1).values * len(self._affine)
+        drift = torch.cat([powers.new_tensor([self._drift]), powers]).cumsum(0)[1:]
+        fits = min(
+            int(torch.searchsorted(drift, _MAX_LOG_SCALE, right=True)),
+            _FOLD_STEPS - self._unfolded,
+        )
+        if not self._unfolded:
+            fits = max(fits, 1)
+        if fits:
+            self._unfolded += fits
+            self._drift = float(drift[fits - 1])
+        return fits
+
+    def _scale(self) -> Tensor:
+        """The scale of each member, shaped to multiply its weights."""
+        return torch.exp(self._log_scale).to(self._dtype)[:, None, None]
+
+    def _fold(self) -> None:
+        scale = self._scale()
+        for weight in self._weights.values():
+            weight.mul_(scale)
+        self._log_scale.zero_()
+        self._unfolded, self._drift = 0, 0.0
 
     def _sgd_block(self, batches: Sequence[Tensor], rates: Tensor, log_decay: Tensor) -> None:
-        after = log_decay.cumsum(0)  # log s after each step, [steps, E]
-        before = after - log_decay
+        logs = torch.cat([self._log_scale[None], log_decay]).cumsum(0)
+        before, after = logs[:-1], logs[1:]  # log s before and after each step, [steps, E]
         lazy, depth = self._passes_scale, len(self._affine)
         sizes = torch.tensor([index.shape[1] for index in batches], device=rates.device)[:, None]
         coefficient = -rates / sizes * torch.exp(-after + (depth - 1) * before * lazy)
@@ -160,10 +195,7 @@ class FusedEngine:
                 if self._decays:
                     vectors.values.mul_(shrinks[step])
                 vectors.values.addcmul_(vectors.gradient, gains[step])
-        if self._decays:
-            scale = torch.exp(after[-1]).to(self._dtype)[:, None, None]
-            for weight in self._weights.values():
-                weight.mul_(scale)
+        self._log_scale.copy_(after[-1])
 
     def _columns(self, values: Tensor, trailing: int) -> Sequence[Tensor]:
         """Values `[steps, E]` as one tensor a step, shaped to multiply `[E, ...]` tensors."""
@@ -182,24 +214,22 @@ class FusedEngine:
             self._tensors,
             self._gradients,
             self._state,
-            replace(self._job.hyper, lr=rate),
+            at_rate(self._job.hyper, rate),
             inplace=True,
         )
 
     def _momentum_step(self, index: Tensor, rate: Tensor, coefficient: Tensor) -> None:
         """Heavy ball: the matrix product that forms the gradient adds it to the velocity."""
-        keep = self._job.hyper.momentum
+        keep = self._momentum
         if isinstance(keep, Tensor):
-            shared = bool((keep == keep[0]).all())
-            if not shared:
-                for velocity in self._gradients:
-                    velocity.mul_(along_members(keep, velocity))
-            keep = float(keep[0]) if shared else 1.0
+            for velocity in self._gradients:
+                velocity.mul_(along_members(keep, velocity))
+            keep = 1.0
         self._step(index, coefficient, None, None, sinks=(self._gradients, keep))
         self._gradients[-1].mul_(keep).add_(self._vectors.gradient)
         for tensor, velocity in zip(self._tensors, self._gradients, strict=True):
             if self._decays:
-                add_scaled(velocity, tensor, self._job.hyper.weight_decay, out=velocity)
+                add_scaled(velocity, tensor, self._weight_decay, out=velocity)
             add_scaled(tensor, velocity, -rate, out=tensor)
 
     def _step(
@@ -220,22 +250,23 @@ class FusedEngine:
         torch.index_select(self._inputs, 0, flat, out=scratch.inputs)
         current = scratch.inputs.view(self._members, index.shape[1], -1)
         trace: list[tuple[Tensor, Tensor]] = []
+        inverse: dict[int, Tensor] = {}  # of batch norm's standard deviations
         first = self._affine[0]
-        for layer, buffer in zip(self._layers, scratch.outputs, strict=True):
-            before = current
+        for position, layer in enumerate(self._layers):
+            before, buffer = current, scratch.outputs[position]
             if isinstance(layer, Affine):
                 weight = self._weights[layer.weight]
-                torch.bmm(before, weight if layer is first else weight.mT, out=buffer)
+                current = torch.bmm(before, weight if layer is first else weight.mT, out=buffer)
                 if layer_scale is not None:
-                    buffer.mul_(layer_scale)
+                    current.mul_(layer_scale)
                 if layer.bias is not None:
-                    buffer.add_(self._vectors.row(layer.bias))
-                current = buffer
+                    current.add_(self._vectors.row(layer.bias))
             elif isinstance(layer, Activation):
-                current = buffer if layer.keeps_input else before
+                current = before if buffer is None else buffer
                 layer.forward(before, current)
             else:
-                current = self._normalise(layer, before, buffer, scratch)
+                normal = scratch.normals[position]
+                current, inverse[position] = self._normalise(layer, before, normal, buffer)
             trace.append((before, current))
         if output_scale is not None:
             current.mul_(output_scale)
@@ -245,7 +276,9 @@ class FusedEngine:
             if isinstance(layer, Activation):
                 layer.backward(grad, before, after, grad)
             elif isinstance(layer, Norm):
-                grad = self._normalise_backward(layer, grad, scratch)
+                grad = self._normalise_backward(
+                    layer, grad, scratch.normals[position], inverse[position]
+                )
             else:
                 grad = self._affine_backward(
                     layer, grad, before, layer_scale, sinks, scratch.grads[position]
@@ -279,7 +312,7 @@ class FusedEngine:
 
     # ---- loss and batch norm
 
-    def _output_gradient(self, outputs: Tensor, flat: Tensor, scratch: _Scratch) -> Tensor:
+    def _output_gradient(self, outputs: Tensor, flat: Tensor, scratch: Scratch) -> Tensor:
         """Gradient of the batch's summed loss with respect to the outputs, overwriting them."""
         if self._job.loss.kind == "other":
             return self._autograd_gradient(outputs, flat)
@@ -302,25 +335,23 @@ class FusedEngine:
             (grad,) = torch.autograd.grad(torch.stack(mean).sum(), leaf)
         return outputs.copy_(grad).mul_(batch)
 
-    def _normalise(self, layer: Norm, x: Tensor, out: Tensor, scratch: _Scratch) -> Tensor:
+    def _normalise(
+        self, layer: Norm, x: Tensor, normal: Tensor, out: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs, and the inverse standard deviations; `normal` receives the normalised x."""
         batch = x.shape[1]
-        if batch < 2:
-            raise ValueError(
-                "batch norm cannot train on a batch of one sample; use a batch size of at least 2 "
-                "that leaves no rest of one"
-            )
         mean = x.mean(1, keepdim=True)
-        centred = x.sub_(mean)
-        variance = centred.square().mean(1, keepdim=True)
+        torch.sub(x, mean, out=normal)
+        variance = normal.square().mean(1, keepdim=True)
         inverse = torch.rsqrt(variance + layer.eps)
-        normal = centred.mul_(inverse)
-        scratch.norms[id(layer)] = (normal, inverse)
+        normal.mul_(inverse)
         if layer.running is not None:
             self._track(layer, mean.squeeze(1), variance.squeeze(1) * (batch / (batch - 1)))
-        if layer.weight is None or layer.bias is None:
-            return out.copy_(normal)
-        weight, bias = self._vectors.row(layer.weight), self._vectors.row(layer.bias)
-        return torch.addcmul(bias, normal, weight, out=out)
+        gain = self._vectors.row(layer.weight) if layer.weight is not None else 1
+        outputs = torch.mul(normal, gain, out=out)
+        if layer.bias is not None:
+            outputs.add_(self._vectors.row(layer.bias))
+        return outputs, inverse
 
     def _track(self, layer: Norm, mean: Tensor, variance: Tensor) -> None:
         seen = self._buffers[f"{layer.running}num_batches_tracked"].add_(1)
@@ -328,21 +359,23 @@ class FusedEngine:
         self._buffers[f"{layer.running}running_mean"].lerp_(mean, rate)
         self._buffers[f"{layer.running}running_var"].lerp_(variance, rate)
 
-    def _normalise_backward(self, layer: Norm, grad: Tensor, scratch: _Scratch) -> Tensor:
-        normal, inverse = scratch.norms[id(layer)]
+    def _normalise_backward(
+        self, layer: Norm, grad: Tensor, normal: Tensor, inverse: Tensor
+    ) -> Tensor:
         along = (grad * normal).sum(1)
         total = grad.sum(1)
-        if layer.weight is not None and layer.bias is not None:
-            self._vectors.gradients[layer.weight].copy_(along)
+        if layer.bias is not None:
             self._vectors.gradients[layer.bias].copy_(total)
+        if layer.weight is not None:
+            self._vectors.gradients[layer.weight].copy_(along)
             inverse = torch.mul(inverse, self._vectors.row(layer.weight))
         batch = grad.shape[1]
         grad.sub_(total[:, None] / batch).addcmul_(normal, along[:, None], value=-1 / batch)
         return grad.mul_(inverse)
 
-    def _scratch_for(self, batch: int) -> _Scratch:
+    def _scratch_for(self, batch: int) -> Scratch:
         if batch not in self._scratch:
-            self._scratch[batch] = _Scratch(
+            self._scratch[batch] = Scratch(
                 self._layers, self._members, batch, self._inputs, self._targets
             )
         return self._scratch[batch]
@@ -361,92 +394,3 @@ def _times(grad: Tensor, weight: Tensor, out: Tensor) -> Tensor:
 
 def _stored(weight: Tensor, *, transpose: bool) -> Tensor:
     return (weight.mT if transpose else weight).clone(memory_format=torch.contiguous_format)
-
-
-class _Vectors:
-    """Biases and batch-norm parameters of all layers, side by side in one tensor `[E, count]`.
-
-    `shown` is what the layers read: the values themselves, or where they are `rescaled` a copy that
-    the trainer divides by powers of the scale.
-    """
-
-    def __init__(
-        self,
-        layers: Sequence[Layer],
-        params: dict[str, Tensor],
-        members: int,
-        *,
-        rescaled: bool,
-    ) -> None:
-        owned: list[tuple[str, int]] = []
-        depth = 0
-        for layer in layers:
-            if isinstance(layer, Affine):
-                depth += 1
-            if isinstance(layer, Affine | Norm):
-                names = [layer.bias] if isinstance(layer, Affine) else [layer.weight, layer.bias]
-                owned += [(name, depth) for name in names if name is not None]
-        sizes = [params[name].shape[1] for name, _ in owned]
-        self.count = sum(sizes)
-        like = next(iter(params.values()))
-        self.values = torch.empty(members, self.count, dtype=like.dtype, device=like.device)
-        self.gradient = torch.zeros_like(self.values)
-        self._per_layer = [0] * depth
-        self.shown = torch.empty_like(self.values) if rescaled else self.values
-        self.views: dict[str, Tensor] = {}
-        self.gradients: dict[str, Tensor] = {}
-        self._rows: dict[str, Tensor] = {}
-        start = 0
-        for (name, depth), size in zip(owned, sizes, strict=True):
-            part = slice(start, start + size)
-            self.views[name] = self.values[:, part]
-            self.views[name].copy_(params[name])
-            self.gradients[name] = self.gradient[:, part]
-            self._per_layer[depth - 1] += size
-            self._rows[name] = self.shown[:, None, part]
-            start += size
-
-    def spread(self, values: Tensor) -> Tensor:
-        """One value a layer, `[..., layers]`, repeated over the layer's entries, `[..., count]`."""
-        parts = values.split(1, dim=-1)
-        return torch.cat(
-            [
-                part.expand(*part.shape[:-1], n)
-                for part, n in zip(parts, self._per_layer, strict=True)
-            ],
-            dim=-1,
-        )
-
-    def row(self, name: str) -> Tensor:
-        """The vector as `[E, 1, features]`."""
-        return self._rows[name]
-
-
-class _Scratch:
-    """Reused memory for one batch size."""
-
-    def __init__(
-        self,
-        layers: Sequence[Layer],
-        members: int,
-        batch: int,
-        inputs: Tensor,
-        targets: Tensor,
-    ) -> None:
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=inputs.dtype, device=inputs.device)
-
-        width = inputs.shape[1]
-        self.inputs = empty(members * batch, width)
-        self.targets = targets.new_empty(members * batch, *targets.shape[1:])
-        self.row = empty(members, batch, 1)
-        self.outputs: list[Tensor] = []
-        self.grads: list[Tensor | None] = []
-        self.norms: dict[int, tuple[Tensor, Tensor]] = {}
-        for position, layer in enumerate(layers):
-            needs_grad = isinstance(layer, Affine) and position > 0
-            self.grads.append(empty(members, batch, width) if needs_grad else None)
-            if isinstance(layer, Affine):
-                width = layer.outputs
-            in_place = isinstance(layer, Activation) and not layer.keeps_input
-            self.outputs.append(empty(0) if in_place else empty(members, batch, width))

@@ -139,18 +139,25 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[nn.Module], Activation]] = {
 }
 
 
-def recognise(module: nn.Module) -> list[Layer] | None:
+def recognise(module: nn.Module, *, input_ndim: int) -> list[Layer] | None:
     """The chain of layers of a plain MLP, or None where the module is anything else.
 
     A plain MLP is a `Sequential` (nested ones included) of an optional leading `Flatten`, then
-    `Linear`, elementwise activations and `BatchNorm1d`, all trainable, none used twice, without
-    hooks or parametrisations, and with a `Linear` first and last.
+    `Linear`, elementwise activations and `BatchNorm1d`, all trainable, none with tensors used
+    twice, without hooks or parametrisations, and with a `Linear` first and last. Batches of
+    inputs have `input_ndim` axes; without a `Flatten` they must have two.
     """
     leaves = _flatten(module, "")
-    if leaves is None or len({id(leaf) for _, leaf in leaves}) < len(leaves):
+    if leaves is None:
         return None
-    if leaves and type(leaves[0][1]) is nn.Flatten and leaves[0][1].start_dim == 1:
+    first = leaves[0][1] if leaves else None
+    if type(first) is nn.Flatten and (first.start_dim, first.end_dim) == (1, -1):
         leaves = leaves[1:]
+    elif input_ndim != 2:
+        return None
+    stateful = [id(leaf) for _, leaf in leaves if type(leaf) in (nn.Linear, nn.BatchNorm1d)]
+    if len(set(stateful)) < len(stateful):
+        return None
     layers: list[Layer] = []
     for name, leaf in leaves:
         if type(leaf) is nn.Identity:
@@ -161,7 +168,7 @@ def recognise(module: nn.Module) -> list[Layer] | None:
         layers.append(layer)
     tensors = list(module.parameters())
     if len(tensors) < sum(1 for leaf in leaves for _ in leaf[1].parameters()):
-        return None  # a parameter is shared between layers
+        return None  # layers share a parameter
     if not all(tensor.requires_grad for tensor in tensors):
         return None
     ends_are_linear = (
@@ -171,13 +178,18 @@ def recognise(module: nn.Module) -> list[Layer] | None:
 
 
 def _flatten(module: nn.Module, name: str) -> list[tuple[str, nn.Module]] | None:
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
         return None
     if type(module) is not nn.Sequential:
         return [(name, module)]
     leaves: list[tuple[str, nn.Module]] = []
-    for key, child in module.named_children():
-        below = _flatten(child, f"{name}{key}.")
+    for key, child in module._modules.items():  # `named_children` would drop repeated modules
+        below = None if child is None else _flatten(child, f"{name}{key}.")
         if below is None:
             return None
         leaves += below
@@ -190,8 +202,8 @@ def _layer(name: str, leaf: nn.Module) -> Layer | None:
         return Affine(f"{name}weight", bias, leaf.in_features, leaf.out_features)
     if type(leaf) is nn.BatchNorm1d and leaf.training:
         return Norm(
-            f"{name}weight" if leaf.affine else None,
-            f"{name}bias" if leaf.affine else None,
+            f"{name}weight" if leaf.weight is not None else None,
+            f"{name}bias" if leaf.bias is not None else None,
             name if leaf.track_running_stats else None,
             leaf.eps,
             leaf.momentum,

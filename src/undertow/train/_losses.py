@@ -1,83 +1,99 @@
-"""A batch's loss as the ensemble trainer needs it: a recognised closed form, or a function."""
+"""A batch's loss as the ensemble trainer needs it: a recognised closed form, or a function.
+
+What may be a loss, and which targets make sense, is decided by `undertow.objective`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from types import FunctionType
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undertow.objective import as_sum_and_count, check_targets
+
 LossLike = nn.Module | Callable[[Tensor, Tensor], Tensor]
+Kind = Literal["cross_entropy", "mean_squared_error", "other"]
+
+_FUNCTIONS: dict[Any, Callable[[], nn.Module]] = {
+    functional.cross_entropy: nn.CrossEntropyLoss,
+    functional.nll_loss: nn.NLLLoss,
+    functional.mse_loss: nn.MSELoss,
+}
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchLoss:
-    """The mean loss of a batch.
+    """The loss of a batch, once it is known to fit the outputs and the targets.
 
     Attributes:
         kind: `cross_entropy` and `mean_squared_error` have closed-form gradients.
-        mean: (outputs, targets) -> scalar, the mean over the batch.
+        mean: (outputs, targets) -> scalar, the mean over the batch; checks nothing.
+        sum_and_count: the same as `objective.as_sum_and_count`, with its checks.
     """
 
-    kind: Literal["cross_entropy", "mean_squared_error", "other"]
+    kind: Kind
     mean: Callable[[Tensor, Tensor], Tensor]
+    sum_and_count: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
-def resolve(loss: LossLike) -> BatchLoss:
-    """A loss module or function as a `BatchLoss`; a per-sample loss is averaged over the batch."""
-    if not callable(loss):
-        raise TypeError(
-            f"loss must be an nn.Module or a function of (outputs, targets), got {loss!r}; "
-            "torch.nn.functional.cross_entropy would do"
-        )
-    kind: Literal["cross_entropy", "mean_squared_error", "other"] = "other"
-    if loss is functional.cross_entropy or _is_plain_cross_entropy(loss):
-        kind = "cross_entropy"
-    elif loss is functional.mse_loss or (
-        type(loss) is nn.MSELoss and loss.reduction in ("mean", "none")
-    ):
-        kind = "mean_squared_error"
-    return BatchLoss(kind, lambda outputs, targets: _mean(loss, outputs, targets))
+def named_module(loss: LossLike) -> LossLike:
+    """A loss function of `torch.nn.functional` as the module of the same loss."""
+    return _FUNCTIONS[loss]() if isinstance(loss, FunctionType) and loss in _FUNCTIONS else loss
 
 
-def _is_plain_cross_entropy(loss: LossLike) -> bool:
-    return (
-        type(loss) is nn.CrossEntropyLoss
-        and loss.reduction in ("mean", "none")
-        and loss.weight is None
-        and loss.label_smoothing == 0
-    )
+def cast_targets(loss: LossLike, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Targets in the type that the loss computes with: labels as int64, numbers as `dtype`."""
+    if targets.is_floating_point() or isinstance(loss, _ELEMENTWISE):
+        return targets.detach().to(dtype)
+    return targets.long() if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) else targets
 
 
-def _mean(loss: LossLike, outputs: Tensor, targets: Tensor) -> Tensor:
-    value = loss(outputs, targets)
-    if value.ndim == 0:
-        return value
-    if value.shape[0] == len(outputs) and value.numel() in (len(outputs), outputs.numel()):
-        return value.mean()
-    raise ValueError(
-        f"the loss returned a tensor of shape {tuple(value.shape)} for a batch of {len(outputs)}; "
-        "it must return the batch's mean (a scalar) or one value a sample (shape [batch])"
-    )
+def resolve(
+    loss: LossLike, outputs: Shaped[Tensor, "few ..."], targets: Shaped[Tensor, "n ..."]
+) -> BatchLoss:
+    """The loss as a `BatchLoss`, tried on a few outputs and checked against all targets.
 
-
-def check_targets(kind: str, outputs: Tensor, targets: Tensor) -> None:
-    """Raise where targets cannot be meant for outputs `[n, ...]` of this loss."""
-    if targets.is_floating_point() and not bool(torch.isfinite(targets).all()):
-        raise ValueError("the targets hold NaN or infinite values; clean or drop those samples")
-    if kind == "cross_entropy" and not targets.is_floating_point():
-        classes = outputs.shape[1]
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= classes:
-            raise ValueError(
-                f"labels must lie in 0..{classes - 1} for a network with {classes} outputs, "
-                f"got {low}..{high}; renumber the labels or widen the last layer"
-            )
-    if kind == "mean_squared_error" and targets.shape[1:] != outputs.shape[1:]:
+    Raises:
+        ValueError: a label is out of range, the shapes do not fit, or the loss returns neither
+            the batch's mean nor one value a sample.
+    """
+    sum_and_count = as_sum_and_count(loss)
+    few = len(outputs)
+    check_targets(loss, outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
+    try:
+        sum_and_count(outputs, targets[:1].expand(few, *targets.shape[1:]), few)
+    except (RuntimeError, IndexError) as error:
         raise ValueError(
-            f"targets of shape {tuple(targets.shape[1:])} a sample do not match outputs of shape "
-            f"{tuple(outputs.shape[1:])}; one-hot encode or reshape them"
-        )
+            f"the loss cannot compare outputs of shape {tuple(outputs.shape[1:])} a sample with "
+            f"targets of shape {tuple(targets.shape[1:])} and type {targets.dtype} (class labels "
+            f"are whole numbers, one a sample): {error}"
+        ) from error
+
+    def mean(outputs: Tensor, targets: Tensor) -> Tensor:
+        value = loss(outputs, targets)
+        return value.mean() if value.ndim else value
+
+    return BatchLoss(_kind(loss, outputs, targets), mean, sum_and_count)
+
+
+def _kind(loss: LossLike, outputs: Tensor, targets: Tensor) -> Kind:
+    """Which closed form the loss has on these targets."""
+    if outputs.ndim != 2:
+        return "other"
+    if type(loss) is nn.MSELoss:
+        return "mean_squared_error"
+    if type(loss) is nn.CrossEntropyLoss and loss.weight is None and loss.label_smoothing == 0:
+        if not targets.is_floating_point():
+            closed = not bool((targets == loss.ignore_index).any())
+        else:  # the gradient is softmax - targets only where the targets sum to one
+            rounding = 4 * targets.shape[1] * torch.finfo(targets.dtype).eps
+            closed = bool(((targets.sum(1) - 1).abs() <= rounding).all())
+        return "cross_entropy" if closed else "other"
+    return "other"

@@ -9,6 +9,7 @@ field of `hyper` may be a tensor of shape `[E]`, one value a member. The optimiz
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
@@ -60,6 +61,13 @@ def _bounds(value: Value) -> tuple[float, float]:
     return float(value), float(value)
 
 
+def at_rate(hyper: Hyper, lr: Value) -> Hyper:
+    """The same with another learning rate, unchecked: checking a tensor waits for its device."""
+    changed = copy.copy(hyper)
+    object.__setattr__(changed, "lr", lr)
+    return changed
+
+
 @dataclass(frozen=True)
 class Rule:
     """A named update rule.
@@ -99,11 +107,18 @@ def _sgd(
 ) -> tuple[list[Tensor], State]:
     new_params = []
     for param, grad in zip(params, grads, strict=True):
-        lr, weight_decay = along_members(hyper.lr, param), along_members(hyper.weight_decay, param)
-        out = param if inplace else None
-        shrunk = torch.mul(param, 1 - lr * weight_decay, out=out)
-        new_params.append(add_scaled(shrunk, grad, -lr, out=shrunk))
+        shrunk = _shrink(param, hyper, out=param if inplace else None)
+        new_params.append(add_scaled(shrunk, grad, -hyper.lr, out=shrunk))
     return new_params, state
+
+
+def _shrink(param: Tensor, hyper: Hyper, *, out: Tensor | None) -> Tensor:
+    """(1 - lr weight_decay) param.
+
+    As a sum: the factor itself, rounded to float32, would err by up to 3e-8 in the same direction
+    at every step, which is 0.3% of a decay of 1e-5.
+    """
+    return add_scaled(param, param, -(hyper.lr * hyper.weight_decay), out=out)
 
 
 def add_scaled(base: Tensor, step: Tensor, scale: Value, *, out: Tensor | None) -> Tensor:
@@ -127,13 +142,12 @@ def _momentum(
 ) -> tuple[list[Tensor], State]:
     new_params, new_velocity = [], []
     for param, grad, velocity in zip(params, grads, state["velocity"], strict=True):
-        lr, weight_decay = along_members(hyper.lr, param), along_members(hyper.weight_decay, param)
         out = velocity if inplace else None
         faded = torch.mul(velocity, along_members(hyper.momentum, param), out=out)
         faded = torch.add(faded, grad, out=faded)
-        faded = add_scaled(faded, param, weight_decay, out=faded)
+        faded = add_scaled(faded, param, hyper.weight_decay, out=faded)
         new_velocity.append(faded)
-        new_params.append(add_scaled(param, faded, -lr, out=param if inplace else None))
+        new_params.append(add_scaled(param, faded, -hyper.lr, out=param if inplace else None))
     return new_params, {"velocity": new_velocity}
 
 
@@ -154,24 +168,26 @@ def _adamw(
 ) -> tuple[list[Tensor], State]:
     step = state["step"][0] + 1
     count = float(step)
+    # The bias corrections; in the precision of the hyperparameters, as 1 - beta cancels digits.
+    scale1 = -hyper.lr / (1 - hyper.beta1**count)
+    scale2 = (1 - hyper.beta2**count) ** 0.5
     new_params, means, squares = [], [], []
     for param, grad, mean, square in zip(
         params, grads, state["mean"], state["square"], strict=True
     ):
-        lr, weight_decay = along_members(hyper.lr, param), along_members(hyper.weight_decay, param)
         beta1, beta2 = along_members(hyper.beta1, param), along_members(hyper.beta2, param)
         new_mean = torch.mul(mean, beta1, out=mean if inplace else None)
-        new_mean = add_scaled(new_mean, grad, 1 - beta1, out=new_mean)
+        new_mean = add_scaled(new_mean, grad, 1 - hyper.beta1, out=new_mean)
         new_square = torch.mul(square, beta2, out=square if inplace else None)
         if isinstance(beta2, Tensor):
-            new_square = torch.addcmul(new_square, grad * grad, 1 - beta2, out=new_square)
+            new_square = add_scaled(new_square, grad * grad, 1 - hyper.beta2, out=new_square)
         else:
             new_square = torch.addcmul(new_square, grad, grad, value=1 - beta2, out=new_square)
-        root = torch.sqrt(new_square).div_((1 - beta2**count) ** 0.5)
+        root = torch.sqrt(new_square).div_(along_members(scale2, param))
         root.add_(along_members(hyper.eps, param))
-        shrunk = torch.mul(param, 1 - lr * weight_decay, out=param if inplace else None)
+        shrunk = _shrink(param, hyper, out=param if inplace else None)
         direction = torch.div(new_mean, root, out=root)
-        new_params.append(add_scaled(shrunk, direction, -lr / (1 - beta1**count), out=shrunk))
+        new_params.append(add_scaled(shrunk, direction, scale1, out=shrunk))
         means.append(new_mean)
         squares.append(new_square)
     return new_params, {"mean": means, "square": squares, "step": [step]}

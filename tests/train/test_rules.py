@@ -1,0 +1,184 @@
+"""Update rules as functions: pure, elementwise along the ensemble axis, with their closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from toy_runs import draw
+
+from undertow.train import rules
+from undertow.train.rules import Hyper, Rule, State
+
+RULES = (rules.sgd, rules.momentum, rules.adamw)
+SHAPES = ((3, 4), (5,), ())
+
+
+def tensors(seed: int, *leading: int) -> list[Tensor]:
+    return [draw(seed + i, *leading, *shape) for i, shape in enumerate(SHAPES)]
+
+
+def walk(
+    rule: Rule, hyper: Hyper, params: list[Tensor], grads: list[list[Tensor]], *, inplace: bool
+) -> tuple[list[Tensor], State]:
+    state = rule.init(params)
+    for own in grads:
+        params, state = rule.update(params, own, state, hyper, inplace=inplace)
+    return params, state
+
+
+HYPER = Hyper(0.1, 0.02, 0.9, beta1=0.8, beta2=0.95, eps=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_an_update_leaves_its_arguments_alone(rule: Rule) -> None:
+    params, grads = tensors(0), tensors(10)
+    _, state = rule.update(params, grads, rule.init(params), HYPER)
+    given_tensors = [*params, *grads, *(own for values in state.values() for own in values)]
+    before = [value.clone() for value in given_tensors]
+    rule.update(params, grads, state, HYPER)
+    assert all(torch.equal(a, b) for a, b in zip(before, given_tensors, strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_in_place_gives_the_same_in_the_memory_of_the_parameters(rule: Rule) -> None:
+    grads = [tensors(10 * step) for step in range(1, 6)]
+    expected, state = walk(rule, HYPER, tensors(0), grads, inplace=False)
+    start = tensors(0)
+    found, found_state = walk(rule, HYPER, start, grads, inplace=True)
+    for a, b, own in zip(expected, found, start, strict=True):
+        assert torch.equal(a, b)
+        assert b.data_ptr() == own.data_ptr()
+    for key, values in state.items():
+        assert all(torch.equal(a, b) for a, b in zip(values, found_state[key], strict=True))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), members=st.integers(1, 4))
+def test_an_ensemble_is_its_members_one_by_one(
+    rule: Rule, dtype: torch.dtype, seed: int, members: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def values(low: float, high: float) -> Tensor:
+        drawn = torch.rand(members, generator=generator, dtype=torch.float64)
+        return low + (high - low) * drawn
+
+    hyper = Hyper(
+        values(1e-4, 0.3),
+        values(0, 0.5),
+        values(0, 0.99),
+        beta1=values(0, 0.99),
+        beta2=values(0.9, 0.9999),
+        eps=values(1e-8, 1e-3),
+    )
+    grads = [[own.to(dtype) for own in tensors(seed + 10 * step, members)] for step in range(1, 6)]
+    start = [own.to(dtype) for own in tensors(seed, members)]
+    together, _ = walk(rule, hyper, start, grads, inplace=False)
+    for e in range(members):
+        own_hyper = Hyper(**{name: float(value[e]) for name, value in vars(hyper).items()})
+        own_grads = [[grad[e] for grad in own] for own in grads]
+        alone, _ = walk(rule, own_hyper, [p[e] for p in start], own_grads, inplace=False)
+        rtol = 1e-12 if dtype == torch.float64 else 1e-5
+        for whole, part in zip(together, alone, strict=True):
+            assert part.dtype == whole.dtype == dtype
+            torch.testing.assert_close(whole[e], part, rtol=rtol, atol=rtol)
+
+
+@given(lr=st.floats(1e-6, 0.9), weight_decay=st.floats(0, 1), steps=st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_without_gradients_sgd_and_adamw_shrink_by_a_power(
+    lr: float, weight_decay: float, steps: int
+) -> None:
+    start = tensors(0)
+    nothing = [[torch.zeros_like(own) for own in start]] * steps
+    for rule in (rules.sgd, rules.adamw):
+        end, _ = walk(rule, Hyper(lr, weight_decay), start, nothing, inplace=False)
+        for before, after in zip(start, end, strict=True):
+            kept = before * (1 - lr * weight_decay) ** steps
+            torch.testing.assert_close(after, kept, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("per_member", [False, True])
+def test_a_small_decay_keeps_its_rate_in_float32(per_member: bool) -> None:
+    """A factor 1 - 1e-6 rounded to float32 would decay 5% too fast."""
+    start = draw(0, 1, 2000).abs().add(0.1).float()
+    lr, weight_decay = 1e-3, 1e-3
+    hyper = Hyper(lr, weight_decay)
+    if per_member:
+        double = {"dtype": torch.float64}
+        hyper = Hyper(torch.tensor([lr], **double), torch.tensor([weight_decay], **double))
+    steps = 3000
+    end, _ = walk(
+        rules.sgd, hyper, [start.clone()], [[torch.zeros_like(start)]] * steps, inplace=True
+    )
+    rates = -(end[0].double() / start.double()).log() / steps
+    assert float(rates.mean()) == pytest.approx(lr * weight_decay, rel=0.01)
+
+
+def test_momentum_without_gradients_is_a_linear_recursion() -> None:
+    """(w, v) is multiplied by a 2 x 2 matrix at each step."""
+    lr, decay, keep, steps = 0.1, 0.3, 0.8, 25
+    start = [draw(0, 7)]
+    hyper = Hyper(lr, decay, keep)
+    end, state = walk(
+        rules.momentum, hyper, start, [[torch.zeros(7).double()]] * steps, inplace=False
+    )
+    matrix = torch.tensor([[1 - lr * decay, -lr * keep], [decay, keep]], dtype=torch.float64)
+    power = torch.linalg.matrix_power(matrix, steps)
+    torch.testing.assert_close(end[0], power[0, 0] * start[0], rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(state["velocity"][0], power[1, 0] * start[0], rtol=1e-11, atol=1e-13)
+
+
+def test_momentum_zero_is_sgd() -> None:
+    grads = [tensors(10 * step) for step in range(1, 6)]
+    plain, _ = walk(rules.sgd, Hyper(0.1, 0.2), tensors(0), grads, inplace=False)
+    heavy, _ = walk(rules.momentum, Hyper(0.1, 0.2), tensors(0), grads, inplace=False)
+    for a, b in zip(plain, heavy, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_a_constant_gradient_moves_adamw_by_the_learning_rate() -> None:
+    """Bias-corrected, both means are the gradient itself: steps are lr g / (|g| + eps)."""
+    grad, lr, eps = draw(1, 6), 0.01, 1e-3
+    end, state = walk(rules.adamw, Hyper(lr, eps=eps), [draw(0, 6)], [[grad]] * 30, inplace=False)
+    expected = draw(0, 6) - 30 * lr * grad / (grad.abs() + eps)
+    torch.testing.assert_close(end[0], expected, rtol=1e-11, atol=1e-13)
+    assert float(state["step"][0]) == 30
+
+
+def test_a_diverged_neighbour_stays_a_neighbour() -> None:
+    for rule in RULES:
+        params, grads = [draw(0, 3, 4)], [draw(1, 3, 4)]
+        grads[0][1] = math.inf
+        new, _ = rule.update(params, grads, rule.init(params), HYPER)
+        assert torch.isfinite(new[0]).all(1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("lr must be finite and not negative, got -1", {"lr": -1.0}),
+        ("lr must be finite", {"lr": math.nan}),
+        ("lr must be finite", {"lr": math.inf}),
+        ("lr must be finite", {"lr": torch.tensor([0.1, -0.1])}),
+        ("lr must be finite", {"lr": torch.tensor([0.1, math.nan])}),
+        ("weight_decay must be finite", {"weight_decay": -1e-9}),
+        ("momentum must be below 1", {"momentum": 1.0}),
+        ("beta2 must be below 1", {"beta2": torch.tensor([0.9, 1.5])}),
+        ("eps must be finite", {"eps": -1e-8}),
+    ],
+)
+def test_hyperparameters_out_of_range(words: str, values: dict[str, float | Tensor]) -> None:
+    with pytest.raises(ValueError, match=words):
+        Hyper(**{"lr": 0.1} | values)
+
+
+def test_a_rule_says_its_name() -> None:
+    assert [repr(rule) for rule in RULES] == ["rules.sgd", "rules.momentum", "rules.adamw"]

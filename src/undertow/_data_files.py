@@ -192,8 +192,8 @@ def _download_fashion(file_name: str, digest: str) -> bytes:
             reasons.append(type(error).__name__)
     raise FileNotFoundError(
         f"Fashion-MNIST is not on this machine and could not be downloaded ({', '.join(reasons)});"
-        f" apt-get install {_DEBIAN_PACKAGE}, or name a folder that has it by root= (--data-root) or"
-        " UNDERTOW_DATA."
+        f" apt-get install {_DEBIAN_PACKAGE}, or name a folder that has it by root= (--data-root)"
+        " or UNDERTOW_DATA."
     )
 
 

@@ -6,106 +6,32 @@ samples, or the weight of the labels that count (class weights, `ignore_index`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
-from torch.nn.parameter import is_lazy
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-Loss = nn.Module | Callable[[Any, Any], Tensor]
-SumAndCount = Callable[[Any, Tensor, int], tuple[Tensor, Tensor]]
+from undertow._batches import checked_pair, fingerprint, piece, reiterable, with_own_random_state
+from undertow._curvature import Kind, is_finite
+from undertow._gauss_newton_trace import gauss_newton_trace
+from undertow._loss_terms import GivenLoss, OwnLoss
+from undertow._losses import Loss as Loss
+from undertow._losses import as_sum_and_count as as_sum_and_count
+from undertow._losses import check_targets as check_targets
+from undertow._losses import logits_of
+from undertow._module import evaluating, like_parameters, out_of_memory, product_type, select, shown
+from undertow._products import Products, Source, weighted_gradients
+
 Parameters = Mapping[str, Tensor]
 Result = TypeVar("Result")
 
 # Tensors go through the model in one piece while the inputs take at most so many bytes.
 _PIECE_BYTES = 2**25
-# Datasets without a given microbatch are read so many samples at a time.
-_DATASET_BATCH = 256
-_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-_FUNCTIONS: dict[Any, Callable[[], nn.Module]] = {
-    functional.cross_entropy: nn.CrossEntropyLoss,
-    functional.nll_loss: nn.NLLLoss,
-    functional.mse_loss: nn.MSELoss,
-}
-
-
-def as_sum_and_count(loss: Loss) -> SumAndCount:
-    """A loss as a function (outputs, targets, samples) -> (sum, count) that adds up over batches.
-
-    `loss` maps (outputs, targets) to the mean over the batch, 0-d, or to a value per sample,
-    `[samples]`. The count is the loss's own denominator: for `CrossEntropyLoss` and `NLLLoss` the
-    total weight of the labels that are not ignored, otherwise the number of samples.
-
-    Raises:
-        TypeError: if `loss` is not callable.
-        ValueError: if it has reduction="sum". The function returned raises ValueError where
-            labels lie outside the classes, shapes of outputs and targets would broadcast in an
-            elementwise loss, or the loss has any other shape.
-    """
-    if not callable(loss):
-        raise TypeError(f"loss must be an nn.Module or a function; got {type(loss).__name__}")
-    if isinstance(loss, FunctionType) and loss in _FUNCTIONS:
-        loss = _FUNCTIONS[loss]()
-    if getattr(loss, "reduction", "mean") == "sum":
-        raise ValueError("loss has reduction='sum'; use 'mean', or 'none' for a value per sample")
-
-    def sum_and_count(outputs: Any, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        check_targets(loss, outputs, targets)
-        value = loss(outputs, targets)
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        if shape == (samples,):
-            return value.sum(), value.new_tensor(float(samples))
-        if shape != ():
-            raise ValueError(
-                "loss must return the batch mean as a 0-d tensor or one value per sample, "
-                f"[{samples}]; got {shape}. Average over the other axes, or use reduction='mean'"
-            )
-        count = _denominator(loss, targets, samples).to(value)
-        # With every label ignored the mean is 0 / 0.
-        return (value * count if count > 0 else torch.zeros_like(value)), count
-
-    return sum_and_count
-
-
-def check_targets(loss: Loss, outputs: Any, targets: Tensor) -> None:
-    """Targets that the loss would refuse obscurely, or misread, as errors that say what is wrong.
-
-    Raises:
-        ValueError: if labels of a cross-entropy lie outside the classes, or the shapes of outputs
-            and targets differ in an elementwise loss.
-    """
-    if not isinstance(outputs, Tensor):
-        return
-    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) and not targets.is_floating_point():
-        classes = outputs.shape[1 if outputs.ndim > 1 else 0]
-        wrong = ((targets < 0) | (targets >= classes)) & (targets != loss.ignore_index)
-        if wrong.any():
-            raise ValueError(
-                f"targets hold the label {int(targets[wrong][0])}, but the model has {classes} "
-                f"outputs: labels must be 0 to {classes - 1}, or ignore_index={loss.ignore_index}"
-            )
-    if isinstance(loss, _ELEMENTWISE) and outputs.shape != targets.shape:
-        raise ValueError(
-            f"{type(loss).__name__} compares elements, but outputs have shape "
-            f"{tuple(outputs.shape)} and targets {tuple(targets.shape)}; make them equal"
-        )
-
-
-def _denominator(loss: Loss, targets: Tensor, samples: int) -> Tensor:
-    if not isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
-        return torch.tensor(float(samples))
-    if targets.is_floating_point():  # a distribution over classes per position, all of weight one
-        classes = targets.shape[1 if targets.ndim > 1 else 0]
-        return torch.tensor(targets.numel() / classes)
-    counted = targets != loss.ignore_index
-    return counted.sum() if loss.weight is None else loss.weight[targets[counted]].sum()
 
 
 class Objective:
@@ -116,20 +42,29 @@ class Objective:
     torch; also when something raises. Each call passes over the data once, in microbatches; one
     that runs out of memory is halved, and later ones with it.
 
+    Curvature products run attention by plain matrix products (the fused kernels have no second
+    derivative) and half-precision modules in float32. They keep the graphs of the first backward
+    pass, up to 1 GiB, and use them again while parameters and buffers have the same values;
+    `release()` frees them. Data that are no tuple of tensors are not read again in the meantime.
+
     Args:
-        model: any module that maps a batch of inputs to outputs.
+        model: any module that maps a batch of inputs to outputs. Inputs that are a dictionary
+            are its keyword arguments; of an output with `.logits`, the loss sees these.
         loss: maps (outputs, targets) to the batch mean (0-d) or a value per sample (`[batch]`).
-            It must be an average over samples, so that microbatches add up.
+            It must be an average over samples, so that microbatches add up. None for the loss
+            that a Hugging Face-style model returns when it is given labels.
         data: a tuple of tensors (inputs, targets), a `Dataset` of such pairs, or anything that
             can be iterated over again and again in batches (inputs, targets): a `DataLoader`, a
-            list. A loader that shuffles gives the same order on every pass.
+            list. A loader that shuffles gives the same order on every pass. A batch may be a
+            dictionary with the targets under "labels".
         params: which parameters theta consists of: None for those that require a gradient, a
             list of names, or a function (name, parameter) -> bool.
         microbatch: samples per forward pass; by default whole batches, or as many samples of a
             tensor as take 32 MiB.
 
     Raises:
-        TypeError: if the data can be iterated over only once, or are no tensors.
+        TypeError: if the data can be iterated over only once, or are no tensors, or a parameter
+            is not of a real floating-point type.
         ValueError: if the data are empty or not finite, a parameter is unknown or has no values
             yet, or microbatch < 1; on evaluation also for targets and losses that make no sense.
     """
@@ -137,8 +72,8 @@ class Objective:
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss,
-        data: tuple[Tensor, Tensor] | Dataset[Any] | Iterable[tuple[Tensor, Tensor]],
+        loss: Loss | None,
+        data: tuple[Tensor, Tensor] | Dataset[Any] | Iterable[Any],
         *,
         params: Iterable[str] | Callable[[str, nn.Parameter], bool] | None = None,
         microbatch: int | None = None,
@@ -149,18 +84,33 @@ class Objective:
             raise ValueError(f"microbatch must be a whole number above 0; got {microbatch!r}")
         self.model = model
         self.loss = loss
-        self.param_names = _select(model, params)
-        self._sum_and_count = as_sum_and_count(loss)
+        self.param_names = select(model, params)
+        self._terms = OwnLoss() if loss is None else GivenLoss(loss)
         self._piece = microbatch
         self._num_samples: int | None = None
         self._data: Iterable[Any] = [data]
         if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-            inputs, _ = _checked_pair(data, 0)
+            inputs, _ = checked_pair(data, 0)
             sample_bytes = max(1, inputs[0].numel() * inputs.element_size())
             self._piece = microbatch or max(1, _PIECE_BYTES // sample_bytes)
             self._num_samples = len(inputs)
         else:
-            self._data = _reiterable(data, microbatch)
+            self._data = reiterable(data, microbatch)
+        self._source = Source(
+            self.param_names,
+            evaluating=lambda: evaluating(self.model),
+            current=self._current,
+            copies=self._copies,
+            fingerprint=lambda: fingerprint(data),
+            logits=lambda tensors, inputs: logits_of(self._outputs(tensors, inputs, None)),
+            logits_and_sum=self._logits_and_sum,
+            sample_sums=self._sample_sums,
+            count=lambda targets: self._denominators(targets).sum(),
+            output_product=lambda outputs, targets: self._terms.output_product(outputs, targets),
+            sweep=self._sweep,
+            out_of_memory=out_of_memory,
+        )
+        self._products = Products(self._source)
 
     @property
     def num_params(self) -> int:
@@ -172,20 +122,20 @@ class Objective:
     def num_samples(self) -> int:
         """Number of samples; counted by one pass over the data where it is not known."""
         if self._num_samples is None:
-            self._num_samples = sum(len(inputs) for inputs, _ in self.batches())
+            self._num_samples = sum(len(targets) for _, targets in self.batches())
         return self._num_samples
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[tuple[Any, Tensor]]:
         """The data on the model's device, checked, in microbatches (inputs, targets)."""
         device = next(self.model.parameters()).device
         empty = True
-        for index, batch in enumerate(_with_own_random_state(self._data)):
-            inputs, targets = _checked_pair(batch, index)
-            step = self._piece or len(inputs)
-            for start in range(0, len(inputs), step):
+        for index, batch in enumerate(with_own_random_state(self._data)):
+            inputs, targets = checked_pair(batch, index)
+            step = self._piece or len(targets)
+            for start in range(0, len(targets), step):
                 empty = False
-                piece = slice(start, start + step)
-                yield inputs[piece].to(device), targets[piece].to(device)
+                chosen = slice(start, start + step)
+                yield piece(inputs, chosen, device), piece(targets, chosen, device)
         if empty:
             raise ValueError("data are empty: an objective needs at least one sample")
 
@@ -206,7 +156,7 @@ class Objective:
         reached = False
 
         def contribution(
-            parameters: Parameters, inputs: Tensor, targets: Tensor
+            parameters: Parameters, inputs: Any, targets: Tensor
         ) -> tuple[Tensor, Tensor]:
             nonlocal reached
             with torch.enable_grad():
@@ -225,20 +175,106 @@ class Objective:
             return torch.cat([part.flatten() for part in parts]), count
 
         gradient = self._mean(contribution)
-        if not reached:
-            raise ValueError(
-                f"the loss depends on none of the parameters {_shown(self.param_names)}: does "
-                "the model or the loss detach, round, or run under no_grad?"
-            )
+        self._check_reached(reached)
         return gradient
+
+    def hvp(
+        self, vectors: Float[Tensor, "directions params"]
+    ) -> Float[Tensor, "directions params"]:
+        """The Hessian of L times each direction.
+
+        In float32 for half-precision parameters, otherwise in their type. A ReLU has the second
+        derivative zero.
+
+        Raises:
+            ValueError: if the directions are no block `[k, p]` of finite numbers, or the loss
+                depends on none of the parameters, is not finite, or cannot be differentiated
+                twice.
+        """
+        return self._product("hessian", vectors)
+
+    def ggnvp(
+        self, vectors: Float[Tensor, "directions params"]
+    ) -> Float[Tensor, "directions params"]:
+        """The Gauss-Newton matrix, mean of J_i^T (hessian of l in the outputs) J_i, likewise.
+
+        For `NLLLoss` the outputs count as logits, which changes nothing but that the loss is then
+        not linear in them.
+
+        Raises:
+            TypeError: if outputs are neither a tensor nor have `.logits`.
+            ValueError: as `hvp`.
+        """
+        return self._product("ggn", vectors)
+
+    def ggn_trace(self, max_outputs: int = 16) -> tuple[float, int] | None:
+        """The exact trace of the Gauss-Newton matrix, and its cost in gradients of all samples.
+
+        Exact from the per-sample gradients of as many directions as a sample has outputs. None
+        where these are more than `max_outputs`, samples depend on each other, or the model cannot
+        be mapped over samples by `torch.func.vmap`.
+
+        Raises:
+            TypeError, ValueError: as `ggnvp`.
+        """
+        found = gauss_newton_trace(self._source, max_outputs)
+        if found is None:
+            return None
+        total, count, products = found
+        return float(self._checked_mean(total, count)), products
+
+    def sample_noise(
+        self, draws: int, *, batch_size: int, generator: torch.Generator
+    ) -> Float[Tensor, "draws params"]:
+        """Normal draws of the noise of a mini-batch gradient, of covariance Sigma / batch_size.
+
+        Sigma is the covariance of the gradients of single samples, centred at the full gradient:
+        with standard normal z, the draw is sum_i (z_i - mean z) grad l_i / sqrt(n batch_size),
+        one backward pass through a weighted loss. Where samples count differently (class
+        weights, ignored labels; denominators c_i), Sigma is that of
+        (c_i / mean c) (grad l_i - grad L): a mini-batch's ratio of sums, to first order.
+
+        Args:
+            draws: how many.
+            batch_size: samples, drawn with replacement, in the mini-batch whose noise it is.
+            generator: where the normal numbers come from.
+
+        Raises:
+            TypeError: if there is no generator.
+            ValueError: if draws or batch_size < 1, or there is only one sample.
+        """
+        for name, number in (("draws", draws), ("batch_size", batch_size)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} must be a whole number above 0; got {number!r}")
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator; got {generator!r}")
+        samples = self.num_samples
+        if samples < 2:
+            raise ValueError("data hold one sample: its gradient has no covariance")
+        weights = torch.randn(
+            draws, samples, generator=generator, dtype=torch.float64, device=generator.device
+        )
+        if not self._terms.known:  # the first evaluation finds it out
+            self.value()
+        counts = torch.cat([self._denominators(targets) for _, targets in self.batches()])
+        counts = counts.to(weights)
+        if counts.sum() == 0:
+            raise ValueError("no target counts: every label is ignored or has class weight zero")
+        weights -= (weights @ counts / counts.sum())[:, None]
+        total = weighted_gradients(self._source, weights)
+        return self._checked_mean(total, math.sqrt(samples * batch_size) * counts.mean())
+
+    def release(self) -> None:
+        """Free the graphs that curvature products keep."""
+        self._products.release()
 
     def predictions(self) -> Shaped[Tensor, "samples ..."]:
         """The model's outputs for all samples, in the order of the data."""
         outputs: list[Tensor] = []
 
-        def forward(parameters: Parameters, inputs: Tensor, targets: Tensor) -> Tensor:
-            del targets
-            output = functional_call(self.model, dict(parameters), (inputs,))
+        def forward(parameters: Parameters, inputs: Any, targets: Tensor) -> Tensor:
+            output = self._outputs(parameters, inputs, targets)
+            output = logits_of(output)
             if not isinstance(output, Tensor):
                 raise TypeError(f"predictions need a tensor; the model returns {type(output)}")
             return output
@@ -248,6 +284,7 @@ class Objective:
 
     def __repr__(self) -> str:
         loss = getattr(self.loss, "__name__", type(self.loss).__name__)
+        loss = "its own loss" if self.loss is None else loss
         samples = "its" if self._num_samples is None else f"{self._num_samples:,}"
         return (
             f"Objective: the mean of {loss} of {type(self.model).__name__} over {samples} samples, "
@@ -257,15 +294,69 @@ class Objective:
 
     # Every product is a mean over microbatches: curvature and noise add a contribution each.
 
-    def _loss(
-        self, parameters: Parameters, inputs: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _outputs(self, parameters: Parameters, inputs: Any, targets: Tensor | None) -> Any:
+        if not isinstance(inputs, Mapping):
+            return functional_call(
+                self.model, dict(parameters), (like_parameters(inputs, parameters),)
+            )
+        arguments = {name: like_parameters(part, parameters) for name, part in inputs.items()}
+        if self.loss is None and targets is not None:
+            arguments["labels"] = targets
+        return functional_call(self.model, dict(parameters), (), arguments)
+
+    def _loss(self, parameters: Parameters, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sum and count of the loss over one microbatch."""
-        outputs = functional_call(self.model, dict(parameters), (inputs,))
-        return self._sum_and_count(outputs, targets, len(inputs))
+        outputs = self._outputs(parameters, inputs, targets)
+        return self._terms.sum_and_count(outputs, targets, len(targets))
+
+    def _denominators(self, targets: Tensor) -> Tensor:
+        """What each sample of a microbatch adds to the loss's denominator."""
+        return self._terms.denominators(targets)
+
+    def _logits_and_sum(
+        self, parameters: Parameters, inputs: Any, targets: Tensor
+    ) -> tuple[Any, Tensor]:
+        outputs = self._outputs(parameters, inputs, targets)
+        total, _ = self._terms.sum_and_count(outputs, targets, len(targets))
+        return logits_of(outputs), total
+
+    def _sample_sums(self, parameters: Parameters, inputs: Any, targets: Tensor) -> Tensor:
+        return self._terms.sample_sums(self._outputs(parameters, inputs, targets), targets)
+
+    def _product(self, kind: Kind, vectors: Tensor) -> Tensor:
+        block = self._checked_block(vectors)
+        if len(block) == 0:
+            return block
+        total, count, reached = self._products(kind, block, self._num_samples)
+        self._check_reached(reached)
+        return self._checked_mean(total, count)
+
+    def _checked_block(self, vectors: Tensor) -> Tensor:
+        if not isinstance(vectors, Tensor):
+            raise TypeError(f"directions must be a tensor [k, p]; got {type(vectors).__name__}")
+        size = self.num_params
+        if vectors.ndim != 2 or vectors.shape[1] != size:
+            hint = "; write v[None]" if vectors.shape == (size,) else ""
+            raise ValueError(
+                f"directions must be a block [k, {size}]; got {tuple(vectors.shape)}{hint}"
+            )
+        named = dict(self.model.named_parameters())
+        like = named[self.param_names[0]]
+        block = vectors.detach().to(like.device, product_type(like))
+        if not is_finite(block):
+            raise ValueError("directions hold NaN or infinities")
+        return block
+
+    def _copies(self) -> dict[str, Tensor]:
+        """Parameters and buffers, half precision as single: what graphs may hold on to."""
+        return {n: t.to(product_type(t), copy=True) for n, t in self._current().items()}
+
+    def _current(self) -> dict[str, Tensor]:
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        return {name: tensor.detach() for name, tensor in named}
 
     def _mean(
-        self, contribution: Callable[[Parameters, Tensor, Tensor], tuple[Tensor, Tensor]]
+        self, contribution: Callable[[Parameters, Any, Tensor], tuple[Tensor, Tensor]]
     ) -> Tensor:
         """Sum of the contributions over the sum of their counts."""
         totals: list[Tensor] = []
@@ -278,26 +369,37 @@ class Objective:
                 totals.extend(part.clone() for part in result)
 
         self._sweep(contribution, add)
-        total, count = totals
+        return self._checked_mean(*totals)
+
+    def _checked_mean(self, total: Tensor, count: Tensor) -> Tensor:
         if count == 0:
             raise ValueError("no target counts: every label is ignored or has class weight zero")
-        mean = total / count
-        if not torch.isfinite(mean).all():
+        mean = total.div_(count.to(total))  # a sum of our own making
+        if not is_finite(mean):
             bad = [n for n, p in self.model.named_parameters() if not torch.isfinite(p).all()]
             cause = f"parameter {bad[0]} is not finite" if bad else "outputs or loss overflow"
             raise ValueError(f"the objective is not finite although the data are: {cause}")
         return mean
 
+    def _check_reached(self, reached: bool) -> None:
+        if not reached:
+            raise ValueError(
+                f"the loss depends on none of the parameters {shown(self.param_names)}: does "
+                "the model or the loss detach, round, or run under no_grad?"
+            )
+
     def _sweep(
         self,
-        compute: Callable[[Parameters, Tensor, Tensor], Result],
+        compute: Callable[[Parameters, Any, Tensor], Result],
         collect: Callable[[Result], None],
+        tensors: Parameters | None = None,
     ) -> None:
         """One pass over the data, halving the microbatch whenever memory runs out."""
-        with _evaluating(self.model), torch.no_grad():
-            tensors = {name: p.detach() for name, p in self.model.named_parameters()}
-            # Copies, so that a module that writes to its buffers writes to nothing of the user's.
-            tensors |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with evaluating(self.model), torch.no_grad():
+            if tensors is None:
+                # Copies of buffers, so that a module that writes to them writes to nothing of ours.
+                tensors = {name: p.detach() for name, p in self.model.named_parameters()}
+                tensors |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             for batch in self.batches():
                 waiting = [batch]
                 while waiting:
@@ -305,115 +407,14 @@ class Objective:
                     try:
                         result = compute(tensors, inputs, targets)
                     except RuntimeError as error:
-                        if not _out_of_memory(error) or len(inputs) == 1:
+                        if not out_of_memory(error) or len(targets) == 1:
                             raise
                     else:
                         collect(result)
                         continue
-                    half = (len(inputs) + 1) // 2
+                    half = (len(targets) + 1) // 2
                     self._piece = min(half, self._piece or half)
-                    waiting += [(inputs[half:], targets[half:]), (inputs[:half], targets[:half])]
-
-
-def _select(
-    model: nn.Module, params: Iterable[str] | Callable[[str, nn.Parameter], bool] | None
-) -> tuple[str, ...]:
-    named = dict(model.named_parameters())
-    for name, parameter in named.items():
-        if is_lazy(parameter) or parameter.device.type == "meta":
-            raise ValueError(f"parameter {name} has no values yet; run one forward pass first")
-    if params is None:
-        chosen = [name for name, parameter in named.items() if parameter.requires_grad]
-    elif callable(params):
-        chosen = [name for name, parameter in named.items() if params(name, parameter)]
-    elif isinstance(params, str):
-        raise TypeError(f"params must be a list of names or a function; did you mean [{params!r}]")
-    else:
-        wanted = list(params)
-        for name in wanted:
-            if name not in named:
-                raise ValueError(f"params names {name!r}; the model has {_shown(tuple(named))}")
-        chosen = [name for name in named if name in wanted]
-    if not chosen:
-        raise ValueError("params selects no parameter: an objective needs at least one")
-    return tuple(chosen)
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _reiterable(data: Any, microbatch: int | None) -> Iterable[Any]:
-    if isinstance(data, Dataset):
-        # Its own generator: iterating a loader without one moves torch's global random state.
-        size = microbatch or _DATASET_BATCH
-        return DataLoader(data, batch_size=size, generator=torch.Generator().manual_seed(0))
-    if isinstance(data, Mapping | str | Tensor) or not isinstance(data, Iterable):
-        raise TypeError(
-            "data must be a tuple of tensors (inputs, targets), a Dataset, or an iterable of "
-            f"such batches; got {type(data).__name__}"
-        )
-    if isinstance(data, Iterator):
-        raise TypeError(
-            f"data is a {type(data).__name__}, which is spent after one pass; give a list of "
-            "batches, or a DataLoader"
-        )
-    return data
-
-
-def _checked_pair(batch: Any, index: int) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise TypeError(f"batch {index} of data must be (inputs, targets); got {type(batch)}")
-    for name, part in zip(("inputs", "targets"), batch, strict=True):
-        if not isinstance(part, Tensor) or part.ndim == 0:
-            raise TypeError(f"{name} of batch {index} must be a tensor [samples, ...]; got {part}")
-        if (part.is_floating_point() or part.is_complex()) and not torch.isfinite(part).all():
-            raise ValueError(f"{name} of batch {index} hold NaN or infinities")
-    inputs, targets = batch
-    if len(inputs) != len(targets) or len(inputs) == 0:
-        raise ValueError(
-            f"batch {index} of data has {len(inputs)} inputs and {len(targets)} targets; it needs "
-            "equally many, and at least one"
-        )
-    return inputs, targets
-
-
-def _with_own_random_state(batches: Iterable[Any]) -> Iterator[Any]:
-    """Iterate with a random state of the pass's own, the same for each pass.
-
-    Loaders draw from torch's global generator when they shuffle and when they start.
-    """
-    own = torch.Generator().manual_seed(0).get_state()
-    iterator: Iterator[Any] | None = None
-    while True:
-        outer = torch.get_rng_state()
-        torch.set_rng_state(own)
-        try:
-            iterator = iter(batches) if iterator is None else iterator
-            batch = next(iterator)
-        except StopIteration:
-            return
-        finally:
-            own = torch.get_rng_state()
-            torch.set_rng_state(outer)
-        yield batch
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and a random state to be thrown away; both put back at the end."""
-    training = [(module, module.training) for module in model.modules()]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        model.eval()
-        with torch.random.fork_rng(devices=[device.index for device in devices]):
-            yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+                    waiting += [
+                        (piece(inputs, part, targets.device), targets[part])
+                        for part in (slice(half, None), slice(half))
+                    ]

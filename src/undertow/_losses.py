@@ -1,0 +1,206 @@
+"""A loss as sums and counts that add up over batches, per sample, and by its output Hessian.
+
+Each loss has its own denominator: the number of samples, or the total weight of the labels that
+count (class weights, `ignore_index`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+Loss = nn.Module | Callable[[Any, Any], Tensor]
+SumAndCount = Callable[[Any, Tensor, int], tuple[Tensor, Tensor]]
+OutputProduct = Callable[[Tensor], Tensor]
+
+_ON_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_FUNCTIONS: dict[Any, Callable[[], nn.Module]] = {
+    functional.cross_entropy: nn.CrossEntropyLoss,
+    functional.nll_loss: nn.NLLLoss,
+    functional.mse_loss: nn.MSELoss,
+}
+
+
+def as_module(loss: Loss) -> Loss:
+    """A loss of `torch.nn.functional` as the module with the same defaults; others unchanged.
+
+    Raises:
+        TypeError: if `loss` is not callable.
+        ValueError: if it has reduction="sum".
+    """
+    if not callable(loss):
+        raise TypeError(f"loss must be an nn.Module or a function; got {type(loss).__name__}")
+    if getattr(loss, "reduction", "mean") == "sum":
+        raise ValueError("loss has reduction='sum'; use 'mean', or 'none' for a value per sample")
+    return _FUNCTIONS[loss]() if isinstance(loss, FunctionType) and loss in _FUNCTIONS else loss
+
+
+def as_sum_and_count(loss: Loss) -> SumAndCount:
+    """A loss as a function (outputs, targets, samples) -> (sum, count) that adds up over batches.
+
+    `loss` maps (outputs, targets) to the mean over the batch, 0-d, or to a value per sample,
+    `[samples]`. The count is the loss's own denominator: for `CrossEntropyLoss` and `NLLLoss` the
+    total weight of the labels that are not ignored, otherwise the number of samples.
+
+    Raises:
+        TypeError: if `loss` is not callable.
+        ValueError: if it has reduction="sum". The function returned raises ValueError where
+            labels lie outside the classes, shapes of outputs and targets would broadcast in an
+            elementwise loss, or the loss has any other shape.
+    """
+    loss = as_module(loss)
+
+    def sum_and_count(outputs: Any, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        check_targets(loss, outputs, targets)
+        value = loss(outputs, targets)
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if shape == (samples,):
+            return value.sum(), value.new_tensor(float(samples))
+        if shape != ():
+            raise ValueError(
+                "loss must return the batch mean as a 0-d tensor or one value per sample, "
+                f"[{samples}]; got {shape}. Average over the other axes, or use reduction='mean'"
+            )
+        count = denominators(loss, targets).sum().to(value)
+        # With every label ignored the mean is 0 / 0.
+        return (value * count if count > 0 else torch.zeros_like(value)), count
+
+    return sum_and_count
+
+
+def in_type_of(loss: Loss, outputs: Any) -> Loss:
+    """A cross-entropy with class weights in the type of the outputs."""
+    if not isinstance(loss, _ON_LABELS) or loss.weight is None:
+        return loss
+    if not isinstance(outputs, Tensor) or loss.weight.dtype == outputs.dtype:
+        return loss
+    return copy.deepcopy(loss).to(outputs.dtype)
+
+
+def check_targets(loss: Loss, outputs: Any, targets: Tensor) -> None:
+    """Targets that the loss would refuse obscurely, or misread, as errors that say what is wrong.
+
+    Raises:
+        ValueError: if labels of a cross-entropy lie outside the classes, or the shapes of outputs
+            and targets differ in an elementwise loss.
+    """
+    if not isinstance(outputs, Tensor):
+        return
+    if isinstance(loss, _ON_LABELS) and not targets.is_floating_point():
+        classes = outputs.shape[1 if outputs.ndim > 1 else 0]
+        wrong = ((targets < 0) | (targets >= classes)) & (targets != loss.ignore_index)
+        if wrong.any():
+            raise ValueError(
+                f"targets hold the label {int(targets[wrong][0])}, but the model has {classes} "
+                f"outputs: labels must be 0 to {classes - 1}, or ignore_index={loss.ignore_index}"
+            )
+    if isinstance(loss, _ELEMENTWISE) and outputs.shape != targets.shape:
+        raise ValueError(
+            f"{type(loss).__name__} compares elements, but outputs have shape "
+            f"{tuple(outputs.shape)} and targets {tuple(targets.shape)}; make them equal"
+        )
+
+
+def denominators(loss: Loss, targets: Tensor) -> Float[Tensor, " samples"]:
+    """What each sample adds to the denominator of the mean: one, or the weight of its labels."""
+    if not isinstance(loss, _ON_LABELS):
+        return torch.ones(len(targets), device=targets.device)
+    if targets.is_floating_point():  # a distribution over classes per position, all of weight one
+        positions = targets[0].numel() / targets.shape[1] if targets.ndim > 1 else 1.0
+        return torch.full((len(targets),), positions, device=targets.device)
+    counted = targets != loss.ignore_index
+    if loss.weight is None:
+        weights = counted.float()
+    else:
+        # A sum in half precision would stop growing.
+        weights = loss.weight.double()[targets.where(counted, 0)] * counted
+    return weights.reshape(len(targets), -1).sum(1)
+
+
+def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, " samples"]:
+    """What each sample adds to the sum of the loss, differentiable in the outputs.
+
+    A loss that only gives the mean is evaluated on each sample alone.
+
+    Raises:
+        TypeError: if outputs are no tensor, for such a loss.
+    """
+    loss, samples = as_module(loss), len(targets)
+    check_targets(loss, outputs, targets)
+    if isinstance(loss, _ON_LABELS + _ELEMENTWISE):
+        single = copy.copy(loss)
+        single.reduction = "none"
+        values = single(outputs, targets).reshape(samples, -1)
+        return values.mean(1) if isinstance(loss, _ELEMENTWISE) else values.sum(1)
+    values = loss(outputs, targets)
+    if values.shape == (samples,):
+        return values
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the loss per sample needs outputs that are a tensor; got {type(outputs).__name__}. "
+            "Use a loss that returns one value per sample"
+        )
+
+    def alone(output: Tensor, target: Tensor) -> Tensor:
+        return loss(output[None], target[None]).reshape(())
+
+    try:
+        return torch.func.vmap(alone)(outputs, targets)
+    except RuntimeError:  # a loss whose control flow depends on values
+        return torch.stack([alone(o, t) for o, t in zip(outputs, targets, strict=True)])
+
+
+def output_hessian(loss: Loss, outputs: Tensor, targets: Tensor) -> OutputProduct | None:
+    """Products of the summed loss's Hessian in the outputs with a block `[k, *outputs.shape]`.
+
+    For cross-entropy, a_i (diag(p_i) - p_i p_i^T) with the softmax p_i and the weight a_i of the
+    position's label; for squared error a multiple of the identity. `NLLLoss` counts as
+    cross-entropy of its log-probabilities: as a function of those it is linear and its Hessian
+    zero, but log-softmax leaves them unchanged. None for any other loss.
+    """
+    if isinstance(loss, nn.MSELoss):
+        scale = 2.0 * len(outputs) / outputs.numel()
+        return lambda block: scale * block
+    if not isinstance(loss, _ON_LABELS):
+        return None
+    axis = 1 if outputs.ndim > 1 else 0
+    probabilities = outputs.detach().softmax(axis)
+    weighted = probabilities * _label_weights(loss, outputs, targets).unsqueeze(axis)
+
+    def product(block: Tensor) -> Tensor:
+        mean = (probabilities * block).sum(axis + 1, keepdim=True)
+        return weighted * (block - mean)
+
+    return product
+
+
+def _label_weights(loss: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+    """The sum over classes of class weight times target probability, at each position."""
+    axis = 1 if outputs.ndim > 1 else 0
+    classes = outputs.shape[axis]
+    smoothing = getattr(loss, "label_smoothing", 0.0)
+    weight = outputs.new_ones(classes) if loss.weight is None else loss.weight
+    if targets.is_floating_point():
+        smooth = targets * (1 - smoothing) + smoothing / classes
+        return torch.tensordot(smooth, weight, dims=([axis], [0]))
+    counted = targets != loss.ignore_index
+    hard = weight[targets.where(counted, 0)]
+    return ((1 - smoothing) * hard + smoothing * weight.sum() / classes) * counted
+
+
+def logits_of(outputs: Any) -> Any:
+    """The logits of a Hugging Face-style output; anything else unchanged."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return outputs.get("logits", outputs)
+    found = getattr(outputs, "logits", None)
+    return outputs if found is None else found

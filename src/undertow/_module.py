@@ -1,0 +1,79 @@
+"""A module's parameters chosen by name, and its state while it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def select(
+    model: nn.Module, params: Iterable[str] | Callable[[str, nn.Parameter], bool] | None
+) -> tuple[str, ...]:
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
+        if is_lazy(parameter) or parameter.device.type == "meta":
+            raise ValueError(f"parameter {name} has no values yet; run one forward pass first")
+    if params is None:
+        chosen = [name for name, parameter in named.items() if parameter.requires_grad]
+    elif callable(params):
+        chosen = [name for name, parameter in named.items() if params(name, parameter)]
+    elif isinstance(params, str):
+        raise TypeError(f"params must be a list of names or a function; did you mean [{params!r}]")
+    else:
+        wanted = list(params)
+        for name in wanted:
+            if name not in named:
+                raise ValueError(f"params names {name!r}; the model has {shown(tuple(named))}")
+        chosen = [name for name in named if name in wanted]
+    if not chosen:
+        raise ValueError("params selects no parameter: an objective needs at least one")
+    for name in chosen:
+        if not named[name].is_floating_point():
+            raise TypeError(
+                f"parameter {name} is {named[name].dtype}: theta must be real floating-point "
+                "numbers; leave it out with params="
+            )
+    return tuple(chosen)
+
+
+def shown(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def product_type(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype in _HALF else tensor.dtype
+
+
+def like_parameters(part: Any, parameters: Mapping[str, Tensor]) -> Any:
+    """Inputs in half precision as single where the parameters are no longer half."""
+    if isinstance(part, Tensor) and part.dtype in _HALF:
+        types = {p.dtype for p in parameters.values() if p.is_floating_point()}
+        return part if types & set(_HALF) else part.float()
+    return part
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and a random state to be thrown away; both put back at the end."""
+    training = [(module, module.training) for module in model.modules()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices=[device.index for device in devices]):
+            yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))

@@ -1,0 +1,239 @@
+"""Curvature products and noise draws over all microbatches of an objective.
+
+Holds what lasts from one call to the next: the graphs, the mode of each kind of product that was
+fastest on the first microbatch, and the memory that graphs take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from undertow._curvature import (
+    Kind,
+    Leaves,
+    Linearization,
+    Mode,
+    fastest_mode,
+    fastest_pull_back,
+    graph_bytes,
+    pull_back,
+    second_order,
+)
+from undertow._losses import OutputProduct
+
+Tensors = Mapping[str, Tensor]
+Compute = Callable[[Tensors, Any, Tensor], Any]
+
+# Graphs of first backward passes are kept for further products while they take at most this.
+GRAPH_BYTES = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What products need of an objective.
+
+    Attributes:
+        param_names: what theta consists of.
+        evaluating: a context with the model in eval mode.
+        current: all parameters and buffers.
+        copies: the same as copies, half precision as single.
+        fingerprint: changes when data in memory do.
+        logits: those of a microbatch (tensors, inputs).
+        logits_and_sum: the logits and the summed loss of a microbatch (tensors, inputs, targets).
+        sample_sums: the same for the loss of each sample, `[samples]`.
+        count: what the targets of a microbatch add to the denominator.
+        output_product: from (outputs, targets) to the closed-form Hessian product of the summed
+            loss in the outputs, if there is one.
+        sweep: `compute` on each microbatch, halved if it does not fit, its result to `collect`.
+        out_of_memory: whether that is what an error says.
+    """
+
+    param_names: tuple[str, ...]
+    evaluating: Callable[[], AbstractContextManager[None]]
+    current: Callable[[], Tensors]
+    copies: Callable[[], Tensors]
+    fingerprint: Callable[[], Any]
+    logits: Callable[[Tensors, Any], Any]
+    logits_and_sum: Callable[[Tensors, Any, Tensor], tuple[Any, Tensor]]
+    sample_sums: Callable[[Tensors, Any, Tensor], Tensor]
+    count: Callable[[Tensor], Tensor]
+    output_product: Callable[[Tensor, Tensor], OutputProduct | None]
+    sweep: Callable[[Compute, Callable[[Any], None], Tensors], None]
+    out_of_memory: Callable[[RuntimeError], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Linearizations of all microbatches, and what they were made at."""
+
+    tensors: Tensors
+    fingerprint: Any
+    parts: tuple[Linearization, ...]
+    count: Tensor
+
+
+class Products:
+    """Hessian and Gauss-Newton products of an objective."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._modes: dict[tuple[Kind, bool], Mode] = {}
+        self._kept: dict[Kind, Kept] = {}
+        self._bytes_per_sample: dict[Kind, float] = {}
+        self._keep = True
+
+    def release(self) -> None:
+        """Free all graphs."""
+        self._kept.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Graphs can be neither copied nor pickled.
+        return self.__dict__ | {"_kept": {}}
+
+    def __call__(
+        self, kind: Kind, block: Float[Tensor, "directions params"], expected_samples: int | None
+    ) -> tuple[Float[Tensor, "directions params"], Tensor, bool]:
+        """The summed loss's product, the denominator, and whether the loss depends on theta."""
+        with self._source.evaluating(), second_order():
+            kept = self._reusable(kind)
+            if kept is not None:
+                try:
+                    first, *others = kept.parts
+                    total = self._multiply(kind, block, first, kept=True)
+                    for part in others:
+                        total += self._multiply(kind, block, part, kept=True)
+                    return total, kept.count, True
+                except RuntimeError as error:
+                    if not self._source.out_of_memory(error):
+                        raise
+                    self._keep = False
+            self._kept.pop(kind, None)
+            return self._fresh(kind, block, expected_samples)
+
+    def _reusable(self, kind: Kind) -> Kept | None:
+        kept = self._kept.get(kind)
+        if kept is None or kept.fingerprint != self._source.fingerprint():
+            return None
+        now = self._source.current()
+        # Versions would not tell of changes through `.data`; to compare costs little.
+        same = now.keys() == kept.tensors.keys() and all(
+            value.shape == then.shape and torch.equal(value.to(then.dtype), then)
+            for value, then in zip(now.values(), kept.tensors.values(), strict=True)
+        )
+        return kept if same else None
+
+    def _multiply(self, kind: Kind, block: Tensor, part: Linearization, *, kept: bool) -> Tensor:
+        key = (kind, len(block) > 1)
+        if key not in self._modes:
+            part.build()
+            if not part.reached:  # nothing to time, such as where all labels are ignored
+                return torch.zeros_like(block)
+            self._modes[key] = fastest_mode(part, block, kept=kept)
+        if self._modes[key] == "forward" and kind == "hessian":
+            part.free()
+        try:
+            return part.product(block, self._modes[key])
+        except (RuntimeError, NotImplementedError) as error:
+            memory = isinstance(error, RuntimeError) and self._source.out_of_memory(error)
+            if self._modes[key] == "loop" or memory:
+                raise
+            self._modes[key] = "loop"  # which supports everything
+            return part.product(block, "loop")
+
+    def _fresh(
+        self, kind: Kind, block: Tensor, expected_samples: int | None
+    ) -> tuple[Tensor, Tensor, bool]:
+        parts: list[Linearization] = []
+        total = torch.zeros_like(block)
+        counts: list[Tensor] = []
+        reached, used, keep = False, 0.0, self._keep
+        tensors, fingerprint = self._source.copies(), self._source.fingerprint()
+        leaves = tuple(tensors[name].requires_grad_() for name in self._source.param_names)
+
+        def compute(tensors: Tensors, inputs: Any, targets: Tensor) -> Any:
+            nonlocal keep
+            part = self._linearization(kind, leaves, tensors, inputs, targets)
+            try:
+                if kind not in self._bytes_per_sample:
+                    size = graph_bytes(part.build, leaves)
+                    part.free()  # the count stays in the graph as hooks, which slow it down
+                    self._bytes_per_sample[kind] = size / len(targets)
+                samples = max(expected_samples or 0, len(targets))
+                keep = keep and self._bytes_per_sample[kind] * samples <= GRAPH_BYTES
+                product = self._multiply(kind, block, part, kept=keep)
+            except RuntimeError as error:
+                if self._source.out_of_memory(error) and parts:
+                    keep = False
+                    parts.clear()
+                    return compute(tensors, inputs, targets)
+                raise
+            return part, product, self._source.count(targets), len(targets)
+
+        def collect(result: Any) -> None:
+            nonlocal reached, used, keep
+            part, product, part_count, samples = result
+            total.add_(product)
+            counts.append(part_count)
+            reached = reached or part.reached or bool(part_count == 0)
+            used += samples * self._bytes_per_sample[kind]
+            keep = keep and used <= GRAPH_BYTES
+            if keep:
+                parts.append(part)
+            else:
+                parts.clear()
+
+        self._source.sweep(compute, collect, tensors)
+        count = torch.stack(counts).sum()
+        if keep and reached and count > 0:
+            self._kept[kind] = Kept(tensors, fingerprint, tuple(parts), count)
+        return total, count, reached
+
+    def _linearization(
+        self, kind: Kind, leaves: Leaves, tensors: Tensors, inputs: Any, targets: Tensor
+    ) -> Linearization:
+        names = self._source.param_names
+
+        def evaluate(leaves: Leaves) -> tuple[Any, Tensor]:
+            chosen = dict(zip(names, leaves, strict=True))
+            return self._source.logits_and_sum({**tensors, **chosen}, inputs, targets)
+
+        return Linearization(
+            evaluate, leaves, kind, lambda outputs: self._source.output_product(outputs, targets)
+        )
+
+
+def weighted_gradients(
+    source: Source, weights: Float[Tensor, "draws samples"]
+) -> Float[Tensor, "draws params"]:
+    """For each row of weights, the gradient of the so weighted sum of the samples' losses."""
+    tensors = source.copies()
+    leaves = tuple(tensors[name].requires_grad_() for name in source.param_names)
+    weights = weights.to(leaves[0])
+    total = leaves[0].new_zeros(len(weights), sum(leaf.numel() for leaf in leaves))
+    first = 0
+    batched: bool | None = None
+
+    def compute(tensors: Tensors, inputs: Any, targets: Tensor) -> tuple[Tensor, int]:
+        nonlocal batched
+        with torch.enable_grad():
+            sums = source.sample_sums(tensors, inputs, targets)
+        chosen = weights[:, first : first + len(targets)]
+        if batched is None:
+            batched = fastest_pull_back(sums, leaves, chosen)
+        return pull_back([sums], leaves, [chosen], batched=batched), len(targets)
+
+    def collect(result: tuple[Tensor, int]) -> None:
+        nonlocal first
+        total.add_(result[0])
+        first += result[1]
+
+    with source.evaluating():
+        source.sweep(compute, collect, tensors)
+    return total

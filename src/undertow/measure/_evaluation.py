@@ -1,0 +1,168 @@
+"""A model's outputs in a precision of one's own choice, and the classes that its targets name.
+
+The module is run on copies of its parameters and buffers and left as found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
+
+State = Mapping[str, Tensor]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[list[RemovableHandle]]:
+    """Eval mode, no gradients, and a random state to be thrown away; all put back at the end.
+
+    Yields a list for handles of hooks, which are removed at the end too.
+    """
+    handles: list[RemovableHandle] = []
+    training = [(module, module.training) for module in model.modules()]
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        model.eval()
+        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+            yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, flag in training:
+            module.training = flag
+
+
+def state_in(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Parameters and copies of the buffers, the floating-point ones in `dtype` (None: their own).
+
+    Raises:
+        ValueError: if a parameter is not finite.
+    """
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"parameter {name} is not finite, so the model has no outputs to read")
+        state[name] = _in(parameter.detach(), dtype)
+    # Copies, so that a module that writes to its buffers writes to nothing of the user's.
+    return state | {name: _in(buffer, dtype).clone() for name, buffer in model.named_buffers()}
+
+
+def outputs_of(model: nn.Module, state: State, inputs: Any, dtype: torch.dtype | None) -> Tensor:
+    """The model's outputs at `state`, with floating-point inputs in `dtype`.
+
+    As in an objective, a dictionary of inputs holds keyword arguments, and of an output with
+    `.logits` these are taken.
+
+    Raises:
+        TypeError: if the model returns no tensor.
+        ValueError: if the model insists on another precision, or its outputs are not finite.
+    """
+    given = () if isinstance(inputs, Mapping) else (_in(inputs, dtype),)
+    named = {n: _in(p, dtype) for n, p in inputs.items()} if isinstance(inputs, Mapping) else {}
+    try:
+        outputs: Any = functional_call(model, dict(state), given, named)
+    except RuntimeError as error:
+        if dtype is None or "dtype" not in str(error):
+            raise
+        raise ValueError(
+            f"the model does not run in {dtype} ({error}); pass dtype=torch.float32, or take the "
+            "casts out of its forward pass"
+        ) from error
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("logits", outputs)
+    outputs = getattr(outputs, "logits", outputs)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"the model must return a tensor of outputs; got {type(outputs).__name__}")
+    if not torch.isfinite(outputs).all():
+        raise ValueError("the model's outputs are not finite although data and parameters are")
+    return outputs
+
+
+def first(inputs: Any, samples: int) -> Any:
+    """The first so many samples of a batch of inputs, a tensor or a dictionary of them."""
+    if isinstance(inputs, Mapping):
+        return {name: first(part, samples) for name, part in inputs.items()}
+    return inputs[:samples] if isinstance(inputs, Tensor) else inputs
+
+
+def _in(part: Any, dtype: torch.dtype | None) -> Any:
+    """A floating-point tensor in `dtype`, anything else as it is."""
+    if dtype is None or not isinstance(part, Tensor) or not part.is_floating_point():
+        return part
+    return part.to(dtype)
+
+
+def class_scores(
+    loss: Any, outputs: Tensor, targets: Tensor
+) -> tuple[Float[Tensor, "labels classes"], Int64[Tensor, " labels"]]:
+    """Scores and labels, one row for every label that the loss does not ignore.
+
+    - Outputs `[n, C, ...]` or `[n, ..., C]` with whole-number targets `[n, ...]`, or with one-hot
+      (or -1 and +1 coded) targets of the shape of the outputs.
+    - One output, `[n]` or `[n, 1]`, with targets 0 and 1, or -1 and +1: f becomes the two scores
+      -f/2 and f/2, so that a difference of scores is y f and their cross-entropy log(1 + e^(-yf)).
+
+    Raises:
+        ValueError: if targets are anything else, or label positions for a model's own loss
+            (`loss=None`), which may shift them.
+    """
+    if loss is None and targets.ndim > 1:
+        raise ValueError(
+            "the model's own loss may shift its labels by a position; give a loss, and targets "
+            "in line with the outputs"
+        )
+    if outputs.ndim == 1 or outputs.shape[1:] == (1,):
+        return _binary(outputs.reshape(-1), targets)
+    samples = outputs.shape[0]
+    if targets.shape == outputs.shape and targets.is_floating_point():
+        top = targets.movedim(1, -1).reshape(-1, outputs.shape[1])
+        high, low = top.amax(1, keepdim=True), top.amin(1, keepdim=True)
+        coded = ((top == high).sum(1) == 1) & ((top == high) | (top == low)).all(1)
+        if not coded.all():
+            raise ValueError(
+                "targets must name one class per row (one-hot, or -1 and +1); the row "
+                f"{top[~coded][0].tolist()} does not"
+            )
+        targets = targets.argmax(1)
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise ValueError(
+            f"targets of dtype {targets.dtype} and shape {tuple(targets.shape)} name no classes of "
+            f"outputs {tuple(outputs.shape)}; give whole-number labels, or one-hot rows"
+        )
+    if targets.shape == (samples, *outputs.shape[2:]):
+        scores = outputs.movedim(1, -1)
+    elif targets.shape == outputs.shape[:-1]:
+        scores = outputs
+    else:
+        raise ValueError(
+            f"targets of shape {tuple(targets.shape)} do not label outputs of shape "
+            f"{tuple(outputs.shape)}; give one label per sample or position"
+        )
+    classes = scores.shape[-1]
+    labels = targets.reshape(-1).long()
+    counted = labels != getattr(loss, "ignore_index", -100)
+    scores, labels = scores.reshape(-1, classes)[counted], labels[counted]
+    if ((labels < 0) | (labels >= classes)).any():
+        wrong = int(labels[(labels < 0) | (labels >= classes)][0])
+        raise ValueError(f"targets hold the label {wrong}; the model has {classes} outputs")
+    return scores, labels
+
+
+def _binary(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    values = targets.reshape(-1)
+    if values.shape != outputs.shape:
+        raise ValueError(
+            f"one output per sample needs one target per sample; got {tuple(outputs.shape)} and "
+            f"{tuple(targets.shape)}"
+        )
+    present = set(values.unique().tolist())
+    if not (present <= {0, 1} or present <= {-1, 1}):
+        shown = sorted(present)[:4]
+        raise ValueError(f"one output per sample needs targets 0 and 1, or -1 and +1; got {shown}")
+    return torch.stack([-outputs / 2, outputs / 2], dim=1), (values > 0).long()

@@ -1,0 +1,349 @@
+"""Gradient noise covariance as an operator: products, top eigenpairs, alignment with curvature.
+
+Sigma = sum_i (g_i - G)(g_i - G)^T / (n - 1) takes directions to their products with the per-sample
+gradients and back, in two backward passes and without n x p numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from undertow.measure._gradient_noise import noise_and_sweep
+from undertow.measure._layer_gradients import wide
+from undertow.objective import Objective
+
+Product = Callable[[Tensor], Tensor]
+
+# More directions than wanted eigenpairs in a block: clusters at the edge converge sooner.
+_EXTRA_DIRECTIONS = 2
+_ALIGNMENT_BLOCK = 16
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseEigenpairs:
+    """The largest eigenvalues of a noise covariance.
+
+    Attributes:
+        eigenvalues: in descending order.
+        residuals: ||Sigma v - lambda v|| for each; an eigenvalue lies within it of lambda.
+        vectors: unit eigenvectors, a row each.
+        products: with Sigma that it took.
+        converged: whether every residual is within the tolerance.
+    """
+
+    eigenvalues: Float64[Tensor, " pairs"]
+    residuals: Float64[Tensor, " pairs"]
+    vectors: Float[Tensor, "pairs params"]
+    products: int
+    converged: bool
+
+    def __repr__(self) -> str:
+        pairs = zip(self.eigenvalues.tolist(), self.residuals.tolist(), strict=True)
+        values = ", ".join(f"{value:.4g} ± {residual:.1g}" for value, residual in pairs)
+        state = "converged" if self.converged else "not converged"
+        return f"Largest noise eigenvalues {values}; {state} after {self.products} products."
+
+
+@dataclass(frozen=True)
+class NoiseAlignment:
+    """How the gradient noise lies in the curvature H.
+
+    Attributes:
+        cosine: tr(Sigma H) / (||Sigma||_F ||H||_F): 1 where the noise is shaped as the curvature.
+        cosine_stderr: its standard error.
+        trace_product: tr(Sigma H), the rate at which noise raises the loss (times lr^2 / 2 per
+            step of batch size 1).
+        trace_product_stderr: its standard error.
+        noise_curvature: tr(Sigma H) / tr(Sigma), the mean curvature along the noise.
+        mean_curvature: tr(H) / p, the same along a direction drawn at random.
+        products: with H that it took.
+        converged: whether the cosine's standard error is within the tolerance.
+    """
+
+    cosine: float
+    cosine_stderr: float
+    trace_product: float
+    trace_product_stderr: float
+    noise_curvature: float
+    mean_curvature: float
+    products: int
+    converged: bool
+
+    def __repr__(self) -> str:
+        state = "converged" if self.converged else "not converged"
+        return (
+            f"Noise and curvature have cosine {self.cosine:.3g} ± {self.cosine_stderr:.1g}: the "
+            f"curvature is {self.noise_curvature:.4g} along the noise and "
+            f"{self.mean_curvature:.4g} along a random direction; {state} after {self.products} "
+            "products."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseCovariance:
+    """The covariance Sigma of per-sample gradients, as a map on blocks of directions.
+
+    Attributes:
+        trace: of Sigma.
+        gradient: the mean gradient G.
+        num_samples: n; the rank of Sigma is at most n - 1.
+    """
+
+    trace: float
+    gradient: Float[Tensor, " params"]
+    num_samples: int
+    _objective: Objective
+    _weights: Float[Tensor, " samples"]
+    _scale: float
+
+    def __repr__(self) -> str:
+        return (
+            f"Gradient noise covariance of trace {self.trace:.4g} in {len(self.gradient):,} "
+            f"parameters, from {self.num_samples:,} samples."
+        )
+
+    def product(
+        self, block: Float[Tensor, "directions params"]
+    ) -> Float[Tensor, "directions params"]:
+        """Sigma times each direction, in one pass over the data; in float32 for half precision.
+
+        Raises:
+            ValueError: if the block is not `[directions, params]`.
+        """
+        if block.ndim != 2 or block.shape[1] != len(self.gradient):
+            raise ValueError(
+                f"block must be [directions, {len(self.gradient)}]; got {tuple(block.shape)}"
+            )
+        block = block.to(self.gradient)
+        mean = block @ self.gradient
+        total = torch.zeros_like(block)
+        sums = torch.zeros_like(mean)
+        start = 0
+
+        def compute(
+            parameters: Mapping[str, Tensor], inputs: Any, targets: Tensor
+        ) -> tuple[Tensor, Tensor, int]:
+            batch = _Linear(self._objective, parameters, inputs, targets)
+            shares = self._weights[start : start + len(targets)]
+            along = batch.push(block) * self._scale - torch.outer(mean, shares)
+            return batch.pull(along), along @ shares, len(targets)
+
+        def collect(result: tuple[Tensor, Tensor, int]) -> None:
+            nonlocal start
+            total.add_(result[0])
+            sums.add_(result[1])
+            start += result[2]
+
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no double backward
+            self._objective._sweep(compute, collect, self._objective._copies())
+        return (total * self._scale - torch.outer(sums, self.gradient)) / (self.num_samples - 1)
+
+    def draws(self, count: int, *, generator: torch.Generator) -> Float[Tensor, "draws params"]:
+        """Independent gaussian vectors with covariance Sigma, in one pass over the data."""
+        noise = self._objective.sample_noise(count, batch_size=1, generator=generator)
+        # That noise is of batches drawn from these very samples, hence over n.
+        return noise.to(self.gradient) * math.sqrt(self.num_samples / (self.num_samples - 1))
+
+    def eigenpairs(
+        self, k: int = 1, *, rtol: float = 1e-3, max_products: int = 200
+    ) -> NoiseEigenpairs:
+        """The k largest eigenvalues and their vectors, by a block Krylov method.
+
+        It keeps the basis and its images, 2 x products x p numbers, so that the residuals are
+        exact, and stops when each is at most rtol times its eigenvalue.
+
+        Raises:
+            ValueError: if k is not between 1 and min(n - 1, p).
+        """
+        limit = min(self.num_samples - 1, len(self.gradient))
+        if not 1 <= k <= limit:
+            raise ValueError(f"k must be between 1 and min(n - 1, p) = {limit}; got {k}")
+        block = min(k + _EXTRA_DIRECTIONS, limit)
+        basis = _orthonormal(self.draws(block, generator=torch.Generator().manual_seed(0)), None)
+        images = self.product(basis)
+        while True:
+            small = (basis @ images.mT).double()
+            values, mix = torch.linalg.eigh((small + small.mT) / 2)
+            values, mix = values.flip(0)[:k], mix.flip(1)[:, :k].to(basis)
+            vectors = mix.mT @ basis
+            residuals = (mix.mT @ images - values[:, None].to(basis) * vectors).double().norm(dim=1)
+            rounding = 10 * torch.finfo(basis.dtype).eps * self.trace
+            converged = len(values) == k and bool((residuals <= rtol * values + rounding).all())
+            fresh = _orthonormal(images[-block:], basis)
+            if converged or len(fresh) == 0 or len(basis) + len(fresh) > max_products:
+                break
+            basis = torch.cat([basis, fresh])
+            images = torch.cat([images, self.product(fresh)])
+        return NoiseEigenpairs(values, residuals, vectors, len(basis), converged)
+
+    def alignment(
+        self,
+        curvature: Product,
+        *,
+        tolerance: float = 0.02,
+        max_products: int = 512,
+        generator: torch.Generator | None = None,
+    ) -> NoiseAlignment:
+        """How the noise lies in a curvature, from draws of the noise and of the unit normal.
+
+        With v ~ N(0, Sigma) and w ~ N(0, I): tr(Sigma H) = E v^T H v, ||Sigma||_F^2 = E (v^T v')^2,
+        ||H||_F^2 = E |H w|^2 and tr(H) = E w^T H w. Standard errors are the jackknife's.
+
+        Args:
+            curvature: H times a block `[directions, params]`, such as `objective.hvp`.
+            tolerance: standard error of the cosine to stop at.
+            max_products: with H at most.
+            generator: of the draws; None starts one from 0.
+        """
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        noise: list[Tensor] = []
+        numbers: list[Tensor] = []
+        while True:
+            drawn = self.draws(_ALIGNMENT_BLOCK, generator=generator)
+            unit = torch.randn(drawn.shape, generator=generator).to(drawn)
+            bent, image = curvature(drawn), curvature(unit)
+            noise.append(drawn)
+            rows = ((drawn * bent), image.square(), (unit * image))
+            numbers.append(torch.stack([row.double().sum(1) for row in rows]))
+            found = _aligned(torch.cat(noise), torch.cat(numbers, dim=1), self.trace)
+            products = 2 * _ALIGNMENT_BLOCK * len(noise)
+            converged = found[1] <= tolerance
+            if converged or products + 2 * _ALIGNMENT_BLOCK > max_products:
+                return NoiseAlignment(*found, products, converged)
+
+
+def noise_covariance(objective: Objective) -> NoiseCovariance:
+    """The covariance of an objective's per-sample gradients (over n - 1), as an operator.
+
+    The gradient of a batch of B samples has covariance Sigma / B; drawn with replacement from
+    these very samples, that times 1 - 1 / n, which is what `Objective.sample_noise` draws from.
+    `gradient_noise` says what Sigma is where labels are weighted or ignored.
+
+    Raises:
+        ValueError: if there is but one sample, or as `gradient_noise` does.
+        TypeError: if the model's output is no tensor.
+    """
+    noise, sweep = noise_and_sweep(objective, confidence=0.95)
+    gradient = wide(sweep.gradient)
+    weights = sweep.weights.to(gradient)
+    return NoiseCovariance(
+        noise.trace, gradient, noise.num_samples, objective, weights, sweep.scale
+    )
+
+
+class _Linear:
+    """A microbatch's per-sample gradients as a linear map of the parameters, and its transpose.
+
+    Their products with a direction are a double backward pass: the transpose is linear in what is
+    pulled back, and its own transpose is the map.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        parameters: Mapping[str, Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+    ) -> None:
+        names = objective.param_names
+        self.samples = len(targets)
+        with torch.enable_grad():
+            leaves = {name: parameters[name].detach().requires_grad_() for name in names}
+            outputs, total = objective._logits_and_sum({**parameters, **leaves}, inputs, targets)
+            if not isinstance(outputs, Tensor) or outputs.shape[:1] != targets.shape[:1]:
+                raise TypeError(
+                    "the noise covariance needs a model whose output (or its logits) is a tensor "
+                    f"with the samples along its first axis; got {type(outputs).__name__}"
+                )
+            self._outputs = outputs
+            self._delta = torch.zeros_like(outputs)
+            if total.requires_grad and outputs.requires_grad:
+                (self._delta,) = torch.autograd.grad(total, outputs, retain_graph=True)
+        self._leaves = list(leaves.values())
+
+    def push(self, block: Tensor) -> Float[Tensor, "directions samples"]:
+        """<grad s_i, v> of each sample and direction."""
+        parts = block.split([leaf.numel() for leaf in self._leaves], dim=1)
+        with torch.enable_grad():
+            dummy = torch.zeros_like(self._outputs, requires_grad=True)
+            pulled = torch.autograd.grad(
+                self._outputs, self._leaves, dummy, create_graph=True, allow_unused=True
+            )
+        used = [
+            (row, part.reshape(-1, *row.shape))
+            for row, part in zip(pulled, parts, strict=True)
+            if row is not None and row.requires_grad
+        ]
+        if not used:
+            return block.new_zeros(len(block), self.samples)
+        rows, directions = zip(*used, strict=True)
+        (moved,) = torch.autograd.grad(
+            rows, dummy, directions, is_grads_batched=True, retain_graph=True
+        )
+        return (moved * self._delta).flatten(2).sum(2) if moved.ndim > 2 else moved * self._delta
+
+    def pull(self, weights: Float[Tensor, "directions samples"]) -> Tensor:
+        """sum_i w_i grad s_i for each direction."""
+        shape = (*weights.shape, *(1,) * (self._delta.ndim - 1))
+        found = torch.autograd.grad(
+            self._outputs,
+            self._leaves,
+            weights.reshape(shape) * self._delta,
+            is_grads_batched=True,
+            allow_unused=True,
+        )
+        parts = [
+            weights.new_zeros(len(weights), leaf.numel()) if part is None else part.flatten(1)
+            for part, leaf in zip(found, self._leaves, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+
+def _orthonormal(block: Tensor, basis: Tensor | None) -> Float[Tensor, "kept params"]:
+    """What a block adds to an orthonormal basis, as orthonormal rows."""
+    sizes = block.norm(dim=1, keepdim=True)
+    block = block[sizes[:, 0] > 0] / sizes[sizes[:, 0] > 0]
+    for _ in range(2):  # the second time for what rounding left
+        if basis is not None:
+            block = block - (block @ basis.mT) @ basis
+        _, scales, rows = torch.linalg.svd(block, full_matrices=False)
+        block = rows[scales > 1e3 * torch.finfo(block.dtype).eps]
+    return block
+
+
+def _aligned(
+    noise: Tensor, numbers: Float64[Tensor, "quantities draws"], trace: float
+) -> tuple[float, float, float, float, float, float]:
+    """Cosine, trace product, each with its standard error, and the two mean curvatures."""
+    bent, squares, along = numbers
+    count, params = noise.shape
+    gram = (noise @ noise.mT).double().square()
+    gram.fill_diagonal_(0)
+
+    def mean_without(values: Tensor) -> Tensor:
+        return (values.sum() - values) / (count - 1)
+
+    pairs, own = gram.sum(), gram.sum(0)
+    whole = bent.mean() / (pairs / (count * (count - 1)) * squares.mean()).sqrt()
+    sizes = (pairs - 2 * own) / ((count - 1) * (count - 2))
+    each = mean_without(bent) / (sizes * mean_without(squares)).sqrt()
+    spread = ((count - 1) / count * (each - each.mean()).square().sum()).sqrt()
+    if trace == 0 or squares.sum() == 0:  # no noise or no curvature: no angle between them
+        whole, spread = torch.zeros(2, dtype=torch.float64)
+    product = float(bent.mean())
+    return (
+        float(whole),
+        float(spread),
+        product,
+        float(bent.std() / math.sqrt(count)),
+        product / trace if trace > 0 else math.nan,
+        float(along.mean()) / params,
+    )

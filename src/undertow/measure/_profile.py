@@ -1,0 +1,178 @@
+"""The affordable measurements of an objective together, in one table.
+
+Each row is a quantity with its uncertainty and what it cost; what does not apply to the model at
+hand says why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from undertow.measure._gradient_noise import gradient_noise
+from undertow.measure._margins import margins
+from undertow.measure._ranks import ranks
+from undertow.measure._sharpness import sharpness
+from undertow.measure._trace import hessian_trace
+from undertow.objective import Objective
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """What an optimizer has made of a network, in one table.
+
+    Attributes:
+        table: columns quantity, value, low, high (95% interval, or the residual's reach), cost (in
+            words) and note (why a value is missing, or what to mind).
+        parts: the full results by the function's name, for those that could be taken.
+    """
+
+    table: pl.DataFrame
+    parts: Mapping[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        lines = []
+        width = max(len(name) for name in self.table["quantity"])
+        for row in self.table.iter_rows(named=True):
+            if row["value"] is None:
+                shown = f"not taken: {row['note']}"
+            else:
+                shown = f"{row['value']:.4g}"
+                if row["low"] is not None:
+                    shown += f" [{row['low']:.4g}, {row['high']:.4g}]"
+                aside = ", ".join(part for part in (row["cost"], row["note"]) if part)
+                shown += f"  ({aside})" if aside else ""
+            lines.append(f"{row['quantity']:<{width}}  {shown}")
+        return "\n".join(lines)
+
+    def plot(self) -> Any:
+        """An altair chart: the singular values of every weight matrix over its Frobenius norm."""
+        import altair as alt
+
+        rows = []
+        for name, spectrum in self.parts["ranks"].spectra.items():
+            norm = math.sqrt(float(spectrum.square().sum())) or 1.0
+            rows += [
+                {"index": i + 1, "singular value / norm": value / norm, "matrix": name}
+                for i, value in enumerate(spectrum.tolist())
+                if value > 0
+            ]
+        return (
+            alt.Chart(pl.DataFrame(rows))
+            .mark_line()
+            .encode(
+                x="index:Q",
+                y=alt.Y("singular value / norm:Q", scale=alt.Scale(type="log")),
+                color="matrix:N",
+            )
+            .properties(width=480, height=280)
+        )
+
+
+def profile(objective: Objective) -> Profile:
+    """Loss, gradient, ranks, sharpness, Hessian trace, gradient noise and margins, in one table.
+
+    Costs some tens of gradient passes. Quantities that the model or the data do not admit (the
+    margin of a network that is not homogeneous, the noise of a single sample) are listed without a
+    value and with the reason.
+
+    Raises:
+        ValueError: if not even the loss can be evaluated.
+    """
+    parts: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+
+    def add(quantity: str, value: float, **more: Any) -> None:
+        known = not math.isnan(value)
+        rows.append({"quantity": quantity, "value": value if known else None, **more})
+
+    def take(
+        name: str, quantity: str, measure: Callable[[], Any], read: Callable[..., None]
+    ) -> None:
+        try:
+            parts[name] = measure()
+        except (ValueError, TypeError, RuntimeError) as error:
+            add(quantity, math.nan, note=str(error).splitlines()[0])
+        else:
+            read(parts[name])
+
+    add("loss", float(objective.value()), cost="1 pass")
+    add("gradient norm", float(objective.gradient().norm()), cost="1 pass")
+    take(
+        "ranks",
+        "mean stable rank",
+        lambda: ranks(objective.model),
+        lambda found: add(
+            "mean stable rank",
+            float(found.table["stable_rank"].mean()),
+            cost=f"spectra of {len(found.table)} matrices",
+        ),
+    )
+    take(
+        "sharpness",
+        "sharpness",
+        lambda: sharpness(objective),
+        lambda found: add(
+            "sharpness",
+            float(found.eigenvalues[0]),
+            low=float(found.eigenvalues[0] - found.residuals[0]),
+            high=float(found.eigenvalues[0] + found.residuals[0]),
+            cost=f"{found.products} products",
+            note="" if found.converged else "not converged",
+        ),
+    )
+    take(
+        "hessian_trace",
+        "Hessian trace",
+        lambda: hessian_trace(objective),
+        lambda found: add(
+            "Hessian trace",
+            found.value,
+            low=found.interval[0],
+            high=found.interval[1],
+            cost=f"{found.products} products",
+            note="" if found.converged else "not converged",
+        ),
+    )
+
+    def noise(found: Any) -> None:
+        cost = f"{found.passes:.3g} passes"
+        add("gradient noise trace", found.trace, cost=cost)
+        add(
+            "noise scale",
+            found.noise_scale,
+            low=found.interval[0],
+            high=found.interval[1],
+            cost="the same passes",
+            note="in samples",
+        )
+
+    take("gradient_noise", "noise scale", lambda: gradient_noise(objective), noise)
+
+    def margin(found: Any) -> None:
+        cost = f"{found.passes} passes"
+        add("degree of homogeneity", found.degree, cost=cost, note=_why_not(found.degree))
+        add("normalised margin", found.normalized, note=_why_not(found.normalized))
+
+    take("margins", "normalised margin", lambda: margins(objective), margin)
+    columns = {
+        "quantity": pl.String,
+        "value": pl.Float64,
+        "low": pl.Float64,
+        "high": pl.Float64,
+        "cost": pl.String,
+        "note": pl.String,
+    }
+    filled = [
+        {key: row.get(key, "" if key in ("cost", "note") else None) for key in columns}
+        for row in rows
+    ]
+    return Profile(pl.DataFrame(filled, schema=columns), parts)
+
+
+def _why_not(value: float) -> str:
+    return "the network is not homogeneous" if math.isnan(value) else ""

@@ -1,0 +1,62 @@
+"""The table of affordable measurements: complete, honest about what does not apply, harmless."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from undertow.measure import profile, sharpness
+from undertow.models import mlp
+from undertow.objective import Objective
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+
+def objective(**changes) -> Objective:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 6, generator=generator)
+    targets = torch.randint(3, (40,), generator=generator)
+    model = mlp((6, 8, 3), generator=generator, **changes)
+    return Objective(model, functional.cross_entropy, (inputs, targets))
+
+
+def test_every_quantity_of_a_homogeneous_network_has_a_value():
+    found = profile(objective(bias=False))
+    assert found.table["value"].null_count() == 0
+    values = dict(found.table.select("quantity", "value").iter_rows())
+    assert values["degree of homogeneity"] == pytest.approx(2, abs=1e-6)
+    assert values["sharpness"] == pytest.approx(
+        float(sharpness(objective(bias=False)).eigenvalues[0]), rel=1e-2
+    )
+    bounded = found.table.drop_nulls(["low"])
+    assert (bounded["low"] <= bounded["value"]).all()
+    assert (bounded["value"] <= bounded["high"]).all()
+
+
+def test_what_does_not_apply_says_why():
+    found = profile(objective(activation="gelu"))
+    rows = {row["quantity"]: row for row in found.table.iter_rows(named=True)}
+    assert rows["normalised margin"]["value"] is None
+    assert "homogeneous" in rows["normalised margin"]["note"]
+    assert "not taken" in repr(found)
+    assert math.isfinite(rows["noise scale"]["value"])
+
+
+def test_the_module_is_left_as_it_was():
+    asked = objective()
+    asked.model.append(nn.Dropout(0.5)).train()
+    before = {name: value.clone() for name, value in asked.model.state_dict().items()}
+    profile(asked)
+    assert asked.model.training
+    assert all(torch.equal(before[name], v) for name, v in asked.model.state_dict().items())
+    assert all(param.grad is None for param in asked.model.parameters())
+
+
+def test_the_plot_has_a_line_a_matrix():
+    chart = profile(objective()).plot().to_dict()
+    (rows,) = chart["datasets"].values()
+    assert {row["matrix"] for row in rows} == {"1.weight", "3.weight"}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from undertow.models import conv_net, mlp
+from undertow.models import conv_net, deep_plain_mlp, identity_plus_noise_, mlp
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -124,3 +124,61 @@ def test_bad_arguments_say_what_would_do() -> None:
         conv_net((1, 8, 8), (), 10)
     with pytest.raises(ValueError, match=r"stride=0"):
         conv_net((1, 8, 8), (4,), 10, stride=0)
+
+
+@pytest.mark.parametrize("init", ["identity-plus-noise", "he"])
+def test_a_deep_plain_mlp_has_as_many_square_layers_as_its_depth(init: str) -> None:
+    model = deep_plain_mlp(6, 5, inputs=12, outputs=3, init=init, generator=generator(1))
+    assert kinds(model) == ["Flatten"] + ["Linear", "ReLU"] * 6 + ["Linear"]
+    linear = [layer for layer in model if isinstance(layer, nn.Linear)]
+    shapes = [tuple(layer.weight.shape) for layer in linear]
+    assert shapes == [(6, 12), *[(6, 6)] * 5, (3, 6)]
+    assert all(not layer.bias.any() for layer in linear)
+    assert model(torch.zeros(2, 3, 4)).shape == (2, 3)
+    again = deep_plain_mlp(6, 5, inputs=12, outputs=3, init=init, generator=generator(1))
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+
+
+def test_he_weights_have_variance_two_over_fan_in() -> None:
+    model = deep_plain_mlp(100, 3, inputs=50, outputs=100, init="he")
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            ratio = layer.weight.var() * layer.in_features / 2
+            assert abs(float(ratio.detach()) - 1) < 0.1
+
+
+@given(scale=st.floats(0.0, 3.0), power=st.floats(0.0, 3.0), seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_the_noise_has_exactly_the_spectral_norm_asked_for(
+    scale: float, power: float, seed: int
+) -> None:
+    hidden = deep_plain_mlp(5, 4, inputs=3, outputs=2).double()[3:-1]
+    identity_plus_noise_(hidden, scale=scale, power=power, generator=generator(seed))
+    for index, layer in enumerate(hidden[::2], start=1):
+        noise = layer.weight - torch.eye(5, dtype=torch.float64)
+        norm = float(torch.linalg.matrix_norm(noise.detach(), 2))
+        assert norm == pytest.approx(scale * index**-power, rel=1e-12, abs=1e-12)
+
+
+def test_identity_plus_noise_leaves_other_layers_alone_and_keeps_positive_inputs() -> None:
+    stack = mlp((3, 4, 4, 4, 2), generator=generator(0))
+    first, last = stack[1].weight.clone(), stack[-1].weight.clone()
+    assert identity_plus_noise_(stack, scale=0.0) is stack
+    assert torch.equal(stack[1].weight, first)
+    assert torch.equal(stack[-1].weight, last)
+    positive = torch.rand(5, 4, generator=generator(1))
+    torch.testing.assert_close(stack[3:-1](positive), positive)
+    assert stack[3].weight.requires_grad
+
+
+def test_bad_deep_networks_are_named() -> None:
+    with pytest.raises(ValueError, match=r"depth=0.*at least 1"):
+        deep_plain_mlp(4, 0, inputs=3, outputs=2)
+    with pytest.raises(ValueError, match=r"init='zero'.*identity-plus-noise or he"):
+        deep_plain_mlp(4, 2, inputs=3, outputs=2, init="zero")
+    with pytest.raises(ValueError, match=r"power=-1"):
+        deep_plain_mlp(4, 2, inputs=3, outputs=2, power=-1)
+    with pytest.raises(ValueError, match=r"scale=nan"):
+        identity_plus_noise_(mlp((4, 4)), scale=math.nan)
+    with pytest.raises(ValueError, match="has no nn"):
+        identity_plus_noise_(mlp((4, 3, 2)))

@@ -1,7 +1,7 @@
-"""Reference networks that claims train: a multilayer perceptron and a small convolutional net.
+"""Reference networks that claims train: multilayer perceptrons, deep ones, and a convolutional net.
 
-Plain `nn.Sequential`s of PyTorch's own layers, with PyTorch's own initial distribution, drawn from
-an explicit generator.
+Plain `nn.Sequential`s of PyTorch's own layers, with PyTorch's own initial distribution where no
+other is asked for, drawn from an explicit generator.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+
+DeepInit = Literal["identity-plus-noise", "he"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
     "relu": nn.ReLU,
@@ -115,6 +117,105 @@ def conv_net(
     features = fan_in * height * width
     layers.append(_drawn(nn.Linear, features, num_classes, bias=bias, generator=generator))
     return nn.Sequential(*layers)
+
+
+def deep_plain_mlp(
+    width: int,
+    depth: int,
+    *,
+    inputs: int,
+    outputs: int,
+    init: DeepInit = "identity-plus-noise",
+    scale: float = 0.5,
+    power: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """An MLP of constant width without shortcuts or normalisation, made to be very deep.
+
+    Flatten, a linear layer from `inputs` to `width`, `depth` linear layers from `width` to `width`,
+    each of these `depth + 1` followed by ReLU, and a linear layer to `outputs`. All biases start at
+    zero, and the first and the last layer as `init="he"` has them.
+
+    Args:
+        width: of every hidden layer.
+        depth: the number of layers that keep the width.
+        inputs: numbers in a sample.
+        outputs: numbers in the result.
+        init: of the layers that keep the width: `identity-plus-noise` is `identity_plus_noise_`;
+            `he` draws normal weights of variance 2 / fan_in (He et al., 2015).
+        scale: of the noise.
+        power: with which the noise falls in depth.
+        generator: draws the initial weights; None starts a new one from 0.
+
+    Raises:
+        ValueError: a size below 1, an unknown `init`, or a scale or power out of range.
+    """
+    if min(width, depth, inputs, outputs) < 1:
+        raise ValueError(
+            f"width={width}, depth={depth}, inputs={inputs}, outputs={outputs} would not do: each"
+            " must be at least 1."
+        )
+    if init not in get_args(DeepInit):
+        raise ValueError(f"init={init!r} is unknown; choose {' or '.join(get_args(DeepInit))}.")
+    generator = _or_new(generator)
+    sizes = [inputs, *[width] * (depth + 1), outputs]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise(sizes):
+        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.ReLU()]
+    if init == "identity-plus-noise":
+        hidden = nn.Sequential(*layers[3:-2])
+        identity_plus_noise_(hidden, scale=scale, power=power, generator=generator)
+    return nn.Sequential(*layers[:-1])
+
+
+@torch.no_grad()
+def identity_plus_noise_(
+    stack: nn.Sequential,
+    *,
+    scale: float = 0.5,
+    power: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """Set the l-th square linear layer of a stack to W_l = I + scale l^-power G_l, its bias to 0.
+
+    G_l is a Gaussian matrix divided by its spectral norm, so ||W_l - I|| = scale l^-power exactly.
+    A deep ReLU network then converges in depth for power > 1 (summable perturbations, arXiv
+    2107.12530); as the G_l are independent with mean zero, already for power > 1/2.
+
+    Args:
+        stack: its `nn.Linear` layers with as many outputs as inputs are set, counted from l = 1;
+            every other layer is left alone.
+        scale: at least 0.
+        power: at least 0.
+        generator: draws the noise; None starts a new one from 0.
+
+    Returns:
+        The stack.
+
+    Raises:
+        ValueError: scale or power is negative or not finite, or there is no square linear layer.
+    """
+    for name, value in (("scale", scale), ("power", power)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value} is out of range: give a number of at least 0.")
+    square = [
+        layer
+        for layer in stack.modules()
+        if isinstance(layer, nn.Linear) and layer.in_features == layer.out_features
+    ]
+    if not square:
+        raise ValueError("stack has no nn.Linear layer with as many outputs as inputs to set.")
+    generator = _or_new(generator)
+    for index, layer in enumerate(square, start=1):
+        noise = torch.randn(layer.weight.shape, dtype=torch.float64, generator=generator)
+        noise *= scale * index**-power / torch.linalg.matrix_norm(noise, 2)
+        layer.weight.copy_(torch.eye(layer.in_features, dtype=torch.float64) + noise)
+        if layer.bias is not None:
+            layer.bias.zero_()
+    return stack
 
 
 def _activation(name: str) -> Callable[[], list[nn.Module]]:

@@ -11,6 +11,8 @@ from undertow.claims._claim import Claim
 ALL = (
     "low-rank",
     "janus",
+    "deep-relu-limit",
+    "sgd-noise",
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from undertow import lab
 from undertow.claims import Check, Claim, Figure, Verdict, check_below, decide
 
 
@@ -72,8 +73,9 @@ def judge(records: pl.DataFrame, knobs: Knobs) -> Verdict:
     distance = abs(heads - 0.5)
     fair = check_below(
         "distance from one half",
-        distance,
-        (max(distance - width, 0), distance + width),
+        lab.Effect(
+            distance, (max(distance - width, 0), distance + width), None, len(records), "throws"
+        ),
         bound=0.1,
         rule="at most 0.1",
     )

@@ -233,3 +233,18 @@ def test_an_effect_reads_like_a_sentence() -> None:
 def test_bad_input_is_named(call: Callable[[], lab.Effect], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_proportion_has_its_exact_interval() -> None:
+    """Clopper and Pearson: 0 of n has the upper end 1 - 0.025^(1/n); all of n mirrors it."""
+    none, every = lab.proportion(0, 12), lab.proportion(12, 12)
+    upper = 1 - 0.025 ** (1 / 12)
+    assert none.interval == pytest.approx((0, upper))
+    assert every.interval == pytest.approx((1 - upper, 1))
+    assert lab.proportion(3, 12).value == 0.25
+
+
+def test_a_proportion_of_nothing_is_unknown_and_of_too_much_an_error() -> None:
+    assert math.isnan(lab.proportion(0, 0).value)
+    with pytest.raises(ValueError, match="count"):
+        lab.proportion(3, 2)

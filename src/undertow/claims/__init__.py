@@ -6,6 +6,7 @@ from undertow.claims._claim import Figure as Figure
 from undertow.claims._claim import Verdict as Verdict
 from undertow.claims._claim import check_above as check_above
 from undertow.claims._claim import check_below as check_below
+from undertow.claims._claim import check_within as check_within
 from undertow.claims._claim import decide as decide
 from undertow.claims._page import checks_table as checks_table
 from undertow.claims._registry import ALL as ALL
@@ -25,6 +26,7 @@ __all__ = [
     "Verdict",
     "check_above",
     "check_below",
+    "check_within",
     "checks_table",
     "decide",
     "get",

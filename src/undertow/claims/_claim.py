@@ -12,7 +12,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
+
+from undertow import lab
 
 Outcome = Literal["supported", "refuted", "inconclusive"]
 
@@ -44,37 +47,66 @@ class Check:
 
 
 def check_below(
-    name: str,
-    value: float,
-    interval: tuple[float, float],
-    *,
-    bound: float,
-    rule: str,
-    control: bool = False,
+    name: str, effect: lab.Effect, *, bound: float, rule: str, control: bool = False
 ) -> Check:
     """A prediction that a quantity is at most `bound`: its whole interval must be."""
-    low, high = interval
-    known = not math.isnan(value)
-    return Check(
-        name, value, interval, rule, known and high <= bound, known and low > bound, control
-    )
+    return check_within(name, effect, -math.inf, bound, rule, control=control)
 
 
 def check_above(
-    name: str,
-    value: float,
-    interval: tuple[float, float],
-    *,
-    bound: float,
-    rule: str,
-    control: bool = False,
+    name: str, effect: lab.Effect, *, bound: float, rule: str, control: bool = False
 ) -> Check:
     """A prediction that a quantity is at least `bound`: its whole interval must be."""
-    low, high = interval
-    known = not math.isnan(value)
+    return check_within(name, effect, bound, math.inf, rule, control=control)
+
+
+def check_within(
+    name: str, effect: lab.Effect, low: float, high: float, rule: str, *, control: bool = False
+) -> Check:
+    """A prediction that a quantity lies between two bounds: its whole interval must.
+
+    It is refuted where the whole interval lies outside.
+    """
+    (least, most), known = effect.interval, not math.isnan(effect.value)
     return Check(
-        name, value, interval, rule, known and low >= bound, known and high < bound, control
+        name,
+        effect.value,
+        effect.interval,
+        rule,
+        passed=known and low <= least and most <= high,
+        refuted=known and (most < low or least > high),
+        control=control,
     )
+
+
+def over_seeds(values: Any) -> lab.Effect:
+    """The mean of one value a seed with its 95% interval; unknown where fewer than two are left."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2:
+        return _too_few(len(array))
+    return lab.bootstrap_interval(array)
+
+
+def worst_over_seeds(records: pl.DataFrame, expression: pl.Expr) -> lab.Effect:
+    """The mean over seeds of each seed's largest value."""
+    worst = records.group_by("seed").agg(expression.max().alias("worst")).sort("seed")
+    return over_seeds(worst["worst"].drop_nulls())
+
+
+def ratio_over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> lab.Effect:
+    """The geometric mean of first / second, paired by seed; unknown for fewer than two pairs."""
+    seeds = sorted(first.keys() & second.keys())
+    if len(seeds) < 2:
+        return _too_few(len(seeds))
+    tiny = np.finfo(np.float64).tiny  # a rank of zero has a ratio too
+    return lab.paired_ratio(
+        np.maximum([first[seed] for seed in seeds], tiny),
+        np.maximum([second[seed] for seed in seeds], tiny),
+    )
+
+
+def _too_few(count: int) -> lab.Effect:
+    return lab.Effect(math.nan, (math.nan, math.nan), None, count, "too few runs are left")
 
 
 @dataclass(frozen=True)

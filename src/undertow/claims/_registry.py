@@ -13,6 +13,7 @@ ALL = (
     "janus",
     "deep-relu-limit",
     "sgd-noise",
+    "square-loss",
 )
 
 

@@ -23,7 +23,9 @@ from undertow.claims._claim import (
     Verdict,
     check_above,
     check_below,
+    check_within,
     decide,
+    over_seeds,
 )
 
 if TYPE_CHECKING:
@@ -333,18 +335,8 @@ def _run_trainings(group_trials: Sequence[Training]) -> list[list[dict[str, Any]
 # ---- the verdict rule
 
 
-def _mean(values: Any) -> lab.Effect:
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
-        return lab.Effect(math.nan, (math.nan, math.nan), None, len(array), "too few runs")
-    return lab.bootstrap_interval(array)
-
-
-def _within(name: str, effect: lab.Effect, target: float, margin: float, rule: str) -> Check:
-    low, high = effect.interval
-    inside = target - margin <= low and high <= target + margin
-    outside = high < target - margin or low > target + margin
-    return Check(name, effect.value, effect.interval, rule, inside, outside)
+def _near(name: str, effect: lab.Effect, target: float, margin: float, rule: str) -> Check:
+    return check_within(name, effect, target - margin, target + margin, rule)
 
 
 def judge(records: pl.DataFrame, config: Config) -> Verdict:
@@ -364,11 +356,11 @@ def judge(records: pl.DataFrame, config: Config) -> Verdict:
 def _rate_checks(limits: pl.DataFrame, config: Config) -> list[Check]:
     def slopes(kind: Kind, power: float) -> lab.Effect:
         rows = limits.filter(kind=kind, power=power).sort("seed")
-        return _mean(rows["slope"].drop_nulls())
+        return over_seeds(rows["slope"].drop_nulls())
 
     within = "within 0.05 of"
     checks = [
-        _within(
+        _near(
             f"aligned perturbations n^-{power:g}, slope of d(n)",
             slopes("aligned", power),
             1 - power,
@@ -378,7 +370,7 @@ def _rate_checks(limits: pl.DataFrame, config: Config) -> list[Check]:
         for power in config.aligned_powers
     ]
     checks.append(
-        _within(
+        _near(
             "aligned perturbations n^-1, slope of d(n)",
             slopes("aligned", 1.0),
             config.scale,
@@ -389,7 +381,7 @@ def _rate_checks(limits: pl.DataFrame, config: Config) -> list[Check]:
     for power in config.random_powers:
         extra = "" if power > 1 else ": not summable, and it converges"
         checks.append(
-            _within(
+            _near(
                 f"random perturbations n^-{power:g}, slope of d(n)",
                 slopes("random", power),
                 0.5 - power,
@@ -398,7 +390,7 @@ def _rate_checks(limits: pl.DataFrame, config: Config) -> list[Check]:
             )
         )
     checks += [
-        _within(
+        _near(
             f"random biases n^-{power:g}, slope of d(n)",
             slopes("bias", power),
             0.5 - power,
@@ -412,8 +404,7 @@ def _rate_checks(limits: pl.DataFrame, config: Config) -> list[Check]:
         checks.append(
             check_above(
                 f"random perturbations n^-{power:g}, slope of d(n)",
-                effect.value,
-                effect.interval,
+                effect,
                 bound=0.0,
                 rule="above 0: perturbations that fall slower than n^-1/2 do not converge",
                 control=True,
@@ -424,29 +415,26 @@ def _rate_checks(limits: pl.DataFrame, config: Config) -> list[Check]:
 
 def _bound_checks(limits: pl.DataFrame) -> list[Check]:
     proper = limits.filter(pl.col("kind") != "mixed-sign")
-    worst = _mean(proper.group_by("seed").agg(pl.col("excess").max()).sort("seed")["excess"])
-    size = _mean(proper.group_by("seed").agg(pl.col("log_norm_ratio").max())["log_norm_ratio"])
-    mixed = _mean(limits.filter(kind="mixed-sign").sort("seed")["excess"])
+    worst = over_seeds(proper.group_by("seed").agg(pl.col("excess").max()).sort("seed")["excess"])
+    size = over_seeds(proper.group_by("seed").agg(pl.col("log_norm_ratio").max())["log_norm_ratio"])
+    mixed = over_seeds(limits.filter(kind="mixed-sign").sort("seed")["excess"])
     return [
         check_below(
             "one-step bound, largest excess over ||h||",
-            worst.value,
-            worst.interval,
+            worst,
             bound=1e-12,
             rule="at most 1e-12 (rounding): ||h_n+1 - h_n|| <= ||P|| ||h_n|| + ||b||, worst of "
             f"all layers of {len(proper)} networks by seed",
         ),
         check_below(
             "norm bound, log of ||N|| over it",
-            size.value,
-            size.interval,
+            size,
             bound=1e-9,
             rule="at most 0: ||N_n|| <= prod(1 + ||P_i||) (||x|| + sum ||b_i||)",
         ),
         check_above(
             "one-step bound, mixed-sign input, excess",
-            mixed.value,
-            mixed.interval,
+            mixed,
             bound=0.01,
             rule="at least 0.01 at W_n = I: the bound needs h >= 0, so the first ReLU breaks it",
             control=True,
@@ -456,21 +444,19 @@ def _bound_checks(limits: pl.DataFrame) -> list[Check]:
 
 def _counterexample_checks(limits: pl.DataFrame) -> list[Check]:
     stopped = limits.filter(pl.col("kind").is_in(["shrinking", "mixing"]))
-    moved = _mean(stopped.group_by("seed").agg(pl.col("last_ratio").max())["last_ratio"])
-    limit = _mean(limits.filter(kind="mixing").sort("seed")["limit_ratio"])
+    moved = over_seeds(stopped.group_by("seed").agg(pl.col("last_ratio").max())["last_ratio"])
+    limit = over_seeds(limits.filter(kind="mixing").sort("seed")["limit_ratio"])
     return [
         check_below(
             "W_n stays 0.5 away from I, d(n) over ||x||",
-            moved.value,
-            moved.interval,
+            moved,
             bound=1e-12,
             rule="at most 1e-12: W_n = I/2 and W_n = (I + 11'/m)/2 converge, so W_n -> I is not "
             "necessary for pointwise convergence",
         ),
         check_above(
             "the same, ||limit|| over ||x|| of the second",
-            limit.value,
-            limit.interval,
+            limit,
             bound=0.5,
             rule="at least 0.5: its limit, the mean of x, is neither zero nor independent of x",
         ),
@@ -482,41 +468,37 @@ def _training_checks(trained: pl.DataFrame, config: Config) -> list[Check]:
     he = _at_best_lr(trained.filter(init="he", net_depth=config.net_depth))
     shallow = _at_best_lr(trained.filter(init="he", net_depth=config.shallow_depth))
     pairs = deep.join(he, on="seed", suffix="_he").sort("seed")
-    gain = _mean(pairs["test_accuracy"] - pairs["test_accuracy_he"])
+    gain = over_seeds(pairs["test_accuracy"] - pairs["test_accuracy_he"])
     results = {
-        "deep": _mean(deep["train_accuracy"]),
-        "he": _mean(he["train_accuracy"]),
-        "shallow": _mean(shallow["train_accuracy"]),
+        "deep": over_seeds(deep["train_accuracy"]),
+        "he": over_seeds(he["train_accuracy"]),
+        "shallow": over_seeds(shallow["train_accuracy"]),
     }
     layers = f"{config.net_depth} layers"
     best = "at the learning rate of the best mean"
     return [
         check_above(
             f"{layers}, I + c n^-p G, training accuracy",
-            results["deep"].value,
-            results["deep"].interval,
+            results["deep"],
             bound=0.9,
             rule=f"at least 0.9 {best}",
         ),
         check_above(
             f"{layers}, test accuracy, I + c n^-p G less He",
-            gain.value,
-            gain.interval,
+            gain,
             bound=0.4,
             rule="at least 0.4 by seed, each at its own best learning rate",
         ),
         check_below(
             f"{layers}, He, training accuracy",
-            results["he"].value,
-            results["he"].interval,
+            results["he"],
             bound=0.5,
             rule=f"at most 0.5 {best}: without the initialisation it does not train",
             control=True,
         ),
         check_above(
             f"{config.shallow_depth} layers, He, training accuracy",
-            results["shallow"].value,
-            results["shallow"].interval,
+            results["shallow"],
             bound=0.9,
             rule=f"at least 0.9 {best}: the recipe trains a shallow network",
             control=True,

@@ -24,7 +24,11 @@ from undertow.claims._claim import (
     Verdict,
     check_above,
     check_below,
+    check_within,
     decide,
+    over_seeds,
+    ratio_over_seeds,
+    worst_over_seeds,
 )
 
 if TYPE_CHECKING:
@@ -354,37 +358,9 @@ def _run_deep(group_trials: Sequence[Deep]) -> list[list[dict[str, Any]]]:
 # ---- the verdict rule
 
 
-def _mean(values: Any) -> lab.Effect:
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
-        return lab.Effect(math.nan, (math.nan, math.nan), None, len(array), "too few runs")
-    return lab.bootstrap_interval(array)
-
-
-def _worst(frame: pl.DataFrame, expression: pl.Expr) -> lab.Effect:
-    """Mean over seeds of the seed's largest value, with its interval."""
-    worst = frame.group_by("seed").agg(expression.max().alias("worst")).sort("seed")
-    return _mean(worst["worst"].drop_nulls())
-
-
 def _column(frame: pl.DataFrame, column: str, **where: Any) -> dict[int, float]:
     ends = frame.filter(pl.col("final"), **where)
     return dict(ends.select("seed", column).sort("seed").iter_rows())
-
-
-def _ratio(first: dict[int, float], second: dict[int, float]) -> lab.Effect:
-    seeds = sorted(first.keys() & second.keys())
-    if len(seeds) < 2:
-        return lab.Effect(math.nan, (math.nan, math.nan), None, len(seeds), "too few runs")
-    return lab.paired_ratio([first[s] for s in seeds], [second[s] for s in seeds])
-
-
-def _within(
-    name: str, effect: lab.Effect, low: float, high: float, rule: str, *, control: bool = False
-) -> Check:
-    inside = low <= effect.interval[0] and effect.interval[1] <= high
-    outside = effect.interval[1] < low or effect.interval[0] > high
-    return Check(name, effect.value, effect.interval, rule, inside, outside, control)
 
 
 def judge(records: pl.DataFrame, config: Config) -> Verdict:
@@ -406,7 +382,7 @@ def _null_space_checks(linear: pl.DataFrame, config: Config) -> list[Check]:
     # Where less is left than this, rounding error is what is measured.
     decayed = linear.filter(pl.col("weight_decay") > 0, pl.col("null_predicted") > 1e-9)
     slope = pl.col("null_ratio").log() / pl.col("null_predicted").log()
-    rate = _worst(decayed, (slope - 1).abs())
+    rate = worst_over_seeds(decayed, (slope - 1).abs())
     samples, strong = config.samples, config.baseline_decay
     smallest = min(config.batch_sizes)
     per_epoch = (pl.col("null_ratio").log() / pl.col("epochs")).alias("per_epoch")
@@ -419,32 +395,32 @@ def _null_space_checks(linear: pl.DataFrame, config: Config) -> list[Check]:
         steps=config.epochs * -(-samples // smallest),
     )
     descent = _column(at_epochs, "per_epoch", batch_size=samples, steps=config.epochs)
-    gap = _ratio(
+    gap = ratio_over_seeds(
         {seed: -value for seed, value in sgd.items()},
         {seed: -value for seed, value in descent.items()},
     )
     expected = -(-samples // smallest)
-    undecayed = _worst(linear.filter(pl.col("weight_decay") == 0), (pl.col("null_ratio") - 1).abs())
+    without = linear.filter(pl.col("weight_decay") == 0)
+    undecayed = worst_over_seeds(without, (pl.col("null_ratio") - 1).abs())
     matched = linear.filter(inputs="gaussian", weight_decay=strong, steps=config.epochs * samples)
     sgd_rows = {"batch_size": smallest, "order": "epochs"}
-    unseen = _ratio(
+    unseen = ratio_over_seeds(
         _column(matched, "null_ratio", **sgd_rows),
         _column(matched, "null_ratio", batch_size=samples),
     )
-    stable = _ratio(
+    stable = ratio_over_seeds(
         _column(matched, "stable_rank", **sgd_rows),
         _column(matched, "stable_rank", batch_size=samples),
     )
     return [
         check_below(
             "null-space decay rate, error",
-            rate.value,
-            rate.interval,
+            rate,
             bound=1e-6,
             rule=f"at most 1e-6 of log(1 - lr weight_decay), worst of {len(decayed)} readings by "
             "seed (every batch size and order; more than 1e-9 left)",
         ),
-        _within(
+        check_within(
             "decay per epoch, SGD over GD",
             gap,
             expected * (1 - 1e-6),
@@ -453,13 +429,12 @@ def _null_space_checks(linear: pl.DataFrame, config: Config) -> list[Check]:
         ),
         check_below(
             "null space lost without decay",
-            undecayed.value,
-            undecayed.interval,
+            undecayed,
             bound=1e-12,
             rule="at most 1e-12: without decay nothing is forgotten",
             control=True,
         ),
-        _within(
+        check_within(
             "null space, SGD over GD, same steps",
             unseen,
             1 - 1e-6,
@@ -467,7 +442,7 @@ def _null_space_checks(linear: pl.DataFrame, config: Config) -> list[Check]:
             "1 to 1e-6: at equal steps the gap is gone",
             control=True,
         ),
-        _within(
+        check_within(
             "stable rank, SGD over GD, same steps",
             stable,
             0.9,
@@ -482,7 +457,7 @@ def _noise_checks(linear: pl.DataFrame, config: Config) -> list[Check]:
     sgd = late.filter(batch_size=min(config.batch_sizes))
     decayed = pl.col("weight_decay") > 0
     weakest = min(value for value in config.weight_decay if value > 0)
-    floor = _mean(
+    floor = over_seeds(
         sgd.filter(weight_decay=weakest)
         .group_by("seed")
         .agg(pl.col("fluctuation").min())["fluctuation"]
@@ -496,19 +471,18 @@ def _noise_checks(linear: pl.DataFrame, config: Config) -> list[Check]:
                 _column(sgd, "fluctuation", order=order, weight_decay=decay)
                 for order in ("cyclic", "epochs")
             ]
-            ratios.append(_ratio(*pair))
+            ratios.append(ratio_over_seeds(*pair))
     fixed = max(ratios, key=lambda ratio: abs(math.log(ratio.value)))
     growth = shuffled.filter(pl.col("weight_decay").is_in(small))
     checks = [
         check_above(
             "SGD's fluctuation with decay",
-            floor.value,
-            floor.interval,
+            floor,
             bound=1e-6,
             rule=f"at least 1e-6 of ||W|| an update at the weakest decay ({weakest:g}), shuffled "
             "and in fixed order",
         ),
-        _within(
+        check_within(
             "fluctuation, fixed order over shuffled",
             fixed,
             0.8,
@@ -523,7 +497,7 @@ def _noise_checks(linear: pl.DataFrame, config: Config) -> list[Check]:
             clusters=growth["seed"].to_list(),
         )
         checks.append(
-            _within(
+            check_within(
                 "fluctuation's power of the decay",
                 slope,
                 0.85,
@@ -535,12 +509,11 @@ def _noise_checks(linear: pl.DataFrame, config: Config) -> list[Check]:
         ("GD's fluctuation with decay", late.filter(decayed, batch_size=config.samples)),
         ("SGD's fluctuation without decay", sgd.filter(~decayed)),
     ):
-        rest = _worst(frame, pl.col("fluctuation"))
+        rest = worst_over_seeds(frame, pl.col("fluctuation"))
         checks.append(
             check_below(
                 name,
-                rest.value,
-                rest.interval,
+                rest,
                 bound=1e-12,
                 rule="at most 1e-12 of ||W||: it comes to rest",
                 control=True,
@@ -552,38 +525,35 @@ def _noise_checks(linear: pl.DataFrame, config: Config) -> list[Check]:
 def _deep_checks(deep: pl.DataFrame, config: Config) -> list[Check]:
     decayed = deep.filter(pl.col("weight_decay") > 0)
     slope = pl.col("null_ratio").log() / pl.col("null_predicted").log()
-    rate = _worst(decayed, (slope - 1).abs())
+    rate = worst_over_seeds(decayed, (slope - 1).abs())
     fitted = deep.filter(pl.col("train_accuracy") >= 0.95)
     descent = fitted.filter(batch_size=config.deep_samples)
     strongest = max(config.deep_weight_decay)
     strong = {"weight_decay": strongest}
-    fall = _ratio(
+    fall = ratio_over_seeds(
         _column(descent, "deep_rank", **strong),
         _column(descent, "deep_rank", weight_decay=0.0),
     )
-    compared = _ratio(
+    compared = ratio_over_seeds(
         _column(fitted.filter(pl.col("batch_size") != config.deep_samples), "deep_rank", **strong),
         _column(descent, "deep_rank", **strong),
     )
     return [
         check_below(
             "deep net, null-space rate, error",
-            rate.value,
-            rate.interval,
+            rate,
             bound=1e-6,
             rule="at most 1e-6: exact in the first layer of a deep net too, SGD and GD",
         ),
         check_below(
             "deep net, GD's rank, strongest over no decay",
-            fall.value,
-            fall.interval,
+            fall,
             bound=0.8,
             rule=f"at most 0.8 at weight decay {strongest:g}: full-batch descent gets low rank too",
         ),
         check_above(
             "deep net, rank, SGD over GD, same steps",
-            compared.value,
-            compared.interval,
+            compared,
             bound=0.95,
             rule="at least 0.95: at equal steps SGD's rank is no lower",
         ),

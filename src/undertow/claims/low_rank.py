@@ -24,7 +24,10 @@ from undertow.claims._claim import (
     Verdict,
     check_above,
     check_below,
+    check_within,
     decide,
+    over_seeds,
+    ratio_over_seeds,
 )
 
 if TYPE_CHECKING:
@@ -427,18 +430,6 @@ def _by_seed(frame: pl.DataFrame, column: str, **where: Any) -> dict[int, float]
     return dict(chosen.select("seed", column).iter_rows())
 
 
-def _pairs(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[list[float], ...]:
-    seeds = sorted(first.keys() & second.keys())
-    return [first[seed] for seed in seeds], [second[seed] for seed in seeds]
-
-
-def _ratio(first: Mapping[int, float], second: Mapping[int, float]) -> lab.Effect:
-    a, b = _pairs(first, second)
-    if len(a) < 2:
-        return lab.Effect(math.nan, (math.nan, math.nan), None, len(a), "too few runs fitted")
-    return lab.paired_ratio(np.maximum(a, 1e-9), np.maximum(b, 1e-9))
-
-
 def _cells(config: Config) -> dict[str, dict[str, Any]]:
     """The selections that the checks compare."""
     small, large = min(config.batch_sizes), max(config.batch_sizes)
@@ -478,14 +469,13 @@ def _published_checks(
 ) -> list[Check]:
     """What the paper predicts, at a fixed number of epochs."""
     small = cells["small batch"]
-    ratio = _ratio(
+    ratio = ratio_over_seeds(
         _by_seed(fitted, "rank", **small), _by_seed(fitted, "rank", **cells["large batch"])
     )
     checks = [
         check_below(
             "rank, small over large batch, same epochs",
-            ratio.value,
-            ratio.interval,
+            ratio,
             bound=0.65,
             rule=f"at most 0.65 (batch size {min(config.batch_sizes)} over "
             f"{max(config.batch_sizes)})",
@@ -495,15 +485,14 @@ def _published_checks(
         levels = sorted(value for value in getattr(config, knob) if value > 0)
         if len(levels) < 2:
             continue
-        ratio = _ratio(
+        ratio = ratio_over_seeds(
             _by_seed(fitted, "rank", **(small | {knob: levels[-1]})),
             _by_seed(fitted, "rank", **(small | {knob: levels[0]})),
         )
         checks.append(
             check_below(
                 f"rank, high over low {label}",
-                ratio.value,
-                ratio.interval,
+                ratio,
                 bound=0.8,
                 rule=f"at most 0.8 ({levels[-1]:g} over {levels[0]:g})",
             )
@@ -514,12 +503,11 @@ def _published_checks(
         .agg((pl.col("rank_fine") / pl.col("initial_rank_fine")).min().alias("kept"))
         .sort("seed")["kept"]
     )
-    share = _mean(kept)
+    share = over_seeds(kept)
     checks.append(
         check_above(
             "initial rank kept without decay",
-            share.value,
-            share.interval,
+            share,
             bound=0.98,
             rule="at least 0.98 of it at threshold 1e-3, in the worst layer and batch size",
             control=True,
@@ -528,49 +516,35 @@ def _published_checks(
     accuracy = [
         _by_seed(fitted, "test_accuracy", **cells[name]) for name in ("small batch", "large batch")
     ]
-    a, b = _pairs(*accuracy)
-    change = _mean(np.subtract(a, b))
-    low, high = change.interval
+    both = sorted(accuracy[0].keys() & accuracy[1].keys())
+    change = over_seeds([accuracy[0][seed] - accuracy[1][seed] for seed in both])
     checks.append(
-        Check(
+        check_within(
             "test accuracy, small less large batch",
-            change.value,
-            change.interval,
+            change,
+            -0.03,
+            0.03,
             "within 0.03 either way, though the ranks differ",
-            passed=low >= -0.03 and high <= 0.03,
-            refuted=low > 0.03 or high < -0.03,
         )
     )
     return checks
 
 
-def _mean(values: Any) -> lab.Effect:
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
-        return lab.Effect(math.nan, (math.nan, math.nan), None, len(array), "too few runs fitted")
-    return lab.bootstrap_interval(array)
-
-
 def _identity_checks(records: pl.DataFrame) -> list[Check]:
     """W_T - (1 - lr weight_decay)^n W_(T-n) has rank at most n m_l B: exactly, for SGD alone."""
-    from scipy.stats import binomtest
-
     probes = records.filter(pl.col("residual_rank").is_not_null())
     checks = []
     for rule in RULES:
         own = probes.filter(pl.col("rule") == rule)
         broken = int((own["residual_rank"] > own["residual_bound"]).sum())
         count = len(own)
-        interval = (math.nan, math.nan)
-        if count:
-            exact = binomtest(broken, count).proportion_ci()
-            interval = (float(exact.low), float(exact.high))
+        share = lab.proportion(broken, count)
         is_sgd = rule == "sgd"
         checks.append(
             Check(
                 f"rank identity broken, {rule}",
-                broken / count if count else math.nan,
-                interval,
+                share.value,
+                share.interval,
                 f"{'none' if is_sgd else 'all'} of {count} runs leave a residual of rank above "
                 "n m_l B",
                 passed=count > 0 and broken == (0 if is_sgd else count),
@@ -594,22 +568,21 @@ def _survived(fitted: pl.DataFrame, rule: Rule) -> pl.DataFrame:
 def _forecast_error(frame: pl.DataFrame, forecast: str) -> lab.Effect:
     """Mean over records of |forecast - rank| / rank, with an interval over seeds."""
     error = (pl.col(forecast).cast(pl.Float64) - pl.col("rank")).abs() / pl.col("rank")
-    return _mean(frame.group_by("seed").agg(error.mean().alias("error")).sort("seed")["error"])
+    return over_seeds(frame.group_by("seed").agg(error.mean().alias("error")).sort("seed")["error"])
 
 
 def _forgetting_checks(
     fitted: pl.DataFrame, config: Config, cells: dict[str, dict[str, Any]]
 ) -> list[Check]:
     """Whether rank is what survives of the initial weights, whatever the batch size."""
-    ratio = _ratio(
+    ratio = ratio_over_seeds(
         _by_seed(fitted, "rank", **cells["small batch"]),
         _by_seed(fitted, "rank", **cells["large batch, same steps"]),
     )
     checks = [
         check_above(
             "rank, small over large batch, same E",
-            ratio.value,
-            ratio.interval,
+            ratio,
             bound=0.95,
             rule="at least 0.95: no pull of small batches beyond E",
         )
@@ -625,8 +598,7 @@ def _forgetting_checks(
         checks.append(
             check_below(
                 "rank against E (Spearman)",
-                link.value,
-                link.interval,
+                link,
                 bound=-0.85,
                 rule=f"at most -0.85 over {len(runs)} snapshots: the runs collapse on E",
             )
@@ -637,8 +609,7 @@ def _forgetting_checks(
         checks.append(
             check_below(
                 f"survivor forecast error, {rule}",
-                error.value,
-                error.interval,
+                error,
                 bound=0.1,
                 rule=f"at most 0.1 over the {len(own)} records where survivors are at least twice "
                 "the learned part",
@@ -649,8 +620,7 @@ def _forgetting_checks(
     checks.append(
         check_above(
             "forecast error, forgetting left out",
-            error.value,
-            error.interval,
+            error,
             bound=0.2,
             rule="at least 0.2 at E > 1.5: without E the same forecast fails",
             control=True,
@@ -659,14 +629,13 @@ def _forgetting_checks(
     small = cells["small batch"]
     lr, decay = _hyper("adamw", config.baseline_lr, config.baseline_decay)
     adamw = small | {"rule": "adamw", "lr": lr, "weight_decay": decay}
-    ratio = _ratio(
+    ratio = ratio_over_seeds(
         _by_seed(fitted, "learned_rank", **small), _by_seed(fitted, "learned_rank", **adamw)
     )
     checks.append(
         check_below(
             "learned rank, SGD over AdamW",
-            ratio.value,
-            ratio.interval,
+            ratio,
             bound=0.8,
             rule="at most 0.8 at the same E",
         )
@@ -739,7 +708,7 @@ def _batch_size_figure(
             where = base | {"batch_size": batch_size, "steps_as": steps_as}
             ranks = list(_by_seed(fitted, "rank", **where).values())
             if len(ranks) > 1:
-                effect = _mean(ranks)
+                effect = over_seeds(ranks)
                 low, high = effect.interval
                 rows.append(
                     {

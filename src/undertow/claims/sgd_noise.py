@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import altair as alt
-import numpy as np
 import polars as pl
 
 from undertow import lab
@@ -24,7 +23,9 @@ from undertow.claims._claim import (
     Verdict,
     check_above,
     check_below,
+    check_within,
     decide,
+    over_seeds,
 )
 
 if TYPE_CHECKING:
@@ -324,26 +325,9 @@ def _flat(params: dict[str, Tensor]) -> Tensor:
 # ---- the verdict rule
 
 
-def _mean(values: Any) -> lab.Effect:
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2:
-        return lab.Effect(math.nan, (math.nan, math.nan), None, len(array), "too few runs")
-    return lab.bootstrap_interval(array)
-
-
 def _per_seed(frame: pl.DataFrame, expression: pl.Expr) -> lab.Effect:
     values = frame.group_by("seed").agg(expression.alias("value")).sort("seed")["value"]
-    return _mean(values.drop_nulls())
-
-
-def _share(count: int, total: int) -> tuple[float, tuple[float, float]]:
-    """A share of independent cases with its exact interval."""
-    from scipy.stats import binomtest
-
-    if not total:
-        return math.nan, (math.nan, math.nan)
-    interval = binomtest(count, total).proportion_ci()
-    return count / total, (float(interval.low), float(interval.high))
+    return over_seeds(values.drop_nulls())
 
 
 def judge(records: pl.DataFrame, config: Config) -> Verdict:
@@ -361,7 +345,7 @@ def judge(records: pl.DataFrame, config: Config) -> Verdict:
 def _floor_checks(rest: pl.DataFrame, config: Config) -> list[Check]:
     decayed = rest.filter(pl.col("weight_decay") > 0)
     pairs, violations = int(decayed["pairs"].sum()), int(decayed["violations"].sum())
-    share, interval = _share(violations, pairs)
+    violated = lab.proportion(violations, pairs)
     single = decayed.filter(batch_size=1)
     hidden = single.filter(layer=2)
     tight = _per_seed(hidden, (pl.col("least") / pl.col("floor")).mean())
@@ -372,53 +356,48 @@ def _floor_checks(rest: pl.DataFrame, config: Config) -> list[Check]:
         .sort("seed", "weight_decay")
     )
     rising = noise.group_by("seed").agg((pl.col("noise").diff().drop_nulls() > 0).all())
-    monotone, monotone_interval = _share(int(rising["noise"].sum()), len(rising))
+    monotone = lab.proportion(int(rising["noise"].sum()), len(rising))
     weakest = min(value for value in config.weight_decay if value > 0)
     quiet = _per_seed(
         noise,
         pl.col("noise").filter(pl.col("weight_decay") == 0).first()
         / pl.col("noise").filter(pl.col("weight_decay") == weakest).first(),
     )
-    doubled, doubled_interval = _share(
-        int((hidden["least"] < 2 * hidden["floor"]).sum()), len(hidden)
-    )
+    doubled = lab.proportion(int((hidden["least"] < 2 * hidden["floor"]).sum()), len(hidden))
     resting = _per_seed(decayed, (pl.col("residual") / pl.col("least")).max())
     return [
         Check(
             "guaranteed floor violated",
-            share,
-            interval,
+            violated.value,
+            violated.interval,
             f"by none of {pairs:,} (layer, batch) pairs, at least 1,000",
             passed=violations == 0 and pairs >= 1000,
             refuted=violations > 0,
         ),
         check_below(
             "measured minimum over floor, hidden matrix",
-            tight.value,
-            tight.interval,
+            tight,
             bound=1.5,
             rule="at most 1.5 at batch size 1: the floor is not far below",
         ),
         Check(
             "noise rises with decay",
-            monotone,
-            monotone_interval,
+            monotone.value,
+            monotone.interval,
             "in every seed, over all the decays",
-            passed=monotone == 1.0,
-            refuted=monotone < 0.5,
+            passed=monotone.value == 1.0,
+            refuted=monotone.interval[1] < 0.5,
         ),
         check_below(
             "noise without decay over weakest decay",
-            quiet.value,
-            quiet.interval,
+            quiet,
             bound=1 / 30,
             rule=f"at most 1/30 of that at {weakest:g}: no decay, no noise",
             control=True,
         ),
         check_below(
             "full-batch gradient over least batch gradient",
-            resting.value,
-            resting.interval,
+            resting,
             bound=0.1,
             rule="at most 0.1 in the worst layer: full-batch descent is at rest, no batch is",
             control=True,
@@ -426,7 +405,6 @@ def _floor_checks(rest: pl.DataFrame, config: Config) -> list[Check]:
         check_above(
             "twice the floor broken, hidden matrix",
             doubled,
-            doubled_interval,
             bound=0.5,
             rule="in most runs: lambda is not weight_decay but half of it",
             control=True,
@@ -456,14 +434,14 @@ def _displacement_checks(moved: pl.DataFrame, config: Config) -> list[Check]:
         decayed.filter(sgd), (pl.col("of_the_order") / pl.col("displacement")).first()
     )
     return [
-        _within(
+        check_within(
             "displacement over shrinkage, after fitting",
             plateau,
             0.9,
             1.1,
             "0.9 to 1.1 times lr x weight_decay x steps: the plateau is shrinkage",
         ),
-        _within(
+        check_within(
             "displacement, SGD over GD, after fitting",
             same,
             0.95,
@@ -473,35 +451,24 @@ def _displacement_checks(moved: pl.DataFrame, config: Config) -> list[Check]:
         ),
         check_below(
             "displacement without decay over shrinkage",
-            still.value,
-            still.interval,
+            still,
             bound=0.1,
             rule="at most 0.1 of what the decay would shrink",
             control=True,
         ),
         check_below(
             "noise's share of that displacement",
-            order.value,
-            order.interval,
+            order,
             bound=0.1,
             rule="at most 0.1 depends on the order of the data",
         ),
         check_above(
             "tangential displacement, SGD over GD, late",
-            tangential.value,
-            tangential.interval,
+            tangential,
             bound=1.5,
             rule=f"at least 1.5 after {config.late_epochs:,} epochs: there the noise shows",
         ),
     ]
-
-
-def _within(
-    name: str, effect: lab.Effect, low: float, high: float, rule: str, *, control: bool = False
-) -> Check:
-    inside = low <= effect.interval[0] and effect.interval[1] <= high
-    outside = effect.interval[1] < low or effect.interval[0] > high
-    return Check(name, effect.value, effect.interval, rule, inside, outside, control)
 
 
 # ---- what a reader sees

@@ -14,6 +14,7 @@ from undertow.lab._statistics import bootstrap_interval as bootstrap_interval
 from undertow.lab._statistics import equivalence_test as equivalence_test
 from undertow.lab._statistics import paired_ratio as paired_ratio
 from undertow.lab._statistics import paired_sign_test as paired_sign_test
+from undertow.lab._statistics import proportion as proportion
 from undertow.lab._store import Failure as Failure
 from undertow.lab._store import Store as Store
 from undertow.lab._study import Study as Study
@@ -35,6 +36,7 @@ __all__ = [
     "equivalence_test",
     "paired_ratio",
     "paired_sign_test",
+    "proportion",
     "run",
     "save_chart",
     "slope",

@@ -114,6 +114,25 @@ def bootstrap_interval(
     return Effect(value, interval, None, count, f"{name}, widened BCa bootstrap", few)
 
 
+def proportion(count: int, total: int) -> Effect:
+    """A share of independent cases with its exact (Clopper and Pearson) interval.
+
+    No cases at all have an unknown share.
+
+    Raises:
+        ValueError: a count outside 0..total.
+    """
+    if not 0 <= count <= total:
+        raise ValueError(f"count: expected 0 to {total}, got {count}")
+    method = "proportion, exact binomial"
+    if total == 0:
+        return Effect(math.nan, UNKNOWN, None, 0, method, "no cases")
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci()
+    return Effect(count / total, (float(interval.low), float(interval.high)), None, total, method)
+
+
 def paired_sign_test(
     a: ArrayLike, b: ArrayLike, *, alternative: Alternative = "two-sided"
 ) -> Effect:

@@ -87,7 +87,7 @@ class RitzBasis:
 
     def __init__(self, operator: Operator, capacity: int, generator: torch.Generator) -> None:
         self.operator = operator
-        self._generator = generator
+        self.generator = generator
         self._basis = operator.like.new_empty(capacity, operator.size)
         self._images = operator.like.new_empty(capacity, operator.size)
         self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
@@ -116,6 +116,33 @@ class RitzBasis:
         for direction in directions[: len(self._basis) - first]:
             self._basis[self.size] = self._orthonormal(direction)
             self.size += 1
+        self._multiply(first)
+
+    def lanczos_direction(self) -> tuple[Float[Tensor, " params"], float]:
+        """What H times the newest vector has outside of the space, of unit length, and its length.
+
+        The length is 0 where the space is invariant, and the direction then random; zero where
+        there is no other.
+        """
+        newest = self.size - 1
+        if self.size == self.operator.size:
+            return torch.zeros_like(self._images[newest]), 0.0
+        coefficients = self._projected[: self.size, newest].to(self._basis)
+        direction = self._images[newest] - coefficients @ self.basis
+        # Once more for the rounding errors of what was removed.
+        direction -= (self.basis @ direction) @ self.basis
+        length = float(torch.linalg.vector_norm(direction))
+        if length <= _ROUNDING * torch.finfo(direction.dtype).eps * self.scale:
+            return self._orthonormal(self.operator.random(1, self.generator)[0]), 0.0
+        return direction.div_(length), length
+
+    def append(self, direction: Float[Tensor, " params"]) -> None:
+        """Add a unit vector that is orthogonal to the basis already."""
+        self._basis[self.size] = direction
+        self.size += 1
+        self._multiply(self.size - 1)
+
+    def _multiply(self, first: int) -> None:
         added = self._basis[first : self.size]
         images = self.operator.multiply(added)
         self.products += len(added)
@@ -137,7 +164,7 @@ class RitzBasis:
                         break
                 else:
                     return direction
-            direction = self.operator.random(1, self._generator)[0]
+            direction = self.operator.random(1, self.generator)[0]
 
     def ritz(self) -> tuple[Float64[Tensor, " m"], Float64[Tensor, "m m"]]:
         """Ritz values, largest first, and their coordinates in the basis as rows."""
@@ -155,10 +182,6 @@ class RitzBasis:
         """H y - theta y of Ritz pairs."""
         rows = coordinates.to(self.basis)
         return rows @ self._images[: self.size] - (rows * values[:, None].to(rows)) @ self.basis
-
-    def last_image(self) -> Float[Tensor, " params"]:
-        """H times the newest vector: the next Lanczos direction, before orthogonalisation."""
-        return self._images[self.size - 1]
 
     def restart(self, keep: int) -> None:
         """Go on with the `keep` largest Ritz vectors alone."""
@@ -187,53 +210,100 @@ def largest_pairs(
     space = RitzBasis(operator, capacity, generator)
     start = operator.random(1, generator) if start is None else start
     space.extend(start[: max(1, max_products)])
-    verified, before = 0, torch.zeros(0, dtype=torch.float64)
+    goal = _Goal(k, rtol, max_products)
+    converged = _lanczos(space, goal) if space.size == 1 else _expand(space, goal)
+    while converged and k > 1 and space.size < operator.size:
+        before = space.ritz()[0][:k]
+        if not _follow_random(space, goal):
+            break
+        now = space.ritz()[0][:k]
+        if ((now - before).abs() <= rtol * now.abs() + space.scale * rtol**2).all():
+            break
+        converged = _expand(space, goal)
+    values, coordinates = (part[:k] for part in space.ritz())
+    residuals = torch.linalg.vector_norm(space.residuals(values, coordinates), dim=1)
+    vectors = space.vectors(coordinates)
+    return RitzPairs(values, vectors, residuals.double().cpu(), space.products, converged)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """k pairs to a relative residual, within so many products."""
+
+    k: int
+    rtol: float
+    max_products: int
+
+    def tolerance(self, space: RitzBasis, value: float) -> float:
+        """The residual at which a pair has converged."""
+        eps = torch.finfo(space.basis.dtype).eps
+        return max(self.rtol * abs(value), space.scale * max(self.rtol**2, _ROUNDING * eps))
+
+    def make_room(self, space: RitzBasis) -> bool:
+        """Restart if the basis is full; False if there are no products left, or no directions."""
+        if space.products >= self.max_products or space.size == space.operator.size:
+            return False
+        if space.full:
+            space.restart(keep=min(space.size - 1, self.k + (space.size - self.k) // 2))
+        return True
+
+
+def _lanczos(space: RitzBasis, goal: _Goal) -> bool:
+    """Grow a Krylov space from one vector until the wanted pairs have converged.
+
+    The residual of every Ritz pair lies along the next Lanczos vector, also after a restart.
+    """
     while True:
         values, coordinates = space.ritz()
-        wanted = min(k, space.size)
-        index, direction = _first_unconverged(space, values, coordinates, wanted, rtol)
-        complete = index == wanted == k
-        if complete and (k == 1 or space.size == operator.size):
-            break
-        if complete:
-            if verified and _unchanged(before, values[:k], rtol):
-                verified += 1
-            else:
-                verified, before = 1, values[:k].clone()
-            if verified > _VERIFY:
-                break
-            direction = (
-                operator.random(1, generator)[0] if verified == 1 else space.last_image().clone()
-            )
-        if space.products >= max_products or space.size == operator.size:
-            break
-        if direction is None:  # fewer directions than pairs, and all exact
-            direction = operator.random(1, generator)[0]
-        if space.full:
-            space.restart(keep=min(space.size - 1, k + (space.size - k) // 2))
+        direction, length = space.lanczos_direction()
+        wanted = min(goal.k, space.size)
+        met = all(
+            length * abs(float(coordinates[i, -1])) <= goal.tolerance(space, float(values[i]))
+            for i in range(wanted)
+        )
+        if met and wanted == goal.k and _first_unconverged(space, goal)[0] == goal.k:
+            return True
+        if not goal.make_room(space):
+            return False
+        space.append(direction)
+
+
+def _expand(space: RitzBasis, goal: _Goal) -> bool:
+    """Grow any space by the residuals of the wanted pairs until these have converged."""
+    while True:
+        index, direction = _first_unconverged(space, goal)
+        if index == goal.k:
+            return True
+        if not goal.make_room(space):
+            return False
+        if direction is None:  # fewer vectors than pairs, and all exact
+            direction = space.operator.random(1, space.generator)[0]
         space.extend(direction[None])
-    values, coordinates = values[:wanted], coordinates[:wanted]
-    residuals = torch.linalg.vector_norm(space.residuals(values, coordinates), dim=1).double().cpu()
-    return RitzPairs(
-        values, space.vectors(coordinates), residuals, space.products, index == wanted == k
-    )
 
 
-def _first_unconverged(
-    space: RitzBasis, values: Tensor, coordinates: Tensor, wanted: int, rtol: float
-) -> tuple[int, Tensor | None]:
-    """The first pair whose residual is too large, and the residual; `wanted` if there is none."""
-    floor = space.scale * max(rtol**2, _ROUNDING * torch.finfo(space.basis.dtype).eps)
+def _follow_random(space: RitzBasis, goal: _Goal) -> bool:
+    """Add a Krylov space of a random direction; False if that was not possible in full."""
+    if not goal.make_room(space):
+        return False
+    space.extend(space.operator.random(1, space.generator))
+    for _ in range(_VERIFY - 1):
+        # A restart would drop the direction that is being followed.
+        if space.full or space.products >= goal.max_products:
+            break
+        space.append(space.lanczos_direction()[0])
+    return True
+
+
+def _first_unconverged(space: RitzBasis, goal: _Goal) -> tuple[int, Tensor | None]:
+    """The first wanted pair whose residual is too large, with it; or how many have converged."""
+    values, coordinates = space.ritz()
+    wanted = min(goal.k, space.size)
     for index in range(wanted):
         pair = slice(index, index + 1)
         residual = space.residuals(values[pair], coordinates[pair])[0]
-        if torch.linalg.vector_norm(residual) > max(rtol * abs(float(values[index])), floor):
+        if torch.linalg.vector_norm(residual) > goal.tolerance(space, float(values[index])):
             return index, residual
     return wanted, None
-
-
-def _unchanged(before: Tensor, now: Tensor, rtol: float) -> bool:
-    return bool(((now - before).abs() <= rtol * now.abs().clamp(min=1e-300)).all())
 
 
 @dataclass(frozen=True, eq=False)

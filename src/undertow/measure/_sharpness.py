@@ -324,8 +324,10 @@ class SharpnessTracker:
             if space.full:
                 space.restart(keep=_TRACKED_BASIS // 2)
             # From a random start, Lanczos; otherwise what the pair itself lacks.
-            chain = space.products < least
-            space.extend(space.last_image()[None] if chain else direction[None])
+            if space.products < least:
+                space.append(space.lanczos_direction()[0])
+            else:
+                space.extend(direction[None])
         self._gap = gap
         self._start = space.vectors(coordinates[: min(_CARRIED, space.size)])
         return _tracked(space, values, coordinates, error, converged)

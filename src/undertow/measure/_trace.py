@@ -173,7 +173,7 @@ def _krylov_space(operator: Operator, steps: int, generator: torch.Generator) ->
     space = RitzBasis(operator, steps, generator)
     space.extend(operator.random(1, generator))
     while not space.full:
-        space.extend(space.last_image()[None])
+        space.append(space.lanczos_direction()[0])
     return space
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
-from scipy import stats
 from torch import Tensor
 
 from undertow.measure._krylov import Curvature, Quadrature, curvature_operator, lanczos_quadrature
@@ -124,6 +123,8 @@ def spectral_density(
 def _density(
     found: list[Quadrature], size: int, products: int, width: float | None, rtol: float
 ) -> SpectralDensity:
+    from scipy import stats  # loads slowly
+
     longest = max(quadrature.nodes.shape[1] for quadrature in found)
     # A shorter run found an invariant subspace: nodes of no weight make it as long.
     nodes = torch.cat([_padded(q.nodes, longest, repeat=True) for q in found])

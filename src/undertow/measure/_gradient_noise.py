@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float64
-from scipy import stats
 from torch import Tensor
 
 from undertow.measure._per_sample import Sweep, inner_products, said_of, sweep_samples
@@ -187,6 +186,8 @@ def _scales(
     confidence: float,
 ) -> list[NoiseScale]:
     """Noise scales from ||g_i||^2, <g_i, G> of the chosen samples, and |G|^2, by group."""
+    from scipy import stats  # loads slowly
+
     samples = len(weights)
     own, share = squares[:, chosen], weights[chosen]
     # sum ||g_i - w_i G||^2, where sum w_i = n; all of <g_i, G> is at hand where w_i is not one.

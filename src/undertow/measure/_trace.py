@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
-from scipy import stats
 from torch import Tensor
 
 from undertow.measure._krylov import Curvature, Operator, RitzBasis, curvature_operator
@@ -110,6 +109,8 @@ def hutchinson(
     Few looks at the standard error: stopping at the first of many that happens to be small would
     bias it.
     """
+    from scipy import stats  # loads slowly
+
     probes, images = _probe(operator, _FIRST, generator)
     samples = (probes.double() * images.double()).sum(1)
     products = _FIRST

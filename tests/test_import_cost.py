@@ -34,6 +34,10 @@ def test_lab_and_claims_load_no_torch() -> None:
     assert loaded_by("import undertow.claims").isdisjoint(heavy)
 
 
+def test_measure_and_train_load_no_scipy() -> None:
+    assert loaded_by("import undertow as ut; ut.ranks; ut.train").isdisjoint({"scipy", "altair"})
+
+
 @pytest.mark.parametrize("command", [["--help"], ["--version"], ["claims"], ["claims", "--json"]])
 def test_the_quick_commands_load_no_torch(command: list[str]) -> None:
     program = f"from undertow.cli import main; assert main({command!r}) == 0"

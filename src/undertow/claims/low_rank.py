@@ -932,7 +932,7 @@ CLAIM = Claim(
     },
     costs={
         "smoke": "10 s",
-        "small": "2 min on two cores",
+        "small": "3 min on two cores",
         "paper": "days on a GPU; needs --data-root with CIFAR-10",
     },
     trials=trials,

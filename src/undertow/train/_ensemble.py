@@ -31,7 +31,8 @@ from undertow.train.schedules import Factors, Steps
 Path = Literal["auto", "fused", "vmap", "loop"]
 
 _BLOCK = 128  # steps between two checks for divergence
-_TRIAL_STEPS = 6  # steps that the chooser times on each path
+_TRIAL_STEPS = 4  # steps that the chooser times at once on each path
+_TRIAL_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -324,10 +325,16 @@ class Ensemble:
         for path in candidates:
             try:
                 engines[path] = self._build(path)
-                self.path_seconds[path] = _seconds(engines[path], batches, rates)
+                engines[path].advance(batches[:1], rates[:1])  # to warm up
             except (RuntimeError, NotImplementedError):
                 if path == "loop":
                     raise
+                engines.pop(path, None)
+        # In turns, and the least of each: something else on the machine slows all paths alike.
+        for _ in range(_TRIAL_ROUNDS):
+            for path, engine in engines.items():
+                seconds = _seconds(engine, batches, rates)
+                self.path_seconds[path] = min(seconds, self.path_seconds.get(path, seconds))
         self._path = min(self.path_seconds, key=self.path_seconds.__getitem__)
         self._engine = self._build(self._path)
 
@@ -366,12 +373,8 @@ def _hyper(members: Sequence[Member], device: torch.device | str) -> Hyper:
 
 
 def _seconds(engine: Engine, batches: Sequence[Tensor], rates: Tensor) -> float:
-    """Seconds a step: the faster of two short runs, after one step to warm up."""
+    """Seconds a step, over the first few."""
     count = min(_TRIAL_STEPS, len(batches))
-    engine.advance(batches[:1], rates[:1])
-    best = float("inf")
-    for _ in range(2):
-        start = time.perf_counter()
-        engine.advance(batches[:count], rates[:count])
-        best = min(best, time.perf_counter() - start)
-    return best / count
+    start = time.perf_counter()
+    engine.advance(batches[:count], rates[:count])
+    return (time.perf_counter() - start) / count

@@ -140,9 +140,8 @@ class Products:
             part.free()
         try:
             return part.product(block, self._modes[key])
-        except (RuntimeError, NotImplementedError) as error:
-            memory = isinstance(error, RuntimeError) and self._source.out_of_memory(error)
-            if self._modes[key] == "loop" or memory:
+        except RuntimeError as error:
+            if self._modes[key] == "loop" or self._source.out_of_memory(error):
                 raise
             self._modes[key] = "loop"  # which supports everything
             return part.product(block, "loop")

@@ -24,7 +24,8 @@ from undertow._losses import Loss as Loss
 from undertow._losses import as_sum_and_count as as_sum_and_count
 from undertow._losses import check_targets as check_targets
 from undertow._losses import logits_of
-from undertow._module import evaluating, like_parameters, out_of_memory, product_type, select, shown
+from undertow._module import evaluating as evaluating
+from undertow._module import like_parameters, out_of_memory, product_type, select, shown
 from undertow._products import Products, Source, weighted_gradients
 
 Parameters = Mapping[str, Tensor]

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
+from undertow import objective
+
 State = Mapping[str, Tensor]
 
 
@@ -25,17 +27,12 @@ def evaluating(model: nn.Module) -> Iterator[list[RemovableHandle]]:
     Yields a list for handles of hooks, which are removed at the end too.
     """
     handles: list[RemovableHandle] = []
-    training = [(module, module.training) for module in model.modules()]
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    try:
-        model.eval()
-        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+    with objective.evaluating(model), torch.no_grad():
+        try:
             yield handles
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, flag in training:
-            module.training = flag
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def state_in(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:

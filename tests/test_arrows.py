@@ -36,11 +36,11 @@ ALLOWED = {
     "models": set(),
     "measure": {"objective", "predict"},
     "train": {"objective", "predict"},
-    "apply": {"objective", "measure", "predict", "train"},
+    "apply": {"objective", "measure", "predict", "train", "lab"},
     "claims": {"objective", "measure", "predict", "train", "apply", "lab", "data", "models"},
     "integrations": {"objective", "measure", "predict", "train", "apply"},
     "_arguments": {"claims"},
-    "cli": {"_arguments", "apply", "claims", "predict"},
+    "cli": {"_arguments", "apply", "claims", "lab", "predict"},
 }
 # Rooms that may import only these packages beside the standard library and ours.
 PACKAGES = {

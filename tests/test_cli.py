@@ -40,7 +40,7 @@ def test_the_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert len(lines(text)) <= 24
     assert max(map(len, lines(text))) <= 80
-    for command in ("reproduce", "claims", "resume", "report"):
+    for command in ("inspect", "reproduce", "claims", "resume", "report"):
         assert command in text
 
 
@@ -54,7 +54,7 @@ def test_a_claims_help_shows_its_knobs_with_their_defaults(
         assert words in text
     assert status("reproduce", "--help") == 0
     assert "toy" in capsys.readouterr().out
-    for command in ("claims", "resume", "report"):
+    for command in ("claims", "resume", "report", "inspect"):
         assert status(command, "--help") == 0
         assert "--json" in capsys.readouterr().out
 
@@ -225,3 +225,40 @@ def test_an_interrupt_says_how_to_go_on_and_is_status_130(tmp_path: Path) -> Non
     assert "Traceback" not in errors
     assert "to go on" in errors
     assert "undertow-runs/toy-small-seed0" in errors
+
+
+def test_inspect_prints_a_table_or_one_json_object(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import torch
+
+    file = tmp_path / "model.pt"
+    torch.save({f"layers.{i}.weight": torch.randn(8, 4) for i in range(3)}, file)
+    assert (
+        status("inspect", str(file), "--lr", "0.1", "--weight-decay", "0.01", "--steps", "9") == 0
+    )
+    text = capsys.readouterr().out
+    assert "layers.0" in text
+    assert "e^-E" in text
+    assert max(map(len, lines(text)[1:])) <= 80
+    page, table = tmp_path / "page.html", tmp_path / "table.csv"
+    written = ["--html", str(page), "--csv", str(table)]
+    assert status("inspect", str(file), "--json", *written) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["matrices"]) == 3
+    assert captured.err == ""
+    assert table.read_text().startswith("name,rows,cols,parameters")
+    assert page.stat().st_size > 10_000
+
+
+def test_inspect_says_in_a_line_what_it_cannot_read(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(b"123")
+    for path in (tmp_path / "nothing.pt", tmp_path / "cut.safetensors", tmp_path):
+        assert status("inspect", str(path), "--html", str(tmp_path / "page.html")) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(lines(captured.err)) == 1
+        assert captured.err.startswith("undertow: ")
+    assert not (tmp_path / "page.html").exists()

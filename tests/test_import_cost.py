@@ -44,6 +44,18 @@ def test_the_quick_commands_load_no_torch(command: list[str]) -> None:
     assert "torch" not in loaded_by(program)
 
 
+@pytest.mark.parametrize("command", ["inspect"])
+def test_the_help_of_a_command_loads_no_torch(command: str) -> None:
+    program = f"""
+from undertow.cli import main
+try:
+    main([{command!r}, "--help"])
+except SystemExit:
+    pass
+"""
+    assert "torch" not in loaded_by(program)
+
+
 def test_reading_a_claims_knobs_loads_no_torch() -> None:
     program = """
 from undertow import claims

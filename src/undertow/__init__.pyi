@@ -1,3 +1,4 @@
+from . import apply as apply
 from . import claims as claims
 from . import data as data
 from . import lab as lab
@@ -5,6 +6,7 @@ from . import measure as measure
 from . import models as models
 from . import predict as predict
 from . import train as train
+from .apply import inspect as inspect
 from .measure import activation_region as activation_region
 from .measure import depth_convergence as depth_convergence
 from .measure import functional_rank as functional_rank

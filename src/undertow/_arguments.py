@@ -24,6 +24,9 @@ _Preset = Annotated[Literal["smoke", "small", "paper"], tyro.conf.arg(metavar="N
 _Engine = Annotated[Literal["local", "inline"], tyro.conf.arg(metavar="NAME")]
 _Workers = Annotated[int | None, tyro.conf.arg(metavar="N")]
 _Expect = Annotated[Outcome | None, tyro.conf.arg(metavar="VERDICT")]
+_File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+_Number = Annotated[float, tyro.conf.arg(metavar="X")]
+_MaybeNumber = Annotated[float | None, tyro.conf.arg(metavar="X")]
 _Parsed = TypeVar("_Parsed")
 
 
@@ -83,6 +86,40 @@ class ReportOptions:
 class ClaimsOptions:
     """What `claims` takes."""
 
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Ranks, norms, spectra and compressibility of every weight matrix of a checkpoint."""
+
+    path: tyro.conf.Positional[Path]
+    """A .safetensors, .pt, .pth, .bin or .ckpt file, an .index.json, or a folder with one."""
+    against: Annotated[Path | None, tyro.conf.arg(metavar="OTHER")] = None
+    """Another: the table is then of the differences, what fine-tuning changed."""
+    threshold: _Number = 1e-3
+    """Of the rank, relative to the Frobenius norm."""
+    errors: Annotated[tuple[float, ...], tyro.conf.arg(metavar="E...")] = (0.01, 0.05, 0.1)
+    """Relative errors that compressibility is given for."""
+    lr: _MaybeNumber = None
+    """With --weight-decay and --steps: what is left of the initial weights."""
+    weight_decay: _MaybeNumber = None
+    """PyTorch's."""
+    steps: _Workers = None
+    """Optimizer steps taken."""
+    momentum: _Number = 0.0
+    """Of SGD with coupled decay."""
+    init: Annotated[str, tyro.conf.arg(metavar="NAME")] = "pytorch"
+    """Initialisation: pytorch, he, lecun or xavier."""
+    every: bool = False
+    """A line for every matrix, not for every role."""
+    csv: _File = None
+    """Write the table there."""
+    html: _File = None
+    """Write a page with spectra drawn there."""
+    workers: _Workers = None
+    """Threads; one a core by default."""
     json: bool = False
     """Print one JSON object."""
 

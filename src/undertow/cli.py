@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from undertow._arguments import (
     ClaimsOptions,
+    InspectOptions,
     Outcome,
     ReportOptions,
     ResumeOptions,
@@ -27,6 +28,8 @@ usage: undertow COMMAND ...
 
 Measure, predict, use and reproduce the implicit bias of gradient-based
 training.
+
+  undertow inspect CHECKPOINT      ranks, norms and compressibility per layer
 
   undertow reproduce CLAIM...      put claims to the test (--all: each one)
   undertow reproduce CLAIM --help  the knobs of a claim
@@ -141,7 +144,33 @@ def _claims(words: Sequence[str]) -> int:
     return 0
 
 
+def _inspect(words: Sequence[str]) -> int:
+    options = parse(InspectOptions, words, program="undertow inspect")
+    from undertow import apply, lab
+
+    found = apply.inspect(
+        options.path,
+        against=options.against,
+        threshold=options.threshold,
+        errors=options.errors,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        steps=options.steps,
+        momentum=options.momentum,
+        init=options.init,  # type: ignore[arg-type]
+        workers=options.workers,
+        progress=True,
+    )
+    if options.csv is not None:
+        lab.write_atomically(options.csv, found.table.write_csv().encode())
+    if options.html is not None:
+        found.write_html(options.html)
+    print(json.dumps(found.as_json()) if options.json else found.text(every=options.every))
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "inspect": _inspect,
     "reproduce": _reproduce,
     "claims": _claims,
     "resume": _resume,

@@ -5,6 +5,7 @@ from undertow.lab._association import spearman as spearman
 from undertow.lab._charts import save_chart as save_chart
 from undertow.lab._effect import Effect as Effect
 from undertow.lab._files import StoreError as StoreError
+from undertow.lab._files import write_atomically as write_atomically
 from undertow.lab._report import Badge as Badge
 from undertow.lab._report import Page as Page
 from undertow.lab._report import Section as Section
@@ -43,5 +44,6 @@ __all__ = [
     "spearman",
     "text_table",
     "trial_hash",
+    "write_atomically",
     "write_report",
 ]

@@ -53,6 +53,8 @@ from undertow.measure._split import InitSplit as InitSplit
 from undertow.measure._split import split_init as split_init
 from undertow.measure._trace import Estimate as Estimate
 from undertow.measure._trace import hessian_trace as hessian_trace
+from undertow.measure._weights import WeightMatrix as WeightMatrix
+from undertow.measure._weights import weight_matrices as weight_matrices
 
 __all__ = [
     "AffineRegion",
@@ -80,6 +82,7 @@ __all__ = [
     "SharpnessTracker",
     "SpectralDensity",
     "SpectrumRanks",
+    "WeightMatrix",
     "activation_region",
     "boundary_distance",
     "depth_convergence",
@@ -108,4 +111,5 @@ __all__ = [
     "spherical_sharpness",
     "split_init",
     "toeplitz_norm",
+    "weight_matrices",
 ]

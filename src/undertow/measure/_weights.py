@@ -30,12 +30,16 @@ class WeightMatrix:
 
 
 def weight_matrices(
-    model_or_state_dict: nn.Module | Mapping[str, Any], include: Include = None
+    model_or_state_dict: nn.Module | Mapping[str, Any],
+    include: Include = None,
+    *,
+    check_finite: bool = True,
 ) -> tuple[list[WeightMatrix], tuple[str, ...]]:
     """Every weight matrix with its name, and a note on each tensor that was left out.
 
     Names are those of the state dict; a packed attention projection gives three, named as
     PyTorch names them where they are stored apart. Tensors that share memory are given once.
+    With `check_finite=False` no value is read, so that tensors mapped from a file stay there.
 
     Raises:
         TypeError: if the argument is neither a module nor a mapping.
@@ -71,11 +75,18 @@ def weight_matrices(
             "model_or_state_dict has no weight matrix to measure: it needs a floating-point "
             f"tensor with two or more dimensions{reasons}"
         )
-    for item in chosen:
-        # The extremes tell, in one pass and without a mask as large as the matrix.
-        if not torch.isfinite(torch.stack(torch.aminmax(item.matrix))).all():
+    for item in chosen if check_finite else ():
+        if not is_finite(item.matrix):
             raise ValueError(f"{item.name} holds infinities or NaN, so it has no singular values")
     return chosen, tuple(notes)
+
+
+def is_finite(matrix: Tensor) -> bool:
+    """Whether no entry is infinite or NaN.
+
+    The extremes tell, in one pass and without a mask as large as the matrix.
+    """
+    return bool(torch.isfinite(torch.stack(torch.aminmax(matrix))).all())
 
 
 def _choose(matrices: list[WeightMatrix], include: Include) -> list[WeightMatrix]:

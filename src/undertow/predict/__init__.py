@@ -8,12 +8,14 @@ from undertow.predict._rank_bound import RankIdentity as RankIdentity
 from undertow.predict._rank_bound import patch_count as patch_count
 from undertow.predict._rank_bound import rank_bound as rank_bound
 from undertow.predict._rank_bound import rank_identity as rank_identity
+from undertow.predict._survivors import Initializer as Initializer
 from undertow.predict._survivors import forecast_rank as forecast_rank
 from undertow.predict._survivors import initial_spectrum as initial_spectrum
 from undertow.predict._survivors import initial_std as initial_std
 from undertow.predict._survivors import surviving_rank as surviving_rank
 
 __all__ = [
+    "Initializer",
     "RankBound",
     "RankIdentity",
     "decay_exponent",

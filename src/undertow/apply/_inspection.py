@@ -1,0 +1,229 @@
+"""What an inspection found, and how it reads in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64
+from torch import Tensor
+
+from undertow import lab
+from undertow.apply._inspect_page import inspection_page
+from undertow.predict import Initializer
+
+_ROWS_SHOWN = 24
+_WIDTH = 80
+
+
+@dataclass(frozen=True)
+class Residue:
+    """What a run left of its initial weights.
+
+    Attributes:
+        decay_exponent: E, the e-folds by which weight decay shrank them.
+        factor: e^-E, the factor on the initial weights.
+        init: the initialisation that `survivors` in the table assumes.
+    """
+
+    decay_exponent: float
+    factor: float
+    init: Initializer
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        source: what was read.
+        against: what was subtracted; then every row describes a difference.
+        table: a row per matrix, in the order of the checkpoint: name, rows, cols, parameters,
+            threshold_rank, stable_rank, effective_rank, spectral_norm, frobenius_norm, and for
+            each error (in per cent) rank_at_5 and parameters_at_5. With hyperparameters also
+            survivors, the initial singular values that should still exceed the threshold; with
+            `against` also change, ||W - W_other||_F / ||W_other||_F.
+        spectra: singular values of each matrix in descending order, float64.
+        threshold: of threshold_rank, relative to the Frobenius norm.
+        errors: the relative errors that compressibility is given for.
+        residue: what is left of the initial weights, where hyperparameters were given.
+        notes: what was left out, and why.
+    """
+
+    source: str
+    against: str | None
+    table: pl.DataFrame
+    spectra: Mapping[str, Float64[Tensor, " values"]]
+    threshold: float
+    errors: tuple[float, ...]
+    residue: Residue | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Entries of all matrices together."""
+        return int(self.table["parameters"].sum())
+
+    def parameters_at(self, error: float) -> int:
+        """Numbers that hold every matrix to a relative error, each stored the cheaper way."""
+        return int(self.table[f"parameters_at_{percent(error)}"].sum())
+
+    def by_role(self) -> pl.DataFrame:
+        """A row per role, matrices whose names differ in numbers alone: means over them.
+
+        The same columns, with `count` beside `name`; rows and cols are those of the first.
+        """
+        kept = [name for name in self.table.columns if name not in ("name", "rows", "cols")]
+        return (
+            self.table.with_columns(role=pl.Series([role(name) for name in self.table["name"]]))
+            .group_by("role", "rows", "cols", maintain_order=True)
+            .agg(pl.len().alias("count"), pl.col(kept).mean())
+            .rename({"role": "name"})
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole but the spectra, as one JSON object can hold it."""
+        return {
+            "source": self.source,
+            "against": self.against,
+            "parameters": self.parameters,
+            "parameters_at": {percent(e): self.parameters_at(e) for e in self.errors},
+            "threshold": self.threshold,
+            "decay_exponent": None if self.residue is None else self.residue.decay_exponent,
+            "residue": None if self.residue is None else self.residue.factor,
+            "matrices": self.table.to_dicts(),
+            "notes": list(self.notes),
+        }
+
+    def write_html(self, path: str | PathLike[str]) -> Path:
+        """Write the page with spectra drawn, as one file that needs no network."""
+        return lab.write_report(inspection_page(self, " ".join(self._sentences()[1:])), path)
+
+    def text(self, *, every: bool = False) -> str:
+        """The table in 80 columns: a line per role where there are many matrices, or for every one.
+
+        The last columns give the share of parameters that hold each matrix to that error.
+        """
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([repr(self), "", *self._rows(every), *_wrapped(notes)])
+
+    def __repr__(self) -> str:
+        return "\n".join(_wrapped(self._sentences()))
+
+    def _sentences(self) -> list[str]:
+        plural = "matrix" if len(self.table) == 1 else "matrices"
+        what, source = "weight", self.source
+        if self.against is not None:
+            what, source = "differences of weight", f"{self.source} against {self.against}"
+        shares = [_share(self.parameters_at(error), self.parameters) for error in self.errors]
+        errors = [f"{percent(error)}%" for error in self.errors]
+        lines = [
+            f"{source}: {len(self.table)} {what} {plural}, {self.parameters:,} parameters.",
+            f"At low rank, to a relative error of {' / '.join(errors)}, they take "
+            f"{' / '.join(shares)} of their parameters.",
+        ]
+        if self.against is not None:
+            change = self.table["change"].to_numpy()
+            lines.append(
+                f"They changed by {np.median(change):.2%} (median, of the Frobenius norm), at "
+                f"most by {np.max(change):.2%}."
+            )
+        if self.residue is not None:
+            alive = int((self.table["survivors"] > 0).sum())
+            lines.append(
+                f"Weight decay left e^-E = {self.residue.factor:.3g} of the start "
+                f"(E = {self.residue.decay_exponent:.4g}): with {self.residue.init} "
+                f"initialisation that still shows above the threshold in {alive} of "
+                f"{len(self.table)} matrices."
+            )
+        return lines
+
+    def _rows(self, every: bool) -> list[str]:
+        table = self.table if every or len(self.table) <= _ROWS_SHOWN else self.by_role()
+        counts = table["count"] if "count" in table.columns else [1] * len(table)
+        cells = {
+            "matrix": [
+                name if count == 1 else f"{name} ({count})"
+                for name, count in zip(_short(table["name"].to_list()), counts, strict=True)
+            ],
+            "shape": [f"{rows}x{cols}" for rows, cols in table.select("rows", "cols").iter_rows()],
+            "rank": [f"{value:.0f}" for value in table["threshold_rank"]],
+            "stable": [_digits(value) for value in table["stable_rank"]],
+            "eff.": [_digits(value) for value in table["effective_rank"]],
+        }
+        if "change" in table.columns:
+            cells["change"] = [f"{value:.1%}" for value in table["change"]]
+        elif "survivors" in table.columns:
+            cells["alive"] = [_digits(value) for value in table["survivors"]]
+        else:
+            cells["norm"] = [f"{value:.3g}" for value in table["frobenius_norm"]]
+        for error in self.errors:
+            kept = table[f"parameters_at_{percent(error)}"]
+            cells[f"{percent(error)}%"] = [
+                _share(part, whole) for part, whole in zip(kept, table["parameters"], strict=True)
+            ]
+        lines = _aligned(cells)
+        if len(table) < len(self.table):
+            lines.append("(n): means over n matrices whose names differ in their number alone.")
+        if "survivors" in self.table.columns:
+            lines.append("alive: initial directions that decay has left above the threshold.")
+        return lines
+
+
+def percent(error: float) -> str:
+    """A relative error in per cent, as it stands in column names: 0.05 is "5"."""
+    return f"{100 * error:g}"
+
+
+def role(name: str) -> str:
+    """A name without its layer number: `layers.3.mlp.weight` is `layers.*.mlp.weight`."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names without what all of them share: the modules around them, and the last `.weight`."""
+    stems = [name.removesuffix(".weight").split(".") for name in names]
+    shared = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*stems, strict=False))))
+    lead = min(shared, *(len(stem) - 1 for stem in stems)) if len(names) > 1 else 0
+    if lead and any(stem[lead].isdigit() for stem in stems):
+        lead -= 1  # a bare number says too little
+    return [".".join(stem[lead:]) for stem in stems]
+
+
+def _aligned(cells: Mapping[str, Sequence[str]]) -> list[str]:
+    """Columns in 80 characters: the first takes what the others leave, its names cut in front."""
+    widths = [max(map(len, [head, *column])) for head, column in cells.items()]
+    first = min(widths[0], _WIDTH - sum(width + 1 for width in widths[1:]))
+    lines = []
+    for row in zip(*([head, *column] for head, column in cells.items()), strict=True):
+        name = row[0] if len(row[0]) <= first else "…" + row[0][1 - first :]
+        rest = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append(" ".join([f"{name:<{first}}", *rest]))
+    return lines
+
+
+def _wrapped(lines: Iterable[str]) -> list[str]:
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(
+            line, _WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent="  "
+        )
+    ]
+
+
+def _share(part: float, whole: float) -> str:
+    """A percentage that says 100% only of all of it."""
+    return "100%" if part >= whole else f"{min(part / whole, 0.994):.0%}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -3,11 +3,26 @@
 from undertow.predict._decay import decay_exponent as decay_exponent
 from undertow.predict._decay import decay_factor as decay_factor
 from undertow.predict._decay import null_space_decay as null_space_decay
+from undertow.predict._equilibrium import Equilibrium as Equilibrium
+from undertow.predict._equilibrium import equilibrium as equilibrium
+from undertow.predict._equilibrium import equilibrium_steps as equilibrium_steps
+from undertow.predict._local_sgd import SyncRounds as SyncRounds
+from undertow.predict._local_sgd import local_drift_multiplier as local_drift_multiplier
+from undertow.predict._local_sgd import sync_period as sync_period
+from undertow.predict._local_sgd import sync_rounds as sync_rounds
+from undertow.predict._momentum import MomentumEquivalent as MomentumEquivalent
+from undertow.predict._momentum import averaged_lr as averaged_lr
+from undertow.predict._momentum import momentum_equivalent as momentum_equivalent
 from undertow.predict._rank_bound import RankBound as RankBound
 from undertow.predict._rank_bound import RankIdentity as RankIdentity
 from undertow.predict._rank_bound import patch_count as patch_count
 from undertow.predict._rank_bound import rank_bound as rank_bound
 from undertow.predict._rank_bound import rank_identity as rank_identity
+from undertow.predict._rank_one import rank_one_rate as rank_one_rate
+from undertow.predict._rescale import Change as Change
+from undertow.predict._rescale import Rescaling as Rescaling
+from undertow.predict._rescale import largest_batch as largest_batch
+from undertow.predict._rescale import rescale as rescale
 from undertow.predict._survivors import Initializer as Initializer
 from undertow.predict._survivors import forecast_rank as forecast_rank
 from undertow.predict._survivors import initial_spectrum as initial_spectrum
@@ -15,17 +30,32 @@ from undertow.predict._survivors import initial_std as initial_std
 from undertow.predict._survivors import surviving_rank as surviving_rank
 
 __all__ = [
+    "Change",
+    "Equilibrium",
     "Initializer",
+    "MomentumEquivalent",
     "RankBound",
     "RankIdentity",
+    "Rescaling",
+    "SyncRounds",
+    "averaged_lr",
     "decay_exponent",
     "decay_factor",
+    "equilibrium",
+    "equilibrium_steps",
     "forecast_rank",
     "initial_spectrum",
     "initial_std",
+    "largest_batch",
+    "local_drift_multiplier",
+    "momentum_equivalent",
     "null_space_decay",
     "patch_count",
     "rank_bound",
     "rank_identity",
+    "rank_one_rate",
+    "rescale",
     "surviving_rank",
+    "sync_period",
+    "sync_rounds",
 ]

@@ -33,6 +33,13 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def coefficient(name: str, value: float) -> float:
+    """`value` as a float in [0, 1), the share of an average that a step keeps."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1); got {value}")
+    return float(value)
+
+
 def decay_rate(weight_decay: float) -> float:
     """`weight_decay` as a finite float that is not negative."""
     if not (math.isfinite(weight_decay) and weight_decay >= 0):

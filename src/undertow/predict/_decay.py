@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from undertow.predict._arguments import Schedule, count, step_decay, step_decays
+from undertow.predict._arguments import Schedule, coefficient, count, step_decay, step_decays
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int
@@ -41,10 +41,9 @@ def decay_exponent(
     Raises:
         ValueError: if a value is out of its range or lengths differ, or if lr x weight_decay >= 1.
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1); got {momentum}")
+    kept = coefficient("momentum", momentum)
     products, repeats = step_decays(lr, weight_decay, steps, schedule)
-    return float(products.sum() * repeats / (1 - momentum))
+    return float(products.sum() * repeats / (1 - kept))
 
 
 def decay_factor(

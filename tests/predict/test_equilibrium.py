@@ -1,0 +1,127 @@
+"""The equilibrium of norm and direction against the update, run step by step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from undertow.predict import equilibrium, equilibrium_steps
+
+
+def _norm_steps(lr: float, decay: float, square: float, norm: float, steps: int) -> list[float]:
+    """||w|| under the update, with gradients orthogonal to w and of norm sqrt(square) / ||w||."""
+    norms = [norm]
+    for _ in range(steps):
+        norms.append(math.hypot((1 - lr * decay) * norms[-1], lr * math.sqrt(square) / norms[-1]))
+    return norms
+
+
+@given(st.floats(1e-3, 1), st.floats(1e-3, 0.25), st.floats(1e-2, 1e3))
+def test_norm_and_angle_are_those_that_the_update_keeps(
+    lr: float, decay: float, square: float
+) -> None:
+    found = equilibrium(lr, decay, gradient_sqnorm=square)
+    step = _norm_steps(lr, decay, square, found.norm, 1)
+    assert step[1] == pytest.approx(found.norm)
+    turned = math.atan2(lr * math.sqrt(square) / found.norm, (1 - lr * decay) * found.norm)
+    assert found.angular_update == pytest.approx(turned)
+    assert found.effective_lr == pytest.approx(lr / found.norm**2)
+
+
+def test_small_decay_gives_the_first_order_forms() -> None:
+    lr, decay, square = 0.2, 5e-4, 3.0
+    found = equilibrium(lr, decay, gradient_sqnorm=square)
+    assert found.norm**4 == pytest.approx(lr * square / (2 * decay), rel=1e-4)
+    assert found.effective_lr == pytest.approx(math.sqrt(2 * lr * decay / square), rel=1e-4)
+    assert found.angular_update == pytest.approx(math.sqrt(2 * lr * decay), rel=1e-4)
+    assert found.relaxation_steps == pytest.approx(1 / (4 * lr * decay), rel=1e-3)
+    assert found.mixing_steps == pytest.approx(1 / (lr * decay))
+
+
+def test_same_intrinsic_rate_has_the_same_effective_rate_and_angle() -> None:
+    one = equilibrium(0.1, 4e-3, gradient_sqnorm=2.0)
+    other = equilibrium(0.4, 1e-3, gradient_sqnorm=2.0)
+    assert one.effective_lr == pytest.approx(other.effective_lr)
+    assert one.angular_update == pytest.approx(other.angular_update)
+    assert one.norm != pytest.approx(other.norm)
+
+
+def test_deviations_relax_by_the_stated_factor() -> None:
+    lr, decay, square = 0.5, 0.02, 1.0
+    found = equilibrium(lr, decay, gradient_sqnorm=square)
+    norms = np.array(_norm_steps(lr, decay, square, 1.001 * found.norm, 40))
+    deviations = norms**4 - found.norm**4
+    rate = -np.polyfit(np.arange(len(norms)), np.log(deviations), 1)[0]
+    assert 1 / rate == pytest.approx(found.relaxation_steps, rel=2e-3)
+
+
+@pytest.mark.parametrize("ratio", [100.0, 3.0, 1.05, 0.9, 0.3])
+def test_steps_to_equilibrium_match_the_update(ratio: float) -> None:
+    lr, decay, square = 0.05, 0.02, 1.0
+    goal = equilibrium(lr, decay, gradient_sqnorm=square).norm
+    predicted = equilibrium_steps(lr, decay, initial_norm=ratio * goal, equilibrium_norm=goal)
+    norms = np.array(_norm_steps(lr, decay, square, ratio * goal, 10_000)) / goal
+    outside = np.abs(norms - 1) > 0.01
+    assert predicted == pytest.approx(int(np.argmin(outside)), rel=0.01, abs=2)
+
+
+def test_a_norm_that_is_much_too_large_is_pure_decay() -> None:
+    steps = equilibrium_steps(0.1, 1e-3, initial_norm=1e6, equilibrium_norm=1.0)
+    assert steps == pytest.approx((math.log(1e6) + math.log(1 / 0.04) / 4) / 1e-4, rel=0.01)
+    assert equilibrium_steps(0.1, 1e-3, initial_norm=1.005, equilibrium_norm=1.0) == 0
+
+
+def test_momentum_against_a_walk_in_many_dimensions() -> None:
+    """Unit-norm gradients that are independent from step to step, with coupled decay."""
+    lr, decay, kept, dims, walks = 0.05, 0.02, 0.8, 60, 40
+    generator = np.random.default_rng(0)
+    found = equilibrium(lr, decay, momentum=kept, gradient_sqnorm=1.0)
+    weights = generator.standard_normal((walks, dims))
+    weights *= found.norm / np.linalg.norm(weights, axis=1, keepdims=True)
+    velocity = np.zeros_like(weights)
+    fourth, angles = [], []
+    for step in range(1500):
+        draw = generator.standard_normal((walks, dims))
+        norm = np.linalg.norm(weights, axis=1, keepdims=True)
+        unit = weights / norm
+        draw -= (draw * unit).sum(1, keepdims=True) * unit
+        gradient = draw / np.linalg.norm(draw, axis=1, keepdims=True) / norm
+        velocity = kept * velocity + gradient + decay * weights
+        weights = weights - lr * velocity
+        after = np.linalg.norm(weights, axis=1, keepdims=True)
+        if step >= 300:
+            fourth.append(float((after**4).mean()))
+            angles.append(float(np.arccos((unit * weights / after).sum(1)).mean()))
+    assert np.mean(fourth) == pytest.approx(found.norm**4, rel=0.03)
+    assert np.mean(angles) == pytest.approx(found.angular_update, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": 0.0}, "lr must be"),
+        ({"weight_decay": 0.0}, "weight_decay must be"),
+        ({"momentum": 1.0}, "momentum must lie"),
+        ({"weight_decay": 10.0}, "lr x weight_decay"),
+        ({"gradient_sqnorm": math.inf}, "gradient_sqnorm"),
+    ],
+)
+def test_bad_input_is_named(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        equilibrium(**({"lr": 0.1, "weight_decay": 1e-3} | arguments))
+
+
+def test_bad_norms_and_tolerances_are_named() -> None:
+    with pytest.raises(ValueError, match="tolerance"):
+        equilibrium_steps(0.1, 1e-3, initial_norm=2, equilibrium_norm=1, tolerance=0)
+    with pytest.raises(ValueError, match="initial_norm"):
+        equilibrium_steps(0.1, 1e-3, initial_norm=0, equilibrium_norm=1)
+
+
+def test_it_reads_like_a_sentence() -> None:
+    assert "Equilibrium in about 1e+04 steps" in repr(equilibrium(0.1, 1e-3))
+    assert "||w||" in repr(equilibrium(0.1, 1e-3, gradient_sqnorm=1.0))

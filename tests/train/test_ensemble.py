@@ -55,7 +55,7 @@ def make(
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("rule", [rules.sgd, rules.momentum, rules.adamw], ids=repr)
+@pytest.mark.parametrize("rule", [rules.sgd, rules.momentum, rules.adam, rules.adamw], ids=repr)
 def test_a_member_alone_is_the_member_among_others(path: str, rule: rules.Rule) -> None:
     together = make(path=path, rule=rule).train(30).parameters()
     for e, member in enumerate(members()):

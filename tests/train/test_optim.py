@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from toy_runs import CLASSES, FEATURES, inputs, labels
 
 from undertow.models import mlp
 from undertow.train import optim, rules
+from undertow.train.rules import Rule
 
 Make = Callable[[Any], torch.optim.Optimizer]
 
@@ -28,10 +29,22 @@ PAIRS: dict[str, tuple[Make, Make]] = {
         lambda params: optim.SGD(params, 0.05, momentum=0.9, weight_decay=0.01),
         lambda params: torch.optim.SGD(params, 0.05, momentum=0.9, weight_decay=0.01),
     ),
+    "rmsprop": (
+        lambda params: optim.RMSprop(params, 0.003, alpha=0.95, weight_decay=0.01),
+        lambda params: torch.optim.RMSprop(params, 0.003, alpha=0.95, weight_decay=0.01),
+    ),
+    "adam": (
+        lambda params: optim.Adam(params, 0.01, betas=(0.8, 0.98), eps=1e-4, weight_decay=0.1),
+        lambda params: torch.optim.Adam(
+            params, 0.01, betas=(0.8, 0.98), eps=1e-4, weight_decay=0.1
+        ),
+    ),
     "adamw": (
         lambda params: optim.AdamW(params, 0.01, betas=(0.8, 0.98), weight_decay=0.1),
         lambda params: torch.optim.AdamW(params, 0.01, betas=(0.8, 0.98), weight_decay=0.1),
     ),
+    "defaults of rmsprop": (optim.RMSprop, torch.optim.RMSprop),
+    "defaults of adam": (optim.Adam, torch.optim.Adam),
     "defaults of adamw": (optim.AdamW, torch.optim.AdamW),
 }
 pairs = pytest.mark.parametrize("pair", PAIRS.values(), ids=list(PAIRS))
@@ -99,14 +112,17 @@ def test_groups_with_a_momentum_of_their_own() -> None:
         assert_equal(*nets)
 
 
-def test_groups_with_betas_of_their_own() -> None:
+@pytest.mark.parametrize(
+    ("name", "own"), [("Adam", (0.5, 0.9)), ("AdamW", (0.5, 0.9)), ("RMSprop", 0.8)]
+)
+def test_groups_with_decays_of_their_own(name: str, own: Any) -> None:
     nets = [network().double() for _ in range(2)]
-    for net, make in zip(nets, (optim.AdamW, torch.optim.AdamW), strict=True):
+    for net, module in zip(nets, (optim, torch.optim), strict=True):
         groups = [
-            {"params": net[1].parameters(), "betas": (0.5, 0.9)},
+            {"params": net[1].parameters(), "alpha" if name == "RMSprop" else "betas": own},
             {"params": net[3].parameters()},
         ]
-        train(net, make(groups, 0.01), 30)
+        train(net, getattr(module, name)(groups, 0.01), 30)
     assert_equal(*nets)
 
 
@@ -203,6 +219,8 @@ def test_any_rule_has_a_front_end() -> None:
         ("weight_decay must be finite", lambda p: optim.AdamW(p, weight_decay=float("nan"))),
         ("beta2 must be below 1", lambda p: optim.AdamW(p, betas=(0.9, 1.0))),
         ("lr must be finite", lambda p: optim.SGD([{"params": p, "lr": -1.0}], 0.1)),
+        ("beta2 must be below 1", lambda p: optim.RMSprop(p, alpha=1.0)),
+        ("lr x weight_decay must be below 1", lambda p: optim.SGD(p, 1.0, weight_decay=2.0)),
         ("beta1 must be", lambda p: optim.AdamW([{"params": p, "betas": (1.0, 0.9)}], 0.1)),
     ],
 )
@@ -214,3 +232,155 @@ def test_hyperparameters_out_of_range(words: str, make: Make) -> None:
 def test_hyperparameters_that_do_not_exist() -> None:
     with pytest.raises(TypeError, match="dampening"):
         optim.RuleOptimizer(network().parameters(), rules.sgd, lr=0.1, dampening=0.5)
+
+
+def test_a_rule_that_is_none() -> None:
+    with pytest.raises(TypeError, match=r"rule must be one of train\.rules"):
+        optim.RuleOptimizer(network().parameters(), torch.optim.SGD, lr=0.1)
+
+
+# ---- rules that need several batches a step
+
+
+def batches(seed: int, size: int = 6) -> Iterator[Tensor]:
+    """Indices of batches without end, alike for equal seeds."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randint(len(inputs()), (size,), generator=generator)
+
+
+def loss_of(net: nn.Module, index: Tensor) -> Tensor:
+    return functional.cross_entropy(net(inputs()[index]), labels()[index])
+
+
+@pytest.mark.parametrize("clears", [True, False])
+@pytest.mark.parametrize(
+    ("base", "steps"), [(rules.momentum, 3), (rules.adam, 9), (rules.adamw, 9)], ids=repr
+)
+def test_svag_by_closure_is_torch_with_combined_gradients(
+    base: Rule, steps: int, clears: bool
+) -> None:
+    """At l = 3, against `torch.optim` with the hyperparameters scaled by hand."""
+    ours, theirs = network().double(), network().double()
+    finer, decay, forget = 3, 0.05, 1 - 1 / 9
+    rule = rules.svag(base, finer)
+    own = optim.RuleOptimizer(
+        ours.parameters(), rule, lr=0.03, weight_decay=decay, momentum=0.6, beta1=0.0, beta2=0.9
+    )
+    adaptive: Any = {"betas": (forget, 1 - 0.1 / 9), "eps": 3e-8}
+    params = list(theirs.parameters())
+    other = {
+        "momentum": lambda: torch.optim.SGD(params, 0.01, momentum=0.6, weight_decay=decay),
+        "adam": lambda: torch.optim.Adam(params, 0.01, weight_decay=decay, **adaptive),
+        "adamw": lambda: torch.optim.AdamW(params, 0.01, weight_decay=decay / finer, **adaptive),
+    }[base.name]()
+    spread = (2 * steps - 1) ** 0.5
+    first, second = batches(0), batches(0)
+    for _ in range(40):
+
+        def closure() -> Tensor:
+            if clears:
+                own.zero_grad()
+            loss = loss_of(ours, next(first))
+            loss.backward()
+            return loss
+
+        found = own.step(closure)
+        other.zero_grad()
+        loss = (1 + spread) / 2 * loss_of(theirs, next(second))
+        loss = loss + (1 - spread) / 2 * loss_of(theirs, next(second))
+        loss.backward()
+        other.step()
+        assert float(found.detach()) == pytest.approx(float(loss.detach()), rel=1e-9, abs=1e-9)
+    assert_equal(ours, theirs)
+
+
+def test_svag_without_a_closure() -> None:
+    net = network().double()
+    optimizer = optim.RuleOptimizer(net.parameters(), rules.svag(rules.sgd, 2), lr=0.1)
+    loss_of(net, torch.arange(4)).backward()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="2 independent batches a step: call step"):
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_parameters_that_one_of_the_batches_does_not_reach() -> None:
+    reached, seldom, never = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    optimizer = optim.RuleOptimizer(
+        [reached, seldom, never], rules.svag(rules.sgd, 2), lr=0.2, weight_decay=0.5
+    )
+    turns = iter((True, False))
+
+    def closure() -> Tensor:
+        loss = (reached * seldom).sum() if next(turns) else reached.sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    shrunk, weight = 1 - 0.1 * 0.5, (1 + 3**0.5) / 2
+    torch.testing.assert_close(reached.detach(), torch.full((2,), shrunk - 0.1))
+    torch.testing.assert_close(seldom.detach(), torch.full((2,), shrunk - 0.1 * weight))
+    assert torch.equal(never.detach(), torch.ones(2))
+
+
+# ---- what is refused before anything is updated
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("named", [False, True])
+def test_gradients_that_are_not_finite(value: float, named: bool) -> None:
+    net = network().double()
+    given = net.named_parameters() if named else net.parameters()
+    optimizer = optim.Adam(given)
+    loss_of(net, torch.arange(4)).backward()
+    net[3].weight.grad[1, 2] = value
+    before = copy.deepcopy(net.state_dict())
+    name = "3.weight" if named else "parameter 2 of group 0"
+    with pytest.raises(ValueError, match=f"the gradient of {name} holds NaN or infinite"):
+        optimizer.step()
+    assert all(torch.equal(own, before[key]) for key, own in net.state_dict().items())
+
+
+def test_a_state_of_another_model_or_rule() -> None:
+    net = network()
+    optimizer = optim.Adam(net.parameters())
+    train(net, optimizer, 3)
+    kept = copy.deepcopy(optimizer.state_dict())
+    generator = torch.Generator().manual_seed(5)
+    wider = mlp((FEATURES, 9, CLASSES), activation="tanh", generator=generator)
+    other = optim.Adam(wider.parameters())
+    train(wider, other, 3)
+    with pytest.raises(
+        ValueError, match=r"parameter 0 of group 0 has shape \(8, 5\), but its state"
+    ):
+        optimizer.load_state_dict(other.state_dict())
+    heavy = optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    train(net, heavy, 3)
+    with pytest.raises(ValueError, match=r"holds velocity, but rules.adam keeps"):
+        optimizer.load_state_dict(heavy.state_dict())
+    for own, before in zip(
+        optimizer.state_dict()["state"].values(), kept["state"].values(), strict=True
+    ):
+        assert all(torch.equal(value, before[key]) for key, value in own.items())
+    train(net, optimizer, 1)
+
+
+def test_a_scheduler_that_leaves_the_range() -> None:
+    net = network().double()
+    groups = [{"params": net[1].parameters()}, {"params": net[3].parameters()}]
+    optimizer = optim.SGD(groups, 0.1, weight_decay=0.5)
+    optimizer.param_groups[1]["lr"] = 3.0
+    loss_of(net, torch.arange(4)).backward()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"lr x weight_decay must be below 1, got 3.0 x 0.5"):
+        optimizer.step()
+    assert all(torch.equal(own, before[key]) for key, own in net.state_dict().items())
+
+
+def test_unit_norm_as_an_optimizer() -> None:
+    net = network().double()
+    rule = rules.unit_norm(rules.momentum)
+    train(net, optim.RuleOptimizer(net.parameters(), rule, lr=0.1, momentum=0.9), 10)
+    for param in net.parameters():
+        assert (abs(float(param.detach().norm()) - 1) < 1e-12) == (param.ndim == 2)

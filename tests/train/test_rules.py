@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,16 @@ from toy_runs import draw
 from undertow.train import rules
 from undertow.train.rules import Hyper, Rule, State
 
-RULES = (rules.sgd, rules.momentum, rules.adamw)
+RULES = (
+    rules.sgd,
+    rules.momentum,
+    rules.ema_momentum,
+    rules.rmsprop,
+    rules.adam,
+    rules.adamw,
+    rules.adaptive(eps="inside", bias_correction=False),
+    rules.adaptive(mean=False, decay="decoupled"),
+)
 SHAPES = ((3, 4), (5,), ())
 
 
@@ -93,12 +103,12 @@ def test_an_ensemble_is_its_members_one_by_one(
 
 @given(lr=st.floats(1e-6, 0.9), weight_decay=st.floats(0, 1), steps=st.integers(1, 60))
 @settings(max_examples=30, deadline=None)
-def test_without_gradients_sgd_and_adamw_shrink_by_a_power(
+def test_without_gradients_decoupled_decay_shrinks_by_a_power(
     lr: float, weight_decay: float, steps: int
 ) -> None:
     start = tensors(0)
     nothing = [[torch.zeros_like(own) for own in start]] * steps
-    for rule in (rules.sgd, rules.adamw):
+    for rule in (rules.sgd, rules.adamw, rules.adaptive(mean=False, decay="decoupled")):
         end, _ = walk(rule, Hyper(lr, weight_decay), start, nothing, inplace=False)
         for before, after in zip(start, end, strict=True):
             kept = before * (1 - lr * weight_decay) ** steps
@@ -144,13 +154,83 @@ def test_momentum_zero_is_sgd() -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-def test_a_constant_gradient_moves_adamw_by_the_learning_rate() -> None:
-    """Bias-corrected, both means are the gradient itself: steps are lr g / (|g| + eps)."""
-    grad, lr, eps = draw(1, 6), 0.01, 1e-3
-    end, state = walk(rules.adamw, Hyper(lr, eps=eps), [draw(0, 6)], [[grad]] * 30, inplace=False)
-    expected = draw(0, 6) - 30 * lr * grad / (grad.abs() + eps)
-    torch.testing.assert_close(end[0], expected, rtol=1e-11, atol=1e-13)
+def test_a_mean_of_gradients_is_heavy_ball_at_a_smaller_rate() -> None:
+    """The papers' form at lr is PyTorch's at lr (1 - momentum), weight decay included."""
+    grads = [tensors(10 * step) for step in range(1, 30)]
+    lr, keep = 0.3, 0.8
+    mean, _ = walk(rules.ema_momentum, Hyper(lr, 0.2, keep), tensors(0), grads, inplace=False)
+    hyper = Hyper(lr * (1 - keep), 0.2, keep)
+    heavy, _ = walk(rules.momentum, hyper, tensors(0), grads, inplace=False)
+    for a, b in zip(mean, heavy, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+@pytest.mark.parametrize("eps", ["outside", "inside"])
+@pytest.mark.parametrize("mean", [True, False])
+def test_a_constant_gradient_moves_adaptive_rules_by_the_learning_rate(
+    mean: bool, eps: Any, decay: Any
+) -> None:
+    """Bias-corrected, both means are the gradient itself: steps are lr g over its own root."""
+    grad, lr, small = draw(1, 6), 0.01, 1e-3
+    rule = rules.adaptive(mean=mean, eps=eps, decay=decay)
+    end, state = walk(rule, Hyper(lr, eps=small), [draw(0, 6)], [[grad]] * 30, inplace=False)
+    root = grad.abs() + small if eps == "outside" else (grad.square() + small).sqrt()
+    torch.testing.assert_close(end[0], draw(0, 6) - 30 * lr * grad / root, rtol=1e-11, atol=1e-13)
     assert float(state["step"][0]) == 30
+
+
+@pytest.mark.parametrize("eps", ["outside", "inside"])
+@pytest.mark.parametrize("mean", [True, False])
+def test_without_bias_correction_means_start_from_zero(mean: bool, eps: Any) -> None:
+    """A constant gradient g: after t steps the means are (1 - beta^t) g and (1 - beta^t) g^2."""
+    grad, start = draw(1, 6), draw(0, 6)
+    hyper = Hyper(0.01, beta1=0.7, beta2=0.9, eps=1e-3)
+    rule = rules.adaptive(mean=mean, eps=eps, bias_correction=False)
+    end, _ = walk(rule, hyper, [start], [[grad]] * 12, inplace=False)
+    expected = start.clone()
+    for step in range(1, 13):
+        numerator = (1 - 0.7**step) * grad if mean else grad
+        square = (1 - 0.9**step) * grad.square()
+        root = square.sqrt() + 1e-3 if eps == "outside" else (square + 1e-3).sqrt()
+        expected -= 0.01 * numerator / root
+    torch.testing.assert_close(end[0], expected, rtol=1e-11, atol=1e-13)
+
+
+def test_named_rules_are_choices_of_one_recursion() -> None:
+    grads = [tensors(10 * step) for step in range(1, 6)]
+    for named, made in (
+        (rules.rmsprop, rules.adaptive(mean=False, bias_correction=False)),
+        (rules.adam, rules.adaptive()),
+        (rules.adamw, rules.adaptive(decay="decoupled")),
+    ):
+        assert named.scaling == made.scaling
+        ends = [walk(rule, HYPER, tensors(0), grads, inplace=False)[0] for rule in (named, made)]
+        assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_place_that_eps_cannot_have() -> None:
+    with pytest.raises(ValueError, match="eps must be outside or inside, got 1e-08"):
+        rules.adaptive(eps=1e-8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="decay must be coupled or decoupled, got 'l2'"):
+        rules.adaptive(decay="l2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_gradients_and_states_of_other_parameters(rule: Rule) -> None:
+    params, grads = tensors(0), tensors(10)
+    state = rule.init(params)
+    with pytest.raises(
+        ValueError, match=r"parameter 1 has shape \(5,\), but its gradient has \(1,"
+    ):
+        rule.update(params, [grads[0], grads[1][:1], grads[2]], state, HYPER)
+    with pytest.raises(ValueError, match="3 parameters were given, but gradient for 2"):
+        rule.update(params, grads[:2], state, HYPER)
+    for name, values in state.items():
+        if name != "step":
+            other = state | {name: [values[0][:1], *values[1:]]}
+            with pytest.raises(ValueError, match=f"parameter 0 has shape .*state '{name}' has"):
+                rule.update(params, grads, other, HYPER)
 
 
 def test_a_diverged_neighbour_stays_a_neighbour() -> None:
@@ -173,6 +253,8 @@ def test_a_diverged_neighbour_stays_a_neighbour() -> None:
         ("momentum must be below 1", {"momentum": 1.0}),
         ("beta2 must be below 1", {"beta2": torch.tensor([0.9, 1.5])}),
         ("eps must be finite", {"eps": -1e-8}),
+        ("lr x weight_decay must be below 1, got 0.1 x 10", {"weight_decay": 10.0}),
+        ("lr x weight_decay must be below 1", {"weight_decay": torch.tensor([0.1, 20.0])}),
     ],
 )
 def test_hyperparameters_out_of_range(words: str, values: dict[str, float | Tensor]) -> None:
@@ -181,4 +263,13 @@ def test_hyperparameters_out_of_range(words: str, values: dict[str, float | Tens
 
 
 def test_a_rule_says_its_name() -> None:
-    assert [repr(rule) for rule in RULES] == ["rules.sgd", "rules.momentum", "rules.adamw"]
+    assert [repr(rule) for rule in RULES] == [
+        "rules.sgd",
+        "rules.momentum",
+        "rules.ema_momentum",
+        "rules.rmsprop",
+        "rules.adam",
+        "rules.adamw",
+        "rules.adaptive(bias_correction=False, eps='inside')",
+        "rules.adaptive(mean=False, decay='decoupled')",
+    ]

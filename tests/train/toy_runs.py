@@ -39,9 +39,9 @@ def numbers(outputs: int = CLASSES) -> Tensor:
 def members(order: str = "epochs") -> list[Member]:
     """Three members that differ in all that members may differ in."""
     return [
-        Member(3, 0.1, 0.01, 0.9, schedule=Cosine(200, warmup=10), order=order),
-        Member(4, 0.03, 0.0, 0.0, order=order),
-        Member(5, 0.05, 0.3, 0.5, schedule=StepDecay((50, 100), 0.3), order=order),
+        Member(3, 0.1, 0.01, 0.9, Cosine(200, warmup=10), order, beta1=0.8, eps=1e-4),
+        Member(4, 0.03, 0.0, 0.0, None, order, beta2=0.95, eps=1e-2),
+        Member(5, 0.05, 0.3, 0.5, StepDecay((50, 100), 0.3), order, eps=1e-3),
     ]
 
 
@@ -82,8 +82,14 @@ def plain_loop(
 def torch_optimizer(rule: Rule, module: nn.Module, member: Member) -> torch.optim.Optimizer:
     """PyTorch's own optimizer for a rule."""
     params = list(module.parameters())
-    if rule is rules.adamw:
-        return torch.optim.AdamW(params, member.lr, weight_decay=member.weight_decay)
+    if rule is rules.rmsprop:
+        return torch.optim.RMSprop(
+            params, member.lr, member.beta2, member.eps, weight_decay=member.weight_decay
+        )
+    if rule in (rules.adam, rules.adamw):
+        make = torch.optim.Adam if rule is rules.adam else torch.optim.AdamW
+        betas = (member.beta1, member.beta2)
+        return make(params, member.lr, betas, member.eps, weight_decay=member.weight_decay)
     momentum = member.momentum if rule is rules.momentum else 0.0
     return torch.optim.SGD(params, member.lr, momentum, weight_decay=member.weight_decay)
 
@@ -97,3 +103,11 @@ def assert_tensors_equal(
     for name, value in found.items():
         stacked = torch.stack([own[name].detach() for own in wanted])
         torch.testing.assert_close(value, stacked, rtol=rtol, atol=1e-10, msg=name)
+
+
+def scale_invariant_gradient(weight: Tensor) -> Tensor:
+    """Of L(w) = <A, theta> + <theta, B theta> / 2 with theta = w / ||w||."""
+    weight = weight.detach().requires_grad_()
+    theta = weight / weight.norm()
+    loss = (draw(7, 4, 3) * theta).sum() + (theta * (draw(8, 4, 4) @ theta)).sum() / 2
+    return torch.autograd.grad(loss, weight)[0]

@@ -5,6 +5,6 @@ from undertow.train import rules as rules
 from undertow.train import schedules as schedules
 from undertow.train._ensemble import Ensemble as Ensemble
 from undertow.train._ensemble import Evaluation as Evaluation
-from undertow.train._ensemble import Member as Member
+from undertow.train._member import Member as Member
 
 __all__ = ["Ensemble", "Evaluation", "Member", "optim", "rules", "schedules"]

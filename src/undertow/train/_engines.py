@@ -9,13 +9,14 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from undertow.train._losses import BatchLoss
 from undertow.train._networks import fixed, load_member, random_state, stack, trainable
-from undertow.train.rules import Hyper, Rule, at_rate
+from undertow.train._rule import Hyper, Rule, with_values
+from undertow.train._sampling import Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +32,16 @@ class Job:
     inputs: Float[Tensor, "n ..."]
     targets: Shaped[Tensor, "n ..."]
 
+    def targets_of(self, batch: Batch) -> Shaped[Tensor, "E batches size ..."]:
+        """The targets that the loss sees."""
+        return self.targets[batch.index] if batch.targets is None else batch.targets
+
 
 class Engine(Protocol):
     """What the three ways of running an ensemble have in common."""
 
-    def advance(
-        self, batches: Sequence[Int[Tensor, "E batch"]], rates: Float[Tensor, "steps E"]
-    ) -> None:
-        """One update for each batch of sample indices, at the learning rates given."""
+    def advance(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
+        """One update for each batch, at the learning rates given."""
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of the trained parameters, each `[E, ...]`."""
@@ -92,19 +95,22 @@ class VmapEngine:
         for values in self._state.values():
             zero_member(values, member)
 
-    def advance(
-        self, batches: Sequence[Int[Tensor, "E batch"]], rates: Float[Tensor, "steps E"]
-    ) -> None:
-        """One update for each batch of sample indices, at the learning rates given."""
+    def advance(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
+        """One update for each batch, at the learning rates given."""
         job = self._job
-        for index, rate in zip(batches, rates, strict=True):
-            grads = self._gradient(self._params, self._fixed, job.inputs[index], job.targets[index])
+        for batch, rate in zip(batches, rates, strict=True):
+            grads = []
+            # One after the other: each is normalised by its own statistics, as for the bare rule.
+            pairs = zip(batch.index.unbind(1), job.targets_of(batch).unbind(1), strict=True)
+            for index, targets in pairs:
+                own = self._gradient(self._params, self._fixed, job.inputs[index], targets)
+                grads.append([own[name] for name in self._params])
             with torch.no_grad():
                 _, self._state = job.rule.update(
                     list(self._params.values()),
-                    [grads[name] for name in self._params],
+                    job.rule.combine(grads),
                     self._state,
-                    at_rate(job.hyper, rate),
+                    with_values(job.hyper, lr=rate),
                     inplace=True,
                 )
 
@@ -148,10 +154,8 @@ class LoopEngine:
                 if tensor.is_floating_point():
                     tensor.zero_()
 
-    def advance(
-        self, batches: Sequence[Int[Tensor, "E batch"]], rates: Float[Tensor, "steps E"]
-    ) -> None:
-        """One update for each batch of sample indices, at the learning rates given."""
+    def advance(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
+        """One update for each batch, at the learning rates given."""
         job = self._job
         for e, (module, params) in enumerate(zip(self._modules, self._params, strict=True)):
             if e in self._silent:
@@ -161,23 +165,33 @@ class LoopEngine:
                 torch.enable_grad(),
                 contextlib.nullcontext() if own is None else random_state(own),
             ):
-                for index, rate in zip(batches, rates[:, e].tolist(), strict=True):
-                    outputs = module(job.inputs[index[e]])
-                    mean = job.loss.mean(outputs, job.targets[index[e]])
-                    # A parameter that the loss does not reach has gradient zero, as under vmap.
-                    grads = torch.autograd.grad(
-                        mean, params, allow_unused=True, materialize_grads=True
-                    )
+                for batch, rate in zip(batches, rates[:, e].tolist(), strict=True):
+                    grads = [
+                        self._gradient(module, params, job.inputs[index], own_targets)
+                        for index, own_targets in zip(
+                            batch.index[e], self._targets_of(batch, e), strict=True
+                        )
+                    ]
                     with torch.no_grad():
                         _, self._states[e] = job.rule.update(
                             params,
-                            grads,
+                            job.rule.combine(grads),
                             self._states[e],
-                            at_rate(self._hypers[e], rate),
+                            with_values(self._hypers[e], lr=rate),
                             inplace=True,
                         )
                 if self._random_states:
                     self._random_states[e] = torch.get_rng_state()
+
+    def _targets_of(self, batch: Batch, e: int) -> Shaped[Tensor, "batches size ..."]:
+        return self._job.targets[batch.index[e]] if batch.targets is None else batch.targets[e]
+
+    def _gradient(
+        self, module: nn.Module, params: Sequence[Tensor], x: Tensor, y: Tensor
+    ) -> tuple[Tensor, ...]:
+        mean = self._job.loss.mean(module(x), y)
+        # A parameter that the loss does not reach has gradient zero, as under vmap.
+        return torch.autograd.grad(mean, params, allow_unused=True, materialize_grads=True)
 
 
 def zero_member(tensors: Iterable[Tensor], member: int) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -23,50 +23,23 @@ from undertow.train._checks import batch_shape, check_data, whole_number
 from undertow.train._engines import Engine, Job, LoopEngine, VmapEngine
 from undertow.train._fused import FusedEngine
 from undertow.train._layers import recognise
+from undertow.train._member import Member, stacked_hyper
 from undertow.train._networks import Model, initialise, load_member, probe, random_state
-from undertow.train._sampling import ORDERS, BatchStream, Order, batch_sizes, spawn_generators
-from undertow.train.rules import Hyper, Rule
-from undertow.train.schedules import Factors, Steps
+from undertow.train._rule import Rule
+from undertow.train._sampling import (
+    Batch,
+    BatchStream,
+    NoisyStream,
+    batch_sizes,
+    spawn_generators,
+)
 
 Path = Literal["auto", "fused", "vmap", "loop"]
 
 _BLOCK = 128  # steps between two checks for divergence
 _TRIAL_STEPS = 4  # steps that the chooser times at once on each path
 _TRIAL_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Member:
-    """One network of an ensemble.
-
-    Attributes:
-        seed: decides the initial weights (where the model is a factory) and the data order.
-        lr: learning rate.
-        weight_decay: PyTorch's coefficient, twice the lambda of papers that penalise
-            lambda ||W||^2.
-        momentum: heavy-ball coefficient; read by `rules.momentum` only.
-        schedule: maps an array of step numbers to factors of `lr`; see `train.schedules`.
-        order: how the data are visited: `epochs` (a fresh shuffle each), `replacement`, `cyclic`
-            (one shuffle, kept) or `full` (every sample each step).
-    """
-
-    seed: int
-    lr: float
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    schedule: Callable[[Steps], Factors] | None = None
-    order: Order = "epochs"
-
-    def __post_init__(self) -> None:
-        whole_number("seed", self.seed, least=0)
-        hyper = Hyper(self.lr, self.weight_decay, self.momentum)
-        if float(hyper.lr) * float(hyper.weight_decay) >= 1:
-            raise ValueError(
-                f"lr x weight_decay must be below 1, got {self.lr} x {self.weight_decay}: each "
-                "step would overshoot zero; lower either"
-            )
-        if self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+_MAX_PERTURBED = 2**22  # numbers in the perturbed targets that are kept at once
 
 
 @dataclass(frozen=True)
@@ -102,7 +75,9 @@ class Ensemble:
         data: `(inputs, targets)` tensors with the samples along the first axis.
         members: the networks.
         batch_size: samples a step. Ignored by members with `order="full"`.
-        rule: the update rule.
+        rule: the update rule, bare or wrapped. A member's hyperparameters and schedule are those
+            of the rule inside; `train` counts the steps of the rule given, `rule.steps_per_step`
+            for each of those. The first batch of a step is the one that the bare rule would see.
         path: `fused` (batched matrix products without autograd; plain MLPs), `vmap`
             (`torch.func.vmap`; modules without randomness), `loop` (one after another; anything),
             or `auto`, which times the first steps on each path that can run the module and keeps
@@ -114,12 +89,14 @@ class Ensemble:
     Raises:
         ValueError: the data hold NaN, a label is out of range, the batch size exceeds the number
             of samples, members disagree on the batch shape, or the path cannot run the module.
-        TypeError: `model` is neither a module nor a function that makes one.
+        TypeError: `model` is neither a module nor a function that makes one, or the rule's label
+            noise is for targets of another kind.
 
     Notes:
-        Batch norm trains in train mode. Dropout and other randomness in the forward pass uses a
-        random state of the member's own, on the `loop` path (on the CPU). Global random state is
-        restored.
+        Batch norm trains in train mode; of a rule that needs several batches a step, each is
+        normalised by its own statistics, and the running ones see one after the other. Dropout
+        and other randomness in the forward pass uses a random state of the member's own, on the
+        `loop` path (on the CPU). Global random state is restored.
     """
 
     def __init__(
@@ -152,22 +129,36 @@ class Ensemble:
         targets = _losses.cast_targets(self._loss, targets, dtype)
         count = len(inputs)
         self._order, self.batch_size = batch_shape(self.members, batch_size, count)
-        first, order, forward = zip(
-            *(spawn_generators(member.seed, 3) for member in self.members), strict=True
-        )
-        self._random_states = [own.get_state() for own in forward]
+        # For weights, order, forward pass, label noise; then order and noise of each further batch.
+        spawned = [
+            spawn_generators(member.seed, 2 + 2 * len(rule.batch_weights))
+            for member in self.members
+        ]
+        first = [own[0] for own in spawned]
+        self._random_states = [own[2].get_state() for own in spawned]
         self._template, params, fixed = initialise(model, first, dtype, device)
         smallest = min(
             batch_sizes(self._order, count, self.batch_size, 0, -(-count // self.batch_size))
         )
         outputs, self._random = probe(self._template, inputs, smallest, self._random_states[0])
-        batch_loss = _losses.resolve(self._loss, outputs.to(device), targets)
+        batch_loss = _losses.resolve(
+            self._loss, outputs.to(device), targets, perturbed=rule.perturb is not None
+        )
         self._streams = [
-            BatchStream(member.order, count, self.batch_size, own)
-            for member, own in zip(self.members, order, strict=True)
+            BatchStream(member.order, count, self.batch_size, generator)
+            for member, own in zip(self.members, spawned, strict=True)
+            for generator in (own[1], *own[4::2])
         ]
+        self._noisy: list[NoisyStream] = []
+        if rule.perturb is not None:
+            noise = [generator for own in spawned for generator in own[3::2]]
+            self._noisy = [
+                NoisyStream(stream, targets, rule.perturb, own, batch_loss.check)
+                for stream, own in zip(self._streams, noise, strict=True)
+            ]
+            rule.perturb(targets[:1].clone(), torch.Generator())  # a kind that it cannot perturb
         self._initial = (params, fixed)
-        self._job = Job(batch_loss, rule, _hyper(self.members, device), inputs, targets)
+        self._job = Job(batch_loss, rule, stacked_hyper(self.members, device), inputs, targets)
         self.steps_taken = 0
         self.diverged_at: list[int | None] = [None] * len(self.members)
         self.path_seconds: dict[str, float] = {}
@@ -193,12 +184,13 @@ class Ensemble:
         while steps:
             count = min(steps, _BLOCK - self.steps_taken % _BLOCK)
             rates = self._rates(count)
-            batches = self._take(count)
-            if self._engine is None:
-                self._choose(batches, rates)
-            assert self._engine is not None
-            self._engine.advance(batches, rates)
-            self.steps_taken += count
+            for own_rates in rates.split(self._steps_at_once(count)):
+                batches = self._take(len(own_rates))
+                if self._engine is None:
+                    self._choose(batches, own_rates)
+                assert self._engine is not None
+                self._engine.advance(batches, own_rates)
+                self.steps_taken += len(own_rates)
             steps -= count
             self._mask_diverged()
         return self
@@ -263,24 +255,44 @@ class Ensemble:
 
     # ---- inside
 
-    def _take(self, count: int) -> list[Int[Tensor, "E batch"]]:
+    def _steps_at_once(self, count: int) -> int:
+        """How many of the steps to draw at once, as perturbed targets take memory."""
+        if not self._noisy:
+            return count
+        numbers = self._job.targets[0].numel() * self.batch_size * len(self._streams)
+        return min(count, max(1, _MAX_PERTURBED // numbers))
+
+    def _take(self, count: int) -> list[Batch]:
+        """The batches of the next `count` steps."""
         sizes = batch_sizes(
             self._order, len(self._job.inputs), self.batch_size, self.steps_taken, count
         )
-        flat = torch.stack([stream.take(sum(sizes)) for stream in self._streams])
-        flat = flat.to(self._job.inputs.device)
+        if not self._noisy:
+            index = torch.stack([stream.take(sum(sizes)) for stream in self._streams])
+            return [Batch(own) for own in self._by_step(index, sizes)]
+        taken = [stream.take(sum(sizes)) for stream in self._noisy]
+        index, targets = (torch.stack(part) for part in zip(*taken, strict=True))
+        both = zip(self._by_step(index, sizes), self._by_step(targets, sizes), strict=True)
+        return [Batch(own, own_targets) for own, own_targets in both]
+
+    def _by_step(
+        self, flat: Shaped[Tensor, "streams total ..."], sizes: Sequence[int]
+    ) -> Sequence[Shaped[Tensor, "E batches size ..."]]:
+        """What the streams gave, divided into steps."""
+        flat = flat.to(self._job.inputs.device).unflatten(0, (len(self.members), -1))
         if len(set(sizes)) == 1:
-            blocks = flat.view(len(self.members), count, sizes[0]).transpose(0, 1).contiguous()
-            return list(blocks.unbind(0))
-        return [piece.contiguous() for piece in flat.split(sizes, dim=1)]
+            blocks = flat.unflatten(2, (len(sizes), sizes[0])).movedim(2, 0).contiguous()
+            return blocks.unbind(0)
+        return [piece.contiguous() for piece in flat.split(list(sizes), dim=2)]
 
     def _rates(self, count: int) -> Float[Tensor, "steps E"]:
         steps = np.arange(self.steps_taken, self.steps_taken + count)
+        shown = np.floor(steps / self.rule.steps_per_step).astype(np.int64)
         columns = []
         for member, lost in zip(self.members, self.diverged_at, strict=True):
             factors = np.ones(count)
             if member.schedule is not None:
-                factors = np.asarray(member.schedule(steps), dtype=np.float64)
+                factors = np.asarray(member.schedule(shown), dtype=np.float64)
             if factors.shape != (count,):
                 raise ValueError(
                     f"a schedule must return one factor for each of the {count} steps that it is "
@@ -317,7 +329,7 @@ class Ensemble:
         states = self._random_states if self._random else None
         return LoopEngine(self._template, params, fixed, self._job, random_states=states)
 
-    def _choose(self, batches: Sequence[Tensor], rates: Tensor) -> None:
+    def _choose(self, batches: Sequence[Batch], rates: Tensor) -> None:
         """Time the first steps on each path that can run them, and start on the fastest."""
         plain = recognise(self._template, input_ndim=self._job.inputs.ndim) is not None
         candidates = ["loop"] if self._random else ["fused" if plain else "vmap", "loop"]
@@ -365,14 +377,7 @@ class Ensemble:
         return tensors
 
 
-def _hyper(members: Sequence[Member], device: torch.device | str) -> Hyper:
-    """The members' hyperparameters, each `[E]`, in float64: rates and decays cancel digits."""
-    names = ("lr", "weight_decay", "momentum")
-    columns = ([float(getattr(member, name)) for member in members] for name in names)
-    return Hyper(*(torch.tensor(own, dtype=torch.float64, device=device) for own in columns))
-
-
-def _seconds(engine: Engine, batches: Sequence[Tensor], rates: Tensor) -> float:
+def _seconds(engine: Engine, batches: Sequence[Batch], rates: Tensor) -> float:
     """Seconds a step, over the first few."""
     count = min(_TRIAL_STEPS, len(batches))
     start = time.perf_counter()

@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from undertow.train._batch_norm import BatchNorms
 from undertow.train._engines import Job, zero_member
 from undertow.train._layers import Activation, Affine, Layer, Norm
 from undertow.train._memory import Scratch, Vectors
-from undertow.train.rules import add_scaled, along_members, at_rate
-from undertow.train.rules import momentum as momentum_rule
-from undertow.train.rules import sgd as sgd_rule
+from undertow.train._rule import add_scaled, along_members, with_values
+from undertow.train._sampling import Batch
 
 # The scale is folded back after so many steps, or before its powers leave e^-20. Both count from
 # the last folding, so that they fall on the same steps however the steps are divided into calls.
@@ -63,6 +63,9 @@ class FusedEngine:
         self._buffers = {name: value.clone() for name, value in fixed_tensors.items()}
         self._weight_decay = torch.as_tensor(hyper.weight_decay)
         self._decays = bool(self._weight_decay.any())
+        # The batches of a step lie side by side; their weights sit in the output gradient.
+        self._batches = len(rule.batch_weights)
+        self._batch_weights = self._inputs.new_tensor(rule.batch_weights)[:, None, None]
         self._log_scale = torch.zeros(
             self._members, dtype=torch.float64, device=self._inputs.device
         )
@@ -70,23 +73,24 @@ class FusedEngine:
         # Whether powers of the scale pass through the layers, so that only the ends see them.
         self._passes_scale = (
             self._decays
-            and rule.name == sgd_rule.name
+            and rule.kernel == "sgd"
             and all(
                 isinstance(layer, Affine) or (isinstance(layer, Activation) and layer.homogeneous)
                 for layer in layers
             )
         )
         self._vectors = Vectors(layers, params, self._members, rescaled=self._passes_scale)
+        self._norms = BatchNorms(self._vectors, self._buffers, self._members, self._batches)
         tensors = [*self._weights.values(), self._vectors.values]
         self._gradients: list[Tensor] = []
         self._state = rule.init(tensors)
-        if rule.name == momentum_rule.name:
+        if rule.kernel == "momentum":
             self._gradients = self._state["velocity"]
             keep = torch.as_tensor(hyper.momentum).to(self._dtype)
             shared = bool((keep == keep.flatten()[0]).all())
             self._momentum = float(torch.as_tensor(hyper.momentum).flatten()[0]) if shared else keep
             self._weight_decay = self._weight_decay.to(self._dtype)
-        elif rule.name != sgd_rule.name:
+        elif rule.kernel != "sgd":
             self._gradients = [torch.zeros_like(tensor) for tensor in tensors]
         self._tensors = tensors
         self._scratch: dict[int, Scratch] = {}
@@ -113,19 +117,20 @@ class FusedEngine:
         for values in self._state.values():
             zero_member(values, member)
 
-    def advance(
-        self, batches: Sequence[Int[Tensor, "E batch"]], rates: Float[Tensor, "steps E"]
-    ) -> None:
-        """One update for each batch of indices, at the learning rates given."""
+    def advance(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
+        """One update for each batch, at the learning rates given."""
+        rule = self._job.rule
         with torch.inference_mode():
-            if self._job.rule.name == sgd_rule.name:
+            if rule.kernel is not None:
+                rates = rates / rule.steps_per_step
+            if rule.kernel == "sgd":
                 self._advance_sgd(batches, rates)
             else:
                 self._advance_rule(batches, rates)
 
     # ---- stepping
 
-    def _advance_sgd(self, batches: Sequence[Tensor], rates: Tensor) -> None:
+    def _advance_sgd(self, batches: Sequence[Batch], rates: Tensor) -> None:
         log_decay = torch.log1p(-rates * self._weight_decay)
         first = 0
         while first < len(batches):
@@ -165,11 +170,11 @@ class FusedEngine:
         self._log_scale.zero_()
         self._unfolded, self._drift = 0, 0.0
 
-    def _sgd_block(self, batches: Sequence[Tensor], rates: Tensor, log_decay: Tensor) -> None:
+    def _sgd_block(self, batches: Sequence[Batch], rates: Tensor, log_decay: Tensor) -> None:
         logs = torch.cat([self._log_scale[None], log_decay]).cumsum(0)
         before, after = logs[:-1], logs[1:]  # log s before and after each step, [steps, E]
         lazy, depth = self._passes_scale, len(self._affine)
-        sizes = torch.tensor([index.shape[1] for index in batches], device=rates.device)[:, None]
+        sizes = torch.tensor([own.index.shape[2] for own in batches], device=rates.device)[:, None]
         coefficient = -rates / sizes * torch.exp(-after + (depth - 1) * before * lazy)
         coefficients = self._columns(coefficient, 2)
         nothing = [None] * len(batches)
@@ -185,11 +190,11 @@ class FusedEngine:
             bias_scales = vectors.spread(torch.exp(-exponents).to(self._dtype)).unbind(0)
             exponents = (after + before)[:, :, None] - exponents
             gains = vectors.spread(torch.exp(exponents).to(self._dtype)).unbind(0)
-        for step, index in enumerate(batches):
+        for step, batch in enumerate(batches):
             if lazy:
                 torch.mul(vectors.values, bias_scales[step], out=vectors.shown)
             self._step(
-                index, coefficients[step], layer_scales[step], output_scales[step], sinks=None
+                batch, coefficients[step], layer_scales[step], output_scales[step], sinks=None
             )
             if vectors.count:
                 if self._decays:
@@ -201,31 +206,31 @@ class FusedEngine:
         """Values `[steps, E]` as one tensor a step, shaped to multiply `[E, ...]` tensors."""
         return values.to(self._dtype).reshape(*values.shape, *[1] * trailing).unbind(0)
 
-    def _advance_rule(self, batches: Sequence[Tensor], rates: Tensor) -> None:
-        step = self._momentum_step if self._job.rule.name == momentum_rule.name else self._rule_step
-        for index, rate in zip(batches, rates.to(self._dtype), strict=True):
-            step(index, rate, rate.new_full((1, 1, 1), 1 / index.shape[1]))
+    def _advance_rule(self, batches: Sequence[Batch], rates: Tensor) -> None:
+        step = self._momentum_step if self._job.rule.kernel == "momentum" else self._rule_step
+        for batch, rate in zip(batches, rates.to(self._dtype), strict=True):
+            step(batch, rate, rate.new_full((1, 1, 1), 1 / batch.index.shape[2]))
 
-    def _rule_step(self, index: Tensor, rate: Tensor, coefficient: Tensor) -> None:
+    def _rule_step(self, batch: Batch, rate: Tensor, coefficient: Tensor) -> None:
         """Any rule: gradients first, then the rule's own update."""
-        self._step(index, coefficient, None, None, sinks=(self._gradients, 0.0))
+        self._step(batch, coefficient, None, None, sinks=(self._gradients, 0.0))
         self._gradients[-1].copy_(self._vectors.gradient)
         _, self._state = self._job.rule.update(
             self._tensors,
             self._gradients,
             self._state,
-            at_rate(self._job.hyper, rate),
+            with_values(self._job.hyper, lr=rate),
             inplace=True,
         )
 
-    def _momentum_step(self, index: Tensor, rate: Tensor, coefficient: Tensor) -> None:
+    def _momentum_step(self, batch: Batch, rate: Tensor, coefficient: Tensor) -> None:
         """Heavy ball: the matrix product that forms the gradient adds it to the velocity."""
         keep = self._momentum
         if isinstance(keep, Tensor):
             for velocity in self._gradients:
                 velocity.mul_(along_members(keep, velocity))
             keep = 1.0
-        self._step(index, coefficient, None, None, sinks=(self._gradients, keep))
+        self._step(batch, coefficient, None, None, sinks=(self._gradients, keep))
         self._gradients[-1].mul_(keep).add_(self._vectors.gradient)
         for tensor, velocity in zip(self._tensors, self._gradients, strict=True):
             if self._decays:
@@ -234,7 +239,7 @@ class FusedEngine:
 
     def _step(
         self,
-        index: Tensor,
+        batch: Batch,
         coefficient: Tensor,
         layer_scale: Tensor | None,
         output_scale: Tensor | None,
@@ -245,10 +250,10 @@ class FusedEngine:
         With `sinks=None` the weights themselves receive `coefficient` times the gradient of the
         batch's summed loss; otherwise the tensors in `sinks` do, their old value kept by a factor.
         """
-        scratch = self._scratch_for(index.shape[1])
-        flat = index.reshape(-1)
+        rows, flat = batch.index.shape[1] * batch.index.shape[2], batch.index.reshape(-1)
+        scratch = self._scratch_for(rows)
         torch.index_select(self._inputs, 0, flat, out=scratch.inputs)
-        current = scratch.inputs.view(self._members, index.shape[1], -1)
+        current = scratch.inputs.view(self._members, rows, -1)
         trace: list[tuple[Tensor, Tensor]] = []
         inverse: dict[int, Tensor] = {}  # of batch norm's standard deviations
         first = self._affine[0]
@@ -266,17 +271,19 @@ class FusedEngine:
                 layer.forward(before, current)
             else:
                 normal = scratch.normals[position]
-                current, inverse[position] = self._normalise(layer, before, normal, buffer)
+                current, inverse[position] = self._norms.forward(layer, before, normal, buffer)
             trace.append((before, current))
         if output_scale is not None:
             current.mul_(output_scale)
-        grad = self._output_gradient(current, flat, scratch).mul_(coefficient)
+        grad = self._output_gradient(current, batch, scratch).mul_(coefficient)
+        if self._batches > 1:
+            grad.view(*batch.index.shape, -1).mul_(self._batch_weights)
         for position in range(len(self._layers) - 1, -1, -1):
             layer, (before, after) = self._layers[position], trace[position]
             if isinstance(layer, Activation):
                 layer.backward(grad, before, after, grad)
             elif isinstance(layer, Norm):
-                grad = self._normalise_backward(
+                grad = self._norms.backward(
                     layer, grad, scratch.normals[position], inverse[position]
                 )
             else:
@@ -310,13 +317,13 @@ class FusedEngine:
             targets[place].baddbmm_(left.mT, right, beta=keep)
         return below
 
-    # ---- loss and batch norm
+    # ---- the loss
 
-    def _output_gradient(self, outputs: Tensor, flat: Tensor, scratch: Scratch) -> Tensor:
+    def _output_gradient(self, outputs: Tensor, batch: Batch, scratch: Scratch) -> Tensor:
         """Gradient of the batch's summed loss with respect to the outputs, overwriting them."""
         if self._job.loss.kind == "other":
-            return self._autograd_gradient(outputs, flat)
-        targets = torch.index_select(self._targets, 0, flat, out=scratch.targets).view_as(outputs)
+            return self._autograd_gradient(outputs, batch)
+        targets = self._closed_form_targets(batch, scratch).view_as(outputs)
         if self._job.loss.kind == "mean_squared_error":
             return outputs.sub_(targets).mul_(2 / outputs.shape[2])
         # A row-wise softmax from elementwise parts: the fused kernel is slow on short rows.
@@ -325,53 +332,26 @@ class FusedEngine:
         torch.sum(outputs, 2, keepdim=True, out=scratch.row)
         return outputs.div_(scratch.row).sub_(targets)
 
-    def _autograd_gradient(self, outputs: Tensor, flat: Tensor) -> Tensor:
-        batch = outputs.shape[1]
-        targets = self._targets[flat].view(self._members, batch, *self._targets.shape[1:])
+    def _closed_form_targets(self, batch: Batch, scratch: Scratch) -> Tensor:
+        if batch.targets is None:
+            return torch.index_select(
+                self._targets, 0, batch.index.reshape(-1), out=scratch.targets
+            )
+        if self._job.targets.is_floating_point():
+            return batch.targets
+        return scratch.targets.zero_().scatter_(1, batch.targets.reshape(-1, 1), 1)
+
+    def _autograd_gradient(self, outputs: Tensor, batch: Batch) -> Tensor:
+        targets = self._job.targets_of(batch)
         with torch.inference_mode(False):
             leaf = outputs.clone().requires_grad_()
-            shown = targets.clone()
-            mean = [self._job.loss.mean(leaf[e], shown[e]) for e in range(self._members)]
-            (grad,) = torch.autograd.grad(torch.stack(mean).sum(), leaf)
-        return outputs.copy_(grad).mul_(batch)
-
-    def _normalise(
-        self, layer: Norm, x: Tensor, normal: Tensor, out: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Outputs, and the inverse standard deviations; `normal` receives the normalised x."""
-        batch = x.shape[1]
-        mean = x.mean(1, keepdim=True)
-        torch.sub(x, mean, out=normal)
-        variance = normal.square().mean(1, keepdim=True)
-        inverse = torch.rsqrt(variance + layer.eps)
-        normal.mul_(inverse)
-        if layer.running is not None:
-            self._track(layer, mean.squeeze(1), variance.squeeze(1) * (batch / (batch - 1)))
-        gain = self._vectors.row(layer.weight) if layer.weight is not None else 1
-        outputs = torch.mul(normal, gain, out=out)
-        if layer.bias is not None:
-            outputs.add_(self._vectors.row(layer.bias))
-        return outputs, inverse
-
-    def _track(self, layer: Norm, mean: Tensor, variance: Tensor) -> None:
-        seen = self._buffers[f"{layer.running}num_batches_tracked"].add_(1)
-        rate = layer.momentum if layer.momentum is not None else 1 / float(seen[0])
-        self._buffers[f"{layer.running}running_mean"].lerp_(mean, rate)
-        self._buffers[f"{layer.running}running_var"].lerp_(variance, rate)
-
-    def _normalise_backward(
-        self, layer: Norm, grad: Tensor, normal: Tensor, inverse: Tensor
-    ) -> Tensor:
-        along = (grad * normal).sum(1)
-        total = grad.sum(1)
-        if layer.bias is not None:
-            self._vectors.gradients[layer.bias].copy_(total)
-        if layer.weight is not None:
-            self._vectors.gradients[layer.weight].copy_(along)
-            inverse = torch.mul(inverse, self._vectors.row(layer.weight))
-        batch = grad.shape[1]
-        grad.sub_(total[:, None] / batch).addcmul_(normal, along[:, None], value=-1 / batch)
-        return grad.mul_(inverse)
+            means = map(
+                self._job.loss.mean,
+                leaf.view(-1, *batch.index.shape[2:], outputs.shape[2]),
+                targets.clone().flatten(0, 1),
+            )
+            (grad,) = torch.autograd.grad(torch.stack(list(means)).sum(), leaf)
+        return outputs.copy_(grad).mul_(batch.index.shape[2])
 
     def _scratch_for(self, batch: int) -> Scratch:
         if batch not in self._scratch:

@@ -36,11 +36,13 @@ class BatchLoss:
         kind: `cross_entropy` and `mean_squared_error` have closed-form gradients.
         mean: (outputs, targets) -> scalar, the mean over the batch; checks nothing.
         sum_and_count: the same as `objective.as_sum_and_count`, with its checks.
+        check: raises ValueError on targets that the loss cannot take.
     """
 
     kind: Kind
     mean: Callable[[Tensor, Tensor], Tensor]
     sum_and_count: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+    check: Callable[[Tensor], None]
 
 
 def named_module(loss: LossLike) -> LossLike:
@@ -56,9 +58,15 @@ def cast_targets(loss: LossLike, targets: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def resolve(
-    loss: LossLike, outputs: Shaped[Tensor, "few ..."], targets: Shaped[Tensor, "n ..."]
+    loss: LossLike,
+    outputs: Shaped[Tensor, "few ..."],
+    targets: Shaped[Tensor, "n ..."],
+    *,
+    perturbed: bool = False,
 ) -> BatchLoss:
     """The loss as a `BatchLoss`, tried on a few outputs and checked against all targets.
+
+    Where targets will be `perturbed`, closed forms that hold for these targets only do not count.
 
     Raises:
         ValueError: a label is out of range, the shapes do not fit, or the loss returns neither
@@ -66,7 +74,11 @@ def resolve(
     """
     sum_and_count = as_sum_and_count(loss)
     few = len(outputs)
-    check_targets(loss, outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
+
+    def check(targets: Tensor) -> None:
+        check_targets(loss, outputs[:1].expand(len(targets), *outputs.shape[1:]), targets)
+
+    check(targets)
     try:
         sum_and_count(outputs, targets[:1].expand(few, *targets.shape[1:]), few)
     except (RuntimeError, IndexError) as error:
@@ -80,11 +92,11 @@ def resolve(
         value = loss(outputs, targets)
         return value.mean() if value.ndim else value
 
-    return BatchLoss(_kind(loss, outputs, targets), mean, sum_and_count)
+    return BatchLoss(_kind(loss, outputs, targets, perturbed), mean, sum_and_count, check)
 
 
-def _kind(loss: LossLike, outputs: Tensor, targets: Tensor) -> Kind:
-    """Which closed form the loss has on these targets."""
+def _kind(loss: LossLike, outputs: Tensor, targets: Tensor, perturbed: bool) -> Kind:
+    """Which closed form the loss has on these targets, and on what they may become."""
     if outputs.ndim != 2:
         return "other"
     if type(loss) is nn.MSELoss:
@@ -92,6 +104,9 @@ def _kind(loss: LossLike, outputs: Tensor, targets: Tensor) -> Kind:
     if type(loss) is nn.CrossEntropyLoss and loss.weight is None and loss.label_smoothing == 0:
         if not targets.is_floating_point():
             closed = not bool((targets == loss.ignore_index).any())
+            closed &= not (perturbed and 0 <= loss.ignore_index < outputs.shape[1])
+        elif perturbed:
+            closed = False
         else:  # the gradient is softmax - targets only where the targets sum to one
             rounding = 4 * targets.shape[1] * torch.finfo(targets.dtype).eps
             closed = bool(((targets.sum(1) - 1).abs() <= rounding).all())

@@ -1,22 +1,27 @@
-"""Which samples each step sees: one stream of batch indices per ensemble member.
+"""Which samples each step sees, and with which targets: streams of each ensemble member's own.
 
-Each member draws from its own generator, in the same chunks whatever the length of the blocks it
-is asked for, so its data order depends on its seed alone.
+Each member draws from its own generators, in the same chunks whatever the length of the blocks it
+is asked for, so its data order and its label noise depend on its seed alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
+
+from undertow.train._rule import Perturb
 
 Order = Literal["epochs", "replacement", "cyclic", "full"]
 ORDERS: tuple[str, ...] = get_args(Order)
 
 _CHUNK = 256  # steps drawn at once with replacement
+_NOISE_CHUNK = 4096  # targets perturbed at once, or one batch where that is more
 
 
 def spawn_generators(seed: int, count: int) -> list[torch.Generator]:
@@ -70,6 +75,61 @@ class BatchStream:
                 else torch.randperm(self.num_samples, generator=self._generator)
             )
         return self._permutation
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What all members see at one step: as many independent batches as the rule needs.
+
+    Attributes:
+        index: the samples.
+        targets: their perturbed targets; None where they are those of the data.
+    """
+
+    index: Int[Tensor, "E batches size"]
+    targets: Shaped[Tensor, "E batches size ..."] | None = None
+
+
+class NoisyStream:
+    """A stream of batches whose targets are perturbed afresh each time a sample is seen.
+
+    `check` raises where targets are not such as the loss takes.
+    """
+
+    def __init__(
+        self,
+        stream: BatchStream,
+        targets: Shaped[Tensor, "n ..."],
+        perturb: Perturb,
+        generator: torch.Generator,
+        check: Callable[[Tensor], None],
+    ) -> None:
+        self._stream = stream
+        self._clean = targets
+        self._perturb = perturb
+        self._generator = generator
+        self._check = check
+        self._index = torch.empty(0, dtype=torch.int64)
+        self._targets = targets[:0]
+
+    def take(self, count: int) -> tuple[Int[Tensor, " count"], Shaped[Tensor, "count ..."]]:
+        """The next `count` sample indices of the stream, and their targets."""
+        while len(self._index) < count:
+            index = self._stream.take(max(_NOISE_CHUNK, self._stream.batch_size))
+            clean = self._clean[index.to(self._clean.device)]
+            noisy = self._perturb(clean, self._generator)
+            if noisy.shape != clean.shape or noisy.dtype != clean.dtype:
+                raise ValueError(
+                    "the rule's perturb must return targets of the shape and type that it was "
+                    f"given, {tuple(clean.shape)} of {clean.dtype}, but it gave "
+                    f"{tuple(noisy.shape)} of {noisy.dtype}"
+                )
+            self._check(noisy)
+            self._index = torch.cat([self._index, index])
+            self._targets = torch.cat([self._targets, noisy])
+        index, self._index = self._index[:count], self._index[count:]
+        targets, self._targets = self._targets[:count], self._targets[count:]
+        return index, targets
 
 
 def batch_sizes(

@@ -1,4 +1,4 @@
-"""What the commands cost: import time beyond PyTorch's, and whole claims with their peak memory.
+"""What the commands cost: imports beyond PyTorch's, quick answers, claims with their peak memory.
 
 Imports alternate with a bare `import torch`, medians of fresh processes. A claim runs once in a new
 folder; its memory is the peak of the process tree's resident set, sampled.
@@ -22,6 +22,26 @@ _SNIPPETS = {
     "import undertow, torch": "import undertow, torch",
     "undertow.Ensemble and ranks": "import undertow as ut; ut.train.Ensemble; ut.ranks",
 }
+
+_FORECAST = "forecast --lr 0.1 --weight-decay 5e-4 --steps 78000 --batch-size 128"
+_QUICK = (
+    "--help",
+    "rescale --lr 3e-4 --optimizer adamw --batch-size 256 --to 1024",
+    f"{_FORECAST} --shapes 4096x1024 1000x4096 --schedule cosine",
+    "inspect --help",
+)
+
+
+def answer_seconds(repeats: int = 7) -> dict[str, float]:
+    """Median wall seconds of commands that need no torch, each in a fresh process."""
+    times: dict[str, list[float]] = {words: [] for words in _QUICK}
+    for _ in range(repeats):
+        for words, own in times.items():
+            start = time.perf_counter()
+            command = [sys.executable, "-m", "undertow.cli", *words.split()]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            own.append(time.perf_counter() - start)
+    return {words: statistics.median(own) for words, own in times.items()}
 
 
 def import_seconds(repeats: int = 7) -> dict[str, float]:
@@ -82,7 +102,7 @@ def claim_cost(claim: str, preset: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="*", default=["smoke"])
     chosen = parser.parse_args()
@@ -90,6 +110,9 @@ def main() -> None:
     print("seconds to import, beyond an empty process")
     for name, seconds in found.items():
         print(f"  {name:30} {seconds:6.3f}  ({seconds - found['import torch']:+.3f} beyond torch)")
+    print("seconds to answer")
+    for words, seconds in answer_seconds().items():
+        print(f"  {words:80} {seconds:6.3f}")
     from undertow import claims
 
     for preset in chosen.presets:

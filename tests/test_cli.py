@@ -40,7 +40,7 @@ def test_the_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert len(lines(text)) <= 24
     assert max(map(len, lines(text))) <= 80
-    for command in ("inspect", "reproduce", "claims", "resume", "report"):
+    for command in ("inspect", "rescale", "forecast", "reproduce", "claims", "resume", "report"):
         assert command in text
 
 
@@ -54,7 +54,7 @@ def test_a_claims_help_shows_its_knobs_with_their_defaults(
         assert words in text
     assert status("reproduce", "--help") == 0
     assert "toy" in capsys.readouterr().out
-    for command in ("claims", "resume", "report", "inspect"):
+    for command in ("claims", "resume", "report", "inspect", "rescale", "forecast"):
         assert status(command, "--help") == 0
         assert "--json" in capsys.readouterr().out
 
@@ -262,3 +262,63 @@ def test_inspect_says_in_a_line_what_it_cannot_read(
         assert len(lines(captured.err)) == 1
         assert captured.err.startswith("undertow: ")
     assert not (tmp_path / "page.html").exists()
+
+
+RESCALE = ("rescale", "--lr", "3e-4", "--batch-size", "256", "--to", "1024", "--optimizer", "adamw")
+FORECAST = ("forecast", "--lr", "0.1", "--weight-decay", "5e-4", "--steps", "2000")
+
+
+def test_rescale_prints_each_change_or_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(*RESCALE, "--weight-decay", "0.1", "--warmup-steps", "500") == 0
+    text = capsys.readouterr().out
+    assert "lr' = sqrt(k) lr" in text
+    assert "500 -> 125" in text
+    assert max(map(len, lines(text))) <= 80
+    assert status(*RESCALE, "--json") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["hyper"]["lr"] == pytest.approx(6e-4)
+    assert status(*RESCALE, "--to-workers", "64") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "the largest k is just under 10" in captured.err
+
+
+def test_rescale_verifies_on_an_objective_in_a_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import torch, undertow as ut\n"
+        "def objective():\n"
+        "    inputs = torch.randn(64, 3)\n"
+        "    data = (inputs, inputs.sum(1, keepdim=True) + torch.randn(64, 1))\n"
+        "    model = torch.nn.Linear(3, 1)\n"
+        "    return ut.Objective(model, torch.nn.functional.mse_loss, data)\n"
+        "other = 3\n"
+    )
+    words = ("rescale", "--lr", "0.01", "--batch-size", "4", "--to", "8")
+    assert status(*words, "--json", "--verify", f"{script}:objective") == 0
+    verification = json.loads(capsys.readouterr().out)["verification"]
+    assert verification["noise_scale"] > 0
+    assert verification["answer"] in ("holds", "does not hold", "cannot be told")
+    for place, said in ((f"{script}:other", "no function other"), ("job.py", "does not parse")):
+        assert status(*words, "--verify", place) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_forecast_prints_facts_and_ranks(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    shapes = ("--shapes", "64x64", "head=10x64")
+    assert status(*FORECAST, "--batch-size", "64", *shapes, "--html", str(page)) == 0
+    text = capsys.readouterr().out
+    assert "decay exponent E" in text
+    assert "head" in text
+    assert max(map(len, lines(text))) <= 80
+    assert "Surviving initial directions" in page.read_text()
+    assert status(*FORECAST, "--batch-size", "64", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["decay_exponent"] == pytest.approx(0.1)
+    assert status(*FORECAST, "--batch-size", "64", "--schedule", "cosin") == 1
+    assert "does not parse" in capsys.readouterr().err
+    assert status(*FORECAST, "--batch-size", "64", "--checkpoint", "x", *shapes) == 2

@@ -44,7 +44,24 @@ def test_the_quick_commands_load_no_torch(command: list[str]) -> None:
     assert "torch" not in loaded_by(program)
 
 
-@pytest.mark.parametrize("command", ["inspect"])
+_FORECAST = "forecast --lr 0.1 --weight-decay 5e-4 --steps 1000 --batch-size 64 --shapes 64x64"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "rescale --lr 0.1 --batch-size 8 --to 16",
+        "rescale --lr 3e-4 --batch-size 8 --to 16 --optimizer adamw --json",
+        _FORECAST,
+        f"{_FORECAST} --json",
+    ],
+)
+def test_closed_forms_answer_without_torch(words: str) -> None:
+    program = f"from undertow.cli import main; assert main({words.split()!r}) == 0"
+    assert loaded_by(program).isdisjoint(HEAVY - {"tyro"})
+
+
+@pytest.mark.parametrize("command", ["inspect", "rescale", "forecast"])
 def test_the_help_of_a_command_loads_no_torch(command: str) -> None:
     program = f"""
 from undertow.cli import main

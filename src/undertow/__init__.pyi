@@ -6,7 +6,9 @@ from . import measure as measure
 from . import models as models
 from . import predict as predict
 from . import train as train
+from .apply import forecast as forecast
 from .apply import inspect as inspect
+from .apply import rescale as rescale
 from .measure import activation_region as activation_region
 from .measure import depth_convergence as depth_convergence
 from .measure import functional_rank as functional_rank

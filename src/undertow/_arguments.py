@@ -26,6 +26,8 @@ _Workers = Annotated[int | None, tyro.conf.arg(metavar="N")]
 _Expect = Annotated[Outcome | None, tyro.conf.arg(metavar="VERDICT")]
 _File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 _Number = Annotated[float, tyro.conf.arg(metavar="X")]
+_Count = Annotated[int, tyro.conf.arg(metavar="N")]
+_Optimizer = Annotated[str, tyro.conf.arg(metavar="NAME")]
 _MaybeNumber = Annotated[float | None, tyro.conf.arg(metavar="X")]
 _Parsed = TypeVar("_Parsed")
 
@@ -120,6 +122,92 @@ class InspectOptions:
     """Write a page with spectra drawn there."""
     workers: _Workers = None
     """Threads; one a core by default."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class RescaleOptions:
+    """Hyperparameters for another batch size, one line a change."""
+
+    lr: _Number
+    """Learning rate."""
+    batch_size: _Count
+    """Samples a step on one worker, now."""
+    to: _Count
+    """And after."""
+    optimizer: _Optimizer = "sgd"
+    """sgd, momentum, rmsprop, adam or adamw."""
+    workers: _Count = 1
+    """Data-parallel workers now."""
+    to_workers: _Workers = None
+    """And after; as many by default."""
+    momentum: _MaybeNumber = None
+    """Of SGD."""
+    betas: Annotated[tuple[float, float] | None, tyro.conf.arg(metavar="B1 B2")] = None
+    """Of Adam and AdamW."""
+    alpha: _MaybeNumber = None
+    """Of RMSprop."""
+    eps: _MaybeNumber = None
+    """Outside the root."""
+    weight_decay: _MaybeNumber = None
+    """PyTorch's."""
+    steps: _Workers = None
+    """Of the run."""
+    warmup_steps: _Workers = None
+    """Of warm-up."""
+    milestones: Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="N...")] = None
+    """Steps at which the rate drops."""
+    noise_scale: _MaybeNumber = None
+    """Measured noise scale, in samples: warns where the rule ends."""
+    sharpness: _MaybeNumber = None
+    """Measured largest eigenvalue of the Hessian: the same."""
+    verify: Annotated[str | None, tyro.conf.arg(metavar="FILE.py:NAME")] = None
+    """Run NAME() of that file for an Objective, measure there, and try the rule in short runs."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+@dataclass(frozen=True)
+class ForecastOptions:
+    """What a run's hyperparameters say before it starts."""
+
+    lr: _Number
+    """Peak learning rate."""
+    weight_decay: _Number
+    """PyTorch's."""
+    steps: _Count
+    """Optimizer steps of the run."""
+    batch_size: _Count
+    """Samples a step over all workers."""
+    checkpoint: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Shapes and norms of its matrices."""
+    shapes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="ROWSxCOLS...")] = ()
+    """Shapes of matrices, in place of a checkpoint."""
+    optimizer: _Optimizer = "sgd"
+    """sgd, momentum, rmsprop, adam or adamw."""
+    momentum: _Number = 0.0
+    """Of SGD."""
+    schedule: Annotated[str, tyro.conf.arg(metavar="NAME")] = "constant"
+    """constant, cosine, linear, or step:0.1@3000,6000."""
+    warmup_steps: _Count = 0
+    """Of linear warm-up before it."""
+    samples: _Workers = None
+    """Of the training set, to count epochs."""
+    init: Annotated[str, tyro.conf.arg(metavar="NAME")] = "pytorch"
+    """Initialisation: pytorch, he, lecun or xavier."""
+    threshold: _Number = 1e-3
+    """Of ranks, relative to the Frobenius norm."""
+    norm_ratio: _Number = 1.0
+    """Final over initial norm, where only shapes are given."""
+    sync_alpha: _MaybeNumber = None
+    """Of the quadratic synchronisation rule."""
+    sync_base: _Count = 4
+    """Its least period."""
+    records: _File = None
+    """A run's records: forecast and measurement side by side."""
+    html: _File = None
+    """Write a page with curves there."""
     json: bool = False
     """Print one JSON object."""
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from undertow._arguments import (
     ClaimsOptions,
+    ForecastOptions,
     InspectOptions,
     Outcome,
     ReportOptions,
+    RescaleOptions,
     ResumeOptions,
     UsageError,
     close_to,
@@ -30,6 +32,8 @@ Measure, predict, use and reproduce the implicit bias of gradient-based
 training.
 
   undertow inspect CHECKPOINT      ranks, norms and compressibility per layer
+  undertow rescale --lr X ...      hyperparameters for another batch size
+  undertow forecast --lr X ...     what a run will forget, before it starts
 
   undertow reproduce CLAIM...      put claims to the test (--all: each one)
   undertow reproduce CLAIM --help  the knobs of a claim
@@ -169,8 +173,64 @@ def _inspect(words: Sequence[str]) -> int:
     return 0
 
 
+def _rescale(words: Sequence[str]) -> int:
+    options = parse(RescaleOptions, words, program="undertow rescale")
+    from undertow import apply
+
+    names = (
+        *("lr", "momentum", "betas", "alpha", "eps", "weight_decay"),
+        *("steps", "warmup_steps", "milestones"),
+    )
+    given = {name: getattr(options, name) for name in names}
+    found = apply.rescale(
+        {name: value for name, value in given.items() if value is not None},
+        from_batch=options.batch_size,
+        to_batch=options.to,
+        from_workers=options.workers,
+        to_workers=options.workers if options.to_workers is None else options.to_workers,
+        optimizer=options.optimizer,
+        noise_scale=options.noise_scale,
+        sharpness=options.sharpness,
+        objective=None if options.verify is None else apply.load_objective(options.verify),
+    )
+    print(json.dumps(found.as_json()) if options.json else found.text())
+    return 0
+
+
+def _forecast(words: Sequence[str]) -> int:
+    options = parse(ForecastOptions, words, program="undertow forecast")
+    from undertow import apply
+
+    if options.checkpoint is not None and options.shapes:
+        raise UsageError("give --checkpoint or --shapes, not both")
+    found = apply.forecast(
+        options.checkpoint or apply.parse_shapes(options.shapes) or None,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        optimizer=options.optimizer,
+        momentum=options.momentum,
+        schedule=options.schedule,
+        warmup_steps=options.warmup_steps,
+        samples=options.samples,
+        init=options.init,  # type: ignore[arg-type]
+        threshold=options.threshold,
+        norm_ratio=options.norm_ratio,
+        sync_alpha=options.sync_alpha,
+        sync_base=options.sync_base,
+        records=options.records,
+    )
+    if options.html is not None:
+        found.write_html(options.html)
+    print(json.dumps(found.as_json()) if options.json else found.text())
+    return 0
+
+
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "inspect": _inspect,
+    "rescale": _rescale,
+    "forecast": _forecast,
     "reproduce": _reproduce,
     "claims": _claims,
     "resume": _resume,

@@ -1,4 +1,15 @@
+from ._arguments import load_objective as load_objective
+from ._arguments import parse_shapes as parse_shapes
 from ._checkpoint import read_checkpoint as read_checkpoint
+from ._forecast import Forecast as Forecast
+from ._forecast import LayerForecast as LayerForecast
+from ._forecast import forecast as forecast
 from ._inspect import inspect as inspect
 from ._inspection import Inspection as Inspection
 from ._inspection import Residue as Residue
+from ._records import Comparison as Comparison
+from ._records import compare_records as compare_records
+from ._rescale import Rescaled as Rescaled
+from ._rescale import rescale as rescale
+from ._schedule import lr_factors as lr_factors
+from ._verify import Verification as Verification

@@ -11,6 +11,7 @@ import polars as pl
 from torch import Tensor
 
 from undertow import lab
+from undertow.apply._columns import role
 
 if TYPE_CHECKING:
     from undertow.apply._inspection import Inspection
@@ -55,8 +56,6 @@ def inspection_page(found: Inspection, lead: str) -> lab.Page:
 def _spectra_chart(found: Inspection) -> Any:
     import altair as alt
 
-    from undertow.apply._inspection import role
-
     points = _points(found.spectra)
     frame = pl.DataFrame(points).with_columns(
         role=pl.Series([role(name) for name in points["matrix"]], dtype=pl.String)
@@ -94,7 +93,7 @@ def _points(spectra: Mapping[str, Tensor]) -> dict[str, list[Any]]:
 def _compression_chart(found: Inspection) -> Any:
     import altair as alt
 
-    from undertow.apply._inspection import percent, role
+    from undertow.apply._inspection import percent
 
     shares: dict[str, list[Any]] = {"role": [], "error": [], "share": []}
     errors: Sequence[str] = [f"{percent(error)}%" for error in found.errors]

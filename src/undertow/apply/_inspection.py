@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import takewhile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,11 +14,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from undertow import lab
+from undertow.apply._columns import aligned, digits, role, share, short_names, wrapped
 from undertow.apply._inspect_page import inspection_page
 from undertow.predict import Initializer
 
 _ROWS_SHOWN = 24
-_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -113,17 +110,17 @@ class Inspection:
         The last columns give the share of parameters that hold each matrix to that error.
         """
         notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([repr(self), "", *self._rows(every), *_wrapped(notes)])
+        return "\n".join([repr(self), "", *self._rows(every), *wrapped(notes)])
 
     def __repr__(self) -> str:
-        return "\n".join(_wrapped(self._sentences()))
+        return "\n".join(wrapped(self._sentences()))
 
     def _sentences(self) -> list[str]:
         plural = "matrix" if len(self.table) == 1 else "matrices"
         what, source = "weight", self.source
         if self.against is not None:
             what, source = "differences of weight", f"{self.source} against {self.against}"
-        shares = [_share(self.parameters_at(error), self.parameters) for error in self.errors]
+        shares = [share(self.parameters_at(error), self.parameters) for error in self.errors]
         errors = [f"{percent(error)}%" for error in self.errors]
         lines = [
             f"{source}: {len(self.table)} {what} {plural}, {self.parameters:,} parameters.",
@@ -152,25 +149,25 @@ class Inspection:
         cells = {
             "matrix": [
                 name if count == 1 else f"{name} ({count})"
-                for name, count in zip(_short(table["name"].to_list()), counts, strict=True)
+                for name, count in zip(short_names(table["name"].to_list()), counts, strict=True)
             ],
             "shape": [f"{rows}x{cols}" for rows, cols in table.select("rows", "cols").iter_rows()],
             "rank": [f"{value:.0f}" for value in table["threshold_rank"]],
-            "stable": [_digits(value) for value in table["stable_rank"]],
-            "eff.": [_digits(value) for value in table["effective_rank"]],
+            "stable": [digits(value) for value in table["stable_rank"]],
+            "eff.": [digits(value) for value in table["effective_rank"]],
         }
         if "change" in table.columns:
             cells["change"] = [f"{value:.1%}" for value in table["change"]]
         elif "survivors" in table.columns:
-            cells["alive"] = [_digits(value) for value in table["survivors"]]
+            cells["alive"] = [digits(value) for value in table["survivors"]]
         else:
             cells["norm"] = [f"{value:.3g}" for value in table["frobenius_norm"]]
         for error in self.errors:
             kept = table[f"parameters_at_{percent(error)}"]
             cells[f"{percent(error)}%"] = [
-                _share(part, whole) for part, whole in zip(kept, table["parameters"], strict=True)
+                share(part, whole) for part, whole in zip(kept, table["parameters"], strict=True)
             ]
-        lines = _aligned(cells)
+        lines = aligned(cells)
         if len(table) < len(self.table):
             lines.append("(n): means over n matrices whose names differ in their number alone.")
         if "survivors" in self.table.columns:
@@ -181,49 +178,3 @@ class Inspection:
 def percent(error: float) -> str:
     """A relative error in per cent, as it stands in column names: 0.05 is "5"."""
     return f"{100 * error:g}"
-
-
-def role(name: str) -> str:
-    """A name without its layer number: `layers.3.mlp.weight` is `layers.*.mlp.weight`."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
-
-
-def _short(names: Sequence[str]) -> list[str]:
-    """Names without what all of them share: the modules around them, and the last `.weight`."""
-    stems = [name.removesuffix(".weight").split(".") for name in names]
-    shared = len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*stems, strict=False))))
-    lead = min(shared, *(len(stem) - 1 for stem in stems)) if len(names) > 1 else 0
-    if lead and any(stem[lead].isdigit() for stem in stems):
-        lead -= 1  # a bare number says too little
-    return [".".join(stem[lead:]) for stem in stems]
-
-
-def _aligned(cells: Mapping[str, Sequence[str]]) -> list[str]:
-    """Columns in 80 characters: the first takes what the others leave, its names cut in front."""
-    widths = [max(map(len, [head, *column])) for head, column in cells.items()]
-    first = min(widths[0], _WIDTH - sum(width + 1 for width in widths[1:]))
-    lines = []
-    for row in zip(*([head, *column] for head, column in cells.items()), strict=True):
-        name = row[0] if len(row[0]) <= first else "…" + row[0][1 - first :]
-        rest = (f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append(" ".join([f"{name:<{first}}", *rest]))
-    return lines
-
-
-def _wrapped(lines: Iterable[str]) -> list[str]:
-    return [
-        part
-        for line in lines
-        for part in textwrap.wrap(
-            line, _WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent="  "
-        )
-    ]
-
-
-def _share(part: float, whole: float) -> str:
-    """A percentage that says 100% only of all of it."""
-    return "100%" if part >= whole else f"{min(part / whole, 0.994):.0%}"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,51 @@
+"""What a command line spells that is no plain value: shapes, and an objective in a file."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from undertow.objective import Objective
+
+
+def parse_shapes(words: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Matrices by name, from `512x256` or `head=10x512`.
+
+    Raises:
+        ValueError: a word that is neither.
+    """
+    shapes: dict[str, tuple[int, int]] = {}
+    for number, word in enumerate(words, 1):
+        found = re.fullmatch(r"(?:(?P<name>[^=]+)=)?(?P<rows>\d+)x(?P<cols>\d+)", word)
+        if found is None:
+            raise ValueError(f"shape {word!r} does not parse; write 512x256 or head=10x512")
+        shapes[found["name"] or f"matrix {number}"] = (int(found["rows"]), int(found["cols"]))
+    return shapes
+
+
+def load_objective(place: str) -> Objective:
+    """The objective that a function in a file returns, `FILE.py:NAME`. The file is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the place does not parse, or the file has no such function.
+        TypeError: the function returns something else.
+    """
+    from undertow.objective import Objective
+
+    file, _, name = place.rpartition(":")
+    if not file or not name.isidentifier():
+        raise ValueError(f"{place!r} does not parse; write FILE.py:NAME, NAME() an Objective")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there is no file {file!r}")
+    made = runpy.run_path(file).get(name)
+    if not callable(made):
+        raise ValueError(f"{file} has no function {name}")
+    objective = made()
+    if not isinstance(objective, Objective):
+        raise TypeError(f"{name}() must return an Objective; got {type(objective).__name__}")
+    return objective

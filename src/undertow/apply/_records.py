@@ -1,0 +1,196 @@
+"""Forecast beside measurement: the surviving rank against what a run has recorded."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from undertow import predict
+from undertow.predict import Initializer
+
+# Names that records may use, and what they stand for here.
+_NAMES = {"threshold_rank": "rank", "frobenius_norm": "norm", "layer": "name"}
+_NEEDED = ("rows", "cols", "norm", "rank")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Forecast and measured ranks.
+
+    Attributes:
+        table: a row per record: name, step, rows, cols, norm, decay_exponent, rank (measured),
+            forecast, error (relative), and learned_rank where the records have it.
+        mean_error: mean of |forecast - rank| / rank; NaN without records that it can be given for.
+        dominated: the same over records where survivors are at least twice the learned part; None
+            where the records do not have that.
+        dominated_count: how many those are.
+    """
+
+    table: pl.DataFrame
+    mean_error: float
+    dominated: float | None
+    dominated_count: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures as JSON can hold them."""
+        return {
+            "records": len(self.table),
+            "mean_error": self.mean_error if math.isfinite(self.mean_error) else None,
+            "mean_error_where_survivors_dominate": self.dominated,
+            "records_where_survivors_dominate": self.dominated_count,
+        }
+
+    def __repr__(self) -> str:
+        said = (
+            f"Forecast rank off by {self.mean_error:.1%} on average over {len(self.table)} records"
+        )
+        if self.dominated is not None:
+            said += (
+                f"; by {self.dominated:.1%} over the {self.dominated_count:,} where survivors are "
+                "at least twice the learned part"
+            )
+        return f"{said}."
+
+
+def compare_records(
+    records: pl.DataFrame | str | PathLike[str],
+    *,
+    lr: float | np.ndarray | None = None,
+    weight_decay: float | None = None,
+    momentum: float = 0.0,
+    threshold: float | None = None,
+    init: Initializer = "pytorch",
+) -> Comparison:
+    """The forecast of the surviving rank for each record of a run, beside the measured rank.
+
+    The norm is the measured one, so what is tested is the initial spectrum and the decay.
+
+    Args:
+        records: a polars frame, a .parquet, .csv or .jsonl file, or a folder of `undertow
+            reproduce low-rank`. Columns: rows, cols, norm (or frobenius_norm), rank (or
+            threshold_rank), and either decay_exponent or step; optionally name (or layer),
+            threshold, learned_rank, diverged.
+        lr: one value per step, for records that have a step and no decay_exponent.
+        weight_decay: for those, too.
+        momentum: for those, of SGD.
+        threshold: of the measured rank, where the records do not say.
+        init: how the weights were initialised.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a column is missing, or the file is of another kind.
+    """
+    frame = _read(records)
+    frame = frame.rename({a: b for a, b in _NAMES.items() if a in frame.columns})
+    missing = [name for name in _NEEDED if name not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"records lack {', '.join(missing)}; they have {', '.join(frame.columns[:12])}"
+        )
+    if "diverged" in frame.columns:
+        frame = frame.filter(~pl.col("diverged"))
+    frame = frame.drop_nulls(list(_NEEDED))
+    frame = frame.with_columns(_exponents(frame, lr, weight_decay, momentum))
+    if "threshold" not in frame.columns:
+        frame = frame.with_columns(threshold=pl.lit(1e-3 if threshold is None else threshold))
+    spectra = {
+        (rows, cols): predict.initial_spectrum(
+            rows, cols, predict.initial_std(init, fan_in=cols, fan_out=rows)
+        )
+        for rows, cols in frame.select("rows", "cols").unique().iter_rows()
+    }
+    columns = ("rows", "cols", "decay_exponent", "norm", "threshold")
+    forecasts = [
+        predict.surviving_rank(spectra[rows, cols], exponent, final_norm=norm, threshold=limit)
+        for rows, cols, exponent, norm, limit in frame.select(columns).iter_rows()
+    ]
+    table = frame.with_columns(pl.Series("forecast", forecasts, dtype=pl.Int64)).with_columns(
+        error=(pl.col("forecast") - pl.col("rank")).abs() / pl.col("rank")
+    )
+    kept = [
+        name
+        for name in (
+            "name",
+            "step",
+            "rows",
+            "cols",
+            "norm",
+            "decay_exponent",
+            "rank",
+            "forecast",
+            "error",
+            "learned_rank",
+        )
+        if name in table.columns
+    ]
+    table = table.select(kept)
+    nonzero = table.filter(pl.col("rank") > 0)
+    mean = float(np.mean(nonzero["error"].to_numpy())) if len(nonzero) else math.nan
+    if "learned_rank" not in table.columns:
+        return Comparison(table, mean, None, 0)
+    ruled = nonzero.filter(
+        (pl.col("forecast") > 0) & (pl.col("forecast") >= 2 * pl.col("learned_rank"))
+    )
+    own = float(np.mean(ruled["error"].to_numpy())) if len(ruled) else None
+    return Comparison(table, mean, own, len(ruled))
+
+
+def _exponents(
+    frame: pl.DataFrame,
+    lr: float | np.ndarray | None,
+    weight_decay: float | None,
+    momentum: float,
+) -> pl.Series:
+    if "decay_exponent" in frame.columns:
+        return frame["decay_exponent"]
+    if "step" not in frame.columns:
+        raise ValueError("records need decay_exponent, or step together with the hyperparameters")
+    if lr is None or weight_decay is None:
+        raise ValueError("records without decay_exponent need lr and weight_decay")
+    last = int(frame["step"].max() or 0)  # type: ignore[arg-type]
+    rates = np.full(last, lr) if np.ndim(lr) == 0 else np.asarray(lr, dtype=np.float64)
+    if len(rates) < last:
+        raise ValueError(f"records go to step {last}, beyond the {len(rates)} steps of the run")
+    running = np.concatenate([[0.0], np.cumsum(rates)]) * weight_decay / (1 - momentum)
+    return pl.Series("decay_exponent", running[frame["step"].to_numpy()])
+
+
+def _read(records: pl.DataFrame | str | PathLike[str]) -> pl.DataFrame:
+    if isinstance(records, pl.DataFrame):
+        return records
+    place = Path(records)
+    if not place.exists():
+        raise FileNotFoundError(f"there is no file or folder {str(place)!r}")
+    if place.is_dir():
+        return _run_folder(place)
+    try:
+        if place.suffix == ".parquet":
+            return pl.read_parquet(place)
+        if place.suffix == ".csv":
+            return pl.read_csv(place, infer_schema_length=None)
+        if place.suffix in (".jsonl", ".ndjson"):
+            return pl.read_ndjson(place, infer_schema_length=None)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"{place.name} cannot be read: {str(error).splitlines()[0]}") from error
+    raise ValueError(f"{place.name}: give a .parquet, .csv or .jsonl file, or a run's folder")
+
+
+def _run_folder(folder: Path) -> pl.DataFrame:
+    from undertow import lab
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is no folder of a run: it has no config.json") from error
+    frame = lab.Store(folder, create=False).records()
+    if "rank" not in frame.columns:
+        study = config.get("claim") or config.get("study") or "another study"
+        raise ValueError(f"{folder} holds records of {study}, which have no ranks; low-rank's do")
+    return frame.filter(pl.col("rank").is_not_null())

@@ -1,0 +1,215 @@
+"""Jobs moved to another batch size: every form of configuration, and running optimizers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from undertow import apply, predict
+from undertow.train import optim
+
+OPTIMIZERS = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "rmsprop": lambda params: torch.optim.RMSprop(params, lr=1e-3, alpha=0.97, weight_decay=1e-3),
+    "adam": lambda params: torch.optim.Adam(params, lr=1e-3, betas=(0.95, 0.99)),
+    "adamw": lambda params: torch.optim.AdamW(params, lr=1e-3, betas=(0.95, 0.99)),
+    "decoupled": lambda params: torch.optim.Adam(
+        params, lr=1e-3, betas=(0.95, 0.99), weight_decay=0.1, decoupled_weight_decay=True
+    ),
+    "own adamw": lambda params: optim.AdamW(params, lr=1e-3, betas=(0.95, 0.99)),
+    "own sgd": lambda params: optim.SGD(params, lr=0.1, momentum=0.9),
+}
+
+
+def running(name: str, steps: int = 5) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Linear(4, 3)
+    optimizer = OPTIMIZERS[name](model.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(6, 4)).square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def facts(optimizer: torch.optim.Optimizer) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    groups = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+    return copy.deepcopy(groups), copy.deepcopy(list(optimizer.state.values()))
+
+
+def close(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(close, one, other))
+    if isinstance(one, torch.Tensor):
+        return torch.allclose(one, other, rtol=1e-5)
+    if isinstance(one, float):
+        return one == pytest.approx(other)
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_there_and_back_leaves_an_optimizer_as_it_was(name: str) -> None:
+    _, optimizer = running(name)
+    before = facts(optimizer)
+    apply.rescale(optimizer, from_batch=8, to_batch=32).apply()
+    assert not close(facts(optimizer), before)
+    apply.rescale(optimizer, from_batch=32, to_batch=8).apply()
+    assert close(facts(optimizer), before)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_nothing_changes_until_it_is_applied(name: str) -> None:
+    _, optimizer = running(name)
+    before = facts(optimizer)
+    found = apply.rescale(optimizer, from_batch=8, to_batch=32)
+    assert close(facts(optimizer), before)
+    found.apply()
+    for group, new in zip(optimizer.param_groups, found.hyper, strict=True):
+        assert all(group[key] == value for key, value in new.items())
+        assert group["lr"] == pytest.approx((4 if "sgd" in name else 2) * before[0][0]["lr"])
+
+
+@pytest.mark.parametrize("name", ["rmsprop", "adam", "adamw", "own adamw"])
+def test_mean_squares_follow_the_noise(name: str) -> None:
+    _, optimizer = running(name)
+    old = copy.deepcopy(list(optimizer.state.values()))
+    said = apply.rescale(optimizer, from_batch=8, to_batch=32).apply()
+    assert any("/ k" in line for line in said)
+    for before, after in zip(old, optimizer.state.values(), strict=True):
+        key = next(k for k in ("exp_avg_sq", "square_avg", "square") if k in before)
+        assert torch.allclose(after[key], before[key] / 4)
+
+
+def test_adams_averages_keep_their_age() -> None:
+    _, optimizer = running("adam", steps=30)
+    apply.rescale(optimizer, from_batch=8, to_batch=32).apply()
+    step = float(next(iter(optimizer.state.values()))["step"])
+    new = optimizer.param_groups[0]["betas"][1]
+    assert 1 - new**step == pytest.approx(1 - 0.99**30, rel=1e-5)
+    optimizer.step()  # a step count that is not whole is no obstacle
+
+
+def test_groups_are_rescaled_each_and_schedulers_are_mentioned() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(
+        [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}], lr=1.0
+    )
+    torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    found = apply.rescale(optimizer, from_batch=8, to_batch=16)
+    found.apply()
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.02])
+    assert [group["initial_lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.02])
+    assert "scheduler" in " ".join(found.notes)
+    assert "group 1" in found.text()
+
+
+def test_a_rate_in_a_tensor_stays_that_tensor() -> None:
+    model = nn.Linear(2, 2)
+    rate = torch.tensor(0.5)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.5, 0.9))
+    apply.rescale(optimizer, from_batch=8, to_batch=4).apply()
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == pytest.approx(0.5 / 2**0.5)
+
+
+def test_a_dictionary_gives_what_the_closed_form_gives() -> None:
+    hyper = {"lr": 3e-4, "betas": (0.9, 0.999), "weight_decay": 0.1, "steps": 1000}
+    expected = predict.rescale(hyper, from_batch=64, to_batch=256, optimizer="adamw")
+    for source in (
+        hyper,
+        {"optimizer": "adamw", **hyper},
+        {"optimizer": "torch.optim.AdamW", **hyper},
+    ):
+        found = apply.rescale(source, from_batch=64, to_batch=256, optimizer="adamw")
+        named = {name: value for name, value in found.hyper.items() if name != "optimizer"}
+        assert named == expected.hyper
+        assert found.hyper.get("optimizer") == source.get("optimizer")
+
+
+def test_training_arguments_keep_their_names() -> None:
+    fields = {
+        "learning_rate": 3e-4,
+        "adam_beta1": 0.95,
+        "adam_beta2": 0.999,
+        "weight_decay": 0.1,
+        "max_steps": -1,
+        "warmup_steps": 400,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 4,
+        "optim": "adamw_torch_fused",
+    }
+    for source in (fields, SimpleNamespace(**fields, world_size=1)):
+        found = apply.rescale(source, to_batch=128)
+        assert found.from_batch == 32
+        assert found.hyper == {
+            "learning_rate": pytest.approx(6e-4),
+            "adam_beta1": pytest.approx(0.8),
+            "adam_beta2": pytest.approx(0.996),
+            "adam_epsilon": pytest.approx(5e-9),
+            "weight_decay": pytest.approx(0.2),
+            "warmup_steps": 100,
+        }
+
+
+def test_a_lightning_configuration_keeps_its_shape() -> None:
+    config = {
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "nesterov": True}},
+        "trainer": {"max_steps": 800, "devices": 2},
+        "data": {"init_args": {"batch_size": 16}},
+        "lr_scheduler": {"class_path": "StepLR"},
+    }
+    kept = copy.deepcopy(config)
+    found = apply.rescale(config, to_batch=64, to_workers=2)
+    assert config == kept
+    assert found.from_batch == 32
+    assert found.hyper["optimizer"]["init_args"] == {"lr": pytest.approx(0.4), "nesterov": True}
+    assert found.hyper["trainer"] == {"max_steps": 200, "devices": 2}
+    assert found.hyper["data"] == config["data"]
+    assert "lr_scheduler" in found.notes[0]
+
+
+def test_text_and_json_say_every_change() -> None:
+    found = apply.rescale(
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "steps": 1000},
+        from_batch=32,
+        to_batch=128,
+        optimizer="sgd",
+        noise_scale=50.0,
+        sharpness=20.0,
+    )
+    text = found.text()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "lr' = k lr" in text
+    assert "weight_decay  0.0005 stays" in text
+    assert text.count("warning: ") == len(found.warnings) > 0
+    content = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert [change["name"] for change in content["changes"]] == list(found.hyper)
+
+
+def test_what_is_not_known_is_said() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="Adagrad: no scaling rule is known"):
+        apply.rescale(torch.optim.Adagrad(model.parameters()), from_batch=8, to_batch=16)
+    with pytest.raises(ValueError, match="optimizer 'lion': no scaling rule"):
+        apply.rescale({"lr": 0.1}, from_batch=8, to_batch=16, optimizer="lion")
+    with pytest.raises(ValueError, match="optimizer must name the update rule"):
+        apply.rescale({"lr": 0.1}, from_batch=8, to_batch=16)
+    with pytest.raises(ValueError, match="from_batch is needed"):
+        apply.rescale({"lr": 0.1}, to_batch=16, optimizer="sgd")
+    with pytest.raises(TypeError, match=r"must be an optimizer of torch\.optim, a dictionary"):
+        apply.rescale(3, from_batch=8, to_batch=16)
+    with pytest.raises(TypeError, match="apply needs an optimizer"):
+        apply.rescale({"lr": 0.1}, from_batch=8, to_batch=16, optimizer="sgd").apply()
+    _, optimizer = running("adam")
+    with pytest.raises(ValueError, match="largest k is just under 20"):
+        apply.rescale(optimizer, from_batch=8, to_batch=512)

@@ -14,6 +14,7 @@ ALL = (
     "deep-relu-limit",
     "sgd-noise",
     "square-loss",
+    "rank-one-features",
 )
 
 

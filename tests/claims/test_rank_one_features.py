@@ -14,6 +14,7 @@ from undertow.claims import Verdict, get
 from undertow.claims.rank_one_features import (
     _ACTIVATIONS,
     _SIGN_POINTS,
+    _SLOPES,
     CLAIM,
     Config,
     Net,
@@ -53,6 +54,13 @@ TOY = Toy(
 
 def network_loss(theta, inputs, outputs, phi):
     return ((phi(theta @ inputs.mT)[0].sum(0) - outputs) ** 2).sum()
+
+
+@pytest.mark.parametrize("activation", _ACTIVATIONS)
+@pytest.mark.parametrize("point", [-1.3, 0.0, 0.7])
+def test_the_slopes_that_plan_trials_are_those_of_the_runs(activation: str, point: float) -> None:
+    slope = _ACTIVATIONS[activation](torch.tensor(point, dtype=torch.float64))[1]
+    assert _SLOPES[activation](point) == pytest.approx(float(slope))
 
 
 @pytest.mark.parametrize("activation", _ACTIVATIONS)

@@ -248,3 +248,9 @@ def test_a_proportion_of_nothing_is_unknown_and_of_too_much_an_error() -> None:
     assert math.isnan(lab.proportion(0, 0).value)
     with pytest.raises(ValueError, match="count"):
         lab.proportion(3, 2)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, 2.0, 5.0]])
+def test_a_statistic_of_two_or_three_values_has_the_whole_range(values: list[float]) -> None:
+    found = lab.bootstrap_interval(values, lambda own: float(np.median(own)))
+    assert found.interval == (min(values), max(values))

@@ -369,12 +369,21 @@ _ACTIVATIONS: dict[str, _Phi] = {
 }
 
 
+# phi' at a number, for trials to be planned without torch.
+_SLOPES: dict[str, Callable[[float], float]] = {
+    "cubic": lambda z: 1 + z**2 / 2,
+    "quadratic": lambda z: 1 + z / 2,
+    "tanh": lambda z: 1 - math.tanh(z) ** 2,
+    "softplus": lambda z: 1 / (1 + math.exp(-z)),
+    "gelu": lambda z: (
+        (1 + math.erf(z / math.sqrt(2))) / 2 + z * math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    ),
+}
+
+
 def _curvature(activation: str, z: float, neurons: int) -> float:
     """Of one orthonormal input's squared error where all neurons are at z: 2 m phi'(z)^2."""
-    import torch
-
-    slope = _ACTIVATIONS[activation](torch.tensor(z, dtype=torch.float64))[1]
-    return 2 * neurons * float(slope) ** 2
+    return 2 * neurons * _SLOPES[activation](z) ** 2
 
 
 def _train(

@@ -80,7 +80,8 @@ def widened_bca_interval(
         confidence: the nominal coverage.
 
     Returns:
-        The interval; plain percentiles where all draws lie on one side of the value.
+        The interval; plain percentiles where all draws lie on one side of the value, or where so
+        few values widen the levels to 0 and 1.
     """
     from scipy.special import ndtr, ndtri
 
@@ -93,6 +94,8 @@ def widened_bca_interval(
     spread = float(np.sum(pulls**2))
     acceleration = float(np.sum(pulls**3)) / (6 * spread**1.5) if spread > 0 else 0.0
     shifted = bias + ndtri(levels)
+    if not np.all(np.isfinite(shifted)):  # of two or three values: the whole range
+        return percentile_interval(draws, levels)
     denominator = 1 - acceleration * shifted
     if np.any(denominator <= 0):
         return percentile_interval(draws, levels)

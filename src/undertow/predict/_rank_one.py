@@ -17,6 +17,7 @@ from undertow.predict._arguments import count, positive
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
 
+_Pair = tuple[np.ndarray, np.ndarray]
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -48,12 +49,15 @@ def rank_one_rate(
     -2 lr e - 2 lr^2 e^2 phi''(z_j): the first term is the same for all neurons, so that only the
     second changes the differences of u, by -2 lr^2 E[e^2] phi''' each step per unit of z and at
     E[e^2] = noise_std^2. That is the whole effect while z_j are close, phi' > 0 and lr is small.
-    The papers' route, a flow down the trace of the Hessian F = 2 sum_i sum_j phi'(z_ij)^2 on the
+    The paper's route, a flow down the trace of the Hessian F = 2 sum_i sum_j phi'(z_ij)^2 on the
     zero-loss manifold, of which a step is a time of lr^2 noise_std^2 / 2, gives the same number.
 
     With `neurons` the residual's own fluctuation is counted: near zero loss it is an
     autoregression whose E[e^2] is noise_std^2 / (1 - lr h / 2), with h = 2 loss_scale input_norm^2
     output_weight^2 neurons phi'(z)^2 the curvature along it. The rate is divided by 1 - lr h / 2.
+
+    Of inputs x_i of norm 1 that are not orthogonal, with rates c_i each for itself, the rates are
+    the eigenvalues of X X^T diag(c); nearly dependent inputs make the slowest one slow.
 
     Args:
         lr: of plain SGD without momentum.
@@ -101,7 +105,7 @@ def _derivatives(
     activation: str | None,
     preactivation: float | np.ndarray | None,
     derivatives: tuple[float, float] | None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> _Pair:
     """phi'(z) and phi'''(z), from whichever way they were given."""
     if derivatives is not None:
         if activation is not None or preactivation is not None:
@@ -127,10 +131,7 @@ def _derivatives(
     return first, third
 
 
-Pair = tuple[np.ndarray, np.ndarray]
-
-
-def _tanh(z: np.ndarray) -> Pair:
+def _tanh(z: np.ndarray) -> _Pair:
     square = np.tanh(z) ** 2
     return 1 - square, (1 - square) * (6 * square - 2)
 
@@ -142,36 +143,36 @@ def _sigmoid_derivatives(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     return value, slope, slope * (1 - 2 * value), slope * (1 - 6 * slope)
 
 
-def _sigmoid(z: np.ndarray) -> Pair:
+def _sigmoid(z: np.ndarray) -> _Pair:
     _, first, _, third = _sigmoid_derivatives(z)
     return first, third
 
 
-def _softplus(z: np.ndarray) -> Pair:
+def _softplus(z: np.ndarray) -> _Pair:
     value, _, second, _ = _sigmoid_derivatives(z)
     return value, second
 
 
-def _silu(z: np.ndarray) -> Pair:
+def _silu(z: np.ndarray) -> _Pair:
     value, first, second, third = _sigmoid_derivatives(z)
     return value + z * first, 3 * second + z * third
 
 
-def _gelu(z: np.ndarray) -> Pair:
+def _gelu(z: np.ndarray) -> _Pair:
     density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     below = (1 + _erf(z / math.sqrt(2))) / 2
     return below + z * density, density * z * (z**2 - 4)
 
 
-def _cubic(z: np.ndarray) -> Pair:
+def _cubic(z: np.ndarray) -> _Pair:
     return 1 + z**2 / 2, np.ones_like(z)
 
 
-def _quadratic(z: np.ndarray) -> Pair:
+def _quadratic(z: np.ndarray) -> _Pair:
     return 1 + z / 2, np.zeros_like(z)
 
 
-_ACTIVATIONS: dict[str, Callable[[np.ndarray], Pair]] = {
+_ACTIVATIONS: dict[str, Callable[[np.ndarray], _Pair]] = {
     "tanh": _tanh,
     "sigmoid": _sigmoid,
     "softplus": _softplus,

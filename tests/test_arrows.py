@@ -19,6 +19,7 @@ BESIDE = dict.fromkeys(
     (
         "_batches",
         "_curvature",
+        "_fastest",
         "_gauss_newton_trace",
         "_loss_terms",
         "_losses",

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from undertow import _curvature, _products
+from undertow import _curvature, _fastest, _products
 from undertow.objective import Objective
 
 SAMPLES, FEATURES, CLASSES = 11, 5, 3
@@ -293,6 +293,45 @@ def test_kept_graphs_follow_parameters_buffers_and_data() -> None:
     check()
     net[0].weight = nn.Parameter(draw(8, 4, FEATURES))
     check()
+
+
+def test_fixed_parameters_are_compared_once_and_no_longer_than_that() -> None:
+    net, loss = fill(MODELS["batch norm, dropout"]()), nn.MSELoss()
+    inputs, targets = draw(1, SAMPLES, FEATURES), draw(2, SAMPLES, CLASSES)
+    objective = Objective(net, loss, (inputs, targets), microbatch=4)
+    block = draw(3, 2, objective.num_params)
+    objective.hvp(block)
+    for _ in range(2):
+        with torch.no_grad():
+            net[0].weight += 0.3
+        with objective.fixed(), objective.fixed():  # may be nested
+            for kind in ("hessian", "ggn", "hessian"):
+                expected = block @ dense(net, loss, inputs, targets, kind)
+                torch.testing.assert_close(product(objective, kind, block), expected)
+            objective.release()
+            torch.testing.assert_close(
+                objective.ggnvp(block[:1]), product(objective, "ggn", block)[:1]
+            )
+    with pytest.raises(KeyError), objective.fixed():
+        raise KeyError
+    net[0].weight.data.mul_(2.0)
+    expected = block @ dense(net, loss, inputs, targets, "hessian")
+    torch.testing.assert_close(objective.hvp(block), expected)
+
+
+def test_a_faster_way_that_is_wrong_in_any_direction_is_not_taken() -> None:
+    class Wrong:
+        def free(self) -> None: ...
+
+        def product(self, vectors: Tensor, mode: str) -> Tensor:
+            if mode == "loop":
+                return sum((vectors * 1.0 for _ in range(2000)), torch.zeros_like(vectors)) / 2000
+            found = vectors.clone()
+            found[-1] += mode == "batched"
+            return found
+
+    for kept in (True, False):
+        assert _fastest.fastest_mode(Wrong(), draw(0, 6, 50), kept=kept) == "forward"  # type: ignore[arg-type]
 
 
 def test_graphs_are_kept_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,6 +40,11 @@ def reiterable(data: Any, microbatch: int | None) -> Iterable[Any]:
     return data
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are; a sum tells at a fraction of the cost, unless it overflows."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 def checked_pair(batch: Any, index: int) -> tuple[Any, Tensor]:
     """A batch as (inputs, targets).
 
@@ -65,7 +70,7 @@ def checked_pair(batch: Any, index: int) -> tuple[Any, Tensor]:
     for name, part in parts.items():
         if not isinstance(part, Tensor) or part.ndim == 0:
             raise TypeError(f"{name} of batch {index} must be a tensor [samples, ...]; got {part}")
-        if (part.is_floating_point() or part.is_complex()) and not torch.isfinite(part).all():
+        if (part.is_floating_point() or part.is_complex()) and not is_finite(part):
             raise ValueError(f"{name} of batch {index} hold NaN or infinities")
     samples = {name: len(part) for name, part in parts.items()}
     if len(set(samples.values())) != 1 or len(targets) == 0:

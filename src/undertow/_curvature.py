@@ -7,13 +7,12 @@ never runs the model a second time. Forward over reverse is the other way, at ti
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -24,27 +23,14 @@ from undertow._losses import OutputProduct
 
 Kind = Literal["hessian", "ggn"]
 Mode = Literal["loop", "batched", "forward"]
-Choice = TypeVar("Choice", bound=Hashable)
 Leaves = tuple[Tensor, ...]
 # From the parameters to (logits, summed loss).
 Evaluate = Callable[[Leaves], tuple[Any, Tensor]]
 
 # Directions that one batched pass takes together: more cost memory and bring nothing.
 BLOCK = 8
-# Directions, repeats and seconds of the trial that decides between modes.
-_TRIAL_BLOCK = 4
-_TRIALS = 6
-_TRIAL_SECONDS = 0.02
-# What is this much slower at first is not tried again; what is not faster by this is not taken.
-_HOPELESS = 4.0
-_CLEARLY = 0.9
-# Ways to compute the same must agree so far.
-_AGREEMENT = 1e-3
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all elements are; a sum tells at a fraction of the cost, unless it overflows."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+# Hooks on tensors that are larger on average do not slow a graph down.
+_HOOK_BYTES = 2**16
 
 
 @contextmanager
@@ -113,6 +99,10 @@ class Linearization:
         kind: "hessian", or "ggn" for the Gauss-Newton matrix at the outputs.
         output_product: from the outputs to the closed-form Hessian product of the loss in them,
             or to None.
+
+    Attributes:
+        reached: whether the loss depends on the parameters.
+        first: number of samples in the microbatches before.
     """
 
     def __init__(
@@ -128,6 +118,7 @@ class Linearization:
         self._closed_form = output_product
         self._graph: _HessianGraph | _GaussNewtonGraph | None = None
         self.reached = True
+        self.first = 0
 
     def free(self) -> None:
         """Drop the graph; the next product that needs it builds it again."""
@@ -161,11 +152,10 @@ class Linearization:
         # J^T u is linear in u, so its derivative in u is the same at every u.
         cotangent = torch.zeros_like(outputs).requires_grad_()
         pulled = _slopes(outputs if total.requires_grad else total, self._leaves, cotangent)
-        closed_form = self._closed_form(outputs)
-        if closed_form is None:
-            (slope,) = _slopes(total, (outputs,))
-            closed_form = partial(_generic_product, slope, outputs)
-        return _GaussNewtonGraph(outputs, cotangent, pulled, closed_form)
+        (slope,) = _slopes(total, (outputs,))
+        product = self._closed_form(outputs) or partial(_generic_product, slope, outputs)
+        fixed = torch.zeros_like(outputs) if slope is None else slope
+        return _GaussNewtonGraph(outputs, cotangent, pulled, product, fixed.detach())
 
     def output_hessians(
         self, most: int
@@ -188,22 +178,53 @@ class Linearization:
         self, vectors: Float[Tensor, "directions params"], mode: Mode
     ) -> Float[Tensor, "directions params"]:
         """The matrix times each direction."""
+        batched = mode == "batched"
+        if mode == "forward" and self._kind == "hessian":
+            gradient = torch.func.grad(lambda leaves: self._evaluate(leaves)[1])
+            return self._forward(gradient, self._shaped(vectors))
+        graph = self.build()
+        if isinstance(graph, _HessianGraph):
+            return pull_back(graph.gradients, self._leaves, self._shaped(vectors), batched=batched)
+        pushed = graph.output_product(self._moved(graph, vectors, mode))
+        return pull_back([graph.outputs], self._leaves, [pushed], batched=batched)
+
+    def centred_product(
+        self,
+        vectors: Float[Tensor, "directions params"],
+        mode: Mode,
+        means: Float[Tensor, " directions"],
+        shares: Float[Tensor, " all_samples"],
+    ) -> Float[Tensor, "directions params_and_one"]:
+        """sum_i a_i grad s_i with a_i = <grad s_i, v> - mean share_i, and sum_i a_i share_i.
+
+        For "ggn" and a loss s_i of sample i alone; the shares are those of all microbatches.
+        """
+        graph = self.build()
+        assert isinstance(graph, _GaussNewtonGraph)
+        mine = shares[self.first : self.first + len(graph.outputs)]
+        along = (self._moved(graph, vectors, mode) * graph.slope).flatten(1)
+        along = along.reshape(len(vectors), len(mine), -1).sum(2) - torch.outer(means, mine)
+        shape = (*along.shape, *(1,) * (graph.slope.ndim - 1))
+        pushed = along.reshape(shape) * graph.slope
+        pulled = pull_back([graph.outputs], self._leaves, [pushed], batched=mode == "batched")
+        return torch.cat([pulled, (along @ mine)[:, None]], dim=1)
+
+    def _shaped(self, vectors: Tensor) -> list[Tensor]:
         sizes = [leaf.numel() for leaf in self._leaves]
-        shaped = [
+        return [
             part.reshape(-1, *leaf.shape)
             for part, leaf in zip(vectors.split(sizes, dim=1), self._leaves, strict=True)
         ]
-        if mode == "forward" and self._kind == "hessian":
-            return self._forward(torch.func.grad(lambda leaves: self._evaluate(leaves)[1]), shaped)
-        graph, batched = self.build(), mode == "batched"
-        if isinstance(graph, _HessianGraph):
-            return pull_back(graph.gradients, self._leaves, shaped, batched=batched)
+
+    def _moved(self, graph: _GaussNewtonGraph, vectors: Tensor, mode: Mode) -> Tensor:
+        """The change of the outputs along each direction, `[directions, *outputs.shape]`."""
+        shaped = self._shaped(vectors)
         if mode == "forward":
             moved = self._forward(lambda leaves: self._evaluate(leaves)[0], shaped)
         else:
+            batched = mode == "batched"
             moved = pull_back(graph.pulled, (graph.cotangent,), shaped, batched=batched)
-        pushed = graph.output_product(moved.reshape(-1, *graph.outputs.shape))
-        return pull_back([graph.outputs], self._leaves, [pushed], batched=batched)
+        return moved.reshape(-1, *graph.outputs.shape)
 
     def _forward(self, function: Callable[[Leaves], Any], shaped: list[Tensor]) -> Tensor:
         """The derivative of `function` along each direction, in forward mode, flattened."""
@@ -239,12 +260,13 @@ class _HessianGraph:
 
 @dataclass(frozen=True, eq=False)
 class _GaussNewtonGraph:
-    """The outputs, and J^T u, as functions of the parameters and of u."""
+    """The outputs, and J^T u, as functions of the parameters and of u; the loss's slope."""
 
     outputs: Tensor
     cotangent: Tensor
     pulled: Sequence[Tensor | None]
     output_product: OutputProduct
+    slope: Tensor
 
 
 def _slopes(
@@ -269,80 +291,18 @@ def _generic_product(slope: Tensor | None, outputs: Tensor, block: Tensor) -> Te
     return rows.reshape(block.shape)
 
 
-def fastest_mode(
-    linearization: Linearization, vectors: Float[Tensor, "directions params"], *, kept: bool
-) -> Mode:
-    """The way to multiply that takes the least time on a microbatch.
+def graph_bytes(build: Callable[[], object], leaves: Leaves) -> tuple[int, bool]:
+    """Memory that a graph keeps alive beside the parameters, and whether to build it anew.
 
-    A mode that the model does not support, or only by a slow fallback that torch warns of, is out.
-    `kept` says whether the graph stays for the next products; otherwise building it counts.
+    The hooks that count it stay in the graph and would slow one of small tensors down.
     """
-    block = vectors[:_TRIAL_BLOCK]
-    modes: tuple[Mode, ...] = ("loop", "forward")
-    if len(block) > 1:
-        modes = ("loop", "batched", "forward")
-
-    def run(mode: Mode) -> Tensor:
-        if not kept:
-            linearization.free()
-        return linearization.product(block, mode)
-
-    # The loop always works, or its error is the user's to see.
-    return _fastest({mode: partial(run, mode) for mode in modes}, "loop")
-
-
-def fastest_pull_back(
-    output: Tensor, leaves: Leaves, cotangents: Float[Tensor, "directions outputs"]
-) -> bool:
-    """Whether vector-Jacobian products take less time batched than one after the other."""
-    block = cotangents[:_TRIAL_BLOCK]
-    if len(block) == 1:
-        return False
-    run = partial(pull_back, [output], leaves, [block])
-    return _fastest({batched: partial(run, batched=batched) for batched in (False, True)}, False)
-
-
-def _fastest(runs: Mapping[Choice, Callable[[], Tensor]], certain: Choice) -> Choice:
-    expected, first = _time(runs[certain])
-    seconds = {certain: _repeat(runs[certain], first)}
-    for choice, run in runs.items():
-        if choice == certain:
-            continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)
-                result, first = _time(run)
-                # The first run warms up, but one that takes so much longer will not win.
-                if first < _HOPELESS * seconds[certain]:
-                    seconds[choice] = _repeat(run, first) / _CLEARLY
-        except (RuntimeError, UserWarning):  # no derivative of that kind, or a slow one
-            continue
-        # Batching rules of rarely used derivatives can be wrong.
-        if torch.linalg.norm(result - expected) > _AGREEMENT * torch.linalg.norm(expected):
-            seconds.pop(choice, None)
-    return min(seconds, key=lambda choice: seconds[choice])
-
-
-def _time(run: Callable[[], Tensor]) -> tuple[Tensor, float]:
-    start = time.perf_counter()
-    result = run()
-    return result, time.perf_counter() - start
-
-
-def _repeat(run: Callable[[], Tensor], first: float) -> float:
-    """The least of a few times: two, or more where they are short and so less certain."""
-    taken = [_time(run)[1]]
-    while len(taken) < _TRIALS and first + sum(taken) < _TRIAL_SECONDS:
-        taken.append(_time(run)[1])
-    return min(taken)
-
-
-def graph_bytes(build: Callable[[], object], leaves: Leaves) -> int:
-    """Memory that a graph keeps alive, beside the parameters."""
     known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
     sizes: dict[int, int] = {}
+    hooks = 0
 
     def pack(tensor: Tensor) -> Tensor:
+        nonlocal hooks
+        hooks += 1
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             sizes[storage.data_ptr()] = storage.nbytes()
@@ -350,4 +310,5 @@ def graph_bytes(build: Callable[[], object], leaves: Leaves) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         build()
-    return sum(sizes.values())
+    total = sum(sizes.values())
+    return total, total < hooks * _HOOK_BYTES

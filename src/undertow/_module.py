@@ -62,15 +62,19 @@ def like_parameters(part: Any, parameters: Mapping[str, Tensor]) -> Any:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and a random state to be thrown away; both put back at the end."""
-    training = [(module, module.training) for module in model.modules()]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    flags = [(module, module.training) for module in model.modules()]
+    devices: set[int | None] = set()
+    if torch.cuda.is_initialized():  # otherwise no parameter can be there
+        devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
-        model.eval()
-        with torch.random.fork_rng(devices=[device.index for device in devices]):
+        if any(flag for _, flag in flags):
+            model.eval()
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        for module, flag in training:
-            module.training = flag
+        for module, flag in flags:
+            if module.training is not flag:
+                module.training = flag
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -6,11 +6,12 @@ fastest on the first microbatch, and the memory that graphs take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,16 +21,16 @@ from undertow._curvature import (
     Leaves,
     Linearization,
     Mode,
-    fastest_mode,
-    fastest_pull_back,
     graph_bytes,
     pull_back,
     second_order,
 )
+from undertow._fastest import fastest_mode, fastest_pull_back
 from undertow._losses import OutputProduct
 
 Tensors = Mapping[str, Tensor]
 Compute = Callable[[Tensors, Any, Tensor], Any]
+Multiply = Callable[[Linearization, Tensor, Mode], Tensor]
 
 # Graphs of first backward passes are kept for further products while they take at most this.
 GRAPH_BYTES = 2**30
@@ -88,85 +89,138 @@ class Products:
         self._kept: dict[Kind, Kept] = {}
         self._bytes_per_sample: dict[Kind, float] = {}
         self._keep = True
+        # While parameters, buffers and data hold still: what has been found to be up to date.
+        self._current: dict[Kind, Kept] | None = None
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Parameters, buffers and data hold still inside, so that one comparison will do."""
+        outer, self._current = self._current, {} if self._current is None else self._current
+        try:
+            yield
+        finally:
+            self._current = outer
 
     def release(self) -> None:
         """Free all graphs."""
         self._kept.clear()
+        if self._current is not None:
+            self._current.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs can be neither copied nor pickled.
-        return self.__dict__ | {"_kept": {}}
+        return self.__dict__ | {"_kept": {}, "_current": None}
 
     def __call__(
-        self, kind: Kind, block: Float[Tensor, "directions params"], expected_samples: int | None
-    ) -> tuple[Float[Tensor, "directions params"], Tensor, bool]:
-        """The summed loss's product, the denominator, and whether the loss depends on theta."""
+        self,
+        kind: Kind,
+        block: Float[Tensor, "directions params"],
+        expected_samples: int | None,
+        *,
+        multiply: Multiply = Linearization.product,
+        columns: int = 0,
+    ) -> tuple[Float[Tensor, "directions params_and_columns"], Tensor, bool]:
+        """The summed loss's product, the denominator, and whether the loss depends on theta.
+
+        `multiply` is what to sum over microbatches, with so many more columns than parameters.
+        """
         with self._source.evaluating(), second_order():
             kept = self._reusable(kind)
             if kept is not None:
                 try:
                     first, *others = kept.parts
-                    total = self._multiply(kind, block, first, kept=True)
+                    total = self._multiply(kind, block, first, multiply, kept=True)
                     for part in others:
-                        total += self._multiply(kind, block, part, kept=True)
+                        total += self._multiply(kind, block, part, multiply, kept=True)
                     return total, kept.count, True
                 except RuntimeError as error:
                     if not self._source.out_of_memory(error):
                         raise
                     self._keep = False
             self._kept.pop(kind, None)
-            return self._fresh(kind, block, expected_samples)
+            if self._current is not None:
+                self._current.pop(kind, None)
+            return self._fresh(kind, block, expected_samples, multiply, columns)
+
+    def centred(
+        self,
+        block: Float[Tensor, "directions params"],
+        means: Float[Tensor, " directions"],
+        shares: Float[Tensor, " samples"],
+    ) -> Float[Tensor, "directions params_and_one"]:
+        """`Linearization.centred_product` summed over all samples, by the graphs of "ggn"."""
+
+        def multiply(part: Linearization, vectors: Tensor, mode: Mode) -> Tensor:
+            return part.centred_product(vectors, mode, means, shares)
+
+        return self("ggn", block, len(shares), multiply=multiply, columns=1)[0]
 
     def _reusable(self, kind: Kind) -> Kept | None:
+        if self._current is not None and kind in self._current:
+            return self._current[kind]
         kept = self._kept.get(kind)
         if kept is None or kept.fingerprint != self._source.fingerprint():
             return None
         now = self._source.current()
-        # Versions would not tell of changes through `.data`; to compare costs little.
-        same = now.keys() == kept.tensors.keys() and all(
-            value.shape == then.shape and torch.equal(value.to(then.dtype), then)
+        if now.keys() != kept.tensors.keys() or not all(
+            _same(value, then)
             for value, then in zip(now.values(), kept.tensors.values(), strict=True)
-        )
-        return kept if same else None
+        ):
+            return None
+        self._trust(kind, kept)
+        return kept
 
-    def _multiply(self, kind: Kind, block: Tensor, part: Linearization, *, kept: bool) -> Tensor:
+    def _trust(self, kind: Kind, kept: Kept) -> None:
+        if self._current is not None:
+            self._current[kind] = kept
+
+    def _multiply(
+        self, kind: Kind, block: Tensor, part: Linearization, multiply: Multiply, *, kept: bool
+    ) -> Tensor:
         key = (kind, len(block) > 1)
+        mode = self._modes.get(key, "loop")
         if key not in self._modes:
             part.build()
-            if not part.reached:  # nothing to time, such as where all labels are ignored
-                return torch.zeros_like(block)
-            self._modes[key] = fastest_mode(part, block, kept=kept)
-        if self._modes[key] == "forward" and kind == "hessian":
+            if part.reached:  # nothing to time otherwise, such as where all labels are ignored
+                mode = self._modes[key] = fastest_mode(part, block, kept=kept)
+        if mode == "forward" and kind == "hessian":
             part.free()
         try:
-            return part.product(block, self._modes[key])
+            return multiply(part, block, mode)
         except RuntimeError as error:
-            if self._modes[key] == "loop" or self._source.out_of_memory(error):
+            if mode == "loop" or self._source.out_of_memory(error):
                 raise
             self._modes[key] = "loop"  # which supports everything
-            return part.product(block, "loop")
+            return multiply(part, block, "loop")
 
     def _fresh(
-        self, kind: Kind, block: Tensor, expected_samples: int | None
+        self,
+        kind: Kind,
+        block: Tensor,
+        expected_samples: int | None,
+        multiply: Multiply,
+        columns: int,
     ) -> tuple[Tensor, Tensor, bool]:
         parts: list[Linearization] = []
-        total = torch.zeros_like(block)
+        total = block.new_zeros(len(block), block.shape[1] + columns)
         counts: list[Tensor] = []
-        reached, used, keep = False, 0.0, self._keep
+        reached, seen, keep = False, 0, self._keep
         tensors, fingerprint = self._source.copies(), self._source.fingerprint()
         leaves = tuple(tensors[name].requires_grad_() for name in self._source.param_names)
 
         def compute(tensors: Tensors, inputs: Any, targets: Tensor) -> Any:
             nonlocal keep
             part = self._linearization(kind, leaves, tensors, inputs, targets)
+            part.first = seen
             try:
                 if kind not in self._bytes_per_sample:
-                    size = graph_bytes(part.build, leaves)
-                    part.free()  # the count stays in the graph as hooks, which slow it down
+                    size, slow = graph_bytes(part.build, leaves)
+                    if slow:
+                        part.free()
                     self._bytes_per_sample[kind] = size / len(targets)
                 samples = max(expected_samples or 0, len(targets))
                 keep = keep and self._bytes_per_sample[kind] * samples <= GRAPH_BYTES
-                product = self._multiply(kind, block, part, kept=keep)
+                product = self._multiply(kind, block, part, multiply, kept=keep)
             except RuntimeError as error:
                 if self._source.out_of_memory(error) and parts:
                     keep = False
@@ -176,13 +230,13 @@ class Products:
             return part, product, self._source.count(targets), len(targets)
 
         def collect(result: Any) -> None:
-            nonlocal reached, used, keep
+            nonlocal reached, seen, keep
             part, product, part_count, samples = result
             total.add_(product)
             counts.append(part_count)
             reached = reached or part.reached or bool(part_count == 0)
-            used += samples * self._bytes_per_sample[kind]
-            keep = keep and used <= GRAPH_BYTES
+            seen += samples
+            keep = keep and seen * self._bytes_per_sample[kind] <= GRAPH_BYTES
             if keep:
                 parts.append(part)
             else:
@@ -192,6 +246,7 @@ class Products:
         count = torch.stack(counts).sum()
         if keep and reached and count > 0:
             self._kept[kind] = Kept(tensors, fingerprint, tuple(parts), count)
+            self._trust(kind, self._kept[kind])
         return total, count, reached
 
     def _linearization(
@@ -206,6 +261,15 @@ class Products:
         return Linearization(
             evaluate, leaves, kind, lambda outputs: self._source.output_product(outputs, targets)
         )
+
+
+def _same(now: Tensor, then: Tensor) -> bool:
+    """Whether values are the same; versions would not tell of changes through `.data`."""
+    then = then.detach()
+    plain = type(now) is Tensor and now.layout is torch.strided and now.device.type == "cpu"
+    if plain and now.dtype == then.dtype:
+        return np.array_equal(now.numpy(), then.numpy())  # several times as fast as torch.equal
+    return now.shape == then.shape and torch.equal(now.to(then.dtype), then)
 
 
 def weighted_gradients(

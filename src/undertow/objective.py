@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +17,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import Dataset
 
-from undertow._batches import checked_pair, fingerprint, piece, reiterable, with_own_random_state
-from undertow._curvature import Kind, is_finite
+from undertow._batches import (
+    checked_pair,
+    fingerprint,
+    is_finite,
+    piece,
+    reiterable,
+    with_own_random_state,
+)
+from undertow._curvature import Kind
 from undertow._gauss_newton_trace import gauss_newton_trace
 from undertow._loss_terms import GivenLoss, OwnLoss
 from undertow._losses import Loss as Loss
@@ -265,6 +273,16 @@ class Objective:
         total = weighted_gradients(self._source, weights)
         return self._checked_mean(total, math.sqrt(samples * batch_size) * counts.mean())
 
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """For many products at the same parameters: values are compared once, not each time.
+
+        Inside, parameters, buffers and data must not change; after a change, products may be
+        those at the old values.
+        """
+        with self._products.fixed():
+            yield
+
     def release(self) -> None:
         """Free the graphs that curvature products keep."""
         self._products.release()
@@ -335,15 +353,15 @@ class Objective:
     def _checked_block(self, vectors: Tensor) -> Tensor:
         if not isinstance(vectors, Tensor):
             raise TypeError(f"directions must be a tensor [k, p]; got {type(vectors).__name__}")
-        size = self.num_params
+        named = dict(self.model.named_parameters())
+        chosen = [named[name] for name in self.param_names]
+        size = sum(parameter.numel() for parameter in chosen)
         if vectors.ndim != 2 or vectors.shape[1] != size:
             hint = "; write v[None]" if vectors.shape == (size,) else ""
             raise ValueError(
                 f"directions must be a block [k, {size}]; got {tuple(vectors.shape)}{hint}"
             )
-        named = dict(self.model.named_parameters())
-        like = named[self.param_names[0]]
-        block = vectors.detach().to(like.device, product_type(like))
+        block = vectors.detach().to(chosen[0].device, product_type(chosen[0]))
         if not is_finite(block):
             raise ValueError("directions hold NaN or infinities")
         return block

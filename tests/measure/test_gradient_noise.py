@@ -19,7 +19,7 @@ from noise_cases import (
 )
 from torch import Tensor, nn
 
-from undertow.measure import gradient_noise
+from undertow.measure import gradient_noise, noise_covariance
 from undertow.objective import Objective
 
 
@@ -68,6 +68,30 @@ def test_trace_and_squared_norm_are_the_dense_ones(
         expected[layer] = expected.get(layer, 0.0) + float(part.sum())
     traces = {name: layer.trace for name, layer in found.per_layer.items()}
     assert traces == pytest.approx(expected, rel=1e-8, abs=1e-12)
+
+
+def test_dictionary_batches_are_the_same_as_pairs() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network("perceptron")
+
+        def forward(self, *, numbers: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.inner(numbers)}
+
+    inputs, net = NETS["perceptron"][1](), Keyword()
+    batches = [
+        {"numbers": inputs[rows], "labels": labels()[rows]} for rows in (slice(7), slice(7, None))
+    ]
+    pairs = Objective(net.inner, nn.CrossEntropyLoss(), (inputs, labels()))
+    named = Objective(net, nn.CrossEntropyLoss(), batches)
+    expected, found = gradient_noise(pairs), gradient_noise(named)
+    assert found.trace == pytest.approx(expected.trace)
+    assert found.interval == pytest.approx(expected.interval)
+    block = draw(5, 2, pairs.num_params)
+    torch.testing.assert_close(
+        noise_covariance(named).product(block), noise_covariance(pairs).product(block)
+    )
 
 
 def test_linear_regression_closed_form() -> None:

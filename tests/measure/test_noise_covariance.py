@@ -131,6 +131,25 @@ def test_a_parameter_that_is_not_used_has_no_noise() -> None:
     assert torch.any(found[0, :28] != 0)
 
 
+def test_products_go_on_from_the_graphs_of_the_first_one() -> None:
+    passes = 0
+
+    class Counting(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            nonlocal passes
+            passes += 1
+            return super().forward(inputs)
+
+    net = Counting(6, 4).double()
+    objective = Objective(net, nn.CrossEntropyLoss(), (draw(1, SAMPLES, 6), labels()), microbatch=4)
+    operator, block = noise_covariance(objective), draw(2, 3, 28)
+    first = operator.product(block)
+    passes = 0
+    torch.testing.assert_close(operator.product(block), first)
+    torch.testing.assert_close(operator.product(block[:0]), block[:0])
+    assert passes == 0
+
+
 def test_half_precision_runs_in_single() -> None:
     net, inputs = network("perceptron").bfloat16(), NETS["perceptron"][1]().bfloat16()
     found = noise_covariance(Objective(net, nn.CrossEntropyLoss(), (inputs, labels())))

@@ -112,7 +112,8 @@ def spectral_density(
         count = min(block, (max_products - products) // steps)
         if count == 0:
             break
-        found.append(lanczos_quadrature(operator, operator.random(count, generator), steps))
+        with operator.fixed():
+            found.append(lanczos_quadrature(operator, operator.random(count, generator), steps))
         products += found[-1].products
         result = _density(found, operator.size, products, width, rtol)
         if result.converged:

@@ -8,6 +8,7 @@ thick (Wu and Simon, 2000). Residuals are of the pairs themselves, not of a recu
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,8 +23,14 @@ Multiply = Callable[[Tensor], Tensor]
 
 # Residuals below so many rounding errors of the largest eigenvalue count as zero.
 _ROUNDING = 100.0
+# Once is enough to orthogonalise what keeps at least so much of its length, and what loses no
+# more than so much of it.
+_KEPT = 0.7
+_LOST = 0.1
 # Matrices up to this size need no restart.
 _SMALL = 256
+# Pairs whose residuals are computed together.
+_TOGETHER = 8
 # After k > 1 pairs have converged, a random direction is followed for so many products: one
 # Krylov space holds a single vector of each eigenspace.
 _VERIFY = 6
@@ -31,11 +38,15 @@ _VERIFY = 6
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """A curvature matrix of an objective, by its products with blocks of directions."""
+    """A curvature matrix of an objective, by its products with blocks of directions.
+
+    While `fixed()` is entered it does not change, and products need not look whether it has.
+    """
 
     multiply: Multiply
     size: int
     like: Tensor
+    fixed: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def random(self, count: int, generator: torch.Generator) -> Float[Tensor, "count params"]:
         """Standard normal directions."""
@@ -62,7 +73,7 @@ def curvature_operator(objective: Objective, curvature: Curvature) -> Operator:
         raise ValueError(f"curvature must be 'hessian' or 'ggn'; got {curvature!r}")
     multiply = objective.hvp if curvature == "hessian" else objective.ggnvp
     size = objective.num_params
-    return Operator(multiply, size, multiply(torch.zeros(0, size)))
+    return Operator(multiply, size, multiply(torch.zeros(0, size)), objective.fixed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +102,8 @@ class RitzBasis:
         self._basis = operator.like.new_empty(capacity, operator.size)
         self._images = operator.like.new_empty(capacity, operator.size)
         self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
+        # What H times the newest vector has outside of the space, where that is known.
+        self._outside: Tensor | None = None
         self.size = 0
         self.products = 0
         self.scale = 0.0  # the largest magnitude of a Ritz value so far
@@ -127,29 +140,54 @@ class RitzBasis:
         newest = self.size - 1
         if self.size == self.operator.size:
             return torch.zeros_like(self._images[newest]), 0.0
-        coefficients = self._projected[: self.size, newest].to(self._basis)
-        direction = self._images[newest] - coefficients @ self.basis
-        # Once more for the rounding errors of what was removed.
-        direction -= (self.basis @ direction) @ self.basis
+        direction = self._outside
+        if direction is None:
+            coefficients = self._projected[: self.size, newest].to(self._basis)
+            direction = self._images[newest] - coefficients @ self.basis
+            # Once more for the rounding errors of what was removed.
+            direction -= (self.basis @ direction) @ self.basis
         length = float(torch.linalg.vector_norm(direction))
         if length <= _ROUNDING * torch.finfo(direction.dtype).eps * self.scale:
             return self._orthonormal(self.operator.random(1, self.generator)[0]), 0.0
-        return direction.div_(length), length
+        return direction / length, length
 
     def append(self, direction: Float[Tensor, " params"]) -> None:
-        """Add a unit vector that is orthogonal to the basis already."""
+        """Add a unit vector that is orthogonal to the basis already.
+
+        The newest two vectors come first, as they are all that H times a Lanczos vector meets:
+        the rest of the basis then has rounding errors to remove, for which once is enough.
+        """
         self._basis[self.size] = direction
         self.size += 1
-        self._multiply(self.size - 1)
+        image = self.operator.multiply(self._basis[self.size - 1 : self.size])[0]
+        self.products += 1
+        self._images[self.size - 1] = image
+        newest = self.basis[-2:]
+        near = newest @ image
+        outside = image - near @ newest
+        column = self.basis @ outside
+        outside -= column @ self.basis
+        removed, left = torch.linalg.vector_norm(column), torch.linalg.vector_norm(outside)
+        column[-2:] += near
+        if removed > _LOST * left:
+            more = self.basis @ outside
+            outside -= more @ self.basis
+            column += more
+        self._outside = outside
+        self._set_columns(self.size - 1, column[:, None])
 
     def _multiply(self, first: int) -> None:
         added = self._basis[first : self.size]
         images = self.operator.multiply(added)
         self.products += len(added)
         self._images[first : self.size] = images
-        columns = (self.basis @ images.T).double().cpu()
-        self._projected[: self.size, first : self.size] = columns
-        self._projected[first : self.size, : self.size] = columns.T
+        self._outside = None
+        self._set_columns(first, self.basis @ images.T)
+
+    def _set_columns(self, first: int, columns: Float[Tensor, "m new"]) -> None:
+        wide = columns.double().cpu()
+        self._projected[: self.size, first : self.size] = wide
+        self._projected[first : self.size, : self.size] = wide.T
 
     def _orthonormal(self, direction: Tensor) -> Tensor:
         while True:
@@ -160,6 +198,8 @@ class RitzBasis:
                     direction = direction - (self.basis @ direction) @ self.basis
                     left = torch.linalg.vector_norm(direction)
                     direction = direction / left
+                    if left > _KEPT:
+                        return direction
                     if left < _ROUNDING * torch.finfo(direction.dtype).eps:
                         break
                 else:
@@ -191,6 +231,7 @@ class RitzBasis:
         self.size = keep
         self._basis[:keep], self._images[:keep] = basis, images
         self._projected[:keep, :keep] = torch.diag(values[:keep])
+        self._outside = None
 
 
 def largest_pairs(
@@ -209,17 +250,18 @@ def largest_pairs(
     capacity = min(operator.size, _SMALL if operator.size <= _SMALL else max(4 * k + 10, 40))
     space = RitzBasis(operator, capacity, generator)
     start = operator.random(1, generator) if start is None else start
-    space.extend(start[: max(1, max_products)])
     goal = _Goal(k, rtol, max_products)
-    converged = _lanczos(space, goal) if space.size == 1 else _expand(space, goal)
-    while converged and k > 1 and space.size < operator.size:
-        before = space.ritz()[0][:k]
-        if not _follow_random(space, goal):
-            break
-        now = space.ritz()[0][:k]
-        if ((now - before).abs() <= rtol * now.abs() + space.scale * rtol**2).all():
-            break
-        converged = _expand(space, goal)
+    with operator.fixed():
+        space.extend(start[: max(1, max_products)])
+        converged = _lanczos(space, goal) if space.size == 1 else _expand(space, goal)
+        while converged and k > 1 and space.size < operator.size:
+            before = space.ritz()[0][:k]
+            if not _follow_random(space, goal):
+                break
+            now = space.ritz()[0][:k]
+            if ((now - before).abs() <= rtol * now.abs() + space.scale * rtol**2).all():
+                break
+            converged = _expand(space, goal)
     values, coordinates = (part[:k] for part in space.ritz())
     residuals = torch.linalg.vector_norm(space.residuals(values, coordinates), dim=1)
     vectors = space.vectors(coordinates)
@@ -298,11 +340,13 @@ def _first_unconverged(space: RitzBasis, goal: _Goal) -> tuple[int, Tensor | Non
     """The first wanted pair whose residual is too large, with it; or how many have converged."""
     values, coordinates = space.ritz()
     wanted = min(goal.k, space.size)
-    for index in range(wanted):
-        pair = slice(index, index + 1)
-        residual = space.residuals(values[pair], coordinates[pair])[0]
-        if torch.linalg.vector_norm(residual) > goal.tolerance(space, float(values[index])):
-            return index, residual
+    for start in range(0, wanted, _TOGETHER):
+        pairs = slice(start, min(start + _TOGETHER, wanted))
+        residuals = space.residuals(values[pairs], coordinates[pairs])
+        lengths = torch.linalg.vector_norm(residuals, dim=1).tolist()
+        for index, length in enumerate(lengths, start):
+            if length > goal.tolerance(space, float(values[index])):
+                return index, residuals[index - start]
     return wanted, None
 
 

@@ -1,20 +1,19 @@
 """Gradient noise covariance as an operator: products, top eigenpairs, alignment with curvature.
 
 Sigma = sum_i (g_i - G)(g_i - G)^T / (n - 1) takes directions to their products with the per-sample
-gradients and back, in two backward passes and without n x p numbers.
+gradients and back, in two backward passes and without n x p numbers; the graphs are those that
+Gauss-Newton products keep.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from undertow.measure._gradient_noise import noise_and_sweep
 from undertow.measure._layer_gradients import wide
@@ -91,6 +90,8 @@ class NoiseAlignment:
 class NoiseCovariance:
     """The covariance Sigma of per-sample gradients, as a map on blocks of directions.
 
+    At the parameters that it was made at: after a change of these, make a new one.
+
     Attributes:
         trace: of Sigma.
         gradient: the mean gradient G.
@@ -123,28 +124,13 @@ class NoiseCovariance:
                 f"block must be [directions, {len(self.gradient)}]; got {tuple(block.shape)}"
             )
         block = block.to(self.gradient)
+        if len(block) == 0:
+            return block
         mean = block @ self.gradient
-        total = torch.zeros_like(block)
-        sums = torch.zeros_like(mean)
-        start = 0
-
-        def compute(
-            parameters: Mapping[str, Tensor], inputs: Any, targets: Tensor
-        ) -> tuple[Tensor, Tensor, int]:
-            batch = _Linear(self._objective, parameters, inputs, targets)
-            shares = self._weights[start : start + len(targets)]
-            along = batch.push(block) * self._scale - torch.outer(mean, shares)
-            return batch.pull(along), along @ shares, len(targets)
-
-        def collect(result: tuple[Tensor, Tensor, int]) -> None:
-            nonlocal start
-            total.add_(result[0])
-            sums.add_(result[1])
-            start += result[2]
-
-        with sdpa_kernel(SDPBackend.MATH):  # the other kernels have no double backward
-            self._objective._sweep(compute, collect, self._objective._copies())
-        return (total * self._scale - torch.outer(sums, self.gradient)) / (self.num_samples - 1)
+        products = self._objective._products
+        found = products.centred(block, mean / self._scale, self._weights)
+        total, sums = found[:, :-1] * self._scale**2, found[:, -1] * self._scale
+        return (total - torch.outer(sums, self.gradient)) / (self.num_samples - 1)
 
     def draws(self, count: int, *, generator: torch.Generator) -> Float[Tensor, "draws params"]:
         """Independent gaussian vectors with covariance Sigma, in one pass over the data."""
@@ -167,6 +153,10 @@ class NoiseCovariance:
         if not 1 <= k <= limit:
             raise ValueError(f"k must be between 1 and min(n - 1, p) = {limit}; got {k}")
         block = min(k + _EXTRA_DIRECTIONS, limit)
+        with self._objective.fixed():
+            return self._block_krylov(k, block, rtol, max_products)
+
+    def _block_krylov(self, k: int, block: int, rtol: float, max_products: int) -> NoiseEigenpairs:
         basis = _orthonormal(self.draws(block, generator=torch.Generator().manual_seed(0)), None)
         images = self.product(basis)
         while True:
@@ -237,74 +227,6 @@ def noise_covariance(objective: Objective) -> NoiseCovariance:
     return NoiseCovariance(
         noise.trace, gradient, noise.num_samples, objective, weights, sweep.scale
     )
-
-
-class _Linear:
-    """A microbatch's per-sample gradients as a linear map of the parameters, and its transpose.
-
-    Their products with a direction are a double backward pass: the transpose is linear in what is
-    pulled back, and its own transpose is the map.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        parameters: Mapping[str, Tensor],
-        inputs: Tensor,
-        targets: Tensor,
-    ) -> None:
-        names = objective.param_names
-        self.samples = len(targets)
-        with torch.enable_grad():
-            leaves = {name: parameters[name].detach().requires_grad_() for name in names}
-            outputs, total = objective._logits_and_sum({**parameters, **leaves}, inputs, targets)
-            if not isinstance(outputs, Tensor) or outputs.shape[:1] != targets.shape[:1]:
-                raise TypeError(
-                    "the noise covariance needs a model whose output (or its logits) is a tensor "
-                    f"with the samples along its first axis; got {type(outputs).__name__}"
-                )
-            self._outputs = outputs
-            self._delta = torch.zeros_like(outputs)
-            if total.requires_grad and outputs.requires_grad:
-                (self._delta,) = torch.autograd.grad(total, outputs, retain_graph=True)
-        self._leaves = list(leaves.values())
-
-    def push(self, block: Tensor) -> Float[Tensor, "directions samples"]:
-        """<grad s_i, v> of each sample and direction."""
-        parts = block.split([leaf.numel() for leaf in self._leaves], dim=1)
-        with torch.enable_grad():
-            dummy = torch.zeros_like(self._outputs, requires_grad=True)
-            pulled = torch.autograd.grad(
-                self._outputs, self._leaves, dummy, create_graph=True, allow_unused=True
-            )
-        used = [
-            (row, part.reshape(-1, *row.shape))
-            for row, part in zip(pulled, parts, strict=True)
-            if row is not None and row.requires_grad
-        ]
-        if not used:
-            return block.new_zeros(len(block), self.samples)
-        rows, directions = zip(*used, strict=True)
-        (moved,) = torch.autograd.grad(
-            rows, dummy, directions, is_grads_batched=True, retain_graph=True
-        )
-        return (moved * self._delta).flatten(2).sum(2) if moved.ndim > 2 else moved * self._delta
-
-    def pull(self, weights: Float[Tensor, "directions samples"]) -> Tensor:
-        """sum_i w_i grad s_i for each direction."""
-        shape = (*weights.shape, *(1,) * (self._delta.ndim - 1))
-        found = torch.autograd.grad(
-            self._outputs,
-            self._leaves,
-            weights.reshape(shape) * self._delta,
-            is_grads_batched=True,
-            allow_unused=True,
-        )
-        parts = [
-            weights.new_zeros(len(weights), leaf.numel()) if part is None else part.flatten(1)
-            for part, leaf in zip(found, self._leaves, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
 
 
 def _orthonormal(block: Tensor, basis: Tensor | None) -> Float[Tensor, "kept params"]:

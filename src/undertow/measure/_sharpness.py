@@ -29,10 +29,10 @@ _INVARIANT = 1e-3
 # have overtaken the one followed, which its own residual cannot tell.
 _REFRESH = 25
 _REFRESH_PRODUCTS = 12
-# Otherwise Lanczos goes on from so many Ritz vectors, for at least so many products, to this
-# residual relative to the eigenvalue.
-_CARRIED = 3
-_LEAST = 4
+# Otherwise so many Ritz vectors are carried on; where they do not do, what they lack is added, for
+# at least so many products, to this residual relative to the eigenvalue.
+_CARRIED = 2
+_LEAST = 3
 _TRACKED_RESIDUAL = 0.05
 # After a change of the value by more, as when training leaves for another place, a random direction
 # is followed too.
@@ -169,7 +169,9 @@ def _extreme(
     if max_products < 1:
         raise ValueError(f"max_products must be at least 1; got {max_products!r}")
     sign = 1.0 if which == "largest" else -1.0
-    signed = replace(operator, multiply=lambda vectors: sign * operator.multiply(vectors))
+    signed = operator
+    if which == "smallest":
+        signed = replace(operator, multiply=lambda vectors: -operator.multiply(vectors))
     pairs = largest_pairs(
         signed,
         k,
@@ -238,10 +240,12 @@ class SharpnessTracker:
 
     While the curvature changes slowly, one product with the last eigenvector v suffices: the
     error of v^T H v is quadratic in the residual, r^2 / gap, with the distance to the next
-    eigenvalue as last seen. Where that is not small, or the value jumps, as it does beyond the
-    edge of stability, Lanczos goes on from the last few Ritz vectors and a random direction; every
-    25 updates it does so, for longer, in any case. An eigenvalue that overtakes within one step,
-    of an eigenvector at right angles to v, is seen at the next such look and not before.
+    eigenvalue as last seen; where two are close, one more product with the next eigenvector gives
+    both. Where that is not small, or the value leaves its course, as it does beyond the edge of
+    stability, the space grows by the residuals of these two; every 25 updates, and after a jump,
+    it grows from a random direction in any case, and for longer. An eigenvalue that overtakes
+    within one step, of an eigenvector at right angles to both, is seen at the next such look and
+    not before.
 
     Args:
         objective: its module is what training updates in place.
@@ -264,7 +268,8 @@ class SharpnessTracker:
         self._max_products = max_products
         self._generator = torch.Generator().manual_seed(0)
         self._start: Tensor | None = None
-        self._value = self._gap = 0.0
+        self._value = self._growth = 0.0
+        self._gaps: list[float] = []
         self.updates = 0
         self.products = 0
 
@@ -274,43 +279,54 @@ class SharpnessTracker:
         `residuals` is the estimated error of the value.
         """
         space = RitzBasis(self._operator, min(self._operator.size, _TRACKED_BASIS), self._generator)
-        due = self.updates % _REFRESH == 0
-        found = None if self._start is None or due else self._cheaply(space)
-        if found is None:
-            found = self._thoroughly(space, due)
-        self._value = float(found.eigenvalues[0])
+        # Where the last step led to another place, this one may too.
+        jumped = abs(self._growth) > _JUMP * abs(self._value)
+        due = self.updates % _REFRESH == 0 or jumped
+        with self._operator.fixed():
+            found = None if due else self._cheaply(space)
+            if found is None:
+                found = self._thoroughly(space, due)
+        value = float(found.eigenvalues[0])
+        self._growth = value - self._value if self.updates else 0.0
+        self._value = value
         self.updates += 1
         self.products += found.products
         return found
 
     def _cheaply(self, space: RitzBasis) -> Sharpness | None:
-        """By one product, if that is good enough."""
+        """By products with the last Ritz vectors, as few as are good enough."""
         assert self._start is not None
-        vector = self._start[:1]
-        space.extend(vector)
-        values, coordinates = space.ritz()
-        value, residual, direction = _leading_residual(space, values, coordinates)
-        error = residual**2 / self._gap if residual < self._gap / 2 else residual
-        if error > self._rtol * value / 2 or abs(value - self._value) > self._rtol * value / 2:
-            return None
-        # A step of power iteration for nothing: H v = lambda v + residual.
-        moved = vector * value + direction
-        self._start = torch.cat([moved / torch.linalg.vector_norm(moved), self._start[1:]])
-        return _tracked(space, values, coordinates, error, True)
+        for number, gap in enumerate(self._gaps[: self._max_products], 1):
+            space.extend(self._start[number - 1 : number])
+            values, coordinates = space.ritz()
+            directions = space.residuals(values, coordinates)
+            value = float(values[0])
+            error = _error(float(torch.linalg.vector_norm(directions[0])), gap)
+            change = value - self._value
+            jump = min(abs(change), abs(change - self._growth))  # steady growth is none
+            if max(error, jump) <= self._rtol * abs(value) / 2:
+                # A step of power iteration for nothing: H v = lambda v + residual.
+                ahead = space.vectors(coordinates) * values[:, None].to(directions) + directions
+                ahead /= torch.linalg.vector_norm(ahead, dim=1, keepdim=True)
+                self._start = torch.cat([ahead, self._start[number:]])
+                return _tracked(space, values, coordinates, error, True)
+        return None
 
     def _thoroughly(self, space: RitzBasis, random: bool) -> Sharpness:
-        """By Lanczos from the last Ritz vectors, to a residual that bounds the error."""
-        starts = [] if self._start is None else list(self._start[space.size :].split(1))
-        starts.append(self._operator.random(1, self._generator))
-        space.extend(torch.cat(starts))
+        """By Rayleigh-Ritz on from the last Ritz vectors, to a residual that bounds the error."""
+        if self._start is not None and space.size < len(self._start):
+            space.extend(self._start[space.size :])
+        if random:
+            space.extend(self._operator.random(1, self._generator))
         least = min(space.size + (_REFRESH_PRODUCTS if random else _LEAST), self._operator.size)
         while True:
             values, coordinates = space.ritz()
-            value, residual, direction = _leading_residual(space, values, coordinates)
-            gap = value - float(values[1]) if space.size > 1 else 0.0
-            error = min(residual, residual**2 / gap) if residual < gap / 2 else residual
+            value, leading = float(values[0]), slice(0, _CARRIED)
+            directions = space.residuals(values[leading], coordinates[leading])
+            residuals = torch.linalg.vector_norm(directions, dim=1).tolist()
+            error = _error(residuals[0], value - float(values[1]) if space.size > 1 else 0.0)
             converged = error <= self._rtol * abs(value)
-            enough = converged and residual <= _TRACKED_RESIDUAL * abs(value)
+            enough = converged and residuals[0] <= _TRACKED_RESIDUAL * abs(value)
             if enough and space.products >= least:
                 if random or abs(value - self._value) <= _JUMP * abs(value):
                     break
@@ -323,21 +339,19 @@ class SharpnessTracker:
                 break
             if space.full:
                 space.restart(keep=_TRACKED_BASIS // 2)
-            # From a random start, Lanczos; otherwise what the pair itself lacks.
-            if space.products < least:
+            if random and space.products < least:
                 space.append(space.lanczos_direction()[0])
-            else:
-                space.extend(direction[None])
-        self._gap = gap
+            else:  # what the pair itself lacks, or the next one, which may overtake it
+                lacking = residuals.index(max(residuals)) if enough else 0
+                space.extend(directions[lacking : lacking + 1])
+        self._gaps = (value - values[1 : _CARRIED + 1]).tolist()
         self._start = space.vectors(coordinates[: min(_CARRIED, space.size)])
         return _tracked(space, values, coordinates, error, converged)
 
 
-def _leading_residual(
-    space: RitzBasis, values: Tensor, coordinates: Tensor
-) -> tuple[float, float, Tensor]:
-    direction = space.residuals(values[:1], coordinates[:1])[0]
-    return float(values[0]), float(torch.linalg.vector_norm(direction)), direction
+def _error(residual: float, gap: float) -> float:
+    """Of an eigenvalue, from the residual of its pair and the distance to the next one."""
+    return residual**2 / gap if residual < gap / 2 else residual
 
 
 def _tracked(

@@ -98,7 +98,8 @@ def hessian_trace(
         every = operator.multiply(torch.eye(operator.size).to(operator.like))
         value = float(every.diagonal().double().sum())
         return Estimate(value, 0.0, operator.size, True, (value, value), method="exact")
-    return hutchinson(operator, rtol, max_products, generator)
+    with operator.fixed():
+        return hutchinson(operator, rtol, max_products, generator)
 
 
 def hutchinson(

@@ -13,8 +13,11 @@ ALL = (
     "janus",
     "deep-relu-limit",
     "sgd-noise",
-    "square-loss",
     "rank-one-features",
+    "momentum",
+    "square-loss",
+    "matrix-sensing",
+    "greedy-low-rank",
 )
 
 

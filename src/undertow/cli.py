@@ -152,19 +152,8 @@ def _inspect(words: Sequence[str]) -> int:
     options = parse(InspectOptions, words, program="undertow inspect")
     from undertow import apply, lab
 
-    found = apply.inspect(
-        options.path,
-        against=options.against,
-        threshold=options.threshold,
-        errors=options.errors,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        steps=options.steps,
-        momentum=options.momentum,
-        init=options.init,  # type: ignore[arg-type]
-        workers=options.workers,
-        progress=True,
-    )
+    given = _without(options, "path", "every", "csv", "html", "json")
+    found = apply.inspect(options.path, progress=True, **given)
     if options.csv is not None:
         lab.write_atomically(options.csv, found.table.write_csv().encode())
     if options.html is not None:
@@ -205,21 +194,7 @@ def _forecast(words: Sequence[str]) -> int:
         raise UsageError("give --checkpoint or --shapes, not both")
     found = apply.forecast(
         options.checkpoint or apply.parse_shapes(options.shapes) or None,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        optimizer=options.optimizer,
-        momentum=options.momentum,
-        schedule=options.schedule,
-        warmup_steps=options.warmup_steps,
-        samples=options.samples,
-        init=options.init,  # type: ignore[arg-type]
-        threshold=options.threshold,
-        norm_ratio=options.norm_ratio,
-        sync_alpha=options.sync_alpha,
-        sync_base=options.sync_base,
-        records=options.records,
+        **_without(options, "checkpoint", "shapes", "html", "json"),
     )
     if options.html is not None:
         found.write_html(options.html)
@@ -236,6 +211,11 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "resume": _resume,
     "report": _report,
 }
+
+
+def _without(options: Any, *names: str) -> dict[str, Any]:
+    """The options by name, less those."""
+    return {name: value for name, value in vars(options).items() if name not in names}
 
 
 def _finish(

@@ -108,3 +108,55 @@ def test_down_sampling_averages_blocks() -> None:
 def test_bad_arguments_say_what_would_do(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         data.load(**arguments)
+
+
+# --- text -----------------------------------------------------------------------------------
+
+
+def test_a_text_is_windows_and_what_follows_them(global_rng_untouched: None) -> None:
+    text = data.load_text("python-docs", context=32)
+    assert "windows of 32 characters" in repr(text)
+    assert "from Python 3." in repr(text)
+    assert len(text.train_inputs) > 10_000
+    assert torch.equal(text.train_inputs[:, 1:], text.train_targets[:, :-1])
+    assert torch.equal(text.train_targets[:-1, -1], text.train_inputs[1:, 0])
+    assert "assert" in text.decode(text.train_inputs[:4].flatten())
+    largest = max(int(part.max()) for part in (text.train_targets, text.test_targets))
+    assert largest < len(text.characters)
+    assert text.characters == "".join(sorted(set(text.characters)))
+
+
+def test_train_and_test_windows_are_the_text_in_order() -> None:
+    fine, coarse = (data.load_text("python-docs", context=context) for context in (1, 50))
+    for part in ("train_inputs", "test_inputs"):
+        whole, windows = getattr(fine, part).flatten(), getattr(coarse, part).flatten()
+        assert torch.equal(whole[: len(windows)], windows)
+
+
+@given(size=st.integers(1, 500), seed=st.integers(0, 2**32))
+@settings(max_examples=5, deadline=None)
+def test_a_smaller_subset_of_a_text_is_part_of_a_larger_one(size: int, seed: int) -> None:
+    small, large = (
+        data.load_text("python-docs", context=64, train_size=n, test_size=3, seed=seed)
+        for n in (size, 500)
+    )
+    windows = {tuple(window) for window in large.train_inputs.tolist()}
+    assert len(small.train_inputs) == size
+    assert windows.issuperset(map(tuple, small.train_inputs.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "moby-dick"}, r"'moby-dick' is no text here; choose one of python-docs, austen"),
+        ({"context": 0}, r"context=0 .* give 1 to"),
+        ({"train_size": 0}, r"train_size=0 .* give 1 to"),
+        ({"test_size": 10**9}, r"test_size=1000000000 .* give 1 to"),
+        ({"root": "here"}, r"root='here'.*leave root out"),
+    ],
+)
+def test_bad_arguments_for_a_text_say_what_would_do(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        data.load_text(**{"name": "python-docs", "context": 16, **arguments})

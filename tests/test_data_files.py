@@ -7,6 +7,8 @@ import hashlib
 import importlib.util
 import pickle
 import struct
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -341,3 +343,58 @@ def test_no_cifar10_says_where_to_put_it(tmp_path: Path, monkeypatch: pytest.Mon
     for root in (None, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"name the folder above it by root="):
             data.load("cifar10", root=root)
+
+
+# --- text -----------------------------------------------------------------------------------
+
+
+def r_strings(lines: list[str], *, version: int) -> bytes:
+    """A vector of strings as R writes it: XDR, compressed, after its inflated length."""
+    words = [version, 0x040202, 0x030500]
+    record = b"X\n" + struct.pack(">3i", *words)
+    if version >= 3:
+        record += struct.pack(">i", 5) + b"UTF-8"
+    record += struct.pack(">2i", 16, len(lines))
+    for line in lines:
+        encoded = line.encode()
+        record += struct.pack(">2i", 0x00040009, len(encoded)) + encoded
+    return struct.pack(">I", len(record)) + zlib.compress(record)
+
+
+@pytest.fixture
+def novels(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Two short novels of our own, as the package stores them, and their checksum in force."""
+    content = r_strings(["It was", "", "a façade."], version=3) + r_strings(["No more."], version=2)
+    digest = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(_data_files, "_AUSTEN_MD5", digest)
+    monkeypatch.delenv("UNDERTOW_DATA", raising=False)
+    return content
+
+
+@pytest.mark.parametrize("below", [".", "data"])
+def test_novels_are_read_without_r(tmp_path: Path, novels: bytes, below: str) -> None:
+    (tmp_path / below).mkdir(exist_ok=True)
+    (tmp_path / below / "Rdata.rdb").write_bytes(novels)
+    text, source = _data_files.TEXT_READERS["austen"](tmp_path)
+    assert text == "It was\n\na façade.\nNo more."
+    assert source == "the package janeaustenr"
+    assert data.load_text("austen", context=3, root=tmp_path).decode(torch.tensor([0])) == "\n"
+
+
+def test_novels_that_are_not_there_or_damaged_say_so(
+    tmp_path: Path, novels: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no Rdata\.rdb.*apt-get download"):
+        data.load_text("austen", context=8, root=tmp_path)
+    (tmp_path / "Rdata.rdb").write_bytes(novels[:-1])
+    with pytest.raises(ValueError, match="not the published file"):
+        data.load_text("austen", context=8, root=tmp_path)
+    monkeypatch.setenv("UNDERTOW_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match="not the published file"):
+        data.load_text("austen", context=8)
+
+
+def test_a_python_without_its_help_texts_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(FileNotFoundError, match="without its help texts"):
+        data.load_text("python-docs", context=8)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from undertow.models import conv_net, deep_plain_mlp, identity_plus_noise_, mlp
+from undertow.models import conv_net, deep_plain_mlp, identity_plus_noise_, mlp, transformer
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -182,3 +182,89 @@ def test_bad_deep_networks_are_named() -> None:
         identity_plus_noise_(mlp((4, 4)), scale=math.nan)
     with pytest.raises(ValueError, match="has no nn"):
         identity_plus_noise_(mlp((4, 3, 2)))
+
+
+def token_batch(vocabulary: int = 7, batch: int = 3, length: int = 6) -> torch.Tensor:
+    return torch.randint(vocabulary, (batch, length), generator=generator(5))
+
+
+@given(
+    heads=st.integers(1, 3),
+    per_head=st.integers(1, 4),
+    depth=st.integers(1, 3),
+    length=st.integers(1, 6),
+)
+@settings(max_examples=20, deadline=None)
+def test_a_transformer_maps_tokens_to_logits_with_the_classes_first(
+    heads: int, per_head: int, depth: int, length: int
+) -> None:
+    model = transformer(7, 6, width=heads * per_head, depth=depth, heads=heads)
+    tokens = token_batch(length=length)
+    logits = model(tokens)
+    assert logits.shape == (3, 7, length)
+    assert nn.functional.cross_entropy(logits, tokens).isfinite()
+
+
+def test_a_transformer_sees_no_later_token() -> None:
+    model = transformer(7, 6, width=8, depth=2, generator=generator(1)).double()
+    tokens = token_batch()
+    for position in range(1, 6):
+        changed = tokens.clone()
+        changed[:, position] = (changed[:, position] + 1) % 7
+        moved = (model(tokens) - model(changed)).abs().amax(dim=(0, 1))
+        assert not moved[:position].any()
+        assert moved[position:].min() > 0
+    torch.testing.assert_close(model(tokens[:, :3]), model(tokens)[..., :3])
+
+
+def test_attention_is_torchs_own() -> None:
+    block = transformer(7, 6, width=8, heads=2, depth=1, generator=generator(1))[1].double()
+    inputs = torch.randn(3, 6, 8, dtype=torch.float64, generator=generator(2))
+    with torch.random.fork_rng():
+        theirs = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(block.attention_in.weight)
+        theirs.in_proj_bias.copy_(block.attention_in.bias)
+        theirs.out_proj.weight.copy_(block.attention_out.weight)
+        theirs.out_proj.bias.copy_(block.attention_out.bias)
+    normed = block.attention_norm(inputs)
+    future = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    expected, _ = theirs(normed, normed, normed, attn_mask=future, need_weights=False)
+    torch.testing.assert_close(
+        block.attention_out(block._attend(block.attention_in(normed))), expected
+    )
+
+
+def test_a_transformer_is_one_network_a_seed_and_has_the_weights_it_says() -> None:
+    first, same, other = (
+        transformer(50, 16, width=24, depth=3, generator=generator(s)) for s in (1, 1, 2)
+    )
+    assert all(map(torch.equal, first.parameters(), same.parameters()))
+    assert not torch.equal(first[0].token, other[0].token)
+    blocks = sum(p.numel() for name, p in first.named_parameters() if p.ndim == 2)
+    assert blocks == 12 * 3 * 24**2 + 2 * 50 * 24 + 16 * 24
+
+
+def test_a_transformer_trains_under_vmap_as_on_its_own() -> None:
+    models = [transformer(7, 6, width=4, depth=1, generator=generator(s)).double() for s in (1, 2)]
+    tokens = token_batch()
+
+    def loss(params: dict[str, torch.Tensor]) -> torch.Tensor:
+        outputs = torch.func.functional_call(models[0], params, (tokens,))
+        return nn.functional.cross_entropy(outputs, tokens)
+
+    own = [{name: value.detach() for name, value in m.named_parameters()} for m in models]
+    stacked = {name: torch.stack([params[name] for params in own]) for name in own[0]}
+    together = torch.func.vmap(torch.func.grad(loss))(stacked)
+    for e, params in enumerate(own):
+        for name, gradient in torch.func.grad(loss)(params).items():
+            torch.testing.assert_close(together[name][e], gradient)
+
+
+def test_bad_transformers_are_named() -> None:
+    with pytest.raises(ValueError, match=r"heads=3 does not divide width=8"):
+        transformer(7, 6, width=8, heads=3)
+    with pytest.raises(ValueError, match=r"depth=0.*at least 1"):
+        transformer(7, 6, depth=0)
+    with pytest.raises(ValueError, match=r"9 a sample, but the context is 6"):
+        transformer(7, 6)(token_batch(length=9))

@@ -1,4 +1,4 @@
-"""Where the datasets' files lie and how each format is read, as arrays exactly as published.
+"""Where the datasets' files lie and how each format is read, as arrays or text as published.
 
 Files are read as data: no unpickled class is ever called, and a checksum is that of the
 decompressed bytes.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import importlib
 import importlib.util
 import os
 import pickle
 import shutil
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ _FASHION_MIRRORS = (
 )
 _FASHION_FOLDERS = ("datasets/fashion-mnist", "dataset-fashion-mnist", "fashion-mnist")
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
+# Of Rdata.rdb in janeaustenr 1.0.0.
+_AUSTEN_MD5 = "51f7db053902045d33739c77703dffeb"
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
@@ -295,4 +299,73 @@ READERS: dict[str, Callable[[Path | None], RawData]] = {
     "fashion-mnist": _read_fashion_mnist,
     "mnist-5k": _read_mnist_5k,
     "cifar10": _read_cifar10,
+}
+
+
+# --- text -----------------------------------------------------------------------------------
+
+
+def _read_python_docs(root: Path | None) -> tuple[str, str]:
+    """Python's language reference as `help()` shows it, topic by topic in alphabetical order."""
+    if root is not None:
+        raise ValueError(f"root={str(root)!r}: python-docs comes with Python; leave root out.")
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError as error:
+        raise FileNotFoundError(
+            "this Python was installed without its help texts (pydoc_data): apt-get install"
+            " libpython3-stdlib, or use a Python from elsewhere."
+        ) from error
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return "\n\n".join(topics[name] for name in sorted(topics)), f"Python {version}'s help texts"
+
+
+def _read_austen(root: Path | None) -> tuple[str, str]:
+    """Jane Austen's six novels, from the data of R's package janeaustenr; R is not needed."""
+    installed = [
+        Path(base, "R/site-library/janeaustenr") for base in ("/usr/lib", "/usr/local/lib")
+    ]
+    bases = [*_data_folders("janeaustenr"), *installed] if root is None else [root]
+    for folder in [place for base in bases for place in (base, base / "data")]:
+        if (path := folder / "Rdata.rdb").is_file():
+            content = path.read_bytes()
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() != _AUSTEN_MD5:
+                raise ValueError(f"{path} is not the published file (its md5 differs).")
+            return "\n".join(_r_string_vectors(content)), "the package janeaustenr"
+    given = "it is not installed" if root is None else f"root={str(root)!r} has no Rdata.rdb"
+    raise FileNotFoundError(
+        f"no novels found ({given}): apt-get download r-cran-janeaustenr, unpack it with dpkg-deb"
+        " -x, and name its folder janeaustenr/data by root= or UNDERTOW_DATA."
+    )
+
+
+def _r_string_vectors(content: bytes) -> list[str]:
+    """Every vector of strings in one of R's lazy-load databases, its strings joined to lines.
+
+    A record is its inflated length (4 bytes) and a zlib stream of R's XDR serialisation: "X" and a
+    newline, three version words, from version 3 on the name of the encoding, then the vector.
+    """
+    texts, start = [], 0
+    while start < len(content):
+        stream = zlib.decompressobj()
+        record = stream.decompress(content[start + 4 :])
+        start = len(content) - len(stream.unused_data)
+
+        def word(at: int, record: bytes = record) -> int:
+            return int.from_bytes(record[at : at + 4], "big", signed=True)
+
+        at = 14 + (4 + word(14) if word(2) >= 3 else 0)
+        count, at = word(at + 4), at + 8
+        lines = []
+        for _ in range(count):
+            length = max(word(at + 4), 0)  # R's missing string has length -1
+            lines.append(record[at + 8 : at + 8 + length].decode())
+            at += 8 + length
+        texts.append("\n".join(lines))
+    return texts
+
+
+TEXT_READERS: dict[str, Callable[[Path | None], tuple[str, str]]] = {
+    "python-docs": _read_python_docs,
+    "austen": _read_austen,
 }

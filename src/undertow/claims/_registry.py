@@ -16,6 +16,7 @@ ALL = (
     "rank-one-features",
     "momentum",
     "square-loss",
+    "adaptive-sde",
     "matrix-sensing",
     "greedy-low-rank",
 )

@@ -4,7 +4,7 @@ The weights are a checkpoint of yours (SmolLM2-135M is what the README reports),
 its shapes. Both read the same weights in one process, in turns; memory is what the process holds
 beyond mapped files, sampled while `inspect` runs, over the largest matrix in float32.
 
-    python -m benchmarks.inspect [--checkpoint PATH] [--repeats 3] [--without-weightwatcher]
+    python -m benchmarks.inspection [--checkpoint PATH] [--repeats 3] [--without-weightwatcher]
 """
 
 from __future__ import annotations

@@ -295,13 +295,18 @@ def test_rescale_verifies_on_an_objective_in_a_file(
         "    model = torch.nn.Linear(3, 1)\n"
         "    return ut.Objective(model, torch.nn.functional.mse_loss, data)\n"
         "other = 3\n"
+        "number = lambda: 3\n"
     )
     words = ("rescale", "--lr", "0.01", "--batch-size", "4", "--to", "8")
     assert status(*words, "--json", "--verify", f"{script}:objective") == 0
     verification = json.loads(capsys.readouterr().out)["verification"]
     assert verification["noise_scale"] > 0
     assert verification["answer"] in ("holds", "does not hold", "cannot be told")
-    for place, said in ((f"{script}:other", "no function other"), ("job.py", "does not parse")):
+    for place, said in (
+        (f"{script}:other", "no function other"),
+        (f"{script}:number", "must return an Objective"),
+        ("job.py", "does not parse"),
+    ):
         assert status(*words, "--verify", place) == 1
         assert said in capsys.readouterr().err
 
@@ -322,3 +327,24 @@ def test_forecast_prints_facts_and_ranks(
     assert status(*FORECAST, "--batch-size", "64", "--schedule", "cosin") == 1
     assert "does not parse" in capsys.readouterr().err
     assert status(*FORECAST, "--batch-size", "64", "--checkpoint", "x", *shapes) == 2
+
+
+def test_a_reader_that_leaves_and_a_terminal_that_cannot_show_a_name(tmp_path: Path) -> None:
+    import torch
+
+    file = tmp_path / "many.pt"
+    torch.save({f"módulo.{i}.weight": torch.eye(2) for i in range(600)}, file)
+    command = [sys.executable, "-m", "undertow.cli", "inspect", str(file), "--every"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert b"weight matrices" in process.stdout.readline() + process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) in (0, 141)
+    assert process.stderr.read() == b""
+    process.stderr.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -49,11 +51,13 @@ Exit status: 0 done, 1 could not be done, 2 wrong usage, 3 --expect not met.
 """
 _COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
 _RESULT_COLOURS = {"passed": "green", "refuted": "red", "not passed": "yellow"}
-_EXPECTED_ERRORS = (ValueError, OSError, RuntimeError, ImportError)
+_EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (see `undertow --help`)."""
+    if arguments is None and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a name that the terminal cannot show is no error
     command, *words = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     try:
         if command in ("-h", "--help"):
@@ -66,12 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if command not in _COMMANDS:
             raise UsageError(f"no command {command!r}; {close_to(command, _COMMANDS)}")
-        return _COMMANDS[command](words)
+        status = _COMMANDS[command](words)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         _complain(error)
         return 2
     except KeyboardInterrupt:
         return 130  # `lab.run` has said how to go on
+    except BrokenPipeError:  # whoever reads, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except _EXPECTED_ERRORS as error:
         _complain(error)
         return 1

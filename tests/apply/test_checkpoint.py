@@ -116,3 +116,26 @@ def test_what_is_no_checkpoint_is_said_in_a_line(tmp_path: Path) -> None:
             apply.read_checkpoint(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         apply.read_checkpoint(tmp_path / "nothing.pt")
+
+
+def test_of_two_shards_with_one_name_the_index_decides(
+    tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
+    index = write_shards(tmp_path, tensors)
+    stale = {"bias": tensors["bias"], "layers.0.weight": torch.zeros(5, 4)}
+    save_file(stale, tmp_path / json.loads(index.read_text())["weight_map"]["bias"])
+    assert same(apply.read_checkpoint(index), tensors)
+
+
+def test_weights_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    matrix = torch.randn(3, 3)
+    torch.save({1: matrix, "1": matrix}, tmp_path / "names.pt")
+    torch.save({"weights": {"w": matrix}, "step": torch.tensor(3)}, tmp_path / "nested.pt")
+    (tmp_path / "bad.index.json").write_text('{"weight_map": {"w": 3}}')
+    for name, said in (
+        ("names.pt", "two tensors of one name"),
+        ("nested.pt", "it has 'weights': save the one"),
+        ("bad.index.json", "from names to files"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            apply.read_checkpoint(tmp_path / name)

@@ -38,7 +38,17 @@ def test_a_schedule_is_that_of_torch(schedule: str, warmup: int) -> None:
 
 @pytest.mark.parametrize(
     "schedule",
-    ["cosin", "step:0.1", "step:x@3", "step:0.1@", "step:0.1@3,,5", [1.0], [-1.0] * 2_000],
+    [
+        "cosin",
+        "step:0.1",
+        "step:x@3",
+        "step:0.1@",
+        "step:0.1@3,,5",
+        "step:1e400@3",
+        "step:-1@3",
+        [1.0],
+        [-1.0] * 2_000,
+    ],
 )
 def test_a_schedule_that_does_not_parse(schedule: Any) -> None:
     with pytest.raises(ValueError, match="schedule"):
@@ -184,6 +194,7 @@ def test_arguments_out_of_range() -> None:
         ({"optimizer": "lion"}, "no scaling rule|optimizer"),
         ({"optimizer": "adam", "momentum": 0.9}, "momentum is SGD's"),
         ({"warmup_steps": 5_000}, "warmup_steps"),
+        ({"warmup_steps": 2.5}, "warmup_steps must be a whole number"),
         ({"norm_ratio": 0.0}, "norm_ratio"),
         ({"samples": 0}, "samples"),
         ({"init": "magic"}, "init must be"),
@@ -195,3 +206,55 @@ def test_arguments_out_of_range() -> None:
     assert apply.parse_shapes(["3x4", "b=5x6"]) == {"matrix 1": (3, 4), "b": (5, 6)}
     with pytest.raises(ValueError, match="does not parse"):
         apply.parse_shapes(["3y4"])
+
+
+def test_the_rank_bound_counts_the_steps_that_the_end_remembers() -> None:
+    run: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.05, "batch_size": 1}
+    shapes = {"w": (4096, 4096)}
+
+    def bound(**changed: Any) -> predict.RankBound:
+        found = apply.forecast(shapes, **run, **changed).layers[0].bound
+        assert found is not None
+        return found
+
+    # E below log(2 / threshold): the start still shows, and its rank is full.
+    assert bound(steps=10).vacuous
+    constant = predict.rank_bound(**run, shape=(4096, 4096))
+    assert bound(steps=5_000).rank == pytest.approx(constant.rank)
+    # A schedule's last steps decay less, so that more of them are remembered.
+    rates = 0.1 * apply.lr_factors("cosine", 5_000)
+    left = np.cumsum((rates * 0.05)[::-1])
+    steps = int(np.searchsorted(left, math.log(2e3))) + 1
+    assert bound(steps=5_000, schedule="cosine").rank == pytest.approx(steps, rel=1e-2)
+
+
+def test_values_that_would_go_unread_are_refused() -> None:
+    for changed, said in (
+        ({"batch_size": -5, "optimizer": "adamw"}, "batch_size must be"),
+        ({"optimizer": "momentum"}, "momentum is needed"),
+        ({"steps": True}, "steps must be"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            apply.forecast(SHAPES, **{**RUN, **changed})
+    with pytest.raises(ValueError, match="a has one already"):
+        apply.parse_shapes(["a=3x4", "a=5x6"])
+    listed = apply.forecast({"a": [64, 48]}, **RUN).layers[0]
+    assert listed.ranks == apply.forecast({"a": (64, 48)}, **RUN).layers[0].ranks
+
+
+def test_records_are_checked_before_they_are_compared() -> None:
+    frame = records_of(0.1, 5e-4, [0, 1_000])
+    run: dict[str, Any] = {"lr": 0.1, "weight_decay": 5e-4, "threshold": 1e-2}
+    expected = apply.compare_records(frame, **run).table["forecast"].to_list()
+    floats = frame.with_columns(pl.col("step").cast(pl.Float64))
+    assert apply.compare_records(floats, **run).table["forecast"].to_list() == expected
+    unknown = frame.with_columns(step=pl.Series([None, 1_000]))
+    assert apply.compare_records(unknown, **run).table["forecast"].to_list() == expected[1:]
+    for changed, said in (
+        (frame.with_columns(step=pl.Series([-1, 0])), "step must hold finite numbers >= 0"),
+        (frame.with_columns(norm=pl.Series([math.nan, 1.0])), "norm must hold finite"),
+        (frame.with_columns(rank=pl.Series(["a", "b"])), "rank must hold numbers"),
+        (frame.clear(), "no row"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            apply.compare_records(changed, **run)

@@ -165,3 +165,98 @@ def test_a_safetensors_file_in_half_precision(tmp_path: Path) -> None:
     found = apply.inspect(tmp_path / "w.safetensors")
     exact = torch.linalg.svdvals(weight.double())
     assert found.spectra["w"].numpy() == pytest.approx(exact.numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_difference_leaves_both_sides_as_they_were(dtype: torch.dtype) -> None:
+    base = {"w": torch.randn(6, 5).to(dtype)}
+    tuned = {"w": torch.randn(6, 5).double()}
+    kept = {"base": base["w"].clone(), "tuned": tuned["w"].clone()}
+    first = apply.inspect(tuned, against=base).table
+    assert torch.equal(base["w"], kept["base"])
+    assert torch.equal(tuned["w"], kept["tuned"])
+    assert first.equals(apply.inspect(tuned, against=base).table)
+    assert first["frobenius_norm"][0] == pytest.approx(float((tuned["w"] - base["w"]).norm()))
+
+
+def test_a_change_from_zero_is_infinite_and_none_at_all_is_zero() -> None:
+    zero, one = torch.zeros(3, 3), torch.ones(3, 3)
+    found = apply.inspect({"same": zero, "new": one}, against={"same": zero, "new": zero})
+    assert found.table["change"].to_list() == [0.0, float("inf")]
+    rows = json.loads(json.dumps(found.as_json(), allow_nan=False))["matrices"]
+    assert [row["change"] for row in rows] == [0.0, None]
+    assert "nan" not in found.text()
+
+
+def test_an_argument_out_of_range_is_not_blamed_on_the_weights() -> None:
+    weights = {"w": torch.randn(4, 4)}
+    for threshold in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="threshold must be a finite number"):
+            apply.inspect(weights, threshold=threshold)
+    with pytest.raises(ValueError, match="errors must be at least 1e-05"):
+        apply.inspect(weights, errors=(1e-9,))
+    with pytest.raises(ValueError, match="errors must differ"):
+        apply.inspect(weights, errors=(0.1, 0.1))
+    with pytest.raises(TypeError, match="did you mean"):
+        apply.inspect(weights, errors=0.1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        apply.inspect(weights, workers=0)
+    assert apply.inspect(weights, threshold=1e9).table["threshold_rank"].to_list() == [0]
+
+
+def test_the_least_error_is_kept_to() -> None:
+    values = torch.tensor([1.0, 3e-5, 0.9e-5, 1e-7], dtype=torch.float64)
+    found = apply.inspect({"w": torch.diag(values)}, errors=(1e-5,))
+    assert found.table["rank_at_0.001"].to_list() == [2]
+
+
+def test_very_many_errors_take_longer_lines() -> None:
+    errors = [place / 20 for place in range(1, 20)]
+    text = apply.inspect({"some.layer.weight": torch.randn(4, 4)}, errors=errors).text()
+    assert "some.layer" in text
+
+
+def test_xavier_counts_the_taps_of_a_convolution() -> None:
+    kernel = torch.empty(16, 4, 3, 3)
+    nn.init.xavier_normal_(kernel, generator=torch.Generator().manual_seed(0))
+    std = predict.initial_std("xavier", fan_in=36, fan_out=16 * 9)
+    assert float(kernel.std()) == pytest.approx(std, rel=0.1)
+    expected = predict.surviving_rank(
+        predict.initial_spectrum(16, 36, std),
+        5.5,
+        final_norm=float(kernel.double().norm()),
+    )
+    run = {"lr": 0.1, "weight_decay": 5.5e-3, "steps": 10_000}
+    found = apply.inspect({"conv": kernel}, **run, init="xavier")  # type: ignore[arg-type]
+    assert found.table["survivors"].to_list() == [expected]
+    layer = apply.forecast({"conv": kernel}, **run, batch_size=8, init="xavier").layers[0]  # type: ignore[arg-type]
+    assert layer.final_rank == expected
+
+
+@pytest.mark.parametrize("tied_side", ["both", "tuned", "base"])
+def test_a_difference_looks_behind_ties(tied_side: str) -> None:
+    def head(tied: bool, order: tuple[str, str]) -> dict[str, Tensor]:
+        shared = torch.randn(6, 4)
+        return {name: shared if tied else torch.randn(6, 4) for name in order}
+
+    tuned = head(tied_side != "base", ("embed.weight", "head.weight"))
+    base = head(tied_side != "tuned", ("head.weight", "embed.weight"))
+    found = apply.inspect(tuned, against=base)
+    if tied_side == "both":
+        assert found.table["name"].to_list() == ["embed.weight"]
+        assert found.notes == ("head.weight is tied to embed.weight in both; reported once",)
+    else:
+        assert found.table["name"].to_list() == ["embed.weight", "head.weight"]
+        assert found.notes == ()
+    for name, norm in found.table.select("name", "frobenius_norm").iter_rows():
+        assert norm == pytest.approx(float((tuned[name] - base[name]).norm()))
+
+
+def test_a_tied_model_beside_its_checkpoint(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"head": nn.Linear(4, 6), "embed": nn.Embedding(6, 4)})
+    model["head"].weight = model["embed"].weight
+    save_file({"embed.weight": model["embed"].weight.detach().clone()}, tmp_path / "m.safetensors")
+    for one, other in ((model, tmp_path / "m.safetensors"), (tmp_path / "m.safetensors", model)):
+        found = apply.inspect(one, against=other)  # type: ignore[arg-type]
+        assert found.table.select("name", "change").rows() == [("embed.weight", 0.0)]
+        assert found.notes == ()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from undertow import apply, predict
-from undertow.train import optim
+from undertow.train import optim, rules
 
 OPTIMIZERS = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-3),
@@ -213,3 +213,137 @@ def test_what_is_not_known_is_said() -> None:
     _, optimizer = running("adam")
     with pytest.raises(ValueError, match="largest k is just under 20"):
         apply.rescale(optimizer, from_batch=8, to_batch=512)
+
+
+@pytest.mark.parametrize("name", ["adam", "own adamw", "rmsprop"])
+def test_what_was_applied_is_not_applied_again(name: str) -> None:
+    _, optimizer = running(name)
+    found = apply.rescale(optimizer, from_batch=8, to_batch=32)
+    found.apply()
+    once = facts(optimizer)
+    with pytest.raises(ValueError, match="call rescale again"):
+        found.apply()
+    assert close(facts(optimizer), once)
+
+
+def test_a_scheduler_in_between_is_noticed() -> None:
+    _, optimizer = running("sgd")
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    found = apply.rescale(optimizer, from_batch=8, to_batch=32)
+    optimizer.step()
+    scheduler.step()
+    with pytest.raises(ValueError, match="by a scheduler: call rescale again"):
+        found.apply()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_centred_rmsprop_keeps_the_mean_gradient() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.RMSprop([weight], lr=1e-3, alpha=0.9, centered=True)
+    for step in range(200):
+        weight.grad = torch.tensor([1.0, 2.0, 3.0]) + 0.1 * (-1) ** step
+        optimizer.step()
+    state = optimizer.state[weight]
+    noise = state["square_avg"] - state["grad_avg"].square()
+    apply.rescale(optimizer, from_batch=8, to_batch=32).apply()
+    assert torch.allclose(state["square_avg"] - state["grad_avg"].square(), noise / 4, rtol=1e-2)
+    optimizer.step()
+    assert bool(weight.isfinite().all())
+
+
+def test_a_step_count_stays_the_tensor_that_it_is() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True, amsgrad=True)
+    model(torch.ones(4, 2)).sum().backward()
+    optimizer.step()
+    before = [state["step"] for state in optimizer.state.values()]
+    largest = [state["max_exp_avg_sq"].clone() for state in optimizer.state.values()]
+    apply.rescale(optimizer, from_batch=8, to_batch=16).apply()
+    after = [state["step"] for state in optimizer.state.values()]
+    assert all(one is other for one, other in zip(before, after, strict=True))
+    for state, old in zip(optimizer.state.values(), largest, strict=True):
+        assert torch.allclose(state["max_exp_avg_sq"], old / 2)
+
+
+def test_a_warm_up_from_zero_moves_its_base_rate() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.5))
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
+    found = apply.rescale(optimizer, from_batch=8, to_batch=16)
+    assert found.hyper[0]["initial_lr"] == pytest.approx(1.0)
+    json.dumps(found.as_json(), allow_nan=False)
+    found.apply()
+    group = optimizer.param_groups[0]
+    assert (float(group["lr"]), float(group["initial_lr"])) == (0.0, pytest.approx(1.0))
+
+
+def test_workers_are_counted_once() -> None:
+    fields = {"learning_rate": 1e-3, "per_device_train_batch_size": 8}
+    moved: dict[str, Any] = {"to_batch": 8, "to_workers": 8}
+    assert apply.rescale(fields, from_workers=4, **moved).groups[0].factor == 2
+    with pytest.raises(ValueError, match="counts its workers"):
+        apply.rescale({**fields, "world_size": 4}, from_workers=4, **moved)
+    config: dict[str, Any] = {
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
+        "data": {"batch_size": 16},
+    }
+    for trainer, batch in (
+        ({"devices": [0, 1], "num_nodes": 3}, 96),
+        ({"devices": "4"}, 64),
+        ({"devices": "0,2"}, 32),
+        ({"devices": "auto", "accumulate_grad_batches": 2}, 32),
+    ):
+        found = apply.rescale({**config, "trainer": trainer}, to_batch=64)
+        assert found.from_batch == batch
+        assert any("devices" in note for note in found.notes) == (trainer["devices"] == "auto")
+
+
+def test_lightning_arguments_that_the_rule_does_not_read_stay() -> None:
+    def moved(name: str, **arguments: Any) -> Any:
+        config = {"optimizer": {"class_path": name, "init_args": arguments}}
+        found = apply.rescale(config, from_batch=8, to_batch=32)
+        return found, found.hyper["optimizer"]["init_args"]
+
+    found, arguments = moved("torch.optim.RMSprop", lr=0.1, momentum=0.9)
+    assert arguments["momentum"] == 0.9
+    assert "momentum of RMSprop" in found.notes[0]
+    decay = {"lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1}
+    for name, extra in (
+        ("torch.optim.Adam", {"decoupled_weight_decay": True}),
+        ("deepspeed.ops.adam.FusedAdam", {}),
+    ):
+        assert moved(name, **decay, **extra)[1]["weight_decay"] == pytest.approx(0.2)
+    assert moved("torch.optim.Adam", **decay)[1]["weight_decay"] == pytest.approx(0.1)
+
+
+def test_wrapped_rules_are_refused_by_name() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = optim.RuleOptimizer([weight], rules.svag(rules.adam, 2), lr=1e-3)
+    with pytest.raises(TypeError, match=r"svag\(adam, 2\).*wrapped rule"):
+        apply.rescale(optimizer, from_batch=8, to_batch=16)
+
+
+def test_defaults_of_training_arguments_have_their_names() -> None:
+    def moved(**fields: Any) -> dict[str, Any]:
+        found = apply.rescale({"learning_rate": 1e-3, **fields}, from_batch=8, to_batch=32)
+        assert isinstance(found.hyper, dict)
+        return found.hyper
+
+    adam = moved(optim="paged_adamw_32bit", weight_decay=0.1)
+    assert set(adam) == {
+        *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
+    }
+    assert adam["weight_decay"] == pytest.approx(0.2)
+    # RMSprop there reads none of Adam's fields.
+    assert moved(optim="rmsprop", adam_beta2=0.5)["alpha"] == pytest.approx(0.96)
+
+
+def test_betas_in_tensors_stay_those_tensors() -> None:
+    betas = (torch.tensor(0.8), torch.tensor(0.9))
+    optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(2))], lr=1e-3)
+    optimizer.param_groups[0]["betas"] = betas
+    apply.rescale(optimizer, from_batch=8, to_batch=16).apply()
+    assert all(
+        one is other for one, other in zip(optimizer.param_groups[0]["betas"], betas, strict=True)
+    )
+    assert float(betas[0]) == pytest.approx(0.6)

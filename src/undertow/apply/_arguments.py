@@ -16,14 +16,17 @@ def parse_shapes(words: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Matrices by name, from `512x256` or `head=10x512`.
 
     Raises:
-        ValueError: a word that is neither.
+        ValueError: a word that is neither, or a name that is given twice.
     """
     shapes: dict[str, tuple[int, int]] = {}
     for number, word in enumerate(words, 1):
         found = re.fullmatch(r"(?:(?P<name>[^=]+)=)?(?P<rows>\d+)x(?P<cols>\d+)", word)
         if found is None:
             raise ValueError(f"shape {word!r} does not parse; write 512x256 or head=10x512")
-        shapes[found["name"] or f"matrix {number}"] = (int(found["rows"]), int(found["cols"]))
+        name = found["name"] or f"matrix {number}"
+        if name in shapes:
+            raise ValueError(f"shape {word!r}: {name} has one already; give another name")
+        shapes[name] = (int(found["rows"]), int(found["cols"]))
     return shapes
 
 

@@ -19,6 +19,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from undertow.measure import WeightMatrix
+
 # What a folder may hold, the most complete first: an index names every shard.
 _IN_A_FOLDER = (
     "model.safetensors.index.json",
@@ -68,6 +70,11 @@ def read_checkpoint(path: str | PathLike[str]) -> dict[str, Tensor]:
     )
 
 
+def taps_of(item: WeightMatrix) -> int:
+    """Taps of a convolution's kernel, by which initialisers multiply its fan_out; 1 of others."""
+    return 1 if item.kernel is None else item.kernel[0, 0].numel()
+
+
 def _in_folder(folder: Path) -> Path:
     for name in _IN_A_FOLDER:
         if (folder / name).is_file():
@@ -89,9 +96,11 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     try:
         shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = list(dict.fromkeys(shard_of.values()))
+        missing = [name for name in shards if not (index.parent / name).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index.name} is no index: it needs a 'weight_map' object") from error
-    missing = [name for name in shards if not (index.parent / name).is_file()]
+        raise ValueError(
+            f"{index.name} is no index: it needs a 'weight_map' from names to files"
+        ) from error
     if missing:
         raise FileNotFoundError(
             f"{index.name} names {len(shards)} shards, and {', '.join(missing[:3])}"
@@ -101,7 +110,9 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in shards:
         shard = index.parent / name
-        found |= _safetensors(shard) if shard.suffix == ".safetensors" else _state_dict(shard)
+        held = _safetensors(shard) if shard.suffix == ".safetensors" else _state_dict(shard)
+        # Another shard may hold a tensor of the same name, left from before: the index decides.
+        found |= {key: value for key, value in held.items() if shard_of.get(key) == name}
     absent = [name for name in shard_of if name not in found]
     if absent:
         raise ValueError(f"{index.name} promises {absent[0]!r}, which no shard holds")
@@ -144,7 +155,17 @@ def _weights_of(loaded: Any, name: str) -> dict[str, Tensor]:
         for key in _WEIGHT_KEYS:
             if isinstance(loaded.get(key), Mapping):
                 return _weights_of(loaded[key], f"{name}[{key!r}]")
-        tensors = {str(key): value for key, value in loaded.items() if isinstance(value, Tensor)}
+        held = [(str(key), value) for key, value in loaded.items() if isinstance(value, Tensor)]
+        tensors = dict(held)
+        if len(tensors) < len(held):
+            raise ValueError(f"{name} holds two tensors of one name, as a number and as text")
+        inner = [repr(key) for key, value in loaded.items() if isinstance(value, Mapping)]
+        if inner and all(value.ndim < 2 for value in tensors.values()):
+            raise ValueError(
+                f"{name} keeps no weights where training checkpoints do, under "
+                f"{', '.join(_WEIGHT_KEYS[:4])}, ...; it has {', '.join(inner[:6])}: save the one "
+                "that is the state dict as a file of its own"
+            )
         if tensors:
             return tensors
         keys = ", ".join(repr(key) for key in list(loaded)[:6])

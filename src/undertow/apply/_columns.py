@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,9 +27,12 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def aligned(cells: Mapping[str, Sequence[str]]) -> list[str]:
-    """Columns in 80 characters: the first takes what the others leave, its names cut in front."""
+    """Columns in 80 characters: the first takes what the others leave, its names cut in front.
+
+    It keeps twelve characters, so that very many columns take longer lines.
+    """
     widths = [max(map(len, [head, *column])) for head, column in cells.items()]
-    first = min(widths[0], WIDTH - sum(width + 1 for width in widths[1:]))
+    first = min(widths[0], max(12, WIDTH - sum(width + 1 for width in widths[1:])))
     lines = []
     for row in zip(*([head, *column] for head, column in cells.items()), strict=True):
         name = row[0] if len(row[0]) <= first else "…" + row[0][1 - first :]
@@ -53,6 +57,11 @@ def wrapped(lines: Iterable[str], indent: int = 0) -> list[str]:
 def share(part: float, whole: float) -> str:
     """A percentage that says 100% only of all of it."""
     return "100%" if part >= whole else f"{min(part / whole, 0.994):.0%}"
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON can hold it: infinities and NaN are null."""
+    return value if math.isfinite(value) else None
 
 
 def digits(value: float) -> str:

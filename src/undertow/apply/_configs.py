@@ -30,6 +30,14 @@ _ARGUMENTS = {
     "max_steps": "steps",
     "warmup_steps": "warmup_steps",
 }
+_READS = {
+    "sgd": ("lr", "weight_decay", "momentum"),
+    "momentum": ("lr", "weight_decay", "momentum"),
+    "rmsprop": ("lr", "weight_decay", "alpha", "beta2", "eps"),
+    "adam": ("lr", "weight_decay", "betas", "beta1", "beta2", "eps"),
+    "adamw": ("lr", "weight_decay", "betas", "beta1", "beta2", "eps"),
+}
+_RMSPROP_MOMENTUM = "momentum of RMSprop is outside the square-root rule, and stays"
 _ARGUMENT_DEFAULTS = {"weight_decay": 0.0, "adam_epsilon": 1e-8}
 
 
@@ -43,6 +51,7 @@ class Config:
         hyper: values under the names that `predict.rescale` reads.
         written: new values of that kind -> the configuration in its own form.
         batch: samples a step, where the configuration says so.
+        workers_counted: whether these are of all workers, and not of one.
         notes: what the rules do not cover, and stays.
     """
 
@@ -51,6 +60,7 @@ class Config:
     hyper: dict[str, Any]
     written: Callable[[Mapping[str, Any]], Any]
     batch: int | None = None
+    workers_counted: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -60,7 +70,10 @@ def family(name: str) -> str:
     Raises:
         ValueError: it is none that a scaling rule is known for.
     """
-    plain = name.rpartition(".")[2].lower().removeprefix("fused")
+    plain = name.rpartition(".")[2].lower().removeprefix("paged_")
+    if plain == "fusedadam":  # of apex and DeepSpeed: its decay is decoupled by default
+        plain = "adamw"
+    plain = plain.removeprefix("fused")
     for known in ("adamw", "rmsprop"):  # adamw_torch_fused, adamw_bnb_8bit, rmsprop_bnb, ...
         if plain.startswith(f"{known}_"):
             plain = known
@@ -120,10 +133,14 @@ def _arguments(source: dict[str, Any], optimizer: str | None) -> Config:
             continue  # a share of the run
         if ours in ("beta1", "beta2", "eps") and rule in ("sgd", "momentum"):
             continue
-        if ours == "beta1" and rule == "rmsprop":
-            continue
+        if ours in ("beta1", "beta2", "eps") and rule == "rmsprop":
+            continue  # its alpha and eps come from optim_args, not from Adam's fields
         hyper[ours] = int(value) if ours in ("steps", "warmup_steps") else value
     spelled = {ours: name for name, ours in _ARGUMENTS.items()}
+    notes: tuple[str, ...] = ()
+    if rule == "rmsprop":
+        del spelled["eps"]
+        notes = ("alpha and eps of RMSprop belong into optim_args",)
 
     def written(new: Mapping[str, Any]) -> dict[str, Any]:
         changed = dict(new)
@@ -138,7 +155,7 @@ def _arguments(source: dict[str, Any], optimizer: str | None) -> Config:
             * int(source.get("gradient_accumulation_steps", 1))
             * max(1, int(source.get("world_size", 1)))
         )
-    return Config("", rule, hyper, written, batch)
+    return Config("", rule, hyper, written, batch, "world_size" in source, notes)
 
 
 def _text(value: Any) -> str:
@@ -151,19 +168,23 @@ def _lightning(source: Mapping[str, Any], optimizer: str | None) -> Config:
     if "class_path" not in part:
         raise ValueError("a Lightning configuration names its optimizer by optimizer.class_path")
     rule = family(optimizer or str(part["class_path"]))
-    arguments = dict(part.get("init_args", {}))
-    known = {"lr", "momentum", "weight_decay", "betas", "alpha", "eps"}
+    arguments = dict(part.get("init_args") or {})
+    if rule == "adam" and arguments.get("decoupled_weight_decay"):
+        rule = "adamw"
+    known = set(_READS[rule])
     hyper = {name: value for name, value in arguments.items() if name in known}
     if "betas" in hyper:
         hyper["betas"] = tuple(hyper["betas"])
     trainer = source.get("trainer") or {}
     if (trainer.get("max_steps") or 0) > 0:
         hyper["steps"] = trainer["max_steps"]
-    notes: tuple[str, ...] = ()
+    notes = []
+    if rule == "rmsprop" and arguments.get("momentum"):
+        notes.append(_RMSPROP_MOMENTUM)
     if source.get("lr_scheduler"):
-        notes = (
+        notes.append(
             "lr_scheduler counts epochs unless its interval is 'step'; counts of steps there go "
-            "down by the same factor, and are not changed here",
+            "down by the same factor, and are not changed here"
         )
 
     def written(new: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,11 +200,22 @@ def _lightning(source: Mapping[str, Any], optimizer: str | None) -> Config:
     data = source.get("data") or {}
     size = (data.get("init_args") or data).get("batch_size")
     batch = None
+    devices = _devices(trainer.get("devices"))
     if isinstance(size, int):
-        devices = trainer.get("devices", 1)
-        count = devices if isinstance(devices, int) and devices > 0 else 1
-        batch = size * count * int(trainer.get("accumulate_grad_batches", 1) or 1)
-    return Config("", rule, hyper, written, batch, notes)
+        batch = size * int(trainer.get("accumulate_grad_batches", 1) or 1)
+        batch *= (devices or 1) * int(trainer.get("num_nodes", 1) or 1)
+        if devices is None:
+            notes.append("trainer.devices does not say how many: from_batch is that of one device")
+    return Config("", rule, hyper, written, batch, devices is not None, tuple(notes))
+
+
+def _devices(value: Any) -> int | None:
+    """How many devices Lightning's `devices` names; None where that is left to the machine."""
+    if isinstance(value, str) and value.replace(",", "").isdigit():
+        value = [word for word in value.split(",") if word] if "," in value else int(value)
+    if isinstance(value, list | tuple):
+        return len(value)
+    return value if isinstance(value, int) and value > 0 else None
 
 
 # ---- optimizers that are running
@@ -205,32 +237,31 @@ def _group(optimizer: Any, group: MutableMapping[str, Any], label: str) -> Confi
     rule = _rule_of(optimizer, group)
     notes = []
     if rule == "rmsprop" and group.get("momentum"):
-        notes.append("momentum of RMSprop is outside the square-root rule, and stays")
-    if group.get("centered"):
-        notes.append("centred RMSprop is outside the square-root rule; it is taken as plain")
+        notes.append(_RMSPROP_MOMENTUM)
     if "initial_lr" in group:
         notes.append("a scheduler made before now keeps its own base_lrs and counts: make it anew")
-    reads = {
-        "sgd": ("lr", "weight_decay", "momentum"),
-        "momentum": ("lr", "weight_decay", "momentum"),
-        "rmsprop": ("lr", "weight_decay", "alpha", "beta2", "eps"),
-        "adam": ("lr", "weight_decay", "betas", "beta1", "beta2", "eps"),
-        "adamw": ("lr", "weight_decay", "betas", "beta1", "beta2", "eps"),
-    }[rule]
+    reads = _READS[rule]
     if "alpha" in group:
         reads = tuple(name for name in reads if name != "beta2")
-    hyper = {name: _number(group[name]) for name in reads if name in group}
+    hyper = {name: number(group[name]) for name in reads if name in group}
+    base, rate = number(group.get("initial_lr", 0.0)), hyper["lr"]
+    if rate == 0 and base > 0:
+        hyper["lr"] = base  # a warm-up that starts from zero: the rule moves the rate it grows to
+        notes.append("the present lr is 0, of a schedule; the rule is that of its base rate")
 
     def written(new: Mapping[str, Any]) -> dict[str, Any]:
         changed = dict(new)
-        if "initial_lr" in group:
-            changed["initial_lr"] = group["initial_lr"] * changed["lr"] / hyper["lr"]
+        if base > 0:
+            changed["initial_lr"] = base * changed["lr"] / hyper["lr"]
+        if rate == 0:
+            changed["lr"] = 0.0
         return changed
 
     return Config(label, rule, hyper, written, notes=tuple(notes))
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
+    """A hyperparameter of a group as plain floats; rates may be kept in tensors."""
     if isinstance(value, tuple | list):
         return tuple(float(one) for one in value)
     return float(value)
@@ -243,6 +274,12 @@ def _rule_of(optimizer: Any, group: Mapping[str, Any]) -> str:
 
     if isinstance(optimizer, RuleOptimizer):
         name = optimizer.rule.name
+        if name not in _FAMILY:
+            raise TypeError(
+                f"no scaling rule is known for the update rule {name}: there are "
+                f"{', '.join(_FAMILY)}, bare. Rescale the hyperparameters of a wrapped rule as a "
+                "dictionary"
+            )
     else:
         plain = (torch.optim.SGD, torch.optim.RMSprop, torch.optim.AdamW, torch.optim.Adam)
         name = next((kind.__name__ for kind in plain if isinstance(optimizer, kind)), "")
@@ -259,8 +296,10 @@ def _rule_of(optimizer: Any, group: Mapping[str, Any]) -> str:
 def rescale_state(optimizer: Any, group: Mapping[str, Any], factor: float, betas: Any) -> list[str]:
     """Bring an optimizer's running averages to the new batch size; says what was changed.
 
-    Mean squares hold Sigma / batch, so they are divided by k. The step t becomes the one at which
-    the new average is as far past its zero start, 1 - beta2'^t' = 1 - beta2^t.
+    Mean squares hold Sigma / batch, so they are divided by k; centred RMSprop subtracts the square
+    of the mean gradient, which has none of k, so there the rest alone is divided. The step t
+    becomes the one at which the new average is as far past its zero start, 1 - beta2'^t' = 1 -
+    beta2^t.
     """
     squares = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "square")
     old, new = betas
@@ -270,9 +309,15 @@ def rescale_state(optimizer: Any, group: Mapping[str, Any], factor: float, betas
         state = optimizer.state.get(param, {})
         for name in squares:
             if name in state:
-                state[name].div_(factor)
+                mean = state.get("grad_avg")
+                kept = 0.0 if mean is None else mean.square() * (1 - 1 / factor)
+                state[name].div_(factor).add_(kept)
                 touched[name] = f"state {name} / k: it holds the noise, Sigma / batch"
         if "step" in state and any(name in state for name in squares):
-            state["step"] = state["step"] * clock
+            step = state["step"]
+            if hasattr(step, "mul_") and step.is_floating_point():
+                step.mul_(clock)  # in place, as captured graphs read it
+            else:
+                state["step"] = step * clock
             touched["step"] = "state step x ln(beta2) / ln(beta2'): as far past its start"
     return list(touched.values())

@@ -7,14 +7,16 @@ How much of the initial weights weight decay forgets (2206.05794), where normali
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from undertow import predict
+from undertow.apply._columns import finite
 from undertow.apply._configs import family
 from undertow.apply._schedule import Schedule, lr_factors
 from undertow.predict import Equilibrium, Initializer, RankBound, SyncRounds
@@ -45,7 +47,8 @@ class LayerForecast:
         cols: see `rows`.
         norm: the Frobenius norm that ranks are relative to.
         ranks: surviving initial directions at each of the forecast's `steps`.
-        bound: the rank bound of 2206.05794; None where it does not apply (momentum, Adam).
+        bound: the rank bound of 2206.05794, infinite where the run is too short to forget its
+            start; None where it does not apply (momentum, Adam).
     """
 
     name: str
@@ -132,8 +135,8 @@ class Forecast:
         return {
             "decay_exponent": self.decay_exponent,
             "residue": self.residue,
-            "memory_steps": _finite(self.memory_steps),
-            "memory_epochs": None if self.memory_epochs is None else _finite(self.memory_epochs),
+            "memory_steps": finite(self.memory_steps),
+            "memory_epochs": None if self.memory_epochs is None else finite(self.memory_epochs),
             "effective_lr": self.effective_lr,
             "equilibrium": settled
             and {
@@ -159,7 +162,7 @@ class Forecast:
                     "cols": layer.cols,
                     "norm": layer.norm,
                     "ranks": list(layer.ranks),
-                    "rank_bound": None if layer.bound is None else _finite(layer.bound.rank),
+                    "rank_bound": None if layer.bound is None else finite(layer.bound.rank),
                     "bound_vacuous": None if layer.bound is None else layer.bound.vacuous,
                 }
                 for layer in self.layers
@@ -248,12 +251,14 @@ def forecast(
             >= 1, or an optimizer that is not known.
     """
     rule = family(optimizer)
-    if not (isinstance(steps, int) and steps >= 1):
-        raise ValueError(f"steps must be a whole number above 0; got {steps!r}")
+    _positive_count("steps", steps)
+    _positive_count("batch_size", batch_size)
     if not (math.isfinite(norm_ratio) and norm_ratio > 0):
         raise ValueError(f"norm_ratio must be a finite number above 0; got {norm_ratio}")
     if momentum and rule not in ("sgd", "momentum"):
         raise ValueError(f"momentum is SGD's; {rule} has betas, which E does not depend on")
+    if rule == "momentum" and not momentum:
+        raise ValueError("momentum is needed for optimizer='momentum', such as 0.9; sgd has none")
     factors = lr_factors(schedule, steps, warmup_steps=warmup_steps)
     rates = lr * factors
     total = predict.decay_exponent(rates, weight_decay, momentum=momentum)
@@ -268,18 +273,24 @@ def forecast(
     exponents = running[at]
     decay = lr * weight_decay / (1 - momentum)
     memory = 1 / decay if decay else math.inf
-    shapes, norms, read_notes = _shapes(model_or_shapes)
+    shapes, norms, taps, read_notes = _shapes(model_or_shapes)
     notes += read_notes
+    bound_of = None
+    if rule == "sgd" and not momentum:
+        bound_of = partial(
+            _bound, running=running, batch_size=batch_size, lr=lr, weight_decay=weight_decay
+        )
     layers = tuple(
         _layer(
             name,
             shape,
             norms.get(name),
             exponents,
+            taps=taps.get(name, 1),
             init=init,
             threshold=threshold,
             norm_ratio=norm_ratio,
-            bound_of=None if rule != "sgd" or momentum else (batch_size, lr, weight_decay),
+            bound_of=bound_of,
         )
         for name, shape in shapes.items()
     )
@@ -304,9 +315,7 @@ def forecast(
         decay_exponent=total,
         residue=math.exp(-total),
         memory_steps=memory,
-        memory_epochs=None
-        if count is None
-        else memory * _positive_count("batch_size", batch_size) / count,
+        memory_epochs=None if count is None else memory * batch_size / count,
         steps=tuple(int(step) for step in at),
         exponents=tuple(float(value) for value in exponents),
         layers=layers,
@@ -325,29 +334,31 @@ def forecast(
 
 
 def _positive_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
     return value
 
 
 def _shapes(
     source: Any,
-) -> tuple[dict[str, tuple[int, int]], dict[str, float], list[str]]:
-    """Shapes of the weight matrices by name, their norms where there are values, and notes."""
+) -> tuple[dict[str, tuple[int, int]], dict[str, float], dict[str, int], list[str]]:
+    """Shapes of the weight matrices by name; norms and taps where there are values; notes."""
     if source is None:
-        return {}, {}, []
-    if isinstance(source, Mapping) and all(isinstance(shape, tuple) for shape in source.values()):
+        return {}, {}, {}, []
+    if isinstance(source, Mapping) and all(
+        isinstance(shape, tuple | list) for shape in source.values()
+    ):
         shapes: dict[str, tuple[int, int]] = {}
         for name, shape in source.items():
             if len(shape) != 2 or not all(isinstance(s, int) and s > 0 for s in shape):
                 raise ValueError(
                     f"shape of {name} must be (rows, cols), whole and above 0: {shape}"
                 )
-            shapes[name] = shape
-        return shapes, {}, []
+            shapes[name] = (shape[0], shape[1])
+        return shapes, {}, {}, []
     import torch
 
-    from undertow.apply._checkpoint import read_checkpoint
+    from undertow.apply._checkpoint import read_checkpoint, taps_of
     from undertow.measure import weight_matrices
 
     if isinstance(source, str | PathLike):
@@ -355,7 +366,8 @@ def _shapes(
     weights, notes = weight_matrices(source)
     return (
         {item.name: (item.matrix.shape[0], item.matrix.shape[1]) for item in weights},
-        {item.name: float(torch.linalg.vector_norm(item.matrix.float())) for item in weights},
+        {item.name: float(torch.linalg.vector_norm(item.matrix.double())) for item in weights},
+        {item.name: taps_of(item) for item in weights},
         list(notes),
     )
 
@@ -366,32 +378,49 @@ def _layer(
     norm: float | None,
     exponents: np.ndarray,
     *,
+    taps: int,
     init: Initializer,
     threshold: float,
     norm_ratio: float,
-    bound_of: tuple[int, float, float] | None,
+    bound_of: Callable[[tuple[int, int], float], RankBound] | None,
 ) -> LayerForecast:
     rows, cols = shape
     spectrum = predict.initial_spectrum(
-        rows, cols, predict.initial_std(init, fan_in=cols, fan_out=rows)
+        rows, cols, predict.initial_std(init, fan_in=cols, fan_out=rows * taps)
     )
     if norm is None:
         norm = norm_ratio * float(np.linalg.norm(spectrum))
     survivors = predict.surviving_rank(
         spectrum[None], exponents, final_norm=np.full(len(exponents), norm), threshold=threshold
     )
-    bound = None
-    if bound_of is not None:
-        batch_size, lr, weight_decay = bound_of
-        bound = predict.rank_bound(
-            batch_size=batch_size,
-            lr=lr,
-            weight_decay=weight_decay,
-            shape=shape,
-            threshold=threshold,
-        )
+    bound = None if bound_of is None else bound_of(shape, threshold)
     return LayerForecast(
         name, rows, cols, norm, tuple(int(rank) for rank in np.atleast_1d(survivors)), bound
+    )
+
+
+def _bound(
+    shape: tuple[int, int],
+    threshold: float,
+    *,
+    running: np.ndarray,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+) -> RankBound:
+    """The bound of 2206.05794, at the mean rate of the steps that the last weights remember.
+
+    The paper's n = log(2 / threshold) / (lr weight_decay) steps are those over which E grows by
+    log(2 / threshold). A run whose E is smaller still holds its start, and nothing bounds its rank.
+    """
+    forgotten = math.log(2 / threshold) if 0 < threshold < 1 else 0.0
+    if running[-1] < forgotten:
+        return RankBound(math.inf, min(shape), True)
+    if forgotten:
+        since = np.searchsorted(running, running[-1] - forgotten, side="right") - 1
+        lr = float(running[-1] - running[since]) / ((len(running) - 1 - since) * weight_decay)
+    return predict.rank_bound(
+        batch_size=batch_size, lr=lr, weight_decay=weight_decay, shape=shape, threshold=threshold
     )
 
 
@@ -417,7 +446,3 @@ def _assumptions(
     else:
         said.append("no rank bound: that of 2206.05794 is for SGD without momentum")
     return tuple(said)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from typing import Any
 
@@ -20,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from undertow import predict
-from undertow.apply._checkpoint import read_checkpoint
+from undertow.apply._checkpoint import read_checkpoint, taps_of
 from undertow.apply._inspection import Inspection, Residue, percent
 from undertow.apply._progress import Advance, work_bar
 from undertow.measure import SpectrumRanks, WeightMatrix, matrix_ranks, weight_matrices
 from undertow.predict import Initializer
+
+# Squares of smaller ones are lost in the rounding of sums of squares.
+_LEAST_ERROR = 1e-5
 
 
 def inspect(
@@ -58,14 +61,14 @@ def inspect(
         against: another of these, with the same names: every row is then about the difference,
             so that its rank is that of what fine-tuning changed.
         threshold: of the threshold rank, relative to the Frobenius norm.
-        errors: relative errors strictly between 0 and 1.
+        errors: relative errors from 1e-5 to below 1 (sums of squares tell no smaller ones apart).
         include: the names to read, or a function from a name to bool.
         lr: peak learning rate, or one value per step.
         weight_decay: PyTorch's.
         steps: optimizer steps taken.
         momentum: of SGD with coupled decay.
         init: how the weights were initialised, see `predict.initial_std`.
-        workers: threads; by default one a core.
+        workers: threads, 1 or more; by default one a core.
         progress: show a bar with the time left on standard error.
 
     Raises:
@@ -73,16 +76,25 @@ def inspect(
         ValueError: a file that cannot be read, nothing to measure, or an argument out of range.
         TypeError: the first argument is none of these.
     """
-    _check_errors(errors)
-    weights, notes = _read(path_or_model, include)
+    errors = _checked_errors(errors)
+    if not (math.isfinite(threshold) and threshold >= 0):
+        raise ValueError(f"threshold must be a finite number >= 0; got {threshold}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1; got {workers}")
+    opened = _opened(path_or_model)
+    weights, notes = weight_matrices(opened, include, check_finite=False)
     found_notes = list(notes)
+    if opened is not path_or_model:
+        found_notes += _parametrised(opened)
     residue = _residue(lr, weight_decay, steps, momentum, init)
     if residue is not None and against is not None:
         raise ValueError("give hyperparameters or against: a difference holds no initial weights")
     others: dict[str, WeightMatrix] = {}
     if against is not None:
-        others = {item.name: item for item in _read(against, None)[0]}
-        weights, unmatched = _matched(weights, others)
+        reference_of = _opened(against)
+        others = {item.name: item for item in _with_ties(reference_of, None)}
+        weights, unmatched = _matched(_with_ties(opened, include), others)
+        found_notes = [note for note in found_notes if "is the same tensor as" not in note]
         found_notes += unmatched
 
     energies = [1 - error**2 for error in errors]
@@ -90,13 +102,14 @@ def inspect(
     def one(item: WeightMatrix) -> tuple[SpectrumRanks, float] | None:
         matrix, reference = item.matrix, 0.0
         if others:
-            other = others[item.name].matrix.double()
+            # A copy, whatever its dtype: it turns into the difference, and is not ours to change.
+            other = others[item.name].matrix.to(matrix.device, torch.float64, copy=True)
             reference = float(torch.linalg.vector_norm(other))
             matrix = other.neg_().add_(matrix)
         try:
             return matrix_ranks(matrix, threshold, energies=energies), reference
         except ValueError:
-            return None  # infinities or NaN
+            return None  # infinities or NaN: the other arguments have been checked
 
     rows: dict[str, dict[str, Any]] = {}
     spectra: dict[str, Tensor] = {}
@@ -110,7 +123,9 @@ def inspect(
             rows[item.name] = _row(item, ranks, errors, residue)
             if others:
                 norm = rows[item.name]["frobenius_norm"]
-                rows[item.name]["change"] = norm / reference if reference else math.inf * norm
+                rows[item.name]["change"] = norm / reference if reference else math.inf
+                if norm == 0:
+                    rows[item.name]["change"] = 0.0
             spectra[item.name] = ranks.spectra.cpu()
     if not rows:
         raise ValueError(
@@ -135,17 +150,40 @@ def _named(source: Any) -> str:
     return type(source).__name__
 
 
-def _check_errors(errors: Sequence[float]) -> None:
+def _checked_errors(errors: Sequence[float]) -> tuple[float, ...]:
+    if isinstance(errors, int | float):
+        raise TypeError(f"errors must be a sequence; did you mean ({errors},)")
     if not errors or not all(0 < error < 1 for error in errors):
         raise ValueError(f"errors must lie strictly between 0 and 1, such as 0.05; got {errors}")
+    if min(errors) < _LEAST_ERROR:
+        raise ValueError(f"errors must be at least {_LEAST_ERROR:g}; got {min(errors):g}")
+    if len({percent(error) for error in errors}) < len(errors):
+        raise ValueError(f"errors must differ from each other; got {errors}")
+    return tuple(errors)
 
 
-def _read(source: Any, include: Any) -> tuple[list[WeightMatrix], tuple[str, ...]]:
-    if isinstance(source, str | PathLike):
-        tensors = read_checkpoint(source)
-        weights, notes = weight_matrices(tensors, include, check_finite=False)
-        return weights, (*notes, *_parametrised(tensors))
-    return weight_matrices(source, include, check_finite=False)
+def _opened(source: Any) -> Any:
+    """The tensors of a path; a module or a mapping as it is."""
+    return read_checkpoint(source) if isinstance(source, str | PathLike) else source
+
+
+def _with_ties(source: Any, include: Any) -> list[WeightMatrix]:
+    """Every matrix under every one of its names: what is tied here may not be tied elsewhere."""
+    found, _ = weight_matrices(source, check_finite=False)
+    known = {item.name for item in found}
+    state = source
+    if isinstance(source, nn.Module):
+        # Of tensors with more axes, the module alone knows how they are laid out.
+        state = {name: value for name, value in source.state_dict().items() if value.ndim == 2}
+    for name, value in state.items():
+        if name not in known and isinstance(value, Tensor) and value.ndim >= 2:
+            with suppress(ValueError):  # no matrix
+                alone, _ = weight_matrices({name: value}, check_finite=False)
+                found += [item for item in alone if item.name not in known]
+    if include is None:
+        return found
+    wanted = include if callable(include) else set(include).__contains__
+    return [item for item in found if wanted(item.name)]
 
 
 def _parametrised(names: Iterable[str]) -> list[str]:
@@ -154,8 +192,8 @@ def _parametrised(names: Iterable[str]) -> list[str]:
     if not known:
         return []
     return [
-        f"{known[0]} and {len(known) - 1} more are parts of parametrised weights, and were taken "
-        "as they are stored; give the module itself to see the weights that it computes"
+        f"{len(known)} parts of parametrised weights ({known[0]}, ...) were taken as they are "
+        "stored; give the module itself to see the weights that it computes"
     ]
 
 
@@ -174,14 +212,31 @@ def _matched(
         )
     notes = []
     if len(matched) < len(weights):
-        kept = {item.name for item in matched}
-        lost = [item.name for item in weights if item.name not in kept]
-        notes.append(
-            f"{len(lost)} matrices have no partner of their shape in against, the first {lost[0]}"
-        )
-    extra = [name for name in others if name not in {item.name for item in weights}]
+        kept = {item.matrix.data_ptr() for item in matched}
+        lost = [item.name for item in weights if item.matrix.data_ptr() not in kept]
+        if lost:
+            notes.append(
+                f"without a partner of the same shape in against: {lost[0]}"
+                f"{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}"
+            )
+    pairs: dict[tuple[int, int], str] = {}
+    for item in list(matched):
+        place = (item.matrix.data_ptr(), others[item.name].matrix.data_ptr())
+        if place in pairs:
+            matched.remove(item)
+            notes.append(f"{item.name} is tied to {pairs[place]} in both; reported once")
+        pairs.setdefault(place, item.name)
+    names = {item.name for item in weights}
+    used = {others[item.name].matrix.data_ptr() for item in matched}
+    extra = [
+        name
+        for name, item in others.items()
+        if name not in names and item.matrix.data_ptr() not in used
+    ]
     if extra:
-        notes.append(f"{len(extra)} matrices are only in against, the first {extra[0]}")
+        notes.append(
+            f"only in against: {extra[0]}{f' and {len(extra) - 1} more' if len(extra) > 1 else ''}"
+        )
     return matched, notes
 
 
@@ -220,7 +275,7 @@ def _row(
         row[f"rank_at_{percent(error)}"] = int(rank)
         row[f"parameters_at_{percent(error)}"] = min(rows * cols, int(rank) * (rows + cols))
     if residue is not None:
-        std = predict.initial_std(residue.init, fan_in=cols, fan_out=rows)
+        std = predict.initial_std(residue.init, fan_in=cols, fan_out=rows * taps_of(item))
         row["survivors"] = predict.surviving_rank(
             predict.initial_spectrum(rows, cols, std),
             residue.decay_exponent,

@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from undertow import lab
-from undertow.apply._columns import aligned, digits, role, share, short_names, wrapped
+from undertow.apply._columns import aligned, digits, finite, role, share, short_names, wrapped
 from undertow.apply._inspect_page import inspection_page
 from undertow.predict import Initializer
 
@@ -47,7 +47,8 @@ class Inspection:
             threshold_rank, stable_rank, effective_rank, spectral_norm, frobenius_norm, and for
             each error (in per cent) rank_at_5 and parameters_at_5. With hyperparameters also
             survivors, the initial singular values that should still exceed the threshold; with
-            `against` also change, ||W - W_other||_F / ||W_other||_F.
+            `against` also change, ||W - W_other||_F / ||W_other||_F (infinite where W_other is
+            zero and W is not).
         spectra: singular values of each matrix in descending order, float64.
         threshold: of threshold_rank, relative to the Frobenius norm.
         errors: the relative errors that compressibility is given for.
@@ -96,7 +97,10 @@ class Inspection:
             "threshold": self.threshold,
             "decay_exponent": None if self.residue is None else self.residue.decay_exponent,
             "residue": None if self.residue is None else self.residue.factor,
-            "matrices": self.table.to_dicts(),
+            "matrices": [
+                {name: finite(v) if isinstance(v, float) else v for name, v in row.items()}
+                for row in self.table.iter_rows(named=True)
+            ],
             "notes": list(self.notes),
         }
 
@@ -117,13 +121,14 @@ class Inspection:
 
     def _sentences(self) -> list[str]:
         plural = "matrix" if len(self.table) == 1 else "matrices"
-        what, source = "weight", self.source
+        what, source = f"weight {plural}", self.source
         if self.against is not None:
-            what, source = "differences of weight", f"{self.source} against {self.against}"
+            what = "difference" if len(self.table) == 1 else "differences"
+            source = f"{self.source} against {self.against}"
         shares = [share(self.parameters_at(error), self.parameters) for error in self.errors]
         errors = [f"{percent(error)}%" for error in self.errors]
         lines = [
-            f"{source}: {len(self.table)} {what} {plural}, {self.parameters:,} parameters.",
+            f"{source}: {len(self.table)} {what}, {self.parameters:,} parameters.",
             f"At low rank, to a relative error of {' / '.join(errors)}, they take "
             f"{' / '.join(shares)} of their parameters.",
         ]

@@ -17,6 +17,7 @@ from undertow.predict import Initializer
 
 # Names that records may use, and what they stand for here.
 _NAMES = {"threshold_rank": "rank", "frobenius_norm": "norm", "layer": "name"}
+_CLOSE = 0.1
 _NEEDED = ("rows", "cols", "norm", "rank")
 
 
@@ -31,12 +32,14 @@ class Comparison:
         dominated: the same over records where survivors are at least twice the learned part; None
             where the records do not have that.
         dominated_count: how many those are.
+        dominated_within: the share of them whose error is at most a tenth.
     """
 
     table: pl.DataFrame
     mean_error: float
     dominated: float | None
     dominated_count: int
+    dominated_within: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The figures as JSON can hold them."""
@@ -45,6 +48,7 @@ class Comparison:
             "mean_error": self.mean_error if math.isfinite(self.mean_error) else None,
             "mean_error_where_survivors_dominate": self.dominated,
             "records_where_survivors_dominate": self.dominated_count,
+            "share_of_these_within_a_tenth": self.dominated_within,
         }
 
     def __repr__(self) -> str:
@@ -54,7 +58,7 @@ class Comparison:
         if self.dominated is not None:
             said += (
                 f"; by {self.dominated:.1%} over the {self.dominated_count:,} where survivors are "
-                "at least twice the learned part"
+                f"at least twice the learned part, {self.dominated_within:.1%} of these within 10%"
             )
         return f"{said}."
 
@@ -85,7 +89,8 @@ def compare_records(
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a column is missing, or the file is of another kind.
+        ValueError: a column is missing or holds something else than numbers >= 0, there is no
+            record left, or the file is of another kind.
     """
     frame = _read(records)
     frame = frame.rename({a: b for a, b in _NAMES.items() if a in frame.columns})
@@ -96,7 +101,20 @@ def compare_records(
         )
     if "diverged" in frame.columns:
         frame = frame.filter(~pl.col("diverged"))
-    frame = frame.drop_nulls(list(_NEEDED))
+    clock = "decay_exponent" if "decay_exponent" in frame.columns else "step"
+    used = [*_NEEDED, *(name for name in (clock, "threshold") if name in frame.columns)]
+    frame = frame.drop_nulls(used)
+    numbers = [name for name in used if not frame[name].dtype.is_numeric()]
+    if numbers:
+        raise ValueError(
+            f"records: {numbers[0]} must hold numbers; it is {frame[numbers[0]].dtype}"
+        )
+    for name in used:
+        values = frame[name].cast(pl.Float64)
+        if not (values.is_finite() & (values >= 0)).all():
+            raise ValueError(f"records: {name} must hold finite numbers >= 0")
+    if not len(frame):
+        raise ValueError(f"records hold no row with {', '.join(used)} that has not diverged")
     frame = frame.with_columns(_exponents(frame, lr, weight_decay, momentum))
     if "threshold" not in frame.columns:
         frame = frame.with_columns(threshold=pl.lit(1e-3 if threshold is None else threshold))
@@ -138,8 +156,11 @@ def compare_records(
     ruled = nonzero.filter(
         (pl.col("forecast") > 0) & (pl.col("forecast") >= 2 * pl.col("learned_rank"))
     )
-    own = float(np.mean(ruled["error"].to_numpy())) if len(ruled) else None
-    return Comparison(table, mean, own, len(ruled))
+    errors = ruled["error"].to_numpy()
+    if not len(errors):
+        return Comparison(table, mean, None, 0)
+    within = float(np.mean(errors <= _CLOSE))
+    return Comparison(table, mean, float(np.mean(errors)), len(errors), within)
 
 
 def _exponents(
@@ -159,7 +180,8 @@ def _exponents(
     if len(rates) < last:
         raise ValueError(f"records go to step {last}, beyond the {len(rates)} steps of the run")
     running = np.concatenate([[0.0], np.cumsum(rates)]) * weight_decay / (1 - momentum)
-    return pl.Series("decay_exponent", running[frame["step"].to_numpy()])
+    # A table from a file may hold counts as 1000.0.
+    return pl.Series("decay_exponent", running[frame["step"].cast(pl.Int64).to_numpy()])
 
 
 def _read(records: pl.DataFrame | str | PathLike[str]) -> pl.DataFrame:

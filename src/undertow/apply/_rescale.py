@@ -6,6 +6,7 @@ are running and configurations as people keep them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class Rescaled:
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
     _source: Any = None
+    _read: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -57,10 +59,17 @@ class Rescaled:
 
         Raises:
             TypeError: it was no optimizer that was given.
+            ValueError: the optimizer is no longer as it was read: this was applied already, or a
+                scheduler has moved it since. Then nothing has been changed.
         """
         optimizer = self._source
         if not hasattr(optimizer, "param_groups"):
             raise TypeError("apply needs an optimizer; for a configuration use .hyper")
+        if [config.hyper for config in read_groups(optimizer)] != list(self._read):
+            raise ValueError(
+                "the optimizer's hyperparameters have changed since they were read, by apply or by "
+                "a scheduler: call rescale again"
+            )
         said: list[str] = []
         for group, new, result in zip(optimizer.param_groups, self.hyper, self.groups, strict=True):
             factor = result.factor
@@ -68,10 +77,7 @@ class Rescaled:
                 betas = (_slowest(group), _slowest(new))
                 said += rescale_state(optimizer, group, factor, betas)
             for name, value in new.items():
-                if hasattr(group.get(name), "fill_"):
-                    group[name].fill_(value)  # a rate kept in a tensor, for captured graphs
-                else:
-                    group[name] = value
+                group[name] = _set(group.get(name), value)
         return list(dict.fromkeys(said))
 
     def text(self) -> str:
@@ -157,7 +163,7 @@ def rescale(
             configuration of Lightning's command line.
         from_batch: samples a step on one worker, now. By default what the configuration says.
         to_batch: the same, after.
-        from_workers: data-parallel workers now.
+        from_workers: data-parallel workers now; 1 where the configuration counts them.
         to_workers: and after.
         optimizer: sgd, momentum, rmsprop, adam or adamw, where the configuration does not say.
         noise_scale: B_simple in samples, see `predict.rescale`.
@@ -178,7 +184,12 @@ def rescale(
     if from_batch is None:
         if configs[0].batch is None:
             raise ValueError("from_batch is needed: the configuration does not say it")
-        from_batch, from_workers = configs[0].batch, 1
+        from_batch = configs[0].batch
+        if configs[0].workers_counted and from_workers != 1:
+            raise ValueError(
+                f"from_workers: the configuration counts its workers, {from_batch} samples a step "
+                "over all of them; leave from_workers at 1, or give from_batch too"
+            )
     verification: Verification | None = None
     if objective is not None:
         from undertow.apply._verify import verify
@@ -189,9 +200,11 @@ def rescale(
             from_batch=from_batch * from_workers,
             to_batch=to_batch * to_workers,
         )
-        noise_scale = verification.noise_scale if noise_scale is None else noise_scale
+        # Where noise is all there is, or no direction curves upwards, nothing warns.
+        if noise_scale is None and 0 < verification.noise_scale < math.inf:
+            noise_scale = verification.noise_scale
         if configs[0].optimizer in ("sgd", "momentum") and sharpness is None:
-            sharpness = verification.sharpness
+            sharpness = verification.sharpness if verification.sharpness > 0 else None
 
     def one(config: Config) -> Rescaling:
         return predict.rescale(
@@ -209,6 +222,9 @@ def rescale(
     written = [
         config.written(result.hyper) for config, result in zip(configs, results, strict=True)
     ]
+    notes = [note for config in configs for note in config.notes]
+    if verification is not None and len(configs) > 1:
+        notes.append("the short runs take the first group's hyperparameters for all parameters")
     return Rescaled(
         hyper=written if running else written[0],
         groups=tuple(results),
@@ -216,9 +232,17 @@ def rescale(
         from_batch=from_batch * from_workers,
         to_batch=to_batch * to_workers,
         verification=verification,
-        notes=tuple(dict.fromkeys(note for config in configs for note in config.notes)),
+        notes=tuple(dict.fromkeys(notes)),
         _source=optimizer_or_dict,
+        _read=tuple(config.hyper for config in configs),
     )
+
+
+def _set(present: Any, value: Any) -> Any:
+    """The new value; in the tensors that hold the present one, where captured graphs read it."""
+    if isinstance(present, tuple | list):
+        return tuple(map(_set, present, value))
+    return present.fill_(value) if hasattr(present, "fill_") else value
 
 
 def _slowest(group: Mapping[str, Any]) -> float:

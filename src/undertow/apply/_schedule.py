@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -36,8 +37,10 @@ def lr_factors(
                 f"schedule must give one finite factor >= 0 for each of the {steps} steps"
             )
         return factors
-    if not 0 <= warmup_steps < max(steps, 1):
-        raise ValueError(f"warmup_steps must be at least 0 and below steps; got {warmup_steps}")
+    if not (isinstance(warmup_steps, int | np.integer) and 0 <= warmup_steps < max(steps, 1)):
+        raise ValueError(
+            f"warmup_steps must be a whole number, at least 0 and below steps; got {warmup_steps}"
+        )
     rising = np.arange(1, warmup_steps + 1) / (warmup_steps + 1)
     count = steps - warmup_steps
     share = np.arange(count) / max(count - 1, 1)
@@ -53,6 +56,7 @@ def lr_factors(
         try:
             assert found is not None
             factor = float(found["factor"])
+            assert 0 <= factor < math.inf
             milestones = [int(word) for word in found["at"].split(",")]
         except (AssertionError, ValueError):
             raise ValueError(

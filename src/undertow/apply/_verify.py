@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from undertow import lab, measure, predict
+from undertow.apply._columns import finite
 from undertow.apply._configs import Config
 from undertow.objective import Objective
 from undertow.train import Ensemble, Member, rules
@@ -29,6 +30,7 @@ _CLOSE = 0.1  # of the way that the loss goes in the meantime
 _LEAST_STEPS = 32  # of the smaller batch
 _LEAST_LARGE_STEPS = 4
 _MOST_STEPS = 512
+_COUNTS = ("steps", "warmup_steps", "milestones")
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,16 @@ class Verification:
 
     def as_json(self) -> dict[str, Any]:
         """The whole as one JSON object can hold it."""
-        finite = [x if math.isfinite(x) else None for x in self.noise_interval]
         return {
-            "noise_scale": self.noise_scale,
-            "noise_interval": finite,
+            "noise_scale": finite(self.noise_scale),
+            "noise_interval": [finite(limit) for limit in self.noise_interval],
             "sharpness": self.sharpness,
             "steps": self.steps,
-            "start": self.start,
-            "losses": dict(self.losses),
+            "start": finite(self.start),
+            "losses": {name: finite(loss) for name, loss in self.losses.items()},
             "rescaled": None if self.rescaled is None else self.rescaled.value,
             "finer": None if self.finer is None else self.finer.value,
-            "margin": self.margin if math.isfinite(self.margin) else None,
+            "margin": finite(self.margin),
             "answer": self.answer,
             "notes": list(self.notes),
         }
@@ -126,10 +127,19 @@ def verify(
     noise = measure.gradient_noise(objective)
     sharp = measure.sharpness(objective, k=1)
     factor = to_batch / from_batch
-    fields = _member_fields(config.hyper)
+    hyper = {name: v for name, v in config.hyper.items() if name not in _COUNTS}
+    rescaling = predict.rescale(
+        hyper,
+        from_batch=from_batch,
+        to_batch=to_batch,
+        optimizer=config.optimizer,  # type: ignore[arg-type]
+    )
+    # With the defaults that were not given, so that all runs have the same ones.
+    hyper, new = {change.name: change.old for change in rescaling.changes}, rescaling.hyper
+    fields = _member_fields(hyper)
     memory = 0.0
     if config.optimizer not in ("sgd", "momentum"):  # else beta2 is a mere default
-        memory = 1 / (1 - fields.get("beta2", 0.999))
+        memory = 1 / (1 - fields["beta2"])
     if steps is None:
         least = max(_LEAST_STEPS * max(1.0, 1 / factor), _LEAST_LARGE_STEPS * factor)
         steps = math.ceil(max(least, min(2 * memory, _MOST_STEPS)))
@@ -157,14 +167,6 @@ def verify(
             answer="cannot be told",
             notes=(f"no short runs: {unable}",),
         )
-    hyper = {name: v for name, v in config.hyper.items() if name not in ("steps", "warmup_steps")}
-    hyper.pop("milestones", None)
-    new = predict.rescale(
-        hyper,
-        from_batch=from_batch,
-        to_batch=to_batch,
-        optimizer=config.optimizer,  # type: ignore[arg-type]
-    ).hyper
     bare = getattr(rules, config.optimizer)
     if config.optimizer == "sgd" and hyper.get("momentum"):
         bare = rules.momentum
@@ -196,7 +198,8 @@ def _judged(
 ) -> Verification:
     losses = {name: float(values.mean()) for name, values in runs.items()}
     shared = {**measured, "losses": losses}
-    if not all(torch.isfinite(values).all() and (values > 0).all() for values in runs.values()):
+    sound = all(torch.isfinite(values).all() and (values > 0).all() for values in runs.values())
+    if not (sound and measured["start"] > 0):
         broken = [name for name, values in runs.items() if not torch.isfinite(values).all()]
         note = f"runs diverged: {', '.join(broken)}" if broken else "a loss is not positive"
         answer: Answer = "does not hold" if broken else "cannot be told"

@@ -61,6 +61,11 @@ def test_trials_are_distinct_and_groups_share_a_batch_size():
         {"label_noise": 1.0},
         {"samples": 1000},
         {"text_samples": 1000},
+        {"text_samples": 0},
+        {"samples": 768, "factors": (4, 5, 16)},
+        {"blocks": 0},
+        {"inits": 0},
+        {"seeds": 1},
     ],
 )
 def test_a_knob_out_of_range_is_named(knob: dict[str, Any]):
@@ -344,6 +349,34 @@ def test_diverged_runs_are_counted_and_left_out(records):
     verdict = adaptive_sde.judge(lost, CONFIG)
     assert verdict.summary.startswith("2 training runs diverged")
     assert verdict.outcome == "supported"
+
+
+def test_starts_are_paired_by_seed_where_some_are_lost(records):
+    limit = pl.col("replicas").is_not_null() & (pl.col("label_noise") == 0)
+    first = pl.col("seed") == records.filter(limit)["seed"].min()
+    # The first start's own curves lie far off; one of them failed and one became infinite.
+    far = changed(records, limit & first, "log_loss", pl.col("log_loss") + 5)
+    one = limit & first & (pl.col("optimizer") == "adam")
+    failed = far.filter(~(one & (pl.col("l") == 1)).fill_null(value=False))
+    lost = changed(
+        failed,
+        limit & first & (pl.col("optimizer") == "rmsprop") & (pl.col("l") == 1),
+        "log_loss",
+        pl.lit(math.nan),
+    )
+    for name in ("Adam, SVAG(", "RMSprop, SVAG("):
+        whole, kept = (named(adaptive_sde.judge(own, CONFIG), name) for own in (records, lost))
+        assert kept.value == pytest.approx(whole.value, rel=0.3)
+    level = (pl.col("l") == CONFIG.limit_levels[1]) & limit
+    gone = records.filter(~level.fill_null(value=False))
+    names = [figure.name for figure in adaptive_sde.figures(gone, CONFIG)]
+    assert names == ["order", "limit", "rule", "curves"]
+
+
+def test_no_check_is_made_twice(records):
+    config = replace(CONFIG, text_factors=(4,))
+    names = [check.name for check in adaptive_sde.judge(records, config).checks]
+    assert len(names) == len(set(names))
 
 
 def test_no_scaling_is_predicted_to_run_the_base_curve_slower(records):

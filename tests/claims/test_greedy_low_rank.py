@@ -23,7 +23,7 @@ from undertow.claims.greedy_low_rank import (
 
 CONFIG = Config(
     scales=(1e-4, 1e-8, 1e-12),
-    deep_scales=(1e-2, 1e-4, 1e-6),
+    deep_scales=(1e-2, 1e-6, 1e-10),
     ratios=(0.7, 1.0),
     wide_scales=(1e-2, 1e-4, 1e-32),
     seeds=8,
@@ -161,6 +161,7 @@ def ideal() -> pl.DataFrame:
                         "method": method,
                         "effective_rank": 10.0 / (1 + place) * jitter,
                         "error": error * jitter,
+                        "missed": 0.01,
                         "best_error": error,
                     }
                 )
@@ -227,6 +228,26 @@ def test_few_seeds_promise_no_verdict(ideal):
     assert greedy_low_rank.judge(ideal, replace(CONFIG, seeds=3)).outcome == "inconclusive"
 
 
+def test_a_flow_that_does_not_interpolate_has_no_rank_to_compare(ideal):
+    stopped = pl.col("matrix") == "digits", pl.col("method") == "depth 3, 0.001"
+    verdict = greedy_low_rank.judge(spoiled(ideal, "missed", pl.lit(0.5), *stopped), CONFIG)
+    assert not named(verdict, "digits: effective rank").passed
+    assert verdict.outcome == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    "knob", [{"wide_scales": (1e-2, 1e-4, 1e-8)}, {"deep_scales": (1e-2, 1e-3, 1e-4)}]
+)
+def test_starts_that_are_not_small_refute_nothing(ideal, knob):
+    config = replace(CONFIG, **knob)
+    far = spoiled(ideal, "trace", pl.lit(15.4), pl.col("scale") == 1e-32)
+    verdict = greedy_low_rank.judge(far, config)
+    assert named(verdict, f"4x4 from {config.wide_scales[-1]:g}").refuted
+    assert verdict.outcome == "inconclusive"
+    assert "not small enough" in verdict.summary
+    assert greedy_low_rank.judge(far, CONFIG).outcome == "refuted"
+
+
 def test_table_and_figures_can_be_drawn(ideal):
     assert "hold-out error" in greedy_low_rank.table(ideal, CONFIG).columns
     figures = greedy_low_rank.figures(ideal, CONFIG)
@@ -242,6 +263,11 @@ def test_table_and_figures_can_be_drawn(ideal):
         {"deep_scales": (1e-6, 1e-4, 1e-2)},
         {"ratios": (0.5,)},
         {"strength": 1.0},
+        {"strength": 3.0},  # rank one has 1.1 times the least trace, which is no refutation
+        {"weak_strength": 0.0},
+        {"wide_strength": 2.0},  # its control could not fail
+        {"wide_scales": (1e-2, 1e-8, 1e-32)},
+        {"seeds": 1},
         {"matrices": ("photograph",)},
     ],
 )

@@ -53,7 +53,7 @@ def records() -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def ideal(records: pl.DataFrame, seeds: int = 10) -> pl.DataFrame:
+def ideal(records: pl.DataFrame, seeds: int = 20) -> pl.DataFrame:
     """Records of a world in which every prediction holds, for more seeds."""
     phase, scale = pl.col("phase"), pl.col("scale")
     wiggle = 1 + 0.01 * (pl.col("seed") % 7)
@@ -81,7 +81,7 @@ def ideal(records: pl.DataFrame, seeds: int = 10) -> pl.DataFrame:
     return pl.concat(copies).with_columns(pl.col("closest") * (1 + 0.001 * (pl.col("seed") % 5)))
 
 
-WORLD = replace(CONFIG, seeds=10, scales=(1e-1, 1e-2, 1e-4))
+WORLD = replace(CONFIG, seeds=20, scales=(1e-1, 1e-2, 1e-4))
 
 
 def named(verdict, name: str):
@@ -206,6 +206,38 @@ def test_an_approach_that_stops_refutes_it(records):
     assert named(verdict, "closest approach to Z_s below").refuted
 
 
+def test_a_phase_that_was_never_reached_is_not_passed_over(records):
+    never = pl.when(pl.col("kind") == "sensing", pl.col("phase") == 3).then(None)
+    verdict = matrix_sensing.judge(
+        ideal(records).with_columns(learned_step=never.otherwise("learned_step")), WORLD
+    )
+    assert not named(verdict, "time of arrival").passed
+    assert verdict.outcome == "inconclusive"
+
+
+def test_a_share_is_one_of_problems_and_not_of_their_runs(records):
+    lost = (pl.col("seed") == pl.col("seed").min()) & (pl.col("scale") == WORLD.narrow_scale)
+    verdict = matrix_sensing.judge(
+        ideal(records).with_columns(closest_step=pl.when(lost).then(0).otherwise("closest_step")),
+        WORLD,
+    )
+    shares = named(verdict, "T_1 < T_2")
+    expected = lab.proportion(WORLD.seeds - 1, WORLD.seeds)
+    assert (shares.value, shares.interval) == (expected.value, expected.interval)
+    assert not shares.passed
+
+
+@pytest.mark.parametrize("largest", [3.0, 30.0])
+def test_the_minimisers_are_at_rest_whatever_the_unit_of_the_spectrum(largest):
+    spectrum = (largest, largest / 2)
+    trial = matrix_sensing.Descent(
+        "sensing", 5, spectrum, 200, 5, 1e-2, 0.01 * 3 / largest, 10, curve=False, seed=4
+    )
+    problem = matrix_sensing._problem(trial)
+    (found,) = matrix_sensing._saddles([problem], trial)
+    assert found.to_greedy == pytest.approx([0.0, 0.0], abs=1e-7)
+
+
 def test_recovery_from_few_measurements_breaks_the_control(records):
     verdict = matrix_sensing.judge(ideal(records).with_columns(final_error=pl.lit(1e-7)), WORLD)
     assert verdict.outcome == "inconclusive"
@@ -230,6 +262,9 @@ def test_table_and_figures_can_be_drawn(records):
         {"degenerate": (2.0, -1.0)},
         {"scales": (1.0, 0.1)},
         {"lr": 0.2},
+        {"lr": 0.1, "degenerate": (6.0, 6.0)},
+        {"narrow_scale": 0.5},
+        {"seeds": 1},
     ],
 )
 def test_a_knob_out_of_range_is_named(knob):

@@ -253,6 +253,25 @@ def test_a_diverged_pair_is_left_out_and_counted():
     assert "1 of" in verdict.summary
 
 
+def test_a_lag_longer_than_the_rest_of_the_run_is_read_before_its_first_quarter_ends():
+    short = Training("digits", None, 64, 8, 16, 8, 0.99, 0.5, "sgd", 1, 3)
+    ((row,),) = momentum.run([short])
+    # One minus what is left of a buffer that forgets 1% a step, over 8 steps: not yet one step.
+    ((start,),) = momentum.run([replace(short, steps=1)])
+    assert row["lagged_loss"] == pytest.approx(start["lagged_loss"])
+    assert row["lagged_loss"] > row["loss"]
+    assert row["edge"] > 0
+
+
+def test_what_diverged_altogether_leaves_no_empty_chart(records, tmp_path):
+    lost = records.with_columns(pl.col("diverged") | (pl.col("method") == "sgd"))
+    figures = momentum.figures(lost, CONFIG)
+    assert [figure.name for figure in figures] == ["order", "variance", "network"]
+    assert momentum.judge(lost, CONFIG).outcome == "inconclusive"
+    for figure in figures:  # an empty panel has no size to draw
+        lab.save_chart(figure.chart, tmp_path / f"{figure.name}.png")
+
+
 def test_table_and_figures_can_be_drawn(records):
     columns = momentum.table(records, CONFIG).columns
     assert {"train loss", "lr x sharpness"} <= set(columns)
@@ -267,7 +286,12 @@ def test_table_and_figures_can_be_drawn(records):
         ({"small_lr": 0.3}, "small_lr"),
         ({"svag_levels": (1,)}, "svag_levels"),
         ({"path_exponents": (2, 3)}, "path_exponents"),
+        ({"path_exponents": (6, 6)}, "path_exponents"),
+        ({"svag_levels": (2, 2)}, "svag_levels"),
+        ({"samples": 20}, "samples must be at least 32"),
+        ({"regression_samples": 20}, "regression_samples must be at least 32"),
         ({"replicas": 0}, "replicas"),
+        ({"seeds": 1}, "seeds must be at least 2"),
     ],
 )
 def test_a_knob_out_of_range_is_named(knob, name):

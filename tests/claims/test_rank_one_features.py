@@ -303,6 +303,14 @@ def test_runs_that_diverged_are_left_out_and_counted(records: pl.DataFrame) -> N
     assert verdict.summary.startswith("2 of ")
 
 
+def test_a_share_is_one_of_seeds_and_not_of_their_runs(records: pl.DataFrame) -> None:
+    wrong = changed(records, "log_spread", pl.lit(9.0), part="sign", activation="cubic", seed=2)
+    name = "the other signs of phi' phi"
+    (check,) = [one for one in judge(wrong, CONFIG).checks if one.name.startswith(name)]
+    expected = lab.proportion(CONFIG.seeds - 1, CONFIG.seeds)
+    assert (check.value, check.interval) == (expected.value, expected.interval)
+
+
 def test_few_seeds_or_steps_promise_nothing(records: pl.DataFrame) -> None:
     for few in (replace(CONFIG, seeds=7), replace(CONFIG, collapse_steps=1_000)):
         assert judge(records, few).outcome == "inconclusive"
@@ -339,6 +347,12 @@ def test_bad_knobs_say_what_would_do() -> None:
         Config(noise_std=0.0)
     with pytest.raises(ValueError, match="lrs must be two or more"):
         Config(lrs=(0.01,))
+    with pytest.raises(ValueError, match="decay must be positive, got 0"):
+        Config(decay=0.0)
+    with pytest.raises(ValueError, match="sign_steps must be at least 160, got 10"):
+        Config(sign_steps=10)
+    with pytest.raises(ValueError, match="seeds must be at least 2, got 1"):
+        Config(seeds=1)
 
 
 def test_the_registry_knows_it() -> None:

@@ -42,6 +42,7 @@ _CURVATURES = (0.1, 0.5, 1.0, 1.5)  # lr x sharpness of the stationary runs
 _RIDGE = 1e-2  # of the top eigenvalue
 _BURN_IN = 200  # steps; 20 relaxation times at the smallest curvature
 _LEAST_SEEDS = 8  # for a verdict
+_REGRESSION_BATCH = 32  # of the stationary runs
 _LOSS_MARGIN, _ACCURACY_MARGIN = 0.02, 0.01
 
 
@@ -92,13 +93,25 @@ class Config:
                 raise ValueError(f"{name} must be one of lrs {self.lrs}, got {getattr(self, name)}")
         if min(self.svag_levels, default=0) <= 1:
             raise ValueError(f"svag_levels must lie above 1, got {self.svag_levels}")
+        for name in ("lrs", "svag_levels", "path_exponents"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} must hold no number twice, got {values}")
         if len(self.path_exponents) < 2 or 2.0 ** -min(self.path_exponents) * max(_SCALES) > 1:
             raise ValueError(
                 f"path_exponents must hold at least two numbers from 3 on, got "
                 f"{self.path_exponents}"
             )
-        if self.replicas < 1:
-            raise ValueError(f"replicas must be at least 1, got {self.replicas}")
+        for name, least in (("replicas", 1), ("steps", 1), ("seeds", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("regression_samples", "samples"):
+            count = getattr(self, name)
+            if count is not None and count < _REGRESSION_BATCH:
+                raise ValueError(
+                    f"{name} must be at least {_REGRESSION_BATCH}, one batch of the stationary "
+                    f"runs, got {count}"
+                )
 
 
 # ---- trials
@@ -315,7 +328,7 @@ def _stationary(trial: Stationary) -> list[dict[str, Any]]:
     settings = [(c, kept) for c in _CURVATURES for kept in (trial.momentum, 0.0)]
     rates = torch.tensor([c / float(sharpness) for c, _ in settings]).double()[:, None, None]
     kept = torch.tensor([beta for _, beta in settings]).double()[:, None, None]
-    replicas, batch_size, steps = 50, 32, 400
+    replicas, batch_size, steps = 50, _REGRESSION_BATCH, 400
     if trial.order == "epochs":
         batches = _epochs(len(inputs), batch_size, replicas, generator)
     else:
@@ -396,21 +409,24 @@ def _train(group_trials: Sequence[Training]) -> list[list[dict[str, Any]]]:
     )
     steps = first.steps * first.level
     every_row: list[dict[str, Any]] = [{} for _ in group_trials]
-    if first.level == 1:
-        ensemble.train(steps // 4)
-        for e, row in enumerate(every_row):
-            if ensemble.diverged_at[e] is None:
-                objective = Objective(
-                    ensemble.module(e), functional.cross_entropy, (inputs, targets)
-                )
-                found = measure.sharpness(objective, rtol=0.05)
-                row["edge"] = first.lr * float(found.eigenvalues[0])
-    if first.method == "sgd":
-        moved = predict.averaged_lr(np.full(steps, (1 - first.momentum) * first.lr), first.momentum)
-        ensemble.train(max(round(moved.sum() / first.lr), 0) - ensemble.steps_taken)
-        behind = ensemble.evaluate(inputs, targets).loss
-        for row, loss in zip(every_row, behind.tolist(), strict=True):
-            row["lagged_loss"] = loss
+    moved = predict.averaged_lr(np.full(steps, (1 - first.momentum) * first.lr), first.momentum)
+    early = steps // 4 if first.level == 1 else None
+    behind = round(float(moved.sum()) / first.lr) if first.method == "sgd" else None
+    # In short runs with much momentum the lag is longer than what follows the first quarter.
+    for reading in sorted({step for step in (early, behind) if step is not None}):
+        ensemble.train(reading - ensemble.steps_taken)
+        if reading == early:
+            for e, row in enumerate(every_row):
+                if ensemble.diverged_at[e] is None:
+                    objective = Objective(
+                        ensemble.module(e), functional.cross_entropy, (inputs, targets)
+                    )
+                    found = measure.sharpness(objective, rtol=0.05)
+                    row["edge"] = first.lr * float(found.eigenvalues[0])
+        if reading == behind:
+            losses = ensemble.evaluate(inputs, targets).loss
+            for row, lagged in zip(every_row, losses.tolist(), strict=True):
+                row["lagged_loss"] = lagged
     ensemble.train(steps - ensemble.steps_taken)
     loss = ensemble.evaluate(inputs, targets).loss
     accuracy = ensemble.evaluate(*test).accuracy
@@ -650,12 +666,13 @@ def table(records: pl.DataFrame, config: Config) -> pl.DataFrame:
 def figures(records: pl.DataFrame, config: Config) -> list[Figure]:
     """The charts of the report."""
     trained = records.filter(pl.col("loss").is_not_null(), ~pl.col("diverged"))
-    return [
-        _order_figure(records),
-        _variance_figure(records, config),
-        _network_figure(trained, config),
-        _svag_figure(trained, config),
-    ]
+    drawn = [_order_figure(records), _variance_figure(records, config)]
+    if not trained.is_empty():
+        drawn.append(_network_figure(trained, config))
+    closing = _svag_gaps(trained, config)
+    if not closing.is_empty():
+        drawn.append(_svag_figure(closing, config))
+    return drawn
 
 
 _LEGEND = alt.Legend(orient="top", title=None, labelLimit=0)
@@ -800,18 +817,23 @@ def _network_figure(trained: pl.DataFrame, config: Config) -> Figure:
         f"Train loss after {config.steps} steps, mean over seeds. Right: what is left between the "
         "two, cut off where SGD fails, and the lag predicted from SGD itself, stopped beta / (1 - "
         "beta) steps earlier. Without the factor 1 - beta nothing agrees.",
-        (losses | gap).resolve_scale(color="independent"),
+        # Without pairs that both stayed finite there is no gap, and an empty panel has no size.
+        losses if frame.is_empty() else (losses | gap).resolve_scale(color="independent"),
     )
 
 
-def _svag_figure(trained: pl.DataFrame, config: Config) -> Figure:
+def _svag_gaps(trained: pl.DataFrame, config: Config) -> pl.DataFrame:
+    """The log gap with its interval, for each level of which pairs are left."""
     rows = []
     for level in (1, *sorted(config.svag_levels)):
         gaps = _log_gaps(trained, config, level)
         if len(gaps) >= 2:
             effect = over_seeds([*gaps.values()])
             rows.append((level, effect.value, *effect.interval))
-    frame = pl.DataFrame(rows, schema=["l", "gap", "low", "high"], orient="row")
+    return pl.DataFrame(rows, schema=["l", "gap", "low", "high"], orient="row")
+
+
+def _svag_figure(frame: pl.DataFrame, config: Config) -> Figure:
     x = alt.X(
         "l:Q",
         scale=alt.Scale(type="log", base=2),

@@ -42,6 +42,13 @@ def test_small_decay_gives_the_first_order_forms() -> None:
     assert found.mixing_steps == pytest.approx(1 / (lr * decay))
 
 
+@pytest.mark.parametrize("decay", [1e-6, 1e-12, 1e-17, 1e-30])
+def test_a_tiny_decay_keeps_its_digits(decay: float) -> None:
+    found = equilibrium(decay, 1.0)
+    assert found.angular_update == pytest.approx(math.sqrt(2 * decay), rel=1e-6)
+    assert found.relaxation_steps == pytest.approx(1 / (4 * decay), rel=1e-5)
+
+
 def test_same_intrinsic_rate_has_the_same_effective_rate_and_angle() -> None:
     one = equilibrium(0.1, 4e-3, gradient_sqnorm=2.0)
     other = equilibrium(0.4, 1e-3, gradient_sqnorm=2.0)

@@ -164,6 +164,9 @@ def test_batch_norm_that_averages_all_batches() -> None:
     data = (inputs(), labels())
     # Under vmap, PyTorch reads its counter of batches as a number, which it cannot.
     check(build, functional.cross_entropy, data, batch_size=8, paths=("fused", "loop"))
+    ensemble = Ensemble(build, nn.CrossEntropyLoss(), data, members(), batch_size=8, path="vmap")
+    with pytest.raises(RuntimeError, match=r"path='vmap' cannot run this module.*'auto' or 'loop'"):
+        ensemble.train(1)
 
 
 def per_sample_error(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ from toy_runs import (
 from undertow.models import mlp
 from undertow.train import Ensemble, Member, rules
 from undertow.train._sampling import BatchStream, batch_sizes, spawn_generators
-from undertow.train.rules import Hyper, Rule
+from undertow.train.rules import Hyper, Rule, Scaling
 
 PATHS = ("fused", "vmap", "loop")
 BATCH = 8  # leaves a rest of 6
@@ -128,6 +129,41 @@ def test_paths_agree_for_wrapped_rules(rule: Rule, build: Any) -> None:
     for other in results[1:]:
         found = other.parameters() | other.buffers()
         torch.testing.assert_close(first, found, rtol=1e-8, atol=1e-9)
+
+
+def ascent(base: Rule) -> Rule:
+    def update(params: Any, grads: Any, *rest: Any, **options: Any) -> Any:
+        return base.update(params, [-grad for grad in grads], *rest, **options)
+
+    return replace(base, name="ascent", update=update)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ascent(rules.sgd),
+        ascent(rules.momentum),
+        rules.svag(ascent(rules.sgd), 2),
+        replace(rules.sgd, batch_weights=(0.5,)),
+        replace(rules.adam, batch_weights=(0.5,)),
+        rules.svag(replace(rules.sgd, scaling=Scaling(steps=1, weight_decay=1)), 2),
+    ],
+    ids=repr,
+)
+def test_a_rule_made_of_another_is_followed_on_every_path(rule: Rule) -> None:
+    loop = make(rule, "loop", build=small).train(12)
+    expected = [loop.module(e) for e in range(len(loop.members))]
+    for path in ("fused", "vmap"):
+        assert_tensors_equal(make(rule, path, build=small).train(12).parameters(), expected)
+
+
+@pytest.mark.parametrize("base", [rules.sgd, rules.momentum], ids=repr)
+def test_a_pickled_rule_is_the_same_to_the_last_bit(base: Rule) -> None:
+    found = [
+        make(rule, "fused", build=small).train(12).parameters()
+        for rule in (base, pickle.loads(pickle.dumps(base)))
+    ]
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_auto_takes_one_of_the_paths_and_its_result() -> None:

@@ -135,6 +135,36 @@ def test_a_scheduler_that_moves_the_momentum() -> None:
     assert_equal(*nets)
 
 
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_a_scheduler_that_moves_the_first_beta(name: str) -> None:
+    nets = [network().double() for _ in range(2)]
+    for net, module in zip(nets, (optim, torch.optim), strict=True):
+        optimizer = getattr(module, name)(net.parameters(), 0.01)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=40)
+        train(net, optimizer, 40, scheduler)
+        assert optimizer.param_groups[0]["betas"][0] > 0.94
+    assert_equal(*nets)
+
+
+@pytest.mark.parametrize("rule", [rules.sgd, rules.rmsprop, rules.adam], ids=repr)
+def test_a_scheduler_cannot_move_a_momentum_that_is_not_read(rule: Rule) -> None:
+    optimizer = optim.RuleOptimizer(network().parameters(), rule, lr=0.01)
+    with pytest.raises(ValueError, match="must support momentum or beta1"):
+        torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=40)
+
+
+def test_one_beta_of_a_group_alone() -> None:
+    params = list(network().parameters())
+    groups = [
+        {"params": params[:1], "beta1": 0.5},
+        {"params": params[1:2], "beta2": 0.7, "betas": (0.6, 0.8)},
+        {"params": params[2:]},
+    ]
+    optimizer = optim.Adam(groups, betas=(0.8, 0.98))
+    found = [group["betas"] for group in optimizer.param_groups]
+    assert found == [(0.5, 0.98), (0.6, 0.7), (0.8, 0.98)]
+
+
 @pairs
 @pytest.mark.parametrize("way", ["state_dict", "saved", "deepcopy", "pickle"])
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(
@@ -264,9 +294,8 @@ def test_svag_by_closure_is_torch_with_combined_gradients(
     ours, theirs = network().double(), network().double()
     finer, decay, forget = 3, 0.05, 1 - 1 / 9
     rule = rules.svag(base, finer)
-    own = optim.RuleOptimizer(
-        ours.parameters(), rule, lr=0.03, weight_decay=decay, momentum=0.6, beta1=0.0, beta2=0.9
-    )
+    given = {"momentum": 0.6} if base is rules.momentum else {"beta1": 0.0, "beta2": 0.9}
+    own = optim.RuleOptimizer(ours.parameters(), rule, lr=0.03, weight_decay=decay, **given)
     adaptive: Any = {"betas": (forget, 1 - 0.1 / 9), "eps": 3e-8}
     params = list(theirs.parameters())
     other = {
@@ -364,6 +393,69 @@ def test_a_state_of_another_model_or_rule() -> None:
     ):
         assert all(torch.equal(value, before[key]) for key, value in own.items())
     train(net, optimizer, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "saved"),
+    [
+        ("group 0 of the state does not say eps, betas", lambda p: optim.SGD(p, 0.1)),
+        ("group 0 of the state does not say eps, betas", lambda p: torch.optim.SGD(p, 0.1)),
+        ("holds exp_avg, exp_avg_sq, step, but rules.adam keeps", torch.optim.Adam),
+        ("amsgrad=True is not what rules.adam does", lambda p: torch.optim.Adam(p, amsgrad=True)),
+        ("the state is of decoupled weight decay", torch.optim.AdamW),
+        ("lr must be finite", optim.Adam),
+    ],
+)
+def test_a_state_of_other_hyperparameters(words: str, saved: Make) -> None:
+    net = network()
+    other = saved(net.parameters())
+    if words.startswith("holds"):
+        train(net, other, 1)
+    state = other.state_dict()
+    if words.startswith("lr"):
+        state["param_groups"][0]["lr"] = -1.0
+    optimizer = optim.Adam(net.parameters(), 0.01)
+    with pytest.raises(ValueError, match=words):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 0.01
+    train(net, optimizer, 1)
+
+
+def test_a_state_with_a_momentum_that_is_not_read() -> None:
+    params = list(network().parameters())
+    state = torch.optim.RMSprop(params, momentum=0.9).state_dict()
+    with pytest.raises(ValueError, match=r"momentum=0.9 is not what rules.rmsprop does"):
+        optim.RMSprop(params).load_state_dict(state)
+
+
+def test_hyperparameters_of_a_torch_optimizer_before_its_first_step() -> None:
+    nets = [network().double() for _ in range(2)]
+    kept = torch.optim.AdamW(nets[0].parameters(), 0.02, (0.7, 0.9), weight_decay=0.3)
+    own = optim.AdamW(nets[1].parameters())
+    own.load_state_dict(kept.state_dict())
+    train(nets[0], kept, 20)
+    train(nets[1], own, 20)
+    assert_equal(*nets)
+
+
+@pytest.mark.parametrize(
+    ("words", "make"),
+    [
+        (
+            "rules.sgd does not read momentum; it reads lr, weight_decay",
+            lambda p: optim.RuleOptimizer(p, rules.sgd, lr=0.1, momentum=0.9),
+        ),
+        (
+            "does not read beta1",
+            lambda p: optim.RuleOptimizer(p, rules.unit_norm(rules.rmsprop), lr=0.1, beta1=0.9),
+        ),
+        ("does not read momentum", lambda p: optim.Adam([{"params": p, "momentum": 0.9}])),
+        ("nesterov=True is not", lambda p: optim.SGD([{"params": p, "nesterov": True}], 0.1)),
+    ],
+)
+def test_hyperparameters_that_would_be_ignored(words: str, make: Make) -> None:
+    with pytest.raises(ValueError, match=words):
+        make(network().parameters())
 
 
 def test_a_scheduler_that_leaves_the_range() -> None:

@@ -233,6 +233,28 @@ def test_gradients_and_states_of_other_parameters(rule: Rule) -> None:
                 rule.update(params, grads, other, HYPER)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_only_what_a_rule_reads_matters(rule: Rule) -> None:
+    usual = {"weight_decay": 0.1, "momentum": 0.5, "beta1": 0.5, "beta2": 0.5, "eps": 0.1}
+    params = [torch.tensor([[1.0, -2.0]], dtype=torch.float64)]
+
+    def after(**other: float) -> Tensor:
+        own, state = params, rule.init(params)
+        for scale in (1, 3):
+            grads = [scale * params[0] + 1]
+            own, state = rule.update(own, grads, state, Hyper(**{"lr": 0.1, **usual, **other}))
+        return own[0]
+
+    for name in ("lr", *usual):
+        assert torch.equal(after(), after(**{name: 0.3})) == (name not in rule.reads)
+
+
+@pytest.mark.parametrize("rule", [rules.rmsprop, rules.adam], ids=repr)
+def test_complex_parameters_have_no_square(rule: Rule) -> None:
+    with pytest.raises(ValueError, match="view_as_real"):
+        rule.init([torch.ones(2, dtype=torch.complex64)])
+
+
 def test_a_diverged_neighbour_stays_a_neighbour() -> None:
     for rule in RULES:
         params, grads = [draw(0, 3, 4)], [draw(1, 3, 4)]

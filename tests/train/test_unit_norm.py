@@ -95,6 +95,13 @@ def test_the_effective_learning_rates_on_the_sphere(method: Any) -> None:
     torch.testing.assert_close(found, moved / moved.norm(), rtol=1e-12, atol=1e-13)
 
 
+def test_effective_learning_rates_of_members_are_their_own() -> None:
+    weights, lr = draw(3, 3, 4, 2), torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)
+    found = rules.effective_lr(weights, lr, weight_decay=0.5)
+    alone = [rules.effective_lr(weights[e], float(lr[e]), weight_decay=0.5) for e in range(3)]
+    torch.testing.assert_close(found, torch.stack(alone))
+
+
 def test_a_diverged_member_that_was_set_to_zero_stays_zero() -> None:
     rule = rules.unit_norm(rules.sgd)
     params = [torch.stack([draw(0, 2, 2), torch.zeros(2, 2).double()])]

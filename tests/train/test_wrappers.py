@@ -346,6 +346,8 @@ def test_as_many_batches_as_weights() -> None:
     with pytest.raises(ValueError, match="gradients of 2 independent batches a step, got 1"):
         fine.combine([grads])
     before = grads[0].clone()
+    half = Rule("half", rules.sgd.init, rules.sgd.update, batch_weights=(0.5,))
+    assert torch.equal(half.combine([grads])[0], before / 2)
     fine.combine([grads, grads])
     assert torch.equal(grads[0], before)
 

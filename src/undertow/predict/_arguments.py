@@ -26,25 +26,38 @@ def count(name: str, value: SupportsIndex, *, least: int = 1) -> int:
     return whole
 
 
+def number(name: str, value: float) -> float:
+    """`value` as a float; text is none, though it may look like one (YAML reads 3e-4 as text)."""
+    if isinstance(value, str | bytes):
+        raise ValueError(f"{name} must be a number; got the text {value!r}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number; got {value!r}") from None
+
+
 def positive(name: str, value: float) -> float:
     """`value` as a finite float above zero."""
+    value = number(name, value)
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a finite number above 0; got {value}")
-    return float(value)
+    return value
 
 
 def coefficient(name: str, value: float) -> float:
     """`value` as a float in [0, 1), the share of an average that a step keeps."""
+    value = number(name, value)
     if not 0 <= value < 1:
         raise ValueError(f"{name} must lie in [0, 1); got {value}")
-    return float(value)
+    return value
 
 
 def decay_rate(weight_decay: float) -> float:
     """`weight_decay` as a finite float that is not negative."""
+    weight_decay = number("weight_decay", weight_decay)
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay must be a finite number >= 0; got {weight_decay}")
-    return float(weight_decay)
+    return weight_decay
 
 
 def step_decay(lr: float, weight_decay: float) -> float:

@@ -91,15 +91,18 @@ def equilibrium(
     decay = positive("weight_decay", weight_decay)
     rate = positive("lr", lr) / (1 - kept)
     intrinsic = step_decay(rate, decay)
-    contraction = 2 * (1 - intrinsic) ** 2 - 1
-    turned = math.acos(1 - step_decay(lr, decay) / (1 + kept))
+    lost = 2 * intrinsic * (2 - intrinsic)  # of a deviation in one step; 1 - lost loses digits
+    # The arccos of 1 - x, in a form that keeps the digits of a small x.
+    turned = 2 * math.asin(math.sqrt(step_decay(lr, decay) / (1 + kept) / 2))
     norm = effective = None
     if gradient_sqnorm is not None:
         square = positive("gradient_sqnorm", gradient_sqnorm)
         norm = (rate * square / (decay * (2 - intrinsic))) ** 0.25
         effective = rate / norm**2
     # A deviation of ||w||^4 and one of ||w||^2 shrink alike. From 1 - 1/sqrt(2) on they alternate.
-    relaxation = -1 / math.log(abs(contraction)) if contraction else 0.0
+    relaxation = 0.0
+    if lost != 1:
+        relaxation = -1 / (math.log1p(-lost) if lost < 1 else math.log(lost - 1))
     return Equilibrium(intrinsic, 1 / intrinsic, relaxation, turned, norm, effective)
 
 

@@ -98,11 +98,12 @@ def sync_rounds(
     steps = len(rates)
     if warm and (warm >= steps or not rates.any()):
         raise ValueError(f"warmup_steps must be below the {steps} steps; got {warm}")
+    highest = float(rates.max(initial=0.0))
     starts: list[int] = []
     periods: list[int] = []
     step = 0
     while step < steps:
-        rate = rates.max() if step < warm else rates[step]
+        rate = highest if step < warm else rates[step]
         period = sync_period(float(rate), alpha=alpha, base=base) if rate > 0 else steps
         starts.append(step)
         periods.append(min(period, steps - step))

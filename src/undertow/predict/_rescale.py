@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from undertow.predict._arguments import coefficient, count, decay_rate, positive, step_decay
+from undertow.predict._arguments import (
+    coefficient,
+    count,
+    decay_rate,
+    number,
+    positive,
+    step_decay,
+)
 
 Optimizer = Literal["sgd", "momentum", "rmsprop", "adam", "adamw"]
 Value = float | int | tuple[float, ...]
@@ -232,7 +239,7 @@ def _checked(hyper: dict[str, Any]) -> dict[str, Any]:
         "momentum": coefficient,
         "steps": _steps,
         "warmup_steps": _steps,
-        "milestones": lambda name, value: tuple(_steps(name, step) for step in value),
+        "milestones": _milestones,
     }
     return {name: checks[name](name, value) for name, value in hyper.items()}
 
@@ -241,11 +248,18 @@ def _steps(name: str, value: int) -> int:
     return count(name, value, least=0)
 
 
+def _milestones(name: str, value: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a sequence of step numbers; got {value!r}")
+    return tuple(_steps(name, step) for step in value)
+
+
 def _share(name: str, value: float) -> float:
     return coefficient(name, positive(name, value))
 
 
 def _nonnegative(name: str, value: float) -> float:
+    value = number(name, value)
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number >= 0; got {value}")
     return float(value)

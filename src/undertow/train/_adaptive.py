@@ -88,10 +88,16 @@ def _rule(name: str, form: _Form) -> Rule:
         forgetting=-2,
         eps=1 if form.eps == "outside" else 2,
     )
-    return Rule(name, partial(_init, form), partial(_update, form), scaling=scaling)
+    reads = ("lr", "weight_decay", *(("beta1",) if form.mean else ()), "beta2", "eps")
+    return Rule(name, partial(_init, form), partial(_update, form), scaling=scaling, reads=reads)
 
 
 def _init(form: _Form, params: Sequence[Tensor]) -> State:
+    if any(param.is_complex() for param in params):
+        raise ValueError(
+            "a parameter is complex, and the square of its gradient no size; keep it as the real "
+            "pairs of torch.view_as_real, as torch.optim does inside"
+        )
     state = {"square": [torch.zeros_like(param) for param in params]}
     if form.mean:
         state["mean"] = [torch.zeros_like(param) for param in params]

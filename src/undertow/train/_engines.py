@@ -103,7 +103,15 @@ class VmapEngine:
             # One after the other: each is normalised by its own statistics, as for the bare rule.
             pairs = zip(batch.index.unbind(1), job.targets_of(batch).unbind(1), strict=True)
             for index, targets in pairs:
-                own = self._gradient(self._params, self._fixed, job.inputs[index], targets)
+                try:
+                    own = self._gradient(self._params, self._fixed, job.inputs[index], targets)
+                except RuntimeError as error:
+                    if "vmap" not in str(error):
+                        raise
+                    raise RuntimeError(
+                        "path='vmap' cannot run this module, such as batch norm with "
+                        f"momentum=None; use path='auto' or 'loop': {error}"
+                    ) from error
                 grads.append([own[name] for name in self._params])
             with torch.no_grad():
                 _, self._state = job.rule.update(

@@ -12,7 +12,8 @@ h_l = s^l k_l the chain runs on k_l, and only the biases and the outputs see pow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -22,8 +23,10 @@ from undertow.train._batch_norm import BatchNorms
 from undertow.train._engines import Job, zero_member
 from undertow.train._layers import Activation, Affine, Layer, Norm
 from undertow.train._memory import Scratch, Vectors
+from undertow.train._momentum import momentum, sgd
 from undertow.train._rule import add_scaled, along_members, with_values
 from undertow.train._sampling import Batch
+from undertow.train._wrappers import scaled_update
 
 # The scale is folded back after so many steps, or before its powers leave e^-20. Both count from
 # the last folding, so that they fall on the same steps however the steps are divided into calls.
@@ -45,6 +48,7 @@ class FusedEngine:
         self._names = list(params)
         self._job = job
         rule, hyper = job.rule, job.hyper
+        self._kernel = _kernel(rule.update)
         self._affine = [layer for layer in layers if isinstance(layer, Affine)]
         self._members = next(iter(params.values())).shape[0]
         self._inputs = job.inputs.flatten(1).contiguous()
@@ -73,7 +77,7 @@ class FusedEngine:
         # Whether powers of the scale pass through the layers, so that only the ends see them.
         self._passes_scale = (
             self._decays
-            and rule.kernel == "sgd"
+            and self._kernel == "sgd"
             and all(
                 isinstance(layer, Affine) or (isinstance(layer, Activation) and layer.homogeneous)
                 for layer in layers
@@ -84,13 +88,13 @@ class FusedEngine:
         tensors = [*self._weights.values(), self._vectors.values]
         self._gradients: list[Tensor] = []
         self._state = rule.init(tensors)
-        if rule.kernel == "momentum":
+        if self._kernel == "momentum":
             self._gradients = self._state["velocity"]
             keep = torch.as_tensor(hyper.momentum).to(self._dtype)
             shared = bool((keep == keep.flatten()[0]).all())
             self._momentum = float(torch.as_tensor(hyper.momentum).flatten()[0]) if shared else keep
             self._weight_decay = self._weight_decay.to(self._dtype)
-        elif rule.kernel != "sgd":
+        elif self._kernel != "sgd":
             self._gradients = [torch.zeros_like(tensor) for tensor in tensors]
         self._tensors = tensors
         self._scratch: dict[int, Scratch] = {}
@@ -121,9 +125,9 @@ class FusedEngine:
         """One update for each batch, at the learning rates given."""
         rule = self._job.rule
         with torch.inference_mode():
-            if rule.kernel is not None:
+            if self._kernel is not None:
                 rates = rates / rule.steps_per_step
-            if rule.kernel == "sgd":
+            if self._kernel == "sgd":
                 self._advance_sgd(batches, rates)
             else:
                 self._advance_rule(batches, rates)
@@ -207,7 +211,7 @@ class FusedEngine:
         return values.to(self._dtype).reshape(*values.shape, *[1] * trailing).unbind(0)
 
     def _advance_rule(self, batches: Sequence[Batch], rates: Tensor) -> None:
-        step = self._momentum_step if self._job.rule.kernel == "momentum" else self._rule_step
+        step = self._momentum_step if self._kernel == "momentum" else self._rule_step
         for batch, rate in zip(batches, rates.to(self._dtype), strict=True):
             step(batch, rate, rate.new_full((1, 1, 1), 1 / batch.index.shape[2]))
 
@@ -276,7 +280,7 @@ class FusedEngine:
         if output_scale is not None:
             current.mul_(output_scale)
         grad = self._output_gradient(current, batch, scratch).mul_(coefficient)
-        if self._batches > 1:
+        if self._job.rule.batch_weights != (1,):
             grad.view(*batch.index.shape, -1).mul_(self._batch_weights)
         for position in range(len(self._layers) - 1, -1, -1):
             layer, (before, after) = self._layers[position], trace[position]
@@ -359,6 +363,23 @@ class FusedEngine:
                 self._layers, self._members, batch, self._inputs, self._targets
             )
         return self._scratch[batch]
+
+
+def _kernel(update: Callable[..., object]) -> str | None:
+    """`sgd` or `momentum` where an update is that rule's own, at lr / steps_per_step; else None.
+
+    Their faster forms here stand in for the update itself, so a rule's name would not do.
+    """
+    if not isinstance(update, partial):
+        return "sgd" if update is sgd.update else None
+    if update.func is scaled_update:
+        inner, scaling, _ = update.args
+        return _kernel(inner) if scaling == sgd.scaling == momentum.scaling else None
+    heavy_ball = momentum.update
+    assert isinstance(heavy_ball, partial)
+    # Not the same object where a rule was pickled.
+    same = (update.func, update.args, update.keywords) == (heavy_ball.func, heavy_ball.args, {})
+    return "momentum" if same else None
 
 
 def _times(grad: Tensor, weight: Tensor, out: Tensor) -> Tensor:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from undertow.train._checks import whole_number
-from undertow.train._rule import Hyper
+from undertow.train._rule import HYPER, Hyper
 from undertow.train._sampling import ORDERS, Order
 from undertow.train.schedules import Factors, Steps
-
-_HYPER = tuple(field.name for field in fields(Hyper))
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Member:
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, least=0)
-        Hyper(*(getattr(self, name) for name in _HYPER))
+        Hyper(*(getattr(self, name) for name in HYPER))
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
 
@@ -59,7 +57,7 @@ def stacked_hyper(members: Sequence[Member], device: torch.device | str) -> Hype
     Those of the adaptive rules are numbers where all members share them, which is faster.
     """
     values: dict[str, float | Tensor] = {}
-    for name in _HYPER:
+    for name in HYPER:
         own = [float(getattr(member, name)) for member in members]
         shared = name in ("beta1", "beta2", "eps") and len(set(own)) == 1
         values[name] = own[0] if shared else torch.tensor(own, dtype=torch.float64, device=device)

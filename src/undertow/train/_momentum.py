@@ -64,7 +64,9 @@ def _heavy_ball(
     return new_params, {"velocity": new_velocity}
 
 
-sgd = Rule("sgd", no_state, _sgd, scaling=Scaling(steps=1), kernel="sgd")
+_READS = ("lr", "weight_decay", "momentum")
+
+sgd = Rule("sgd", no_state, _sgd, scaling=Scaling(steps=1), reads=_READS[:2])
 """Stochastic gradient descent: W <- (1 - lr weight_decay) W - lr grad (2206.05794, section 2)."""
 
 momentum = Rule(
@@ -72,14 +74,20 @@ momentum = Rule(
     _velocity,
     partial(_heavy_ball, False),
     scaling=Scaling(steps=1),
-    kernel="momentum",
+    reads=_READS,
 )
 """Heavy ball with coupled decay: v <- momentum v + grad + weight_decay W; W <- W - lr v.
 
 The same recursion as `torch.optim.SGD` with `dampening=0` and `nesterov=False`.
 """
 
-ema_momentum = Rule("ema_momentum", _velocity, partial(_heavy_ball, True), scaling=Scaling(steps=1))
+ema_momentum = Rule(
+    "ema_momentum",
+    _velocity,
+    partial(_heavy_ball, True),
+    scaling=Scaling(steps=1),
+    reads=_READS,
+)
 """Heavy ball as the papers write it: the velocity is a mean of gradients (2307.15196).
 
 v <- momentum v + (1 - momentum) (grad + weight_decay W); W <- W - lr v. The same iterates as

@@ -62,6 +62,9 @@ class Hyper:
             )
 
 
+HYPER = tuple(field.name for field in fields(Hyper))
+
+
 def _bounds(value: Value) -> tuple[float, float]:
     if isinstance(value, Tensor):
         return float(value.min()), float(value.max())
@@ -119,16 +122,16 @@ class Rule:
         init: params -> the state before the first step.
         update: (params, grads, state, hyper, inplace=False) -> (params, state). With
             `inplace=True` the memory of params and state is reused for the result. `hyper` holds
-            the hyperparameters of the rule inside all wrappers.
+            the hyperparameters of the rule inside all wrappers. Vectors must be updated entry by
+            entry: the fused ensemble trainer gives those of all layers as one.
         batch_weights: a step needs the gradients of as many independent batches; `update` takes
             their sum with these weights, see `combine`.
         perturb: (targets, generator) -> the targets as the loss sees them at a training step, for
             any number of samples along the first axis; None where they are left alone.
         steps_per_step: how many steps of this rule make one of the rule inside.
         scaling: how the hyperparameters scale in `svag`; None where that is not known.
-        kernel: `sgd` or `momentum` where the update is that rule's own at lr / steps_per_step,
-            which the fused ensemble trainer has a faster form of; else None.
         wrappers: the wrappers around the rule, the outermost last.
+        reads: the fields of `Hyper` that `update` reads. An optimizer refuses the others.
     """
 
     name: str
@@ -138,8 +141,8 @@ class Rule:
     perturb: Perturb | None = None
     steps_per_step: float = 1.0
     scaling: Scaling | None = None
-    kernel: str | None = None
     wrappers: tuple[str, ...] = ()
+    reads: tuple[str, ...] = HYPER
 
     def combine(self, grads: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The gradient that `update` takes, from those of one batch for each of the weights.
@@ -152,7 +155,7 @@ class Rule:
                 f"{self!r} needs the gradients of {len(self.batch_weights)} independent batches "
                 f"a step, got {len(grads)}"
             )
-        if len(grads) == 1:
+        if self.batch_weights == (1,):
             return list(grads[0])
         first, *others = self.batch_weights
         combined = [own * first for own in grads[0]]

@@ -77,14 +77,14 @@ def svag(rule: Rule, l: float) -> Rule:  # noqa: E741 - the paper's letter
     return replace(
         rule,
         name=f"svag({rule.name}, {l:g})",
-        update=partial(_scaled_update, rule.update, rule.scaling, float(l)),
+        update=partial(scaled_update, rule.update, rule.scaling, float(l)),
         batch_weights=((1 + spread) / 2, (1 - spread) / 2),
         steps_per_step=amplified,
         wrappers=(*rule.wrappers, "svag"),
     )
 
 
-def _scaled_update(
+def scaled_update(
     update: Update,
     scaling: Scaling,
     l: float,  # noqa: E741
@@ -94,6 +94,7 @@ def _scaled_update(
     hyper: Hyper,
     inplace: bool = False,
 ) -> tuple[list[Tensor], State]:
+    """The update of `svag`: that of the rule inside, at the hyperparameters of the finer one."""
     return update(params, grads, state, scaling.apply(hyper, l), inplace=inplace)
 
 
@@ -211,7 +212,6 @@ def unit_norm(rule: Rule, *, method: Method = "projection") -> Rule:
         rule,
         name=f"unit_norm({described})",
         update=partial(_unit_norm_update, rule.update, method),
-        kernel=None,
         wrappers=(*rule.wrappers, "unit_norm"),
     )
 
@@ -259,13 +259,16 @@ def effective_lr(weight: Tensor, lr: Value, *, weight_decay: Value = 0.0) -> Ten
 
         rate = lr / ((1 - lr weight_decay) ||w||^2)        (2206.07085; exact)
 
-    which is `unit_norm(sgd)` at that learning rate.
+    which is `unit_norm(sgd)` at that learning rate. With a tensor `[E]` of learning rates or decays
+    the weight's first axis is the ensemble axis, and the result `[E]`.
 
     Raises:
         ValueError: lr or weight_decay is out of range, as in `Hyper`.
     """
     hyper = Hyper(lr, weight_decay)
-    return hyper.lr / ((1 - hyper.lr * hyper.weight_decay) * weight.square().sum())
+    square = weight.square()
+    total = square.flatten(1).sum(1) if has_members(hyper) else square.sum()
+    return hyper.lr / ((1 - hyper.lr * hyper.weight_decay) * total)
 
 
 def _check_rule(wrapper: str, rule: object) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from undertow.train import rules
-from undertow.train._rule import COUNTERS, Hyper, Rule
+from undertow.train._rule import COUNTERS, HYPER, Hyper, Rule
+
+# What optimizers of PyTorch do beside the recursions here.
+_OTHERS = ("amsgrad", "centered", "dampening", "maximize", "nesterov")
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -19,12 +21,12 @@ class RuleOptimizer(torch.optim.Optimizer):
     Args:
         params: parameters, or parameter groups (dictionaries that may set any hyperparameter).
         rule: the update rule, bare or wrapped.
-        **hyper: fields of `undertow.train.rules.Hyper`; `lr` is required. Schedulers of
-            `torch.optim.lr_scheduler` work as usual. For a wrapped rule these are the
-            hyperparameters of the rule inside.
+        **hyper: those fields of `undertow.train.rules.Hyper` that the rule reads; `lr` is required.
+            Schedulers of `torch.optim.lr_scheduler` work as usual. For a wrapped rule these are
+            the hyperparameters of the rule inside.
 
     Raises:
-        ValueError: a hyperparameter is out of range.
+        ValueError: a hyperparameter is out of range, or the rule does not read it.
         TypeError: a hyperparameter that `Hyper` does not have, or `rule` is not a rule.
 
     Notes:
@@ -39,26 +41,32 @@ class RuleOptimizer(torch.optim.Optimizer):
             raise TypeError(f"rule must be one of train.rules, such as rules.sgd, got {rule!r}")
         checked = Hyper(**hyper)
         self.rule = rule
+        _check_read(rule, hyper)
         super().__init__(
-            params, {field.name: getattr(checked, field.name) for field in fields(checked)}
+            params, self._as_group({name: getattr(checked, name) for name in rule.reads})
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with hyperparameters of their own."""
-        _hyper(self.defaults | param_group)
-        super().add_param_group(param_group)
+        group = self._as_group(param_group)
+        _check_read(self.rule, group)
+        _check_done(self.rule, group)
+        self._hyper(self.defaults | group)
+        super().add_param_group(group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the `state_dict()` of an optimizer of the same rule and parameters.
 
         Raises:
-            ValueError: the state is of another rule, or of parameters of other shapes; then the
-                optimizer is as it was.
+            ValueError: the state is of another rule, or of parameters of other shapes, or its
+                hyperparameters are of another optimizer or out of range; then this optimizer is
+                as it was.
         """
         before = {"state": self.state, "param_groups": self.param_groups}
         super().load_state_dict(state_dict)
         try:
             self._check_state()
+            self._check_groups()
         except ValueError:
             self.__setstate__(before)
             raise
@@ -83,7 +91,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         """
         loss = self._combined(closure) if len(self.rule.batch_weights) > 1 else _call(closure)
         self._check_gradients()
-        hypers = [_hyper(group) for group in self.param_groups]
+        hypers = [self._hyper(group) for group in self.param_groups]
         for group, hyper in zip(self.param_groups, hypers, strict=True):
             rule = self._rule_for(group)
             for param in group["params"]:
@@ -133,6 +141,18 @@ class RuleOptimizer(torch.optim.Optimizer):
                     "Skip the batch, lower lr, or clip the gradients"
                 )
 
+    def _check_groups(self) -> None:
+        needed = self._as_group(dict.fromkeys(self.rule.reads))
+        for number, group in enumerate(self.param_groups):
+            lacking = [name for name in needed if name not in group]
+            if lacking:
+                raise ValueError(
+                    f"group {number} of the state does not say {', '.join(lacking)}; it is that of "
+                    "another optimizer"
+                )
+            _check_done(self.rule, group)
+            self._hyper(group)
+
     def _check_state(self) -> None:
         for name, param in self._named():
             state = self.state.get(param)
@@ -160,6 +180,13 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _rule_for(self, group: dict[str, Any]) -> Rule:
         return self.rule
 
+    def _as_group(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Hyperparameters under the names that schedulers of PyTorch look for."""
+        return dict(values)
+
+    def _hyper(self, group: Mapping[str, Any]) -> Hyper:
+        return Hyper(**{name: group[name] for name in self.rule.reads})
+
     def _update(self, param: Tensor, rule: Rule, hyper: Hyper) -> None:
         state = self.state[param]
         if not state:
@@ -176,8 +203,20 @@ def _call(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def _hyper(group: dict[str, Any]) -> Hyper:
-    return Hyper(**{field.name: group[field.name] for field in fields(Hyper)})
+def _check_read(rule: Rule, given: Mapping[str, Any]) -> None:
+    for name in given:
+        if name in HYPER and name not in rule.reads:
+            raise ValueError(
+                f"{rule!r} does not read {name}; it reads {', '.join(rule.reads)}. Choose another "
+                f"rule, or leave {name} out"
+            )
+
+
+def _check_done(rule: Rule, group: Mapping[str, Any]) -> None:
+    others = _OTHERS if "momentum" in rule.reads else (*_OTHERS, "momentum")
+    for name in others:
+        if group.get(name):
+            raise ValueError(f"{name}={group[name]!r} is not what {rule!r} does; leave it out")
 
 
 class SGD(RuleOptimizer):
@@ -216,18 +255,21 @@ class RMSprop(RuleOptimizer):
             params, rules.rmsprop, lr=lr, beta2=alpha, eps=eps, weight_decay=weight_decay
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with hyperparameters of their own; `alpha` is beta2."""
-        group = dict(param_group)
-        if "alpha" in group:
-            group["beta2"] = group.pop("alpha")
-        super().add_param_group(group)
+    def _as_group(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        group = dict(values)
+        if "beta2" in group:
+            group["alpha"] = group.pop("beta2")
+        return group
+
+    def _hyper(self, group: Mapping[str, Any]) -> Hyper:
+        return super()._hyper({**group, "beta2": group["alpha"]})
 
 
 class Adam(RuleOptimizer):
     """`rules.adam`, as `torch.optim.Adam`; parameter groups may set `betas`, too."""
 
     _adam = rules.adam
+    _decoupled = False
 
     def __init__(
         self,
@@ -248,18 +290,38 @@ class Adam(RuleOptimizer):
             weight_decay=weight_decay,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters with hyperparameters of their own; `betas` is (beta1, beta2)."""
-        group = dict(param_group)
-        if "betas" in group:
-            group["beta1"], group["beta2"] = group.pop("betas")
-        super().add_param_group(group)
+    def _as_group(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        group = dict(values)
+        names = ("beta1", "beta2")
+        if any(name in group for name in names):
+            given = group.get("betas")
+            group["betas"] = tuple(
+                group.pop(name) if name in group else (given or self.defaults["betas"])[place]
+                for place, name in enumerate(names)
+            )
+        return group
+
+    def _hyper(self, group: Mapping[str, Any]) -> Hyper:
+        beta1, beta2 = group["betas"]
+        return super()._hyper({**group, "beta1": beta1, "beta2": beta2})
+
+    def _check_groups(self) -> None:
+        super()._check_groups()
+        for group in self.param_groups:
+            decoupled = group.get("decoupled_weight_decay", self._decoupled)
+            if group["weight_decay"] and decoupled != self._decoupled:
+                kinds = ("coupled", "decoupled")
+                raise ValueError(
+                    f"the state is of {kinds[decoupled]} weight decay, but that of {self.rule!r} "
+                    f"is {kinds[self._decoupled]}"
+                )
 
 
 class AdamW(Adam):
     """`rules.adamw`, as `torch.optim.AdamW`; parameter groups may set `betas`, too."""
 
     _adam = rules.adamw
+    _decoupled = True
 
     def __init__(
         self,

@@ -321,6 +321,8 @@ def test_fixed_parameters_are_compared_once_and_no_longer_than_that() -> None:
 
 def test_a_faster_way_that_is_wrong_in_any_direction_is_not_taken() -> None:
     class Wrong:
+        kind, build_seconds = "hessian", 0.0
+
         def free(self) -> None: ...
 
         def product(self, vectors: Tensor, mode: str) -> Tensor:
@@ -332,6 +334,23 @@ def test_a_faster_way_that_is_wrong_in_any_direction_is_not_taken() -> None:
 
     for kept in (True, False):
         assert _fastest.fastest_mode(Wrong(), draw(0, 6, 50), kept=kept) == "forward"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("build_seconds", [1e9, 0.0])
+def test_forward_mode_is_tried_only_where_it_may_be_faster(build_seconds: float) -> None:
+    tried: list[str] = []
+
+    class Kept:
+        kind = "hessian"
+
+        def product(self, vectors: Tensor, mode: str) -> Tensor:
+            tried.append(mode)
+            return vectors * 1.0
+
+    part = Kept()
+    part.build_seconds = build_seconds  # type: ignore[attr-defined]
+    _fastest.fastest_mode(part, draw(0, 1, 50), kept=True)  # type: ignore[arg-type]
+    assert ("forward" in tried) == (build_seconds == 0.0)
 
 
 def test_graphs_are_kept_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

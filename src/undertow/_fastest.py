@@ -6,7 +6,6 @@ All ways give the same numbers; a trial costs about one product each way.
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from undertow._curvature import Leaves, Linearization, Mode, pull_back
+from undertow._curvature import Leaves, Linearization, Mode, pull_back, seconds
 
 Choice = TypeVar("Choice", bound=Hashable)
 
@@ -27,6 +26,10 @@ _TRIAL_BLOCK = 4
 _TRIAL_SECONDS = 0.01
 _HOPELESS = 2.0
 _CLEARLY = 0.9
+# Forward over reverse runs the model, and each operation again along the direction: at least so
+# many times what the gradient's graph takes to build. With it kept, products of less time need no
+# comparison.
+_FORWARD_BUILDS = 2.0
 # Ways to compute the same must agree so far.
 _AGREEMENT = 1e-3
 
@@ -56,7 +59,9 @@ def fastest_mode(
     # of a single direction, times their number; a graph that is not kept serves all of a block.
     certain, times = (run_single, len(block)) if kept else (partial(run, "loop"), 1)
     trials = {mode: partial(run, mode) for mode in others}
-    return _fastest("loop", certain, times, trials, partial(_clock, vectors.device))
+    single = kept and len(block) == 1 and linearization.kind == "hessian"
+    enough = _FORWARD_BUILDS * linearization.build_seconds if single else 0.0
+    return _fastest("loop", certain, times, trials, partial(seconds, vectors.device), enough)
 
 
 def fastest_pull_back(
@@ -73,7 +78,7 @@ def fastest_pull_back(
         lambda: run([mix @ block], batched=False),
         len(block),
         {True: lambda: mix @ run([block], batched=True)},
-        partial(_clock, output.device),
+        partial(seconds, output.device),
     )
 
 
@@ -88,10 +93,16 @@ def _fastest(
     times: int,
     others: Mapping[Choice, Callable[[], Tensor]],
     clock: Callable[[], float],
+    enough: float = 0.0,
 ) -> Choice:
-    """The choice that takes least time; `run_certain` is one of `times` equal parts of it."""
+    """The choice that takes least time; `run_certain` is one of `times` equal parts of it.
+
+    Within `enough` seconds it is taken without looking at the others.
+    """
     expected, taken = _least_time(run_certain, math.inf, clock)
     choice, least = certain, taken * times
+    if least < enough:
+        return certain
     for other, run in others.items():
         try:
             with warnings.catch_warnings():
@@ -118,12 +129,3 @@ def _least_time(
         run()
         taken = min(taken, clock() - start)
     return result, taken
-
-
-def _clock(device: torch.device) -> float:
-    """Seconds; on a processor those of this thread, which other programs do not disturb."""
-    if device.type == "cpu":
-        return time.thread_time()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

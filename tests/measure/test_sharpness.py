@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from undertow.measure import Sharpness, SharpnessTracker, sharpness, spherical_sharpness
+from undertow.measure._krylov import Operator, RitzBasis, largest_share
 from undertow.objective import Objective
 
 
@@ -73,6 +74,27 @@ def test_multiple_eigenvalues_are_counted(seed: int, outputs: int, k: int) -> No
     measured, expected = regression(seed, outputs)
     found = sharpness(measured, k, 1e-8)
     torch.testing.assert_close(found.eigenvalues, expected[:k])
+
+
+@given(seed=st.integers(0, 1000), size=st.integers(2, 8))
+def test_no_more_of_an_eigenvector_is_in_a_start_than_its_lanczos_steps_allow(
+    seed: int, size: int
+) -> None:
+    gaps = 0.5 + torch.rand(size, generator=torch.Generator().manual_seed(seed)).double()
+    values = gaps.cumsum(0)  # the last is the largest
+    operator = Operator(lambda v: v * values, size, values)
+    space = RitzBasis(operator, size, torch.Generator().manual_seed(seed))
+    space.extend(draw(seed, 1, size))
+    share = float(space.basis[0, -1] ** 2)
+    bounds = [1.0]
+    for steps in range(1, size):
+        direction, length = space.lanczos_direction()
+        bounds.append(largest_share(space.projected, length, float(values[-1])))
+        assert share <= bounds[-1] * (1 + 1e-9)
+        assert bounds[-1] <= bounds[-2] * (1 + 1e-9)
+        if steps + 1 < size:
+            space.append(direction)
+    assert bounds[-1] == pytest.approx(share, rel=1e-5)  # the whole measure is known
 
 
 def test_residuals_bound_the_error_at_any_tolerance() -> None:

@@ -7,6 +7,7 @@ thick (Wu and Simon, 2000). Residuals are of the pairs themselves, not of a recu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,9 +32,11 @@ _LOST = 0.1
 _SMALL = 256
 # Pairs whose residuals are computed together.
 _TOGETHER = 8
-# After k > 1 pairs have converged, a random direction is followed for so many products: one
-# Krylov space holds a single vector of each eigenspace.
+# After k > 1 pairs have converged, a random direction is followed for at most so many products: one
+# Krylov space holds a single vector of each eigenspace. Fewer do once an eigenvector that is still
+# missing would need a random component so small that this is its probability.
 _VERIFY = 6
+_MISSED = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +259,7 @@ def largest_pairs(
         converged = _lanczos(space, goal) if space.size == 1 else _expand(space, goal)
         while converged and k > 1 and space.size < operator.size:
             before = space.ritz()[0][:k]
-            if not _follow_random(space, goal):
+            if not _follow_random(space, goal, float(before[-1])):
                 break
             now = space.ritz()[0][:k]
             if ((now - before).abs() <= rtol * now.abs() + space.scale * rtol**2).all():
@@ -323,17 +326,47 @@ def _expand(space: RitzBasis, goal: _Goal) -> bool:
         space.extend(direction[None])
 
 
-def _follow_random(space: RitzBasis, goal: _Goal) -> bool:
-    """Add a Krylov space of a random direction; False if that was not possible in full."""
+def _follow_random(space: RitzBasis, goal: _Goal, least: float) -> bool:
+    """Add a Krylov space of a random direction, until all eigenvalues from `least` up are seen.
+
+    False if that was not possible in full.
+    """
     if not goal.make_room(space):
         return False
+    first = space.size
     space.extend(space.operator.random(1, space.generator))
     for _ in range(_VERIFY - 1):
         # A restart would drop the direction that is being followed.
         if space.full or space.products >= goal.max_products:
             break
-        space.append(space.lanczos_direction()[0])
+        direction, length = space.lanczos_direction()
+        # In a random direction, p times the share of an eigenvector is the square of a standard
+        # normal number, which is below s with probability sqrt(2 s / pi) at most.
+        share = largest_share(space.projected[first:, first:], length, least)
+        if math.sqrt(2 / math.pi * space.operator.size * share) <= _MISSED:
+            break
+        space.append(direction)
     return True
+
+
+def largest_share(projected: Float64[Tensor, "m m"], length: float, value: float) -> float:
+    """The most that eigenvectors of an eigenvalue from `value` up can hold of a Lanczos start.
+
+    As part of its squared length, from the matrix T of m steps and the last residual's length:
+    1 / sum_{j <= m} p_j(value)^2, the Christoffel function, with the orthonormal polynomials p_j of
+    the start's spectral measure. 1 unless `value` is above all Ritz values, where the p_j grow.
+    """
+    if value <= float(torch.linalg.eigvalsh(projected)[-1]):
+        return 1.0
+    diagonal = projected.diagonal().tolist()
+    beside = [*projected.diagonal(1).tolist(), length]
+    last, now, total, coupling = 0.0, 1.0, 1.0, 0.0
+    for centre, following in zip(diagonal, beside, strict=True):
+        if following == 0:  # an invariant space, without that eigenvalue
+            return 0.0
+        last, now = now, ((value - centre) * now - coupling * last) / following
+        total, coupling = total + now**2, following
+    return 1 / total
 
 
 def _first_unconverged(space: RitzBasis, goal: _Goal) -> tuple[int, Tensor | None]:

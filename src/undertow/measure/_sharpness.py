@@ -83,8 +83,9 @@ def sharpness(
 
     Lanczos with full reorthogonalisation and thick restarts, until ||H v - lambda v|| <=
     rtol |lambda| for every pair; eigenvalues below rtol times the largest magnitude seen count as
-    that large. For k > 1 a random direction is then followed for a few products,
-    to find eigenvalues of higher multiplicity.
+    that large. For k > 1 a random direction is then followed for up to six products, to find
+    eigenvalues of higher multiplicity; for fewer, once it would hold one that is missing with a
+    probability of 99%.
 
     Args:
         objective: what to differentiate.

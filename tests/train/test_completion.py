@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -81,6 +81,7 @@ def test_sensors_come_from_the_generator():
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), penalty=st.sampled_from([0.05, 0.3, 1.0, 3.0]))
+@example(seed=8605, penalty=0.05)  # slow to converge
 def test_a_penalised_completion_is_as_near_a_fixed_point_of_soft_impute_as_its_gap_says(
     seed, penalty
 ):
@@ -215,6 +216,7 @@ def test_divergence_is_an_error():
         (lambda: gaussian_sensors(0, 2, generator=torch.Generator()), "count"),
         (lambda: truncated_svd(draw(0, 3), 1), "two dimensions"),
         (lambda: truncated_svd(draw(0, 3, 3), 1, positive=True), "symmetric"),
+        (lambda: truncated_svd(1e-9 * draw(0, 3, 3), 1, positive=True), "symmetric"),
         (lambda: truncated_svd(draw(0, 3, 3), -1), "rank"),
         (lambda: factored_descent(lambda w: w.sum(), draw(0, 2, 2), lr=0.0, steps=1), "lr"),
         (lambda: factored_descent(lambda w: w.sum(), draw(0, 2), lr=0.1, steps=1), "start"),

@@ -16,6 +16,7 @@ from undertow.train import (
     sensing_loss,
     truncated_svd,
 )
+from undertow.train._rest import flow_to_rest
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -201,6 +202,23 @@ def test_running_out_of_steps_is_said():
     assert not found.complete
     assert found.rank == 1
     assert "NOT converged" in repr(found.phases[0])
+
+
+@pytest.mark.parametrize("max_steps", [180, 240, 1000])
+def test_a_flow_cut_short_past_a_second_saddle_is_returned_where_it_got_to(max_steps):
+    """So near the saddle at (1, 0) that it looks like rest, but the flow goes on to (1, 1)."""
+    seen: list[Tensor] = []
+    rest = flow_to_rest(
+        lambda theta: (theta[0] ** 2 - 1) ** 2 / 4 - theta[1] ** 2 / 2 + theta[1] ** 4 / 4,
+        torch.tensor([1e-3, 1e-11], dtype=torch.float64),
+        rtol=1e-8,
+        atol=1e-12,
+        max_steps=max_steps,
+        horizon=1e15,
+        observe=lambda time, point: seen.append(point),
+    )
+    assert rest.converged == (max_steps == 1000)
+    torch.testing.assert_close(rest.point, seen[-1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.usefixtures("global_rng_untouched")

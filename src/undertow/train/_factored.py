@@ -31,8 +31,8 @@ def factored_descent(
     Args:
         loss: f, from W `[*runs, dim, dim]` to `[*runs]`; each run may have its own.
         start: U, `[*runs, dim, rank]`.
-        lr: the step size; lr times the largest eigenvalue of the solution must stay below 1 / 2
-            for f of unit curvature.
+        lr: the step size. For f of unit curvature, lr times the largest eigenvalue of the solution
+            must stay below 1 to come to rest there, and below 1 / 2 not to overshoot.
         steps: how many, at most.
         observe: called before each step and after the last with how many steps were taken and
             W `[*runs, dim, dim]`; returns True to stop there.

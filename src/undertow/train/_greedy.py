@@ -157,7 +157,9 @@ def greedy_low_rank(
 
     Args:
         loss: f, from W `[rows, cols]` in float64 to a scalar tensor, differentiable twice by
-            `torch.func` (no in-place operations). See `completion_loss` and `sensing_loss`.
+            `torch.func` (no in-place operations). See `completion_loss` and `sensing_loss`. It must
+            attain its minima: one that falls for ever (logistic) counts as at rest once its
+            gradient is down to 1e-11 of the largest.
         shape: rows and cols, or one number for both.
         depth: factors in the product, at least 2.
         symmetric: keep W symmetric and positive semidefinite; only the symmetric part of grad f

@@ -110,7 +110,6 @@ def flow_to_rest(
     if observe is not None:
         observe(0.0, torch.from_numpy(first.copy()))
     handovers = list(_HANDOVERS)
-    rest: Rest | None = None
     for _ in range(max_steps):
         with warnings.catch_warnings():  # the status says it
             warnings.simplefilter("ignore", UserWarning)
@@ -128,10 +127,10 @@ def flow_to_rest(
                 return rest
             handovers = [share for share in handovers if share * largest < size] or handovers[-1:]
             if size <= _HANDOVERS[-1] * largest:
-                break
+                return rest
         if solver.status != "running":
             break
-    return rest or _newton(counted, np.array(solver.y), largest, steps=0)
+    return _newton(counted, np.array(solver.y), largest, steps=0)
 
 
 def _newton(counted: _Energy, start: Vector, largest: float, steps: int = _NEWTON_STEPS) -> Rest:

@@ -190,6 +190,46 @@ def test_the_default_square_of_an_objective_is_the_variance_of_its_gradient() ->
     assert bool(torch.isfinite(flow.states).all())
 
 
+def test_the_default_square_counts_class_weights_and_pieces_of_the_data_as_the_noise_does() -> None:
+    with torch.random.fork_rng():
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    inputs = torch.randn(21, 3, dtype=torch.float64, generator=generator(1))
+    labels = torch.randint(2, (21,), generator=generator(2))
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0], dtype=torch.float64))
+    objective = Objective(model, loss, (inputs, labels), microbatch=10)
+    start = torch.randn(2, objective.num_params, dtype=torch.float64, generator=generator(3))
+    flow = rmsprop_sde(
+        objective, [0.0, 1e-4], lr=LR, batch_size=3, start=start, generator=generator()
+    )
+    assert flow.square is not None
+    for own, square in zip(start, flow.square[0], strict=True):
+        nn.utils.vector_to_parameters(own, model.parameters())
+        each = nn.functional.cross_entropy(model(inputs), labels, loss.weight, reduction="none")
+        rows = torch.stack(
+            [
+                torch.cat([part.flatten() for part in parts])
+                for parts in (
+                    torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
+                    for value in each
+                )
+            ]
+        )
+        counts = loss.weight[labels]
+        away = rows - counts[:, None] * rows.sum(0) / counts.sum()
+        wanted = away.square().mean(0) / (3 * counts.mean() ** 2)
+        assert torch.allclose(square, wanted, rtol=1e-9)
+
+
+def test_the_default_square_takes_samples_together() -> None:
+    model = nn.Linear(2, 1)
+    data = torch.randn(64, 2, generator=generator(1)), torch.randn(64, 1, generator=generator(2))
+    objective = Objective(model, nn.MSELoss(), data)
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    rmsprop_sde(objective, 1e-9, lr=LR, batch_size=3, substeps=1, generator=generator())
+    assert len(passes) < 64 / 4
+
+
 GOOD = {"time": TIME, "lr": LR, "start": torch.ones(2), "generator": generator()}
 
 

@@ -145,6 +145,19 @@ def test_a_logarithmic_clock_reaches_the_end_of_a_slow_flow():
     assert flow.gradients < 1000
 
 
+def test_a_piecewise_linear_loss_has_no_curvature_and_flows_at_a_constant_speed():
+    def distance(theta: Tensor) -> Tensor:
+        return theta.abs().sum()
+
+    start = torch.tensor([3.0, -2.0], dtype=DOUBLE)
+    flow = flows.gradient_flow(distance, 1.5, start=start)
+    assert flow.parameters[-1].tolist() == pytest.approx([1.5, -0.5])
+    # At a kink the flow would slide along it, which no solver of smooth equations does.
+    stuck = flows.gradient_flow(distance, 2.5, start=start, max_steps=300)
+    assert stuck.stopped == "steps"
+    assert stuck.products > 0
+
+
 @pytest.mark.parametrize("method", ["LSODA", "DOP853"])
 def test_a_blow_up_is_recorded_with_what_came_before(method):
     start = torch.ones(1, dtype=DOUBLE)

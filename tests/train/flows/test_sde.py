@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -191,6 +192,24 @@ def test_a_replica_that_diverges_is_masked_from_then_on_and_touches_no_other() -
     assert "1 of them DIVERGED" in repr(flow)
 
 
+def test_a_replica_may_diverge_again_while_the_others_go_on() -> None:
+    """A network far beyond its stable learning rate, whose masked replicas explode once more."""
+    inputs = 1e3 * torch.randn(8, 3, generator=generator())
+    with torch.random.fork_rng():
+        objective = Objective(nn.Linear(3, 1), nn.MSELoss(), (inputs, torch.zeros(8, 1)))
+    flow = sgd_sde(
+        objective,
+        [80.0, 160.0, 240.0],
+        lr=1.0,
+        batch_size=2,
+        replicas=2,
+        substeps=1,
+        generator=generator(),
+    )
+    assert bool((flow.diverged_at < 80).all())
+    assert bool(flow.states.isnan().all())
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(0.05, 2.0), min_size=1, max_size=4, unique=True), st.integers(1, 9))
 def test_without_noise_the_paths_are_gradient_descent_in_equal_steps(
@@ -321,6 +340,16 @@ def test_a_gradient_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize(
+    "noise", [lambda theta, z: z * theta.mean(0), lambda theta, z: z + z.mean(0, keepdim=True)]
+)
+def test_noise_that_mixes_replicas_is_refused(noise: Callable[[Tensor, Tensor], Tensor]) -> None:
+    problem = NoisyGradient(hill, noise=noise)
+    start = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    with pytest.raises(ValueError, match="noise must treat each replica alone"):
+        sgd_sde(**(GOOD | {"problem": problem, "start": start}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("noise", "message"),
     [
         ({}, "exactly one"),
@@ -332,6 +361,7 @@ def test_a_gradient_that_does_not_fit_is_refused(
         ({"covariance": torch.tensor([math.nan])}, "covariance holds NaN"),
         ({"factor": torch.ones(2)}, "factor must be"),
         ({"covariance": COVARIANCE, "noise_size": 3}, "noise_size"),
+        ({"noise": lambda theta, z: z, "noise_size": 2.5}, "noise_size must be a whole number"),
     ],
 )
 def test_noise_that_makes_no_sense_is_refused(noise: dict[str, object], message: str) -> None:

@@ -193,6 +193,28 @@ def test_a_replica_that_leaves_the_finite_numbers_touches_no_other() -> None:
     assert torch.allclose(flows[0].states[:, 1:], flows[1].states, rtol=1e-12)
 
 
+def test_a_replica_may_leave_the_finite_numbers_again() -> None:
+    """From where it is put to go on unseen, the same happens."""
+    beyond = Manifold(TOY.loss, lambda theta: TOY.covariance(theta) / (theta[0] > -0.01).double())
+    flow = local_sgd_slow_sde(**(GOOD | {"manifold": beyond, "time": [1.0, 2.0, 3.0]}))  # type: ignore[arg-type]
+    assert bool(flow.states.isnan().all())
+
+
+def test_beyond_the_stability_of_sgd_a_replica_has_diverged() -> None:
+    """Noise along the valley takes some to where its walls are steeper than 2 / lr."""
+    lr, times = 0.5, [1.0, 1.1, 2.0]
+    valley = Manifold(TOY.loss, isotropic, lambda block: block * torch.tensor([1.0, 0.0]))
+    common = {"lr": lr, "workers": 1, "local_steps": 1, "batch_size": 1, "steps": 20}
+    problem = GOOD | common | {"manifold": valley, "time": times, "replicas": 200}
+    flow = local_sgd_slow_sde(**problem)  # type: ignore[arg-type]
+    beyond = flow.states[:-1, :, 0] > math.log(2 / lr)
+    assert bool(beyond.any())
+    assert bool(flow.states[1:][beyond].isnan().all())
+    assert 0 < int(flow.diverged_at.isfinite().sum()) < 50
+    # The equation in continuous time knows no such bound.
+    assert local_sgd_slow_sde(**problem, form="continuous").converged  # type: ignore[arg-type]
+
+
 GOOD = {
     "manifold": TOY,
     "time": 0.1,

@@ -17,12 +17,15 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from undertow.objective import Objective, evaluating
+from undertow.train.flows._potential import double
 
 BatchedGradient = Callable[[Tensor], Tensor]
 BatchedNoise = Callable[[Tensor, Tensor], Tensor]
 
 # Replicas go through a network together while their inputs take at most so many bytes.
 _TOGETHER_BYTES = 2**23
+# Gradients of single samples are taken of so many samples at a time.
+_APART = 8
 # A covariance may be so far from symmetric or positive, relative to its largest entry.
 _ROUNDING = 1e-10
 
@@ -58,11 +61,10 @@ class NoisyGradient:
                 raise TypeError(f"{name} must be a function; got {type(value).__name__}")
         if sum(value is not None for value in (self.covariance, self.factor, self.noise)) != 1:
             raise ValueError("give exactly one of covariance, factor and noise")
-        if self.noise_size is not None and (self.noise is None or self.noise_size < 1):
-            raise ValueError(
-                "noise_size is a number above 0 that belongs to a noise function; got "
-                f"{self.noise_size!r}"
-            )
+        if self.noise_size is not None:
+            whole("noise_size", self.noise_size)
+            if self.noise is None:
+                raise ValueError(f"noise_size={self.noise_size} belongs to a noise function")
         for name in ("covariance", "factor"):
             value = getattr(self, name)
             if value is None:
@@ -118,6 +120,9 @@ class Drive(Protocol):
     def parts(self, theta: Tensor, shaped: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient and noise."""
 
+    def diagonal(self, theta: Tensor) -> Float64[Tensor, "replicas params"]:
+        """The diagonal of C at theta."""
+
 
 class _Explicit:
     """A `NoisyGradient`."""
@@ -165,6 +170,17 @@ class _Explicit:
         noise = shaped if function is None else function(theta, shaped)
         return self._problem.gradient(theta), noise
 
+    def diagonal(self, theta: Tensor) -> Float64[Tensor, "replicas params"]:
+        if self.variance is not None:
+            return self.variance.expand_as(theta)
+        # Squares of the noise, summed over unit vectors in the place of z.
+        total = torch.zeros_like(theta)
+        for index in range(self.draws):
+            unit = torch.zeros(1, len(theta), self.draws, device=theta.device)
+            unit[..., index] = 1
+            total += self.parts(theta.clone(), self.shaped(unit)[0])[1].square()
+        return total
+
 
 class _Network:
     """An objective in float64, its replicas stacked under `torch.func.vmap`."""
@@ -177,12 +193,10 @@ class _Network:
             **dict(objective.model.named_parameters()),
             **dict(objective.model.named_buffers()),
         }
-        tensors = {name: _double(tensor.detach()) for name, tensor in named.items()}
+        tensors = {name: double(tensor.detach()) for name, tensor in named.items()}
         self._chosen = [(name, tensors.pop(name).shape) for name in objective.param_names]
         self._fixed = tensors
-        self._data = [
-            (_double(inputs), _double(targets)) for inputs, targets in objective.batches()
-        ]
+        self._data = [(double(inputs), double(targets)) for inputs, targets in objective.batches()]
         counts = torch.cat([objective._denominators(targets) for _, targets in self._data]).double()
         self.draws = len(counts)
         if self.draws < 2:
@@ -212,6 +226,31 @@ class _Network:
         weights = torch.stack([self._mean.expand_as(shaped), shaped], 1)
         both = self._pull_back(theta, weights)
         return both[:, 0], both[:, 1]
+
+    def diagonal(self, theta: Tensor) -> Float64[Tensor, "replicas params"]:
+        """Squares of each sample's gradient less its share of the mean.
+
+        A few samples at a time: the gradient of one costs a pass over its piece of the data.
+        """
+        mean = self._pull_back(theta, self._mean.expand(len(theta), 1, self.draws))
+        total = torch.zeros_like(theta)
+        first = 0
+        with evaluating(self._objective.model):
+            for inputs, targets in self._data:
+                for begin in range(0, len(targets), _APART):
+                    chosen = slice(begin, begin + _APART)
+                    some = _rows(targets, chosen)
+                    each = torch.eye(len(some), dtype=torch.float64, device=theta.device)
+                    own = self._gradients(
+                        theta,
+                        each.expand(len(theta), -1, -1),
+                        _rows(inputs, chosen),
+                        some,
+                    )
+                    counts = self._counts[first : first + len(some), None]
+                    total += (own - counts * mean).square().sum(1)
+                    first += len(some)
+        return total * self._root**2
 
     def _pull_back(self, theta: Tensor, weights: Float64[Tensor, "replicas k samples"]) -> Tensor:
         """Gradients of the samples' losses in so weighted sums, `[replicas, k, params]`."""
@@ -283,7 +322,11 @@ def drive(
         found = _Explicit(problem, theta.shape[1], theta.device)
     _try(found, theta)
     if isinstance(problem, NoisyGradient):
-        _check_rows(problem.gradient, theta)
+        _check_rows("gradient", problem.gradient, theta)
+        if problem.noise is not None:
+            # Normal numbers that differ from row to row and from column to column.
+            z = torch.arange(len(theta) * found.draws, device=theta.device).double()
+            _check_rows("noise", problem.noise, theta, z.sin().reshape(len(theta), found.draws))
     return found, theta
 
 
@@ -330,21 +373,21 @@ def _try(problem: Drive, theta: Tensor) -> None:
 
 
 @torch.no_grad()
-def _check_rows(gradient: BatchedGradient, theta: Tensor) -> None:
-    """Raise where the gradient of a replica depends on how many there are, as with a mean."""
-    row = gradient(theta[:1].clone())
-    together = gradient(theta.clone())[:1]
+def _check_rows(name: str, function: Callable[..., Tensor], *blocks: Tensor) -> None:
+    """Raise where what a replica gets depends on how many there are, as with a mean."""
+    row = function(*(block[:1].clone() for block in blocks))
+    together = function(*(block.clone() for block in blocks))[:1]
     if row.shape != together.shape or not torch.allclose(row, together, rtol=1e-6, atol=1e-9):
         raise ValueError(
-            "gradient must treat each replica alone, but that of the first changes with the "
-            "others: sum losses over replicas, do not average them"
+            f"{name} must treat each replica alone, but that of the first changes with the "
+            "others: sum over replicas where a scalar is wanted, do not average"
         )
 
 
-def _double(part: Any) -> Any:
+def _rows(part: Any, chosen: slice) -> Any:
     if isinstance(part, Mapping):
-        return {name: _double(value) for name, value in part.items()}
-    return part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
+        return {name: _rows(value, chosen) for name, value in part.items()}
+    return part[chosen] if isinstance(part, Tensor) else part
 
 
 def _bytes(part: Any) -> int:

@@ -26,6 +26,9 @@ Hit = tuple[float, Array]
 class Event:
     """Something to find the time of: a zero of a function along the flow.
 
+    It is looked for where the sign differs between the ends of a step of the solver, so that two
+    zeros within one step go unseen; times that are asked for do not shorten the steps.
+
     Attributes:
         function: theta -> a number (a float, or a tensor with one value).
         terminal: whether the flow stops there.

@@ -109,7 +109,8 @@ class _FunctionPotential(Potential):
             allow_unused=True,
             materialize_grads=True,
         )
-        return product.flatten(1).cpu().numpy()
+        # By force: where L is piecewise linear, it may be zeros without memory.
+        return product.flatten(1).numpy(force=True)
 
     def _slope(self, point: Tensor, *, create_graph: bool) -> Tensor:
         with torch.enable_grad():
@@ -137,7 +138,7 @@ class _ObjectivePotential(Potential):
         loss = objective.loss
         if isinstance(loss, nn.Module):
             loss = copy.deepcopy(loss).double()
-        batches = [(_double(inputs), _double(targets)) for inputs, targets in objective.batches()]
+        batches = [(double(inputs), double(targets)) for inputs, targets in objective.batches()]
         self._objective = Objective(model, loss, batches, params=objective.param_names)
         named = dict(model.named_parameters())
         self._own = [named[name] for name in objective.param_names]
@@ -160,7 +161,7 @@ class _ObjectivePotential(Potential):
     def _hessian_product(self, theta: Array, block: Tensor) -> Array:
         self._set(theta)
         found = _if_finite(lambda: self._objective.hvp(block))
-        return np.full(tuple(block.shape), np.nan) if found is None else found.cpu().numpy()
+        return np.full(tuple(block.shape), np.nan) if found is None else found.numpy(force=True)
 
     def _set(self, theta: Array) -> None:
         parts = self.tensor(theta).split([parameter.numel() for parameter in self._own])
@@ -215,9 +216,10 @@ def _if_finite(evaluate: Callable[[], Tensor]) -> Tensor | None:
         return None
 
 
-def _double(part: Any) -> Any:
+def double(part: Any) -> Any:
+    """Inputs or targets, a tensor or a mapping of them, with real numbers in float64."""
     if isinstance(part, Mapping):
-        return {name: _double(value) for name, value in part.items()}
+        return {name: double(value) for name, value in part.items()}
     return part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
 
 

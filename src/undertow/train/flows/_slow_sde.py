@@ -85,6 +85,7 @@ def local_sgd_slow_sde(
     (H (1 - rho_ij)), the mean of 1 - rho_ij^s over s = 0 .. H-1, and Sigma_hat has
     (1 - rho_ij) / lr in the place of lambda_i + lambda_j: the covariance of SGD's own recursion.
     At H = 1 it is parallel SGD exactly, where the continuous form has an error lr (K - 1) lambda.
+    It ends where SGD does: a replica whose largest eigenvalue is above 2 / lr has diverged.
 
     Args:
         manifold: the loss, its noise, and the way back to the minima.
@@ -157,6 +158,7 @@ class _Multiplier:
             return (1 + (self.workers - 1) * psi) / sums
         # 1 - rho, without cancellation.
         lost = self.lr * (sums - self.lr * first * second)
+        lost = lost.where(lost >= 0, math.nan)  # beyond 2 / lr nothing is stationary
         gone = 1 - (1 - lost) ** self.local_steps
         psi = 1 - gone / (self.local_steps * lost)
         return (1 + (self.workers - 1) * psi) * self.lr / lost

@@ -154,7 +154,8 @@ def solve(
             bad = ~_finite(state)
             if bool(bad.any()):
                 fresh = bad & diverged_at.isinf()
-                diverged_at[fresh] = _when(step, before, block, fresh, clock, length)
+                if bool(fresh.any()):  # and not one that has diverged again, unseen
+                    diverged_at[fresh] = _when(step, before, block, fresh, clock, length)
                 for part, origin in zip(state, first, strict=True):
                     part[bad] = origin[bad]  # go on somewhere harmless, unseen
         steps += count

@@ -1073,11 +1073,13 @@ CLAIM = Claim(
     config=Config,
     presets={
         "smoke": Config(
-            scales=(1e-2, 1e-4, 1e-6),
-            deep_scales=(1e-2, 1e-4, 1e-6),
+            scales=(1e-2, 1e-3, 1e-4),
+            deep_scales=(1e-2, 1e-3, 1e-4),
             ratios=(0.7,),
-            wide_scales=(1e-2, 1e-4, 1e-16),
+            wide_scales=(1e-2, 1e-4, 1e-8),
             matrices=("low-rank",),
+            rows=16,
+            columns=20,
             seeds=2,
         ),
         "small": Config(),

@@ -985,7 +985,7 @@ CLAIM = Claim(
             seeds=20,
         ),
     },
-    costs={"smoke": "10 s", "small": "2 min on two cores", "paper": "hours on two cores"},
+    costs={"smoke": "10 s", "small": "1 min on two cores", "paper": "hours on two cores"},
     trials=trials,
     group=group,
     group_size=36,

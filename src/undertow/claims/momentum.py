@@ -898,7 +898,7 @@ CLAIM = Claim(
             seeds=50,
         ),
     },
-    costs={"smoke": "10 s", "small": "2 min on two cores", "paper": "two days on two cores"},
+    costs={"smoke": "10 s", "small": "1 min on two cores", "paper": "two days on two cores"},
     trials=trials,
     group=group,
     group_size=24,

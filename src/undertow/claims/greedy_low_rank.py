@@ -129,8 +129,11 @@ class Config:
         if self.seeds < 2:
             raise ValueError(f"seeds must be at least 2, got {self.seeds}")
         unknown = set(self.matrices) - set(_SEEN)
-        if unknown:
-            raise ValueError(f"matrices may be low-rank, digits and tumours, got {sorted(unknown)}")
+        if unknown or not self.matrices:
+            raise ValueError(
+                "matrices must name one or more of low-rank, digits and tumours, got "
+                f"{self.matrices}"
+            )
 
 
 def _is_ordinary(scale: float) -> bool:
@@ -1089,7 +1092,7 @@ CLAIM = Claim(
             seeds=50,
         ),
     },
-    costs={"smoke": "10 s", "small": "2 min on two cores", "paper": "15 min on two cores"},
+    costs={"smoke": "20 s", "small": "2 min on two cores", "paper": "15 min on two cores"},
     trials=trials,
     group=group,
     group_size=12,

@@ -19,6 +19,7 @@ from undertow import predict
 from undertow.apply._columns import finite
 from undertow.apply._configs import family
 from undertow.apply._schedule import Schedule, lr_factors
+from undertow.apply._start import initial_values, running_exponent
 from undertow.predict import Equilibrium, Initializer, RankBound, SyncRounds
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def forecast(
             "memory are those of a decoupled decay of the same size"
         )
     at = np.unique(np.linspace(0, steps, min(_POINTS, steps) + 1).round().astype(int))
-    running = np.concatenate([[0.0], np.cumsum(rates)]) * weight_decay / (1 - momentum)
+    running = running_exponent(rates, weight_decay, momentum)
     exponents = running[at]
     decay = lr * weight_decay / (1 - momentum)
     memory = 1 / decay if decay else math.inf
@@ -385,9 +386,7 @@ def _layer(
     bound_of: Callable[[tuple[int, int], float], RankBound] | None,
 ) -> LayerForecast:
     rows, cols = shape
-    spectrum = predict.initial_spectrum(
-        rows, cols, predict.initial_std(init, fan_in=cols, fan_out=rows * taps)
-    )
+    spectrum = initial_values(init, rows, cols, taps)
     if norm is None:
         norm = norm_ratio * float(np.linalg.norm(spectrum))
     survivors = predict.surviving_rank(

@@ -23,6 +23,7 @@ from undertow import predict
 from undertow.apply._checkpoint import read_checkpoint, taps_of
 from undertow.apply._inspection import Inspection, Residue, percent
 from undertow.apply._progress import Advance, work_bar
+from undertow.apply._start import initial_values
 from undertow.measure import SpectrumRanks, WeightMatrix, matrix_ranks, weight_matrices
 from undertow.predict import Initializer
 
@@ -275,9 +276,8 @@ def _row(
         row[f"rank_at_{percent(error)}"] = int(rank)
         row[f"parameters_at_{percent(error)}"] = min(rows * cols, int(rank) * (rows + cols))
     if residue is not None:
-        std = predict.initial_std(residue.init, fan_in=cols, fan_out=rows * taps_of(item))
         row["survivors"] = predict.surviving_rank(
-            predict.initial_spectrum(rows, cols, std),
+            initial_values(residue.init, rows, cols, taps_of(item)),
             residue.decay_exponent,
             final_norm=row["frobenius_norm"],
             threshold=ranks.threshold,
@@ -299,8 +299,10 @@ def _in_threads(
     advance: Advance,
 ) -> Iterator[tuple[WeightMatrix, tuple[SpectrumRanks, float] | None]]:
     """Each matrix with its result, as they finish; the most expensive ones start first."""
+    from loky import cpu_count  # of what this process may use
+
     order = sorted(range(len(weights)), key=lambda index: -costs[index])
-    count = workers or _cores()
+    count = workers or cpu_count()
     # One thread a matrix: eigenvalues do not get faster with two.
     with (
         _torch_threads(1),
@@ -319,13 +321,6 @@ def _in_threads(
         finally:
             for future in pending:
                 future.cancel()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from undertow import predict
+from undertow.apply._start import initial_values, running_exponent
 from undertow.predict import Initializer
 
 # Names that records may use, and what they stand for here.
@@ -118,15 +119,11 @@ def compare_records(
     frame = frame.with_columns(_exponents(frame, lr, weight_decay, momentum))
     if "threshold" not in frame.columns:
         frame = frame.with_columns(threshold=pl.lit(1e-3 if threshold is None else threshold))
-    spectra = {
-        (rows, cols): predict.initial_spectrum(
-            rows, cols, predict.initial_std(init, fan_in=cols, fan_out=rows)
-        )
-        for rows, cols in frame.select("rows", "cols").unique().iter_rows()
-    }
     columns = ("rows", "cols", "decay_exponent", "norm", "threshold")
     forecasts = [
-        predict.surviving_rank(spectra[rows, cols], exponent, final_norm=norm, threshold=limit)
+        predict.surviving_rank(
+            initial_values(init, rows, cols), exponent, final_norm=norm, threshold=limit
+        )
         for rows, cols, exponent, norm, limit in frame.select(columns).iter_rows()
     ]
     table = frame.with_columns(pl.Series("forecast", forecasts, dtype=pl.Int64)).with_columns(
@@ -179,7 +176,7 @@ def _exponents(
     rates = np.full(last, lr) if np.ndim(lr) == 0 else np.asarray(lr, dtype=np.float64)
     if len(rates) < last:
         raise ValueError(f"records go to step {last}, beyond the {len(rates)} steps of the run")
-    running = np.concatenate([[0.0], np.cumsum(rates)]) * weight_decay / (1 - momentum)
+    running = running_exponent(rates, weight_decay, momentum)
     # A table from a file may hold counts as 1000.0.
     return pl.Series("decay_exponent", running[frame["step"].cast(pl.Int64).to_numpy()])
 

@@ -124,8 +124,6 @@ def verify(
     Raises:
         ValueError: the noise scale cannot be measured: the data hold a single sample.
     """
-    noise = measure.gradient_noise(objective)
-    sharp = measure.sharpness(objective, k=1)
     factor = to_batch / from_batch
     hyper = {name: v for name, v in config.hyper.items() if name not in _COUNTS}
     rescaling = predict.rescale(
@@ -149,6 +147,9 @@ def verify(
             f"the runs are shorter than the {memory:.0f} steps that mean squares remember, so "
             "their start has a part in it",
         )
+    # After the rule has said that it reaches that batch: this is the expensive part.
+    noise = measure.gradient_noise(objective)
+    sharp = measure.sharpness(objective, k=1)
     measured: dict[str, Any] = {
         "noise_scale": float(noise.noise_scale),
         "noise_interval": (float(noise.interval[0]), float(noise.interval[1])),

@@ -271,3 +271,41 @@ def test_modules_called_twice_have_no_features() -> None:
     net.insert(4, net[3])
     with pytest.raises(ValueError, match="called 2 times"):
         neural_collapse(Objective(net, CE, cloud()), features="3")
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+@pytest.mark.parametrize("step", [7, 13, 60])
+def test_rounding_of_the_class_means_is_not_inverted(offset: float, step: int) -> None:
+    noise, line = draw(1, 20, FEATURES), draw(2, FEATURES)
+    noise = noise - noise.mean(0)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(5))
+    y = torch.arange(3).repeat_interleave(20)
+
+    def found(gap: float) -> NeuralCollapse:
+        x = torch.cat([noise[torch.randperm(20)] + k * gap * line for k in range(3)]) + offset
+        data = list(zip(x[order].split(step), y[order].split(step), strict=True))
+        return neural_collapse(Objective(head(draw(3, 3, FEATURES)), CE, data))
+
+    # Means on a line: one direction between the classes, and no second one from rounding.
+    on_a_line = found(1.0)
+    along = (noise @ line).square().mean() / line.square().sum() ** 2 / 2
+    assert on_a_line.nc1 == pytest.approx(float(along), rel=1e-9)
+    assert math.isnan(on_a_line.equinorm_means)  # the middle class lies at the centre
+    equal = found(0.0)
+    assert equal.nc1 == math.inf
+    assert equal.nc2 == pytest.approx(1)
+    assert math.isnan(equal.equinorm_means)
+
+
+def test_layers_called_by_the_name_of_their_input_have_features() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = head(draw(5, CLASSES, FEATURES))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(input=inputs)
+
+    x, y = cloud()
+    found = neural_collapse(Objective(Named(), CE, (x, y)))
+    assert numbers(found) == numbers(measure(x, y, draw(5, CLASSES, FEATURES)))

@@ -209,3 +209,33 @@ def test_bad_input_says_what_would_do() -> None:
     broken[1].weight.data.fill_(math.inf)
     with pytest.raises(ValueError, match="layer 2 of stack gives no finite tensor"):
         depth_convergence(broken, x)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-6, 1e-3])
+def test_a_small_branch_does_not_pass_for_another_one(scale: float) -> None:
+    stack = seeded(
+        lambda: nn.Sequential(Scaled(4), Residual(4, 6, last=False, functional=True)), scale
+    ).float()
+    with torch.no_grad():
+        stack[0].linear.weight.mul_(10)
+        stack[0].linear.bias.zero_()
+    found = depth_convergence(stack, draw(0, 3, 4).float())
+    assert found.bound[0].isnan().all()  # h + W h / 10 is not h + W h
+    assert not found.bound[1].isnan().any()
+
+
+def test_dropout_and_identities_do_not_end_a_run() -> None:
+    layers = [lambda: nn.Linear(4, 4), nn.Dropout, nn.ReLU, nn.Identity, nn.Dropout]
+    stack = seeded(lambda: nn.Sequential(*(layer() for layer in layers * 3)))
+    plain = nn.Sequential(*(part for part in stack if isinstance(part, nn.Linear | nn.ReLU)))
+    x = draw(1, 5, 4)
+    found, expected = depth_convergence(stack, x), depth_convergence(plain, x)
+    assert found.blocks == ("0-2", "5-7", "10-12")
+    torch.testing.assert_close(found.movement, expected.movement)
+    torch.testing.assert_close(found.bound, expected.bound)
+
+
+def test_inputs_of_another_type_are_refused() -> None:
+    stack = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+    with pytest.raises(TypeError, match=r"x must be in the type.*float64; got torch\.float32"):
+        depth_convergence(stack, torch.ones(2, 3))

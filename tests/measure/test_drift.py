@@ -196,3 +196,36 @@ def test_ragged_batches_class_weights_and_ignored_labels_do_not_matter() -> None
     torch.testing.assert_close(whole.gradient_drift, split.gradient_drift)
     torch.testing.assert_close(whole.relative_drift, split.relative_drift)
     assert torch.equal(whole.flip_fraction, split.flip_fraction)
+
+
+def test_the_relu_of_a_transformer_layer_is_seen() -> None:
+    with torch.random.fork_rng():
+        layer = nn.TransformerEncoderLayer(4, 2, dim_feedforward=6, batch_first=True).double()
+    models = [layer, copy.deepcopy(layer)]
+    for index, parameter in enumerate(models[1].parameters()):
+        parameter.data += 0.5 * draw(index, *parameter.shape)
+    center = averaged(models)
+    data = [(draw(k, 5, 3, 4), draw(9 + k, 5, 3, 4)) for k in range(2)]
+    found = local_drift(models, [Objective(layer, nn.MSELoss(), pair) for pair in data])
+    for model, (x, _), fraction in zip(models, data, found.flip_fraction, strict=True):
+        signs = []
+        for module in (model, center):
+            caught: list[Tensor] = []
+            handle = module.linear1.register_forward_hook(
+                lambda layer, args, output, caught=caught: caught.append(output > 0)
+            )
+            with torch.no_grad():
+                copy.deepcopy(module).eval()(x)
+            handle.remove()
+            signs.append(caught[0])
+        assert 0 < float(fraction) == pytest.approx(float((signs[0] != signs[1]).double().mean()))
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_network_without_relu_says_so() -> None:
+    models, data = clients((3, 4, 2), activation="identity")
+    found = local_drift(
+        models, [Objective(m, nn.MSELoss(), d) for m, d in zip(models, data, strict=True)]
+    )
+    assert found.flip_fraction.isnan().all()
+    assert "no ReLU" in repr(found)

@@ -255,3 +255,29 @@ def test_an_accuracy_that_falls_by_the_tolerance_exactly_is_kept() -> None:
     found = functional_rank(net, Objective(net, CE, (x, y)), 0.3, metric="accuracy")
     assert found.ranks == {"weight": 0}  # always class 1: 0.7 of the labels
     assert found.common_metric == pytest.approx(0.7)
+
+
+class Cosine(nn.Module):
+    """Features of unit length: rank 0 divides by zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 6, bias=False, dtype=torch.float64)
+        self.head = nn.Linear(6, 3, dtype=torch.float64)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.body(inputs)
+        return self.head(hidden / hidden.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_truncation_whose_outputs_are_not_finite_is_not_kept(metric: Any) -> None:
+    model = Cosine()
+    data = draw(4, 30, 5), torch.arange(30) % 3
+    found = functional_rank(model, Objective(model, CE, data), 100.0, metric=metric)
+    assert found.ranks == {"body.weight": 1, "head.weight": 0}
+    assert found.common_ranks["body.weight"] == 1
+    with torch.no_grad():
+        model.head.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        functional_rank(model, Objective(model, CE, data), 100.0, metric=metric)

@@ -130,3 +130,17 @@ def test_dead_networks_and_bad_arguments_are_refused() -> None:
     nn.init.constant_(net[1].weight, math.inf)
     with pytest.raises(ValueError, match=r"1\.weight is not finite"):
         homogeneity(objective(net, 5))
+
+
+def test_outputs_whose_squares_leave_the_range_of_floats_have_their_degree() -> None:
+    for weight, depth in ((1e-4, 60), (1e4, 60)):
+        layers = [nn.Linear(2, 2, bias=False, dtype=torch.float64) for _ in range(depth)]
+        model = nn.Sequential(*layers)
+        with torch.no_grad():
+            for layer in layers:
+                layer.weight.copy_(weight * torch.tensor([[1.0, 0.1], [0.2, 1.0]]))
+        data = draw(0, 12, 2).double(), torch.zeros(12, dtype=torch.long)
+        found = homogeneity(Objective(model, nn.CrossEntropyLoss(), data))
+        assert found.homogeneous
+        assert found.degree == depth
+        assert found.deviation < 1e-11

@@ -153,6 +153,14 @@ def test_nothing_jumps_where_the_series_takes_over(gap: float) -> None:
     assert found.smoothed_margin == pytest.approx(gap, abs=1e-14)
 
 
+def test_losses_above_any_float_keep_theirs_too() -> None:
+    x = torch.tensor([[-8e307, 0.0]], dtype=torch.float64).expand(3, 2)
+    found = margins(Objective(Identity(2), CE, (x, torch.zeros(3, dtype=torch.long))), degree=1)
+    assert found.log_loss == pytest.approx(math.log(8e307) + math.log(3))
+    assert found.smoothed_margin == -math.inf
+    assert not found.below_threshold
+
+
 def test_norms_beyond_any_float_keep_their_logarithm() -> None:
     net = nn.Sequential(*[nn.Linear(1, 1, bias=False) for _ in range(400)])
     for layer in net:

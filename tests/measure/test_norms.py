@@ -183,3 +183,109 @@ def test_biases_are_noted() -> None:
     found = norm_bounds(objective(mlp((5, 4, 2)), 5))
     assert "biases" in found.notes[0]
     assert "biases" in repr(found)
+
+
+class Folded(nn.Module):
+    """A layer on every position of a sequence, with the positions somewhere in the batch."""
+
+    def __init__(self, layer: nn.Module, first: bool) -> None:
+        super().__init__()
+        self.layer, self.first = layer, first
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.first:  # positions come first
+            return self.layer(inputs.transpose(0, 1)).transpose(0, 1)
+        return self.layer(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2])
+
+
+@pytest.mark.parametrize(
+    ("layer", "first", "shape"),
+    [
+        (nn.Linear(3, 4), False, (5, 3)),
+        (nn.Linear(3, 4), True, (5, 3)),
+        (nn.Conv1d(3, 4, 2), False, (5, 3, 6)),
+    ],
+    ids=["linear folded", "linear first", "convolution folded"],
+)
+def test_positions_count_wherever_the_model_puts_them(
+    layer: nn.Module, first: bool, shape: tuple[int, ...]
+) -> None:
+    model = Folded(layer, first)
+    dense = matrix(model, *shape)
+    row = layer_norms(objective(model, *shape)).table.row(0, named=True)
+    assert row["positions"] == (25 if len(shape) == 3 else 5)
+    assert row["toeplitz_norm"] == pytest.approx(float(dense.norm()), rel=1e-6)
+    assert row["spectral_norm"] >= float(torch.linalg.svdvals(dense)[0]) * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_circular_padding_that_repeats_rows_raises_the_norm(padding: int, stride: int) -> None:
+    layer = nn.Conv1d(2, 3, 2, padding=padding, padding_mode="circular", stride=stride)
+    dense = matrix(layer, 2, 5)
+    row = layer_norms(objective(layer, 2, 5)).table.row(0, named=True)
+    assert row["spectral_norm"] >= float(torch.linalg.svdvals(dense)[0]) * (1 - 1e-6)
+    assert row["toeplitz_norm"] == pytest.approx(float(dense.norm()), rel=1e-6)
+
+
+def test_sizes_without_an_output_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"size \(3, 3\) is too small"):
+        toeplitz_norm(nn.Conv2d(1, 1, 5), (3, 3))
+    with pytest.raises(ValueError, match="whole numbers"):
+        toeplitz_norm(nn.Conv1d(1, 1, 2), (3.5,))  # type: ignore[arg-type]
+
+
+def test_a_layer_used_twice_has_the_bound_of_two_equal_ones() -> None:
+    tied = nn.Linear(4, 4, bias=False)
+    apart = nn.Sequential(tied, nn.ReLU(), copy.deepcopy(tied))
+    one = norm_bounds(objective(nn.Sequential(tied, nn.ReLU(), tied), 4))
+    two = norm_bounds(objective(apart, 4))
+    assert one.samples == two.samples == 6
+    assert one.kernel == pytest.approx(two.kernel, rel=1e-12)
+    assert one.toeplitz == pytest.approx(two.toeplitz, rel=1e-12)
+
+
+def test_every_output_position_is_a_choice() -> None:
+    dense = nn.Linear(6, 10, bias=False)
+    layer = nn.Conv1d(1, 2, 2, bias=False)
+    bounds = norm_bounds(objective(layer, 1, 6)), norm_bounds(objective(dense, 6))
+    factors = []
+    for found, inputs in zip(bounds, (draw(0, 6, 1, 6), draw(0, 6, 6)), strict=True):
+        scale = math.exp(found.norms.log_toeplitz) * float(inputs.norm()) / 6
+        factors.append(found.toeplitz / scale)
+    assert factors[0] == pytest.approx(factors[1], rel=1e-6)
+
+
+class Shortcut(nn.Sequential):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + super().forward(inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Linear(4, 3)), (1, 6, 6), "whole positions"),
+        (nn.Sequential(nn.Linear(6, 6), nn.Conv1d(5, 3, 2)), (5, 6), "whole positions"),
+        (nn.Sequential(nn.Linear(4, 4), Shortcut(nn.Linear(4, 4))), (4,), "Shortcut"),
+        (nn.Sequential(nn.Flatten(0, 1), nn.Linear(4, 3)), (5, 4), "5 rows"),
+    ],
+    ids=["not flattened", "channels mixed up", "shortcut", "batch folded"],
+)
+def test_layers_that_do_not_read_whole_positions_are_refused(
+    model: nn.Module, shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        norm_bounds(objective(model, *shape))
+
+
+def test_layers_called_by_the_name_of_their_input_are_measured() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(input=inputs)
+
+    row = layer_norms(objective(Named(), 5, 3)).table.row(0, named=True)
+    assert (row["name"], row["positions"]) == ("layer", 5)

@@ -60,3 +60,21 @@ def test_the_plot_has_a_line_a_matrix():
     chart = profile(objective()).plot().to_dict()
     (rows,) = chart["datasets"].values()
     assert {row["matrix"] for row in rows} == {"1.weight", "3.weight"}
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "targets"),
+    [
+        (nn.Linear(6, 1), functional.mse_loss, torch.linspace(-1, 1, 40)[:, None]),
+        (nn.PReLU(), functional.mse_loss, torch.linspace(-1, 1, 240).reshape(40, 6)),
+    ],
+    ids=["regression", "no matrix"],
+)
+def test_reasons_fit_in_eighty_columns(model, loss, targets):
+    inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    found = profile(Objective(model, loss, (inputs, targets)))
+    assert all(len(line) <= 80 for line in repr(found).splitlines())
+    assert "targets" in repr(found)
+    if isinstance(model, nn.PReLU):
+        with pytest.raises(ValueError, match=r"no singular values to draw.*no weight matrix"):
+            found.plot()

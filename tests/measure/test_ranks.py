@@ -267,3 +267,25 @@ def test_repr_reads_like_a_sentence() -> None:
     text = repr(ranks({f"w{i}": torch.eye(2) for i in range(14)}))
     assert text.startswith("28 of 28 singular values in 14 weight matrices exceed 0.001 of their")
     assert "and 2 more in .table" in text
+
+
+@pytest.mark.parametrize("kind", [">f8", ">f4", np.longdouble])
+def test_arrays_of_types_that_torch_lacks_are_converted(kind: object) -> None:
+    plain = np.arange(12.0).reshape(3, 4) + 20 * np.eye(3, 4)
+    check(ranks({"w": plain.astype(kind)}), {"w": torch.from_numpy(plain)})
+
+
+def test_a_module_is_not_quantised_by_the_name_of_its_file() -> None:
+    class Plain(nn.Module):
+        __module__ = "my_quantized_nets"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.eye(3))
+
+    assert ranks(Plain()).table["threshold_rank"].to_list() == [3]
+
+
+def test_one_energy_is_not_a_list_of_them() -> None:
+    with pytest.raises(TypeError, match=r"energies must be a sequence.*got 0\.9"):
+        ranks({"w": torch.eye(2)}, energies=0.9)  # type: ignore[arg-type]

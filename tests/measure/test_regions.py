@@ -101,6 +101,22 @@ CASES = {
         lambda: nn.Sequential(nn.MaxPool3d(2), nn.Flatten(), nn.Linear(8, 2)),
         (1, 4, 4, 4),
     ),
+    "adaptive max pools": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 2, 2),
+            nn.ReLU(),
+            nn.AdaptiveMaxPool2d((3, 2)),
+            nn.Flatten(2),
+            nn.AdaptiveMaxPool1d(4),
+            nn.Flatten(),
+            nn.Linear(8, 2),
+        ),
+        (1, 6, 5),
+    ),
+    "adaptive max pool in three dimensions": (
+        lambda: nn.Sequential(nn.AdaptiveMaxPool3d((2, 3, 1)), nn.Flatten(), nn.Linear(6, 2)),
+        (1, 3, 4, 5),
+    ),
     "everything": (Everything, (6,)),
     "affine": (lambda: mlp((6, 8, 3), activation="identity"), (6,)),
 }
@@ -347,3 +363,107 @@ def test_bad_input_says_what_would_do() -> None:
         activation_region(FunctionalLayer(lambda x: (x, x)), x)
     with pytest.raises(ValueError, match="as many rows"):
         activation_region(FunctionalLayer(lambda x: x.sum()), x)
+
+
+AT_KINK = {
+    # At the last kink, the function and the piece below it as (slope, value at zero).
+    "relu": (nn.ReLU(), 0.0, (0.0, 0.0)),
+    "leaky relu": (nn.LeakyReLU(0.1), 0.0, (0.1, 0.0)),
+    "abs": (FunctionalLayer(torch.abs), 0.0, (-1.0, 0.0)),
+    "hardtanh": (nn.Hardtanh(), 1.0, (1.0, 0.0)),
+    "hardtanh below": (nn.Hardtanh(), -1.0, (0.0, -1.0)),
+    "relu6": (nn.ReLU6(), 6.0, (1.0, 0.0)),
+    "hardsigmoid": (nn.Hardsigmoid(), 3.0, (1 / 6, 0.5)),
+    "clamp below": (FunctionalLayer(lambda x: x.clamp(min=0.5)), 0.5, (0.0, 0.5)),
+    "clamp at zero": (FunctionalLayer(lambda x: x.clamp(min=0)), 0.0, (0.0, 0.0)),
+    "clamp above": (FunctionalLayer(lambda x: x.clamp(max=0.5)), 0.5, (1.0, 0.0)),
+    "crossed clamp": (FunctionalLayer(lambda x: x.clamp(min=1.0, max=0.5)), 0.5, (0.0, 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", AT_KINK)
+def test_at_a_kink_the_map_is_that_of_the_piece_below(name: str) -> None:
+    model, kink, (slope, offset) = AT_KINK[name]
+    region = activation_region(model, torch.tensor([[kink]], dtype=torch.float64))
+    assert float(region.matrix) == pytest.approx(slope)
+    assert float(region.offset) == pytest.approx(offset)
+    below = torch.tensor([[kink - 0.01]], dtype=torch.float64)
+    torch.testing.assert_close(region(below), model(below))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-8, 1e-4, 1e4])
+def test_the_length_of_a_direction_costs_no_digits(size: float) -> None:
+    model = filled(mlp((4, 6, 6, 2))).float()
+    x, ray = draw(1, 5, 4).float(), draw(2, 5, 4).float()
+    once, scaled = (region_radius(model, x, s * ray).distance for s in (1.0, size))
+    torch.testing.assert_close(size * scaled, once, rtol=1e-5, atol=0)
+
+
+def test_large_biases_hide_no_boundary_in_float32() -> None:
+    model, x, ray = filled(mlp((4, 6, 6, 2))), draw(1, 5, 4), draw(2, 5, 4)
+    with torch.no_grad():
+        model[1].weight.mul_(0.01)
+        model[1].bias.add_(1000)
+    single = copy.deepcopy(model).float()
+    with torch.no_grad():  # the same numbers in both types
+        for parameter, rounded in zip(model.parameters(), single.parameters(), strict=True):
+            parameter.copy_(rounded)
+    x, ray = x.float().double(), ray.float().double()
+    for measure, inputs in ((region_radius, (x, ray)), (boundary_distance, (x,))):
+        found = measure(single, *(part.float() for part in inputs)).distance.double()
+        torch.testing.assert_close(found, measure(model, *inputs).distance, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("how", ["detach", "no_grad"])
+def test_what_is_detached_counts(how: str) -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if how == "detach":
+                return self.head(self.body(x).relu().detach()) + x[:, :2]
+            with torch.no_grad():
+                hidden = self.body(x).relu()
+            return self.head(hidden)
+
+    model = filled(built(Detached))
+    x = torch.cat([torch.zeros(1, 4, dtype=torch.float64), draw(1, 3, 4)])
+    region = activation_region(model, x)
+    step = 1e-6 * draw(2, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(region(x + step), model(x + step), rtol=0, atol=1e-12)
+
+
+def test_choices_by_a_constant_mask_are_affine() -> None:
+    mask = torch.tensor([True, False, True, False])
+    for choice in (
+        lambda x: torch.where(mask, x.relu(), 2 * x),
+        lambda x: x.masked_fill(mask, 3.0),
+    ):
+        model, x = FunctionalLayer(choice), draw(0, 3, 4)
+        torch.testing.assert_close(activation_region(model, x)(x), model(x))
+
+
+@pytest.mark.parametrize("measure", [activation_region, boundary_distance])
+def test_causes_are_named(measure: object) -> None:
+    x = draw(0, 3, 4)
+    broken = filled(mlp((4, 3, 2)))
+    with torch.no_grad():
+        broken[1].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"outputs of model are not finite: 1\.weight"):
+        measure(broken, x)
+    with pytest.raises(TypeError, match=r"x must be in the type.*float64; got torch\.float32"):
+        measure(filled(mlp((4, 3, 2))), x.float())
+    for function, said in (
+        (lambda x: torch.div(x, 0.5, rounding_mode="floor"), "not piecewise linear: div"),
+        (lambda x: torch.nn.functional.prelu(x, x[0, :1]), "not piecewise linear: _prelu"),
+        (lambda x: x.half().double(), "rounds to torch.float16"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            measure(FunctionalLayer(function), x)
+    with pytest.raises(TypeError, match="directions must be a tensor; got list"):
+        region_radius(mlp((4, 2)).double(), x, [1.0])
+    with pytest.raises(TypeError, match="directions must be floating point"):
+        region_radius(mlp((4, 2)).double(), x, x.long())

@@ -111,3 +111,33 @@ def test_bad_arguments_are_refused() -> None:
         split_init(net, mlp((5, 7, 3)), 1.0)
     with pytest.raises(TypeError):
         split_init(net, [1], 1.0)  # type: ignore[arg-type]
+
+
+def test_a_state_dict_that_was_not_copied_is_refused() -> None:
+    net = mlp((5, 6, 3))
+    alias, copied = net.state_dict(), copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)
+    with pytest.raises(ValueError, match=r"initial shares its memory with model.*deepcopy"):
+        split_init(net, alias, 0.5)
+    assert split_init(net, copied, 0.5).table["rank"].min() > 0
+
+
+@pytest.mark.parametrize("tied", ["trained", "initial"])
+def test_weights_may_be_tied_on_one_side_only(tied: str) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+            self.head = nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embedding.weight
+
+    one, other = Tied(), {name: value.clone() for name, value in Tied().state_dict().items()}
+    trained, initial = (one, other) if tied == "trained" else (other, one)
+    found = split_init(trained, initial, 0.3)
+    start = (other if tied == "trained" else one.state_dict())["embedding.weight"]
+    expected = math.exp(-0.3) * start.double()
+    for residue in found.residue.values():
+        torch.testing.assert_close(residue, expected)
+    assert len(found.residue) == (1 if tied == "trained" else 2)

@@ -45,7 +45,7 @@ class NormBounds:
         kernel: (rho / N) (1 + sqrt(2 (L log 2 + sum log deg_l + log C))) times
             sqrt(prod deg_l * max over patches of sum_i ||patch of x_i||^2), rho = prod ||W_l||_F.
         toeplitz: (rho_T / N) (1 + sqrt(2 (L log 2 + log C))) sqrt(sum_i ||x_i||^2) with rho_T the
-            product of Toeplitz norms.
+            product of Toeplitz norms. C counts the outputs at every position.
         log_kernel: its logarithm, where the bound leaves float64's range.
         log_toeplitz: likewise.
         locality_factor: rho_T / rho; sqrt of the product of positions without padding.
@@ -83,16 +83,22 @@ def norm_bounds(objective: Objective) -> NormBounds:
 
     Raises:
         ValueError: if the model has other layers (pooling, normalisation, attention), layers that
-            do not follow one another, or padding other than zeros.
+            do not follow one another or do not read whole positions, or padding other than zeros.
     """
     model = objective.model
     _check_chain(model)
     calls = layer_calls(objective)
     norms = layer_norms(objective)
+    for call in calls:
+        if call.rows != 1:
+            raise ValueError(
+                f"the bounds need samples on the first axis; {call.name} gets {call.rows} rows of "
+                "each"
+            )
     degrees = tuple(_degree(below, layer) for below, layer in pairwise(calls))
     patches, total, samples = _input_squares(objective, calls[0])
 
-    outputs = calls[-1].output_shape[-1 if isinstance(calls[-1].module, nn.Linear) else 0]
+    outputs = math.prod(calls[-1].output_shape)
     log_reads = sum(math.log(degree) for degree in degrees)
     choices = len(calls) * math.log(2) + math.log(outputs)
     log_kernel = (
@@ -126,6 +132,9 @@ def _check_chain(model: nn.Module) -> None:
         if "parametrizations" in name.split("."):
             continue
         allowed = isinstance(module, (nn.Sequential, nn.Linear, _ConvNd, *_HARMLESS))
+        # A subclass may add a shortcut.
+        if isinstance(module, nn.Sequential) and type(module).forward is not nn.Sequential.forward:
+            allowed = False
         if not allowed or isinstance(module, _ConvTransposeNd):
             where = f"{name or 'the model'} is a {type(module).__name__}"
             raise ValueError(
@@ -137,15 +146,25 @@ def _check_chain(model: nn.Module) -> None:
 
 
 def _degree(below: LayerCall, layer: LayerCall) -> int:
-    if isinstance(layer.module, _ConvNd):
-        return math.prod(layer.module.kernel_size)
-    width = layer.input_shape[-1]
     # Channels come first behind a convolution, last behind a linear layer.
-    channels = below.output_shape[0 if isinstance(below.module, _ConvNd) else -1]
-    if width % channels:
+    after_convolution = isinstance(below.module, _ConvNd)
+    channels = below.output_shape[0 if after_convolution else -1]
+    positions = math.prod(below.output_shape) // channels
+    if isinstance(layer.module, _ConvNd):
+        if after_convolution and layer.input_shape == below.output_shape:
+            return math.prod(layer.module.kernel_size)
+        if positions == 1:  # a part of the only one
+            return 1
+        raise ValueError(
+            f"the bounds need a convolution to read whole positions of the layer before it; "
+            f"{layer.name} gets {layer.input_shape} from {below.name}'s {below.output_shape}"
+        )
+    width = layer.input_shape[-1]
+    whole = after_convolution and width != channels * positions
+    if width % channels or whole:
         raise ValueError(
             f"{layer.name} reads {width} numbers, which are not whole positions of {below.name}'s "
-            f"{channels} channels"
+            f"{channels} channels; an nn.Flatten between them may be missing"
         )
     return width // channels
 
@@ -153,19 +172,21 @@ def _degree(below: LayerCall, layer: LayerCall) -> int:
 def _input_squares(objective: Objective, first: LayerCall) -> tuple[float, float, int]:
     """Max over patches of sum_i ||patch||^2, sum_i ||x_i||^2, and N, at the first layer."""
     sums: list[Tensor] = []
-    samples = 0
+    samples = batches = 0
 
     def record(module: nn.Module, args: tuple[Any, ...]) -> None:
         nonlocal samples
         del module
-        squares = args[0].double().square()
-        samples += len(squares)
-        sums.append(squares.sum(0))
+        if len(sums) < batches:  # not when a later layer is the same module
+            squares = args[0].double().square()
+            samples += len(squares)
+            sums.append(squares.sum(0))
 
     with evaluating(objective.model) as handles:
         handles.append(first.module.register_forward_pre_hook(record))
         state = state_in(objective.model, None)
         for inputs, _ in objective.batches():
+            batches += 1
             outputs_of(objective.model, state, inputs, None)
     squares = torch.stack(sums).sum(0)
     layer = first.module

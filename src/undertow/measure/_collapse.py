@@ -15,11 +15,21 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
-from undertow.measure._evaluation import class_scores, evaluating, first, outputs_of, state_in
+from undertow.measure._evaluation import (
+    class_scores,
+    evaluating,
+    first,
+    given,
+    outputs_of,
+    state_in,
+)
 from undertow.measure._weights import weight_matrices
 from undertow.objective import Objective
 
 Features = str | Callable[[Any], Tensor] | None
+# Class means are off by at most about this many rounding errors of the largest feature vector, for
+# each root of a batch that they are merged from.
+_ROUNDING_FACTOR = 16.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +38,7 @@ class NeuralCollapse:
 
     Attributes:
         nc1: tr(Sigma_W Sigma_B^+) / C, the variability within classes; inf where all class means
-            are equal.
+            are equal, up to the rounding of float64.
         nc2: || K / ||K||_F - (I - 1 1^T / C) / sqrt(C - 1) ||_F for K = M^T M, the distance of the
             centred class means M from a simplex equiangular tight frame.
         nc3: || W^T / ||W||_F - M / ||M||_F ||_F^2 (0 to 4), between the last linear layer and the
@@ -103,15 +113,18 @@ def neural_collapse(
     if side not in ("input", "output"):
         raise ValueError(f"side must be 'input' or 'output'; got {side!r}")
     reader = _Reader(objective, features, side, classifier, dtype)
-    means, counts = _class_means(reader)
+    means, counts, rounding = _class_means(reader)
     classes = counts.nonzero()[:, 0]
     if len(classes) < 2:
         raise ValueError(f"neural collapse needs two or more classes; the data hold {len(classes)}")
     means, kept = means[classes], counts[classes]
     center = means.mean(0)
     centered = means - center
+    rounding *= math.sqrt(len(classes))
+    if float(centered.norm()) <= rounding:  # equal: nothing may be read from their differences
+        centered = torch.zeros_like(centered)
 
-    nc1, disagreements = _second_pass(reader, center, centered, classes)
+    nc1, disagreements = _second_pass(reader, center, centered, classes, rounding)
     samples = int(kept.sum())
     weight = reader.weight(len(counts))
     notes = []
@@ -124,7 +137,7 @@ def neural_collapse(
         weight = weight[classes]
         nc3 = float((_unit(weight) - _unit(centered)).square().sum())
         equinorm_weights, equiangular_weights = _regularity(weight)
-    equinorm_means, equiangular_means = _regularity(centered)
+    equinorm_means, equiangular_means = _regularity(centered, rounding)
     return NeuralCollapse(
         nc1=nc1,
         nc2=_distance_to_simplex(centered),
@@ -198,23 +211,25 @@ class _Reader:
         caught: list[Any] = []
         fed: list[Any] = []
 
-        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def record(
+            module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any
+        ) -> None:
             del module
             # A copy: an activation that works in place may follow.
-            value = args[0] if self.side == "input" else output
+            value = given(args, named) if self.side == "input" else output
             caught.append(value.clone() if isinstance(value, Tensor) else value)
 
-        def record_fed(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def record_fed(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             del module
-            fed.append(args[0])
+            fed.append(given(args, named))
 
         with evaluating(model) as handles:
             if isinstance(self.features, str):
                 module = self.modules[self.features]
-                handles.append(module.register_forward_hook(record))
+                handles.append(module.register_forward_hook(record, with_kwargs=True))
             if self.classifier is not None:
                 last = self.modules[self.classifier]
-                handles.append(last.register_forward_pre_hook(record_fed))
+                handles.append(last.register_forward_pre_hook(record_fed, with_kwargs=True))
             state = state_in(model, self.dtype)
             for inputs, targets in self.objective.batches():
                 caught.clear()
@@ -258,13 +273,18 @@ class _Reader:
         return weight if len(weight) == classes else None
 
 
-def _class_means(reader: _Reader) -> tuple[Tensor, Tensor]:
-    """Means `[C, d]` and counts `[C]`, merged batch by batch (Chan, Golub and LeVeque)."""
+def _class_means(reader: _Reader) -> tuple[Tensor, Tensor, float]:
+    """Means `[C, d]` and counts `[C]`, merged batch by batch (Chan, Golub and LeVeque).
+
+    And how far a mean may be off by rounding.
+    """
     means: Tensor | None = None
     counts: Tensor | None = None
+    largest, batches = 0.0, 0
 
     def visit(features: Tensor, scores: Tensor, labels: Tensor) -> None:
-        nonlocal means, counts
+        nonlocal means, counts, largest, batches
+        largest, batches = max(largest, float(features.norm(dim=1).max())), batches + 1
         if means is None or counts is None:
             means = features.new_zeros(scores.shape[1], features.shape[1])
             counts = torch.zeros(scores.shape[1], dtype=torch.int64, device=features.device)
@@ -275,21 +295,25 @@ def _class_means(reader: _Reader) -> tuple[Tensor, Tensor]:
     reader.read(visit)
     assert means is not None
     assert counts is not None
-    return means, counts
+    rounding = _ROUNDING_FACTOR * torch.finfo(means.dtype).eps * math.sqrt(batches) * largest
+    return means, counts, rounding
 
 
 def _second_pass(
-    reader: _Reader, center: Tensor, centered: Tensor, classes: Tensor
+    reader: _Reader, center: Tensor, centered: Tensor, classes: Tensor, rounding: float
 ) -> tuple[float, int]:
     """NC1, and on how many samples the nearest class mean disagrees with the network.
 
     Sigma_B = M M^T / C, so tr(Sigma_W Sigma_B^+) / C is the mean of ||M^+ (h - mu_c)||^2.
     """
-    # In a basis of the vectors that sum to zero: rounding in M 1 = 0 must not be inverted.
+    # In a basis of the vectors that sum to zero, and above the means' own rounding: neither that in
+    # M 1 = 0 nor that of means on a line or plane may be inverted.
     ones_first = torch.eye(len(classes)).to(centered)
     ones_first[:, 0] = 1
     basis = torch.linalg.qr(ones_first).Q[:, 1:]
-    inverse = torch.linalg.pinv(basis.T @ centered)
+    spread = basis.T @ centered
+    relative = max(spread.shape) * torch.finfo(spread.dtype).eps
+    inverse = torch.linalg.pinv(spread, atol=rounding, rtol=relative)
     rows = centered.new_full((int(classes.max()) + 1,), -1).long()
     rows[classes] = torch.arange(len(classes), device=classes.device)
     half_squares = centered.square().sum(1) / 2
@@ -320,10 +344,15 @@ def _distance_to_simplex(centered: Float64[Tensor, "classes features"]) -> float
     return float((_unit(centered @ centered.T) - simplex / math.sqrt(classes - 1)).norm())
 
 
-def _regularity(rows: Float64[Tensor, "classes features"]) -> tuple[float, float]:
-    """Coefficient of variation of the norms, and mean |cosine + 1 / (C - 1)| over pairs."""
+def _regularity(
+    rows: Float64[Tensor, "classes features"], rounding: float = 0.0
+) -> tuple[float, float]:
+    """Coefficient of variation of the norms, and mean |cosine + 1 / (C - 1)| over pairs.
+
+    NaN where a row is zero, up to rounding, and so has no direction.
+    """
     norms = rows.norm(dim=1)
-    if not norms.all():
+    if (norms <= rounding).any():
         return math.nan, math.nan
     directions = rows / norms[:, None]
     apart = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)

@@ -20,6 +20,8 @@ from undertow.measure._evaluation import evaluating
 from undertow.measure._spectrum import matrix_spectrum
 
 _UNKNOWN = (math.nan, math.nan, math.nan)
+# Change nothing in eval mode.
+_IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +77,13 @@ def depth_convergence(
 ) -> DepthConvergence:
     """Measure how a stack of equal-width blocks converges in depth, on some inputs.
 
-    Blocks are the longest run, in the order of an `nn.Sequential` (nested ones are opened), of
-    either a `Linear` with as many outputs as inputs followed by a `ReLU`, or of modules with parts
-    that keep the shape of their input, such as residual blocks. What comes before is run and not
-    counted; what comes after is ignored. A residual block is recognised when it equals h + g(h), or
-    its ReLU, on the data, with g the chain of the block's linear layers with ReLUs between; any
-    other block is measured without a bound. Runs in eval mode; the model is left as found.
+    Blocks are the longest run, in the order of an `nn.Sequential` (nested ones are opened, dropout
+    and identities passed over), of either a `Linear` with as many outputs as inputs followed by a
+    `ReLU`, or of modules with parts that keep the shape of their input, such as residual blocks.
+    What comes before is run and not counted; what comes after is ignored. A residual block is
+    recognised when it equals h + g(h), or its ReLU, on the data, with g the chain of the block's
+    linear layers with ReLUs between; any other block is measured without a bound. Runs in eval
+    mode; the model is left as found.
 
     Args:
         stack: the network.
@@ -88,7 +91,8 @@ def depth_convergence(
         tolerance: relative, for `settled_depth`.
 
     Raises:
-        TypeError: stack is no `nn.Sequential`, or x no floating-point tensor.
+        TypeError: stack is no `nn.Sequential`, or x no floating-point tensor of its parameters'
+            type.
         ValueError: it has no such block, or x is empty or not finite, or states are not finite.
     """
     if not isinstance(stack, nn.Sequential):
@@ -97,10 +101,16 @@ def depth_convergence(
             "of the model that is one"
         )
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a floating-point tensor [batch, ...]; got {type(x).__name__}")
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor [batch, ...]; got {kind}")
     if x.ndim < 2 or x.numel() == 0 or not torch.isfinite(x).all():
         raise ValueError(
             f"x must hold at least one sample, [batch, ...], all finite; got {tuple(x.shape)}"
+        )
+    types = {p.dtype for p in stack.parameters() if p.is_floating_point()}
+    if types and x.dtype not in types:
+        raise TypeError(
+            f"x must be in the type of the stack's parameters, {types.pop()}; got {x.dtype}"
         )
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
@@ -139,7 +149,7 @@ def _opened(stack: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]
     for name, module in stack.named_children():
         if type(module) is nn.Sequential:
             yield from _opened(module, f"{prefix}{name}.")
-        else:
+        elif type(module) not in _IDLE:
             yield prefix + name, module
 
 
@@ -266,12 +276,15 @@ def _branch(block: _Step) -> list[nn.Linear] | None:
                 return None
             branch = part(branch) if type(part) is not nn.ReLU else branch.relu()
         if branch.shape == block.before.shape:
+            # Rounding of the branch and of the sum. More would let a branch that is small beside
+            # h pass for another one.
+            eps = torch.finfo(branch.dtype).eps
             total = block.before + branch
-            if _same(total, block.after) or _same(total.relu(), block.after):
+            allowed = eps * (1e3 * float(branch.abs().max()) + 4 * float(total.abs().max()))
+            if any(_same(form, block.after, allowed) for form in (total, total.relu())):
                 return linears
     return None
 
 
-def _same(found: Tensor, expected: Tensor) -> bool:
-    scale = max(1.0, float(expected.abs().max()))
-    return bool(((found - expected).abs() <= 1e3 * torch.finfo(found.dtype).eps * scale).all())
+def _same(found: Tensor, expected: Tensor, allowed: float) -> bool:
+    return bool(((found - expected).abs() <= allowed).all())

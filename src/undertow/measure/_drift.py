@@ -7,7 +7,9 @@ activation signs flip (Deng, Kamani and Mahdavi, arXiv 2107.10868).
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +42,14 @@ class LocalDrift:
     flip_fraction: Float64[Tensor, " clients"]
 
     def __repr__(self) -> str:
+        low, high = float(self.flip_fraction.min()), float(self.flip_fraction.max())
+        flips = (
+            "no ReLU" if math.isnan(low) else f"activation signs flipped {low:.3%} to {high:.3%}"
+        )
         return (
             f"LocalDrift of {len(self.gradient_norm)} clients from their average: relative "
             f"gradient drift {float(self.relative_drift.min()):.4g} to "
-            f"{float(self.relative_drift.max()):.4g}, activation signs flipped "
-            f"{float(self.flip_fraction.min()):.3%} to {float(self.flip_fraction.max()):.3%}; "
-            "in eval mode."
+            f"{float(self.relative_drift.max()):.4g}, {flips}; in eval mode."
         )
 
 
@@ -118,9 +122,20 @@ class _Batches:
 
 def _signs(module: nn.Module, objective: Objective, batch: Any) -> list[Tensor]:
     """Which ReLU inputs are positive on one batch, in the order in which they are computed."""
-    with _SignWatcher() as watcher:
+    with _unfused(), _SignWatcher() as watcher:
         Objective(module, objective.loss, [batch]).predictions()
     return watcher.signs
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """A transformer layer operation by operation: its fused kernel would hide the ReLU."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _SignWatcher(TorchDispatchMode):

@@ -88,6 +88,11 @@ def first(inputs: Any, samples: int) -> Any:
     return inputs[:samples] if isinstance(inputs, Tensor) else inputs
 
 
+def given(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """The first argument of a module's call, by place or by name; None where there is none."""
+    return args[0] if args else next(iter(named.values()), None)
+
+
 def _in(part: Any, dtype: torch.dtype | None) -> Any:
     """A floating-point tensor in `dtype`, anything else as it is."""
     if dtype is None or not isinstance(part, Tensor) or not part.is_floating_point():

@@ -241,7 +241,13 @@ class _Evaluator:
             if slot.parameter not in tensors:
                 tensors[slot.parameter] = self.parameters[slot.parameter].detach().clone()
             _write(tensors[slot.parameter], slot, self.factors[index].cut(rank))
-        return self._loss(tensors) if self.metric == "loss" else self._accuracy(tensors)
+        try:
+            return self._loss(tensors) if self.metric == "loss" else self._accuracy(tensors)
+        except ValueError as error:
+            if not ranks or "not finite" not in str(error):
+                raise
+            # What is truncated may divide by zero, such as by the norm of rank 0: not kept.
+            return math.nan
 
     def _loss(self, tensors: Mapping[str, Tensor]) -> float:
         model = _Substituted(self.objective.model, tensors)

@@ -87,13 +87,14 @@ def homogeneity(
         dtype: precision of the evaluation.
 
     Raises:
-        ValueError: if tolerance <= 0 or samples < 1, or all outputs are zero (any degree fits).
+        ValueError: if tolerance is not between 0 and 1, samples < 1, or all outputs are zero (any
+            degree fits).
         TypeError: if the model returns no tensor.
     """
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie strictly between 0 and 1; got {tolerance}")
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1; got {samples}")
+    if not isinstance(samples, int) or samples < 1:
+        raise ValueError(f"samples must be a whole number of at least 1; got {samples}")
     model = objective.model
     chosen = set(objective.param_names)
     with evaluating(model):
@@ -147,10 +148,10 @@ def _slope(
 ) -> tuple[float, float]:
     """Least squares through the origin of log ||f(c theta)|| / ||f(theta)|| on log c."""
     x = torch.tensor([math.log(scale) for scale in rays], dtype=torch.float64)
-    norms = torch.stack([ray.norm() for ray in rays.values()]).cpu()
-    if not norms.all():
+    if not all(ray.any() for ray in rays.values()):
         return math.nan, math.inf
-    y = (norms / reference.norm().cpu()).log()
+    norms = [_log_norm(ray) for ray in rays.values()]
+    y = torch.tensor(norms, dtype=torch.float64) - _log_norm(reference)
     slope = float(x @ y / (x @ x))
     residual = float((y - slope * x).square().sum())
     stderr = math.sqrt(residual / max(1, len(x) - 1) / float(x @ x))
@@ -161,10 +162,24 @@ def _slope(
 def _deviation(reference: Tensor, rays: Mapping[float, Tensor], degree: float) -> float:
     if math.isnan(degree):
         return math.inf
-    return max(
-        float((ray - scale**degree * reference).norm() / (scale**degree * reference.norm()))
-        for scale, ray in rays.items()
-    )
+    # Over the largest output, whose squares might leave float64's range, as might c^L.
+    size = float(reference.abs().max())
+    unit = reference / size
+    found = []
+    for scale, ray in rays.items():
+        top = float(ray.abs().max())
+        if top == 0:
+            return math.inf
+        exponent = math.log(top) - math.log(size) - degree * math.log(scale)
+        if exponent > 700:
+            return math.inf
+        found.append(float((math.exp(exponent) * (ray / top) - unit).norm() / unit.norm()))
+    return max(found)
+
+
+def _log_norm(outputs: Tensor) -> float:
+    top = float(outputs.abs().max())
+    return math.log(top) + math.log(float((outputs / top).norm()))
 
 
 def _layers(objective: Objective) -> dict[str, list[str]]:

@@ -224,7 +224,7 @@ def _logistic(soft: Float64[Tensor, " labels"]) -> tuple[float, float]:
     log_loss = float(logs.logsumexp(0))
     if log_loss < _TINY_LOG:
         return log_loss, -log_loss
-    loss = math.exp(log_loss)
+    loss = math.inf if log_loss > 709.78 else math.exp(log_loss)
     # log(e^loss - 1), without e^loss where the loss is large.
     above = loss + math.log(-math.expm1(-loss))
     return log_loss, -above

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from undertow.measure._convolution import operator_spectrum
-from undertow.measure._evaluation import evaluating, first, outputs_of, state_in
+from undertow.measure._evaluation import evaluating, first, given, outputs_of, state_in
 from undertow.measure._spectrum import matrix_spectrum
 from undertow.measure._weights import WeightMatrix, weight_matrices
 from undertow.objective import Objective
@@ -25,12 +25,17 @@ from undertow.objective import Objective
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    """One call of a linear or convolutional layer, with the shapes of one sample."""
+    """One call of a linear or convolutional layer, with the shapes of one row of its batch.
+
+    `rows` is how many rows one sample takes: more than one where the model folds an axis into the
+    batch, or puts another axis first.
+    """
 
     name: str
     module: nn.Module
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    rows: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +105,12 @@ def toeplitz_norm(layer: nn.Module, size: Sequence[int]) -> float:
 
     Raises:
         TypeError: if `layer` is not a convolution.
-        ValueError: if `size` has not one positive whole number per spatial axis.
+        ValueError: if `size` has not one positive whole number per spatial axis, or the layer has
+            no output on an input of that size.
     """
     if not isinstance(layer, _ConvNd):
         raise TypeError(f"layer must be a convolution of torch.nn; got {type(layer).__name__}")
-    if len(size) != len(layer.kernel_size) or any(n < 1 for n in size):
+    if len(size) != len(layer.kernel_size) or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(
             f"size must hold {len(layer.kernel_size)} positive whole numbers; got {tuple(size)}"
         )
@@ -122,6 +128,10 @@ def toeplitz_norm(layer: nn.Module, size: Sequence[int]) -> float:
             length = (length - 1) * stride - left - right + reach + extra
         else:
             steps = (length + left + right - reach) // stride + 1
+        if min(steps, length) < 1:
+            raise ValueError(
+                f"size {tuple(size)} is too small: the layer reaches over {reach} along axis {axis}"
+            )
         outside = layer.padding_mode != "zeros" and left + right > 0
         if outside and (layer.padding_mode != "circular" or reach > length):
             return math.nan
@@ -139,14 +149,16 @@ def layer_calls(objective: Objective) -> list[LayerCall]:
     calls: list[LayerCall] = []
     names = {module: name for name, module in model.named_modules()}
 
-    def record(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        shapes = tuple(args[0].shape[1:]), tuple(output.shape[1:])
-        calls.append(LayerCall(names[module], module, *shapes))
+    def record(
+        module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor
+    ) -> None:
+        shapes = tuple(given(args, named).shape[1:]), tuple(output.shape[1:])
+        calls.append(LayerCall(names[module], module, *shapes, rows=len(output)))
 
     with evaluating(model) as handles:
         for module in names:
             if isinstance(module, nn.Linear | _ConvNd):
-                handles.append(module.register_forward_hook(record))
+                handles.append(module.register_forward_hook(record, with_kwargs=True))
         inputs, _ = next(objective.batches())
         outputs_of(model, state_in(model, None), first(inputs, 1), None)
     return calls
@@ -171,9 +183,9 @@ def _row(call: LayerCall) -> dict[str, Any]:
         "name": call.name,
         "rows": rows,
         "cols": cols,
-        "positions": positions,
+        "positions": call.rows * positions,
         "frobenius_norm": frobenius,
-        "toeplitz_norm": toeplitz,
+        "toeplitz_norm": math.sqrt(call.rows) * toeplitz,
         "spectral_norm": spectral,
     }
 
@@ -182,7 +194,8 @@ def _operator_norm(call: LayerCall, item: WeightMatrix) -> float:
     """The norm of the circular convolution of which the layer is a part: an upper bound.
 
     On the padded input, rows are left out for the border and the stride, and columns for the
-    padding; leaving out rows and columns never raises the norm.
+    padding; leaving out rows and columns never raises the norm. Circular padding beyond the
+    kernel's reach repeats rows instead; k copies raise the norm by sqrt(k) at most.
     """
     layer = call.module
     assert isinstance(layer, _ConvNd)
@@ -197,7 +210,12 @@ def _operator_norm(call: LayerCall, item: WeightMatrix) -> float:
     spectrum = operator_spectrum(
         item.kernel, size, groups=layer.groups, dilation=tuple(layer.dilation)
     )
-    return float(spectrum[0])
+    copies = 1
+    if layer.padding_mode == "circular":
+        for axis, (left, right) in enumerate(_padding(layer)):
+            reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+            copies *= -(-(size[axis] + left + right - reach + 1) // size[axis])
+    return math.sqrt(copies) * float(spectrum[0])
 
 
 def _padding(layer: _ConvNd) -> list[tuple[int, int]]:

@@ -52,11 +52,18 @@ _PRODUCTS = {
 _ADDED = {"addmm": 0, "baddbmm": 0}
 # Where a batch norm is told whether it is training; it then depends on the whole batch.
 _TRAINING = {"native_batch_norm": 5, "cudnn_batch_norm": 5}
+# Affine while the argument at this place, which chooses between the others, does not depend on it.
+_CHOICES = {"where": 0, "masked_fill": 1}
 # Read the shape of a tensor, not its values.
 _SHAPE_ONLY = frozenset(
     ["empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_zeros", "new_ones"]
 )
-_POOLS = {"max_pool2d_with_indices": 2, "max_pool3d_with_indices": 3}
+_POOLS = {
+    "max_pool2d_with_indices": 2,
+    "max_pool3d_with_indices": 3,
+    "adaptive_max_pool2d": 2,
+    "adaptive_max_pool3d": 3,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +108,8 @@ def _clamp(inputs: Tensor, low: Any = None, high: Any = None) -> Kinks:
         return Kinks((float(high),), (1.0, 0.0), float(high))
     if high is None:
         return Kinks((float(low),), (0.0, 1.0), float(low))
+    if low > high:  # constant
+        return Kinks((float(high),), (0.0, 0.0), float(high))
     return Kinks((float(low), float(high)), (0.0, 1.0, 0.0), float(low))
 
 
@@ -120,7 +129,8 @@ _KINKS: dict[str, Callable[..., Kinks]] = {
     "clamp_min": lambda inputs, min: _clamp(inputs, min),
     "clamp_max": lambda inputs, max: _clamp(inputs, None, max),
 }
-# Those that a network's activation signs are read from.
+# Those that a network's activation signs are read from. At the kink PyTorch's derivative is that
+# of the piece below; of the others it may be that of neither piece, or of the other one.
 SIGNED = frozenset(["relu", "leaky_relu", "_prelu_kernel"])
 
 
@@ -140,11 +150,13 @@ class Piece:
             max pool the flat position of each window's maximum.
         margins: numbers `[rows, units]` that are at least zero exactly while the pattern holds and
             are affine in the network's input.
+        differentiable: whether PyTorch's derivative is that of the piece.
     """
 
     layer: str
     pattern: Tensor
     margins: Float[Tensor, "rows units"]
+    differentiable: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,8 +181,9 @@ def trace(model: nn.Module, inputs: Tensor, *, frozen: Sequence[Piece] | None = 
     that batch with other values, and every nonlinearity stays on the piece that it was on then.
 
     Raises:
-        ValueError: the network is not piecewise linear, its batch is not the first axis, or it
-            calls its nonlinearities otherwise than the pass that is frozen.
+        ValueError: the network is not piecewise linear, its batch is not the first axis, it calls
+            its nonlinearities otherwise than the pass that is frozen, or its outputs are not
+            finite.
         TypeError: it does not return a tensor.
     """
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -186,6 +199,10 @@ def trace(model: nn.Module, inputs: Tensor, *, frozen: Sequence[Piece] | None = 
             f"model must map {len(inputs)} samples to as many rows; it returns "
             f"{tuple(outputs.shape)}"
         )
+    if not torch.isfinite(outputs).all():
+        bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        cause = f"{bad[0]} is not finite" if bad else "they overflow"
+        raise ValueError(f"the outputs of model are not finite: {cause}")
     return Trace(outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None], watcher.pieces())
 
 
@@ -200,6 +217,7 @@ class _Watcher(TorchDispatchMode):
         super().__init__()
         self._model = model
         self._rows = len(inputs)
+        self._precision = torch.finfo(inputs.dtype).eps
         self._frozen = frozen
         self._pieces: list[Piece] = []
         self._path: list[str] = []
@@ -243,27 +261,37 @@ class _Watcher(TorchDispatchMode):
                 raise ValueError(f"{self._where()} draws random numbers ({name}) in eval mode")
             return func(*args, **kwargs)
         bounds = list(_tensors((args[1:], kwargs)))
-        if name in _KINKS and (not bounds or name == "_prelu_kernel"):
+        slope = name == "_prelu_kernel" and not any(map(self._depends, bounds))
+        if name in _KINKS and (not bounds or slope):
             return self._kinked(func, name, args, kwargs)
         if name in _POOLS:
-            return self._pooled(func, _POOLS[name], args)
+            return self._pooled(func, name, args)
         if not self._is_affine(name, args, kwargs):
             raise ValueError(
                 f"{self._where()} is not piecewise linear: {name} of what depends on the input. "
                 "Linear and convolutional layers, batch norm in eval mode, ReLU and its like, "
-                "average and max pooling, sums and reshapes are"
+                "average and max pooling, sums and reshapes are taken"
             )
         outputs = func(*args, **kwargs)
         for output in _tensors(outputs):
             if not output.is_floating_point() and output.numel():
                 raise ValueError(f"{self._where()} rounds to {output.dtype}, a step function")
+            if output.is_floating_point() and torch.finfo(output.dtype).eps > self._precision:
+                raise ValueError(
+                    f"{self._where()} rounds to {output.dtype}, which is coarser than x: give x "
+                    "in that precision, or take the cast out"
+                )
             self._mark(output)
         return outputs
 
     def _is_affine(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if name in _AFFINE:
             return True
+        if name in _CHOICES:
+            return not self._depends(args[_CHOICES[name]])
         if name not in _PRODUCTS or any(map(self._depends, _tensors(kwargs))):
+            return False
+        if kwargs.get("rounding_mode"):  # of a division
             return False
         if name in _TRAINING and args[_TRAINING[name]]:
             return False
@@ -276,7 +304,9 @@ class _Watcher(TorchDispatchMode):
         kinks = _KINKS[name](*args, **kwargs)
         if self._frozen is None:
             pattern = kinks.pattern(inputs)
-            self._add(pattern, kinks.margins(inputs, pattern))
+            margins = kinks.margins(inputs, pattern)
+            at_kink = name not in SIGNED and any(not bool(margin.all()) for margin in margins)
+            self._add(pattern, margins, differentiable=not at_kink)
             outputs = func(*args, **kwargs)
         else:
             pattern = self._prescribed(inputs.shape)
@@ -287,15 +317,20 @@ class _Watcher(TorchDispatchMode):
         self._mark(outputs)
         return outputs
 
-    def _pooled(self, func: Any, dims: int, args: tuple[Any, ...]) -> Any:
-        inputs = args[0]
+    def _pooled(self, func: Any, name: str, args: tuple[Any, ...]) -> Any:
+        inputs, dims = args[0], _POOLS[name]
         outputs, pattern = func(*args)
         if self._frozen is not None:
             pattern = self._prescribed(pattern.shape)
             flat = inputs.flatten(-dims).gather(-1, pattern.flatten(-dims))
             outputs = flat.view(pattern.shape)
         # What a window's maximum is ahead of the window's other elements by.
-        taps, inside = _windows(tuple(inputs.shape[-dims:]), tuple(outputs.shape[-dims:]), args[1:])
+        sides, counts = tuple(inputs.shape[-dims:]), tuple(outputs.shape[-dims:])
+        if name.startswith("adaptive"):
+            axes = list(map(_adaptive_axis, sides, counts))
+        else:
+            axes = _sliding_axes(counts, args[1:])
+        taps, inside = _windows(sides, axes)
         others = inputs.flatten(-dims)[..., taps.to(inputs.device)]
         ahead = outputs.flatten(-dims)[..., None] - others
         self._add(pattern, [torch.where(inside.to(inputs.device), ahead, 1.0)])
@@ -311,7 +346,9 @@ class _Watcher(TorchDispatchMode):
         copies = math.prod(shape) // pattern.numel()
         return pattern.expand(copies, *pattern.shape).reshape(shape)
 
-    def _add(self, pattern: Tensor, margins: Sequence[Tensor]) -> None:
+    def _add(
+        self, pattern: Tensor, margins: Sequence[Tensor], *, differentiable: bool = True
+    ) -> None:
         if pattern.ndim == 0 or pattern.numel() % self._rows:
             raise ValueError(
                 f"{self._where()} acts on {tuple(pattern.shape)}, which is no whole number of "
@@ -321,7 +358,7 @@ class _Watcher(TorchDispatchMode):
         where = self._path[-1] if self._path and self._path[-1] else "model"
         used = sum(piece.layer.partition("#")[0] == where for piece in self._pieces)
         layer = f"{where}#{used + 1}" if used else where
-        self._pieces.append(Piece(layer, pattern, torch.cat(rows, 1)))
+        self._pieces.append(Piece(layer, pattern, torch.cat(rows, 1), differentiable))
 
     def _where(self) -> str:
         path = self._path[-1] if self._path else ""
@@ -346,25 +383,43 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(list(value.values()))
 
 
+# Of each pooling window along one axis, where its elements lie; outside the axis there are none.
+_Axis = Int[Tensor, "windows taps"]
+
+
+def _sliding_axes(counts: tuple[int, ...], shape: Sequence[Any]) -> list[_Axis]:
+    dims = len(counts)
+    given = [_per_axis(value, dims) for value in shape[:4]]
+    kernel, stride, padding, dilation = given + [[], [0] * dims, [1] * dims][len(given) - 1 :]
+    return [
+        torch.arange(count)[:, None] * step - pad + torch.arange(taps) * gap
+        for count, taps, step, pad, gap in zip(
+            counts, kernel, stride or kernel, padding, dilation, strict=True
+        )
+    ]
+
+
+def _adaptive_axis(size: int, count: int) -> _Axis:
+    window = torch.arange(count)[:, None]
+    starts, ends = window * size // count, -(-(window + 1) * size // count)
+    places = starts + torch.arange(int((ends - starts).max()))
+    return torch.where(places < ends, places, -1)
+
+
 def _windows(
-    sides: tuple[int, ...], counts: tuple[int, ...], shape: Sequence[Any]
+    sides: tuple[int, ...], axes: Sequence[_Axis]
 ) -> tuple[Int[Tensor, "windows taps"], Tensor]:
     """Flat positions of each pooling window's elements, and which of them are inside the input."""
     dims = len(sides)
-    given = [_per_axis(value, dims) for value in shape[:4]]
-    kernel, stride, padding, dilation = given + [[], [0] * dims, [1] * dims][len(given) - 1 :]
     flat = torch.zeros([1] * (2 * dims), dtype=torch.int64)
     inside = torch.ones([1] * (2 * dims), dtype=torch.bool)
-    for axis, (size, count, taps, step, pad, gap) in enumerate(
-        zip(sides, counts, kernel, stride or kernel, padding, dilation, strict=True)
-    ):
-        place = torch.arange(count)[:, None] * step - pad + torch.arange(taps) * gap
+    for axis, (size, place) in enumerate(zip(sides, axes, strict=True)):
         view = [1] * (2 * dims)
-        view[axis], view[dims + axis] = count, taps
+        view[axis], view[dims + axis] = place.shape
         place = place.view(view)
         inside = inside & (place >= 0) & (place < size)
         flat = flat * size + place.clamp(0, size - 1)
-    table = (math.prod(counts), math.prod(kernel))
+    table = (math.prod(len(axis) for axis in axes), math.prod(axis.shape[1] for axis in axes))
     return flat.reshape(table), inside.reshape(table)
 
 

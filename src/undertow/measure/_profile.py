@@ -7,6 +7,7 @@ hand says why.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from undertow.measure._ranks import ranks
 from undertow.measure._sharpness import sharpness
 from undertow.measure._trace import hessian_trace
 from undertow.objective import Objective
+
+_LINE = 80  # columns
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,9 @@ class Profile:
     def __repr__(self) -> str:
         lines = []
         width = max(len(name) for name in self.table["quantity"])
+        wrapped = textwrap.TextWrapper(
+            width=_LINE, subsequent_indent=" " * (width + 2), break_on_hyphens=False
+        )
         for row in self.table.iter_rows(named=True):
             if row["value"] is None:
                 shown = f"not taken: {row['note']}"
@@ -46,11 +52,18 @@ class Profile:
                     shown += f" [{row['low']:.4g}, {row['high']:.4g}]"
                 aside = ", ".join(part for part in (row["cost"], row["note"]) if part)
                 shown += f"  ({aside})" if aside else ""
-            lines.append(f"{row['quantity']:<{width}}  {shown}")
+            lines += wrapped.wrap(f"{row['quantity']:<{width}}  {shown}")
         return "\n".join(lines)
 
     def plot(self) -> Any:
-        """An altair chart: the singular values of every weight matrix over its Frobenius norm."""
+        """An altair chart: the singular values of every weight matrix over its Frobenius norm.
+
+        Raises:
+            ValueError: if the model has no weight matrix, and so nothing to draw.
+        """
+        if "ranks" not in self.parts:
+            reason = self.table.filter(pl.col("quantity") == "mean stable rank")["note"].item()
+            raise ValueError(f"there are no singular values to draw: {reason}")
         import altair as alt
 
         rows = []
@@ -109,7 +122,7 @@ def profile(objective: Objective) -> Profile:
         lambda found: add(
             "mean stable rank",
             float(found.table["stable_rank"].mean()),
-            cost=f"spectra of {len(found.table)} matrices",
+            cost=f"spectra of {_count(len(found.table), 'matrix', 'matrices')}",
         ),
     )
     take(
@@ -121,7 +134,7 @@ def profile(objective: Objective) -> Profile:
             float(found.eigenvalues[0]),
             low=float(found.eigenvalues[0] - found.residuals[0]),
             high=float(found.eigenvalues[0] + found.residuals[0]),
-            cost=f"{found.products} products",
+            cost=_count(found.products, "product", "products"),
             note="" if found.converged else "not converged",
         ),
     )
@@ -134,13 +147,13 @@ def profile(objective: Objective) -> Profile:
             found.value,
             low=found.interval[0],
             high=found.interval[1],
-            cost=f"{found.products} products",
+            cost=_count(found.products, "product", "products"),
             note="" if found.converged else "not converged",
         ),
     )
 
     def noise(found: Any) -> None:
-        cost = f"{found.passes:.3g} passes"
+        cost = _count(found.passes, "pass", "passes")
         add("gradient noise trace", found.trace, cost=cost)
         add(
             "noise scale",
@@ -154,7 +167,7 @@ def profile(objective: Objective) -> Profile:
     take("gradient_noise", "noise scale", lambda: gradient_noise(objective), noise)
 
     def margin(found: Any) -> None:
-        cost = f"{found.passes} passes"
+        cost = _count(found.passes, "pass", "passes")
         add("degree of homogeneity", found.degree, cost=cost, note=_why_not(found.degree))
         add("normalised margin", found.normalized, note=_why_not(found.normalized))
 
@@ -172,6 +185,10 @@ def profile(objective: Objective) -> Profile:
         for row in rows
     ]
     return Profile(pl.DataFrame(filled, schema=columns), parts)
+
+
+def _count(number: float, one: str, many: str) -> str:
+    return f"{number:.6g} {one if number == 1 else many}"
 
 
 def _why_not(value: float) -> str:

@@ -6,7 +6,8 @@ ReLU networks of any depth). The region is a polytope, and its distances are exa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -78,17 +79,18 @@ def activation_region(model: nn.Module, x: Float[Tensor, "batch ..."]) -> Affine
     The pattern includes the positions of max pools. Piecewise linear are ReLU, LeakyReLU, PReLU,
     ReLU6, hardtanh, clamp, abs, hardsigmoid and max pooling, as modules or functions; everything
     else must be affine in eval mode (linear, convolution, batch norm, average pooling, sums,
-    reshapes). At a kink a ReLU counts as inactive, as in PyTorch's derivative. The model is left
-    as found.
+    reshapes, choices by a constant mask). A unit at a kink is on the piece below it: a ReLU counts
+    as inactive, as in PyTorch's derivative. The model is left as found.
 
     Args:
         model: maps a batch to a batch, one sample independent of the others.
         x: inputs with samples along the first axis, in the floating-point type of the model.
 
     Raises:
-        ValueError: a layer is not piecewise linear (it is named), samples are mixed, or x is empty
-            or not finite.
-        TypeError: model is not a module, does not return a tensor, or x is not floating point.
+        ValueError: a layer is not piecewise linear (it is named), samples are mixed, x is empty, or
+            x, the parameters or the outputs are not finite.
+        TypeError: model is not a module, does not return a tensor, or x is not floating point or
+            of another type than the parameters.
     """
     _check(model, x)
     with evaluating(model):
@@ -96,12 +98,28 @@ def activation_region(model: nn.Module, x: Float[Tensor, "batch ..."]) -> Affine
         with torch.enable_grad():
             here = trace(model, inputs)
             matrix = _jacobian(here.outputs, inputs)
-        again = trace(model, torch.cat([x, torch.zeros_like(x)]), frozen=here.pieces)
-    offset = again.outputs[len(x) :]
-    region = AffineRegion(matrix, offset, {piece.layer: piece.pattern for piece in here.pieces})
-    _check_samples_apart(here, again, x)
-    if not _close(region(x), here.outputs):
-        raise ValueError("model mixes samples: its map of one sample depends on the others")
+        # A third copy of the batch, anywhere else: there too the map must be the frozen network.
+        ramp = torch.arange(x.numel(), device=x.device).cos().view(x.shape).to(x)
+        probe = ramp * max(1.0, float(x.abs().max()))
+        rows = torch.cat([x, torch.zeros_like(x), probe])
+        again = trace(model, rows, frozen=here.pieces)
+        _check_samples_apart(here, again, x)
+        _, offset, there = again.outputs.split(len(x))
+        pattern = {piece.layer: piece.pattern for piece in here.pieces}
+
+        def fits(region: AffineRegion) -> bool:
+            return _close(region(x), here.outputs) and _close(region(probe), there)
+
+        region = AffineRegion(matrix, offset, pattern)
+        differentiable = all(piece.differentiable for piece in here.pieces)
+        if not (differentiable and fits(region)):
+            # At a kink PyTorch's derivative may be of no piece, and a model may detach.
+            region = AffineRegion(_columns(model, x, here), offset, pattern)
+            if not fits(region):
+                raise ValueError(
+                    "model mixes samples, or computes outside PyTorch: its map of one sample "
+                    "depends on the others, or is not affine on a piece"
+                )
     return region
 
 
@@ -123,12 +141,16 @@ def region_radius(
         ValueError, TypeError: as in `activation_region`, or the shape does not fit.
     """
     _check(model, x)
+    if not isinstance(directions, Tensor):
+        raise TypeError(f"directions must be a tensor; got {type(directions).__name__}")
     single = directions.shape == x.shape
     if not single and directions.shape[1:] != x.shape:
         raise ValueError(
             f"directions must have the shape of x, {tuple(x.shape)}, or [directions, "
             f"{', '.join(map(str, x.shape))}]; got {tuple(directions.shape)}"
         )
+    if not directions.is_floating_point():
+        raise TypeError(f"directions must be floating point; got {directions.dtype}")
     if not torch.isfinite(directions).all():
         raise ValueError("directions hold NaN or infinities")
     distances, layers = [], []
@@ -136,7 +158,7 @@ def region_radius(
         here = trace(model, x)
         block = (directions[None] if single else directions).to(x)
         for part in block.split(_block_size(here, x)):
-            slopes = _slopes(model, x, here, part)
+            slopes, _ = _slopes(model, x, here, part)
             times = torch.where(slopes < 0, here.margins / -slopes, torch.inf)
             distance, layer = _nearest(here, times)
             distances.append(distance)
@@ -165,13 +187,10 @@ def boundary_distance(model: nn.Module, x: Float[Tensor, "batch ..."]) -> Bounda
     _check(model, x)
     with evaluating(model):
         here = trace(model, x)
-        size = x[0].numel()
         squares = torch.zeros_like(here.margins)
-        for coordinates in torch.arange(size, device=x.device).split(_block_size(here, x)):
-            basis = torch.zeros(len(coordinates), size, dtype=x.dtype, device=x.device)
-            basis[torch.arange(len(coordinates)), coordinates] = 1
-            directions = basis[:, None].expand(-1, len(x), -1).reshape(-1, *x.shape)
-            squares += _slopes(model, x, here, directions).square().sum(0)
+        for directions in _coordinates(here, x):
+            slopes, _ = _slopes(model, x, here, directions)
+            squares += slopes.square().sum(0)
         lengths = squares.sqrt()
         distances = torch.where(lengths > 0, here.margins / lengths, torch.inf)
         distance, layer = _nearest(here, distances[None])
@@ -188,6 +207,26 @@ def _check(model: nn.Module, x: Tensor) -> None:
         raise ValueError(f"x must hold at least one sample, [batch, ...]; got {tuple(x.shape)}")
     if not torch.isfinite(x).all():
         raise ValueError("x holds NaN or infinities")
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if types and x.dtype not in types:
+        raise TypeError(
+            f"x must be in the type of the model's parameters, {types.pop()}; got {x.dtype}"
+        )
+
+
+def _columns(model: nn.Module, x: Tensor, here: Trace) -> Float[Tensor, "batch outputs inputs"]:
+    """The Jacobian of the frozen network column by column, as differences of an affine map."""
+    found = [_slopes(model, x, here, directions)[1] for directions in _coordinates(here, x)]
+    return torch.cat(found).permute(1, 2, 0).contiguous()
+
+
+def _coordinates(here: Trace, x: Tensor) -> Iterator[Float[Tensor, "directions batch ..."]]:
+    """Unit vectors along every input coordinate, for each sample the same, in blocks."""
+    size = x[0].numel()
+    for coordinates in torch.arange(size, device=x.device).split(_block_size(here, x)):
+        basis = torch.zeros(len(coordinates), size, dtype=x.dtype, device=x.device)
+        basis[torch.arange(len(coordinates)), coordinates] = 1
+        yield basis[:, None].expand(-1, len(x), -1).reshape(-1, *x.shape)
 
 
 def _jacobian(
@@ -210,18 +249,33 @@ def _jacobian(
 
 def _slopes(
     model: nn.Module, x: Tensor, here: Trace, directions: Float[Tensor, "directions batch ..."]
-) -> Float[Tensor, "directions batch units"]:
-    """Derivatives of all margins along directions: differences of an affine function."""
-    rows = torch.cat([x[None], torch.zeros_like(x)[None], directions]).flatten(0, 1)
-    found = trace(model, rows, frozen=here.pieces)
+) -> tuple[Float[Tensor, "directions batch units"], Float[Tensor, "directions batch outputs"]]:
+    """Derivatives of all margins and outputs along directions: differences of affine functions."""
+    # Differences over a short way drown in the rounding of biases, so all directions are brought to
+    # one length, by powers of two, which round nothing.
+    limits = torch.finfo(x.dtype)
+    _, exponents = torch.frexp(directions.flatten(2).abs().amax(2))
+    reach = round(-math.log2(limits.eps) / 2)
+    powers = (reach - exponents).clamp(max=int(math.log2(limits.max)) - 1)
+    scale = torch.ldexp(torch.ones_like(powers, dtype=x.dtype), powers)
+    far = directions * scale.view(*scale.shape, *[1] * (x.ndim - 1))
+    found = trace(
+        model,
+        torch.cat([x[None], torch.zeros_like(x)[None], far]).flatten(0, 1),
+        frozen=here.pieces,
+    )
     _check_samples_apart(here, found, x)
-    copies = found.margins.unflatten(0, (-1, len(x)))
-    origin, ends = copies[1], copies[2:]
-    slopes = ends - origin
-    # A difference within rounding error is no slope: two pooled values that are equal would seem to
-    # part at once.
-    noise = 4 * torch.finfo(x.dtype).eps * torch.maximum(ends.abs(), origin.abs())
-    return torch.where(slopes.abs() > noise, slopes, 0.0)
+
+    def along(values: Tensor) -> Tensor:
+        copies = values.unflatten(0, (-1, len(x)))
+        origin, ends = copies[1], copies[2:]
+        slopes = ends - origin
+        # A difference within rounding error is no slope: two pooled values that are equal would
+        # seem to part at once.
+        noise = 4 * limits.eps * torch.maximum(ends.abs(), origin.abs())
+        return torch.where(slopes.abs() > noise, slopes, 0.0) / scale[..., None]
+
+    return along(found.margins), along(found.outputs)
 
 
 def _nearest(

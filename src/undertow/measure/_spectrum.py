@@ -170,6 +170,8 @@ def ranks_with_fallback(
 def _check_levels(threshold: float, energies: Sequence[float]) -> None:
     if not 0 <= threshold < float("inf"):
         raise ValueError(f"threshold must be a finite number >= 0, such as 1e-3; got {threshold}")
+    if isinstance(energies, float):
+        raise TypeError(f"energies must be a sequence, such as (0.9, 0.99); got {energies!r}")
     for energy in energies:
         if not 0 < energy < 1:
             raise ValueError(f"energies must lie strictly between 0 and 1; got {energy}")

@@ -7,7 +7,7 @@ f = prod_t (1 - lr_t weight_decay), about e^-E.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from undertow.measure._spectrum import SpectrumRanks, matrix_ranks
-from undertow.measure._weights import Include, weight_matrices
+from undertow.measure._weights import Include, WeightMatrix, weight_matrices
 from undertow.predict import forecast_rank
 
 _ROWS_SHOWN = 12
@@ -97,13 +97,14 @@ def split_init(
     Raises:
         TypeError: if `model` or `initial` is neither a module nor a mapping.
         ValueError: if both or neither of exponent and factor are given, an exponent is negative, a
-            factor is not in [0, 1], a mapping lacks a matrix, or `initial` lacks one or has it
-            in another shape.
+            factor is not in [0, 1], a mapping lacks a matrix, or `initial` lacks one, has it in
+            another shape, or is no copy but a view of the trained weights.
     """
     if (decay_exponent is None) == (decay_factor is None):
         raise ValueError("give either decay_exponent or decay_factor")
     trained, notes = weight_matrices(model, include)
-    starts = {item.name: item.matrix for item in weight_matrices(initial)[0]}
+    starts = {item.name: item.matrix for item in weight_matrices(initial, once=False)[0]}
+    _check_copied(model, initial, trained, starts)
     rows: list[dict[str, Any]] = []
     residues: dict[str, Tensor] = {}
     learned: dict[str, Tensor] = {}
@@ -144,6 +145,20 @@ def split_init(
         threshold=threshold,
         notes=notes,
     )
+
+
+def _check_copied(
+    model: Any, initial: Any, trained: Sequence[WeightMatrix], starts: Mapping[str, Tensor]
+) -> None:
+    """A state dict that was taken before training, but not copied, was trained as well."""
+    if initial is not model and all(
+        item.name in starts and starts[item.name].data_ptr() == item.matrix.data_ptr()
+        for item in trained
+    ):
+        raise ValueError(
+            "initial shares its memory with model, so it holds the trained weights; take "
+            "copy.deepcopy(model.state_dict()) before training"
+        )
 
 
 def _factor(

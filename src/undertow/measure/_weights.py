@@ -34,12 +34,14 @@ def weight_matrices(
     include: Include = None,
     *,
     check_finite: bool = True,
+    once: bool = True,
 ) -> tuple[list[WeightMatrix], tuple[str, ...]]:
     """Every weight matrix with its name, and a note on each tensor that was left out.
 
     Names are those of the state dict; a packed attention projection gives three, named as
-    PyTorch names them where they are stored apart. Tensors that share memory are given once.
-    With `check_finite=False` no value is read, so that tensors mapped from a file stay there.
+    PyTorch names them where they are stored apart. Tensors that share memory are given once, or
+    by every name with `once=False`. With `check_finite=False` no value is read, so that
+    tensors mapped from a file stay there.
 
     Raises:
         TypeError: if the argument is neither a module nor a mapping.
@@ -63,7 +65,7 @@ def weight_matrices(
             continue
         stored = item.matrix if item.kernel is None else item.kernel
         place = (stored.data_ptr(), tuple(stored.shape), stored.stride(), stored.device)
-        if place in first_name:
+        if once and place in first_name:
             notes.append(f"{item.name} is the same tensor as {first_name[place]}; reported once")
             continue
         first_name[place] = item.name
@@ -112,7 +114,8 @@ def _of_module(model: nn.Module) -> Iterator[WeightMatrix | str]:
         if "parametrizations" in path.split("."):  # seen through the module that they belong to
             continue
         prefix = f"{path}." if path else ""
-        if "quantized" in type(module).__module__:
+        kind = type(module).__module__
+        if kind.startswith("torch.") and "quantized" in kind:
             yield f"{prefix}weight is quantised and was skipped"
         elif isinstance(module, _ConvNd):
             yield from _of_convolution(prefix, module)
@@ -163,6 +166,9 @@ def _of_mapping(state: Mapping[str, Any]) -> Iterator[WeightMatrix | str]:
         if isinstance(value, np.ndarray):
             if value.dtype.kind not in "fciub":
                 continue
+            if value.dtype.kind == "f" and value.dtype.itemsize > 8:  # torch has no such type
+                value = value.astype(np.float64)
+            value = value.astype(value.dtype.newbyteorder("="), copy=False)
             # torch shares memory only with writable arrays of positive strides.
             value = torch.from_numpy(np.require(value, requirements=["C", "W"]))
         yield from _of_tensor(str(name), value)

@@ -21,6 +21,7 @@ BESIDE = dict.fromkeys(
         "_curvature",
         "_fastest",
         "_gauss_newton_trace",
+        "_lean",
         "_loss_terms",
         "_losses",
         "_module",

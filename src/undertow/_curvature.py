@@ -10,16 +10,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, Literal
+from functools import cache, partial, wraps
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from undertow._lean import LeanFunctions
 from undertow._losses import OutputProduct
 
 Kind = Literal["hessian", "ggn"]
@@ -27,6 +28,8 @@ Mode = Literal["loop", "batched", "forward"]
 Leaves = tuple[Tensor, ...]
 # From the parameters to (logits, summed loss).
 Evaluate = Callable[[Leaves], tuple[Any, Tensor]]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 # Directions that one batched pass takes together: more cost memory and bring nothing.
 BLOCK = 8
@@ -100,6 +103,23 @@ def pull_back(
     return results[0][None] if directions == 1 else torch.stack(results)
 
 
+def _or_plainly(method: Method) -> Method:
+    """Where PyTorch refuses what was recorded leanly (`_lean`), the same again without."""
+
+    @wraps(method)
+    def run(self: Linearization, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except RuntimeError:
+            if self._lean is None or not self._lean.used:
+                raise
+            self._lean = None
+            self.free()
+            return method(self, *args, **kwargs)
+
+    return cast(Method, run)
+
+
 class Linearization:
     """One microbatch at fixed parameters, ready for products of one kind.
 
@@ -129,6 +149,7 @@ class Linearization:
         self.kind = kind
         self._closed_form = output_product
         self._graph: _HessianGraph | _GaussNewtonGraph | None = None
+        self._lean: LeanFunctions | None = LeanFunctions(will_be_linear=kind == "ggn")
         self.reached = True
         self.first = 0
         self.build_seconds = 0.0
@@ -137,6 +158,7 @@ class Linearization:
         """Drop the graph; the next product that needs it builds it again."""
         self._graph = None
 
+    @_or_plainly
     def build(self) -> _HessianGraph | _GaussNewtonGraph:
         """Run the model and the first backward pass, and keep the graph.
 
@@ -148,7 +170,7 @@ class Linearization:
         if self._graph is None:
             device = self._leaves[0].device
             start = seconds(device)
-            with torch.enable_grad():
+            with torch.enable_grad(), self._lean or nullcontext():
                 outputs, total = self._evaluate(self._leaves)
                 if self.kind == "hessian":
                     self._graph = _HessianGraph(_slopes(total, self._leaves))
@@ -167,7 +189,8 @@ class Linearization:
             )
         # J^T u is linear in u, so its derivative in u is the same at every u.
         cotangent = torch.zeros_like(outputs).requires_grad_()
-        pulled = _slopes(outputs if total.requires_grad else total, self._leaves, cotangent)
+        with self._lean.as_linear() if self._lean else nullcontext():
+            pulled = _slopes(outputs if total.requires_grad else total, self._leaves, cotangent)
         (slope,) = _slopes(total, (outputs,))
         product = self._closed_form(outputs) or partial(_generic_product, slope, outputs)
         fixed = torch.zeros_like(outputs) if slope is None else slope
@@ -190,6 +213,7 @@ class Linearization:
         columns = graph.output_product(units.reshape(size, *graph.outputs.shape))
         return flat, columns.reshape(size, *flat.shape).permute(1, 2, 0)
 
+    @_or_plainly
     def product(
         self, vectors: Float[Tensor, "directions params"], mode: Mode
     ) -> Float[Tensor, "directions params"]:
@@ -199,11 +223,14 @@ class Linearization:
             gradient = torch.func.grad(lambda leaves: self._evaluate(leaves)[1])
             return self._forward(gradient, self._shaped(vectors))
         graph = self.build()
-        if isinstance(graph, _HessianGraph):
-            return pull_back(graph.gradients, self._leaves, self._shaped(vectors), batched=batched)
-        pushed = graph.output_product(self._moved(graph, vectors, mode))
-        return pull_back([graph.outputs], self._leaves, [pushed], batched=batched)
+        with self._recomputing():
+            if isinstance(graph, _HessianGraph):
+                shaped = self._shaped(vectors)
+                return pull_back(graph.gradients, self._leaves, shaped, batched=batched)
+            pushed = graph.output_product(self._moved(graph, vectors, mode))
+            return pull_back([graph.outputs], self._leaves, [pushed], batched=batched)
 
+    @_or_plainly
     def centred_product(
         self,
         vectors: Float[Tensor, "directions params"],
@@ -218,12 +245,19 @@ class Linearization:
         graph = self.build()
         assert isinstance(graph, _GaussNewtonGraph)
         mine = shares[self.first : self.first + len(graph.outputs)]
-        along = (self._moved(graph, vectors, mode) * graph.slope).flatten(1)
+        with self._recomputing():
+            moved = self._moved(graph, vectors, mode)
+        along = (moved * graph.slope).flatten(1)
         along = along.reshape(len(vectors), len(mine), -1).sum(2) - torch.outer(means, mine)
         shape = (*along.shape, *(1,) * (graph.slope.ndim - 1))
         pushed = along.reshape(shape) * graph.slope
-        pulled = pull_back([graph.outputs], self._leaves, [pushed], batched=mode == "batched")
+        with self._recomputing():
+            pulled = pull_back([graph.outputs], self._leaves, [pushed], batched=mode == "batched")
         return torch.cat([pulled, (along @ mine)[:, None]], dim=1)
+
+    def _recomputing(self) -> AbstractContextManager[object]:
+        """For checkpointed parts, which run again in the backward pass and must record the same."""
+        return self._lean if self._lean is not None and self._lean.used else nullcontext()
 
     def _shaped(self, vectors: Tensor) -> list[Tensor]:
         sizes = [leaf.numel() for leaf in self._leaves]

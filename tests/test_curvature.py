@@ -140,7 +140,7 @@ def test_products_are_those_of_the_dense_matrix(model_name: str, loss_name: str,
 def test_every_mode_gives_the_same_product(
     model_name: str, mode: str, keep: bool, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_products, "fastest_mode", lambda *args, **kwargs: mode)
+    monkeypatch.setattr(_products, "fastest_mode", lambda *args, **kwargs: (mode, None))
     monkeypatch.setattr(_products, "GRAPH_BYTES", 2**30 if keep else 0)
     net, loss = fill(MODELS[model_name]()), nn.CrossEntropyLoss()
     inputs, targets = draw(1, SAMPLES, FEATURES), labels()
@@ -283,7 +283,8 @@ def test_a_faster_way_that_is_wrong_in_any_direction_is_not_taken() -> None:
             return found
 
     for kept in (True, False):
-        assert _fastest.fastest_mode(Wrong(), draw(0, 6, 50), kept=kept) == "forward"  # type: ignore[arg-type]
+        mode, _ = _fastest.fastest_mode(Wrong(), draw(0, 6, 50), kept=kept)  # type: ignore[arg-type]
+        assert mode == "forward"
 
 
 @pytest.mark.parametrize("build_seconds", [1e9, 0.0])
@@ -299,8 +300,11 @@ def test_forward_mode_is_tried_only_where_it_may_be_faster(build_seconds: float)
 
     part = Kept()
     part.build_seconds = build_seconds  # type: ignore[attr-defined]
-    _fastest.fastest_mode(part, draw(0, 1, 50), kept=True)  # type: ignore[arg-type]
+    block = draw(0, 1, 50)
+    _, found = _fastest.fastest_mode(part, block, kept=True)  # type: ignore[arg-type]
     assert ("forward" in tried) == (build_seconds == 0.0)
+    assert found is not None
+    assert torch.equal(found, block)  # need not be computed again
 
 
 def test_graphs_are_kept_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +316,7 @@ def test_graphs_are_kept_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> N
             calls += 1
             return super().forward(x)
 
-    monkeypatch.setattr(_products, "fastest_mode", lambda *args, **kwargs: "loop")
+    monkeypatch.setattr(_products, "fastest_mode", lambda *args, **kwargs: ("loop", None))
     net = Counting(FEATURES, CLASSES).double()
     objective = Objective(net, nn.MSELoss(), (draw(0, 8, FEATURES), draw(1, 8, CLASSES)))
     block = draw(2, 2, objective.num_params)

@@ -171,7 +171,7 @@ def test_products_are_those_of_the_dense_matrix(
     monkeypatch: pytest.MonkeyPatch,
     recorded: list[_lean.LeanFunctions],
 ) -> None:
-    monkeypatch.setattr(_products, "fastest_mode", lambda *args, **kwargs: mode)
+    monkeypatch.setattr(_products, "fastest_mode", lambda *args, **kwargs: (mode, None))
     model, inputs, targets = case(name)
     matrix = dense(model, nn.CrossEntropyLoss(), inputs, targets, kind)
     block = draw(2, 3, len(matrix))

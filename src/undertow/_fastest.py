@@ -36,8 +36,8 @@ _AGREEMENT = 1e-3
 
 def fastest_mode(
     linearization: Linearization, vectors: Float[Tensor, "directions params"], *, kept: bool
-) -> Mode:
-    """The way to multiply that takes the least time on a microbatch.
+) -> tuple[Mode, Tensor | None]:
+    """The way to multiply that takes the least time on a microbatch, and the product if known.
 
     A mode that the model does not support, or only by a slow fallback that torch warns of, is out.
     `kept` says whether the graph stays for the next products; otherwise building it counts.
@@ -61,7 +61,9 @@ def fastest_mode(
     trials = {mode: partial(run, mode) for mode in others}
     single = kept and len(block) == 1 and linearization.kind == "hessian"
     enough = _FORWARD_BUILDS * linearization.build_seconds if single else 0.0
-    return _fastest("loop", certain, times, trials, partial(seconds, vectors.device), enough)
+    clock = partial(seconds, vectors.device)
+    mode, result = _fastest("loop", certain, times, trials, clock, enough)
+    return mode, result if len(block) == 1 else None  # of one direction, the mix is that itself
 
 
 def fastest_pull_back(
@@ -73,13 +75,14 @@ def fastest_pull_back(
         return False
     mix = _mix(block)
     run = partial(pull_back, [output], leaves)
-    return _fastest(
+    batched, _ = _fastest(
         False,
         lambda: run([mix @ block], batched=False),
         len(block),
         {True: lambda: mix @ run([block], batched=True)},
         partial(seconds, output.device),
     )
+    return batched
 
 
 def _mix(block: Tensor) -> Float[Tensor, "1 directions"]:
@@ -94,15 +97,16 @@ def _fastest(
     others: Mapping[Choice, Callable[[], Tensor]],
     clock: Callable[[], float],
     enough: float = 0.0,
-) -> Choice:
-    """The choice that takes least time; `run_certain` is one of `times` equal parts of it.
+) -> tuple[Choice, Tensor]:
+    """The choice that takes least time, and the result of `run_certain`.
 
-    Within `enough` seconds it is taken without looking at the others.
+    That is one of `times` equal parts of the choice `certain`, which is taken without looking at
+    the others where it takes no more than `enough` seconds.
     """
-    expected, taken = _least_time(run_certain, math.inf, clock)
+    expected, taken = _least_time(run_certain, math.inf, clock, enough)
     choice, least = certain, taken * times
     if least < enough:
-        return certain
+        return certain, expected
     for other, run in others.items():
         try:
             with warnings.catch_warnings():
@@ -114,17 +118,17 @@ def _fastest(
         error = torch.linalg.norm(result - expected)
         if error <= _AGREEMENT * torch.linalg.norm(expected) and taken < _CLEARLY * least:
             choice, least = other, taken
-    return choice
+    return choice, expected
 
 
 def _least_time(
-    run: Callable[[], Tensor], hopeless: float, clock: Callable[[], float]
+    run: Callable[[], Tensor], hopeless: float, clock: Callable[[], float], enough: float = 0.0
 ) -> tuple[Tensor, float]:
-    """A result, and the time of one run or the less of two."""
+    """A result, and the time of one run or the less of two; of one within `enough`."""
     start = clock()
     result = run()
     taken = clock() - start
-    if taken < min(_TRIAL_SECONDS, hopeless):
+    if enough <= taken < min(_TRIAL_SECONDS, hopeless):
         start = clock()
         run()
         taken = min(taken, clock() - start)

@@ -182,7 +182,10 @@ class Products:
         if key not in self._modes:
             part.build()
             if part.reached:  # nothing to time otherwise, such as where all labels are ignored
-                mode = self._modes[key] = fastest_mode(part, block, kept=kept)
+                mode, found = fastest_mode(part, block, kept=kept)
+                self._modes[key] = mode
+                if found is not None and mode == "loop" and multiply is Linearization.product:
+                    return found
         if mode == "forward" and kind == "hessian":
             part.free()
         try:

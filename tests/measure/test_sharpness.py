@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from undertow.measure import Sharpness, SharpnessTracker, sharpness, spherical_sharpness
-from undertow.measure._krylov import Operator, RitzBasis, largest_share
+from undertow.measure._krylov import Operator, RitzBasis
+from undertow.measure._lanczos import largest_share
 from undertow.objective import Objective
 
 

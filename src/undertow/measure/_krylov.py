@@ -1,13 +1,11 @@
-"""Eigenpairs and quadrature of a symmetric operator that is only known by its products.
+"""A symmetric operator that is only known by its products, on a growing orthonormal basis.
 
-Rayleigh-Ritz over a growing orthonormal basis. Expanded by a Ritz pair's residual from one start
-vector, it is Lanczos with full reorthogonalisation; it also takes any warm start, and restarts
-thick (Wu and Simon, 2000). Residuals are of the pairs themselves, not of a recurrence.
+Rayleigh-Ritz over any basis; appended to by its Lanczos direction, it is Lanczos with
+reorthogonalisation, full or where a watch asks for it. Also quadrature by Lanczos from many probes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,26 +15,18 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.measure._orthogonality import Orthogonality
 from undertow.objective import Objective
 
 Curvature = Literal["hessian", "ggn"]
 Multiply = Callable[[Tensor], Tensor]
 
 # Residuals below so many rounding errors of the largest eigenvalue count as zero.
-_ROUNDING = 100.0
+ROUNDING = 100.0
 # Once is enough to orthogonalise what keeps at least so much of its length, and what loses no
 # more than so much of it.
 _KEPT = 0.7
 _LOST = 0.1
-# Matrices up to this size need no restart.
-_SMALL = 256
-# Pairs whose residuals are computed together.
-_TOGETHER = 8
-# After k > 1 pairs have converged, a random direction is followed for at most so many products: one
-# Krylov space holds a single vector of each eigenspace. Fewer do once an eigenvector that is still
-# missing would need a random component so small that this is its probability.
-_VERIFY = 6
-_MISSED = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,17 +69,6 @@ def curvature_operator(objective: Objective, curvature: Curvature) -> Operator:
     return Operator(multiply, size, multiply(torch.zeros(0, size)), objective.fixed)
 
 
-@dataclass(frozen=True, eq=False)
-class RitzPairs:
-    """Approximate eigenpairs, largest first, and the basis that they were found in."""
-
-    values: Float64[Tensor, " pairs"]
-    vectors: Float[Tensor, "pairs params"]
-    residuals: Float64[Tensor, " pairs"]
-    products: int
-    converged: bool
-
-
 class RitzBasis:
     """An orthonormal basis V `[m, p]`, the images H V, and T = V^T H V.
 
@@ -130,7 +109,7 @@ class RitzBasis:
         """Add directions, orthogonalised; those that the basis holds become random ones."""
         first = self.size
         for direction in directions[: len(self._basis) - first]:
-            self._basis[self.size] = self._orthonormal(direction)
+            self._basis[self.size] = self.orthonormal(direction)
             self.size += 1
         self._multiply(first)
 
@@ -150,34 +129,65 @@ class RitzBasis:
             # Once more for the rounding errors of what was removed.
             direction -= (self.basis @ direction) @ self.basis
         length = float(torch.linalg.vector_norm(direction))
-        if length <= _ROUNDING * torch.finfo(direction.dtype).eps * self.scale:
-            return self._orthonormal(self.operator.random(1, self.generator)[0]), 0.0
+        if length <= ROUNDING * torch.finfo(direction.dtype).eps * self.scale:
+            return self.orthonormal(self.operator.random(1, self.generator)[0]), 0.0
         return direction / length, length
 
-    def append(self, direction: Float[Tensor, " params"]) -> None:
+    def append(
+        self, direction: Float[Tensor, " params"], watch: Orthogonality | None = None
+    ) -> None:
         """Add a unit vector that is orthogonal to the basis already.
 
         The newest two vectors come first, as they are all that H times a Lanczos vector meets:
-        the rest of the basis then has rounding errors to remove, for which once is enough.
+        the rest of the basis then has rounding errors to remove, for which once is enough. With a
+        `watch` from the first vector on, they stay where it says that they are small.
         """
         self._basis[self.size] = direction
         self.size += 1
         image = self.operator.multiply(self._basis[self.size - 1 : self.size])[0]
         self.products += 1
         self._images[self.size - 1] = image
-        newest = self.basis[-2:]
-        near = newest @ image
-        outside = image - near @ newest
-        column = self.basis @ outside
-        outside -= column @ self.basis
-        removed, left = torch.linalg.vector_norm(column), torch.linalg.vector_norm(outside)
-        column[-2:] += near
-        if removed > _LOST * left:
-            more = self.basis @ outside
-            outside -= more @ self.basis
-            column += more
+        outside = image.clone()
+        near = self._take_out(outside)
+        column = torch.zeros_like(self._basis[: self.size, 0])
+        if watch is None:
+            self._orthogonalize(outside, column)
+        else:
+            near += self._take_out(outside)
+            self._watched(outside, column, float(near[-1]), watch)
+        column[-2:] += near.to(column)
         self._outside = outside
         self._set_columns(self.size - 1, column[:, None])
+
+    def _take_out(self, outside: Tensor) -> Tensor:
+        """Orthogonalise against the newest two vectors; what they held of it."""
+        newest = self.basis[-2:]
+        held = torch.stack([torch.dot(vector, outside) for vector in newest]).cpu()
+        for vector, coefficient in zip(newest, held.tolist(), strict=True):
+            outside.sub_(vector, alpha=coefficient)
+        return held
+
+    def _orthogonalize(self, outside: Tensor, column: Tensor) -> None:
+        """Take the basis out of what H v has outside, and add the coefficients to its column."""
+        for _ in range(2):
+            removed = self.basis @ outside
+            outside -= removed @ self.basis
+            column += removed
+            if torch.linalg.vector_norm(removed) <= _LOST * torch.linalg.vector_norm(outside):
+                return
+
+    def _watched(
+        self, outside: Tensor, column: Tensor, diagonal: float, watch: Orthogonality
+    ) -> None:
+        """The same where the watch asks for it; T stays tridiagonal, as that of orthogonal ones."""
+        length = float(torch.linalg.vector_norm(outside))
+        removed = None
+        if watch.step(diagonal, length):
+            self._orthogonalize(outside, column)
+            removed = column[:-2].double().cpu().numpy().copy()
+            column.zero_()
+            length = float(torch.linalg.vector_norm(outside))
+        watch.taken(length, removed)
 
     def _multiply(self, first: int) -> None:
         added = self._basis[first : self.size]
@@ -192,7 +202,8 @@ class RitzBasis:
         self._projected[: self.size, first : self.size] = wide
         self._projected[first : self.size, : self.size] = wide.T
 
-    def _orthonormal(self, direction: Tensor) -> Tensor:
+    def orthonormal(self, direction: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
+        """What the basis does not hold of a direction, of unit length; or of a random one."""
         while True:
             length = torch.linalg.vector_norm(direction)
             if length > 0:
@@ -203,7 +214,7 @@ class RitzBasis:
                     direction = direction / left
                     if left > _KEPT:
                         return direction
-                    if left < _ROUNDING * torch.finfo(direction.dtype).eps:
+                    if left < ROUNDING * torch.finfo(direction.dtype).eps:
                         break
                 else:
                     return direction
@@ -226,161 +237,34 @@ class RitzBasis:
         rows = coordinates.to(self.basis)
         return rows @ self._images[: self.size] - (rows * values[:, None].to(rows)) @ self.basis
 
+    def pairs(
+        self, coordinates: Float64[Tensor, "n m"]
+    ) -> tuple[Float64[Tensor, " n"], Float[Tensor, "n params"], Float[Tensor, "n params"]]:
+        """Ritz pairs of the space that vectors span, and their residuals H y - theta y.
+
+        Ritz vectors of a basis that is not quite orthonormal are made so.
+        """
+        vectors, images = self._orthonormalized(coordinates)
+        projected = (vectors @ images.T).double().cpu()
+        values, mix = torch.linalg.eigh((projected + projected.T) / 2)
+        values, rows = values.flip(0), mix.flip(1).T.to(vectors)
+        vectors, images = rows @ vectors, rows @ images
+        return values, vectors, images - values[:, None].to(vectors) * vectors
+
+    def _orthonormalized(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        rows = coordinates.to(self.basis)
+        vectors, images = rows @ self.basis, rows @ self._images[: self.size]
+        factor = torch.linalg.cholesky((vectors @ vectors.T).cpu().double())
+        inverse = torch.linalg.inv(factor).to(vectors)
+        return inverse @ vectors, inverse @ images
+
     def restart(self, keep: int) -> None:
         """Go on with the `keep` largest Ritz vectors alone."""
-        values, coordinates = self.ritz()
-        rows = coordinates[:keep].to(self.basis)
-        basis, images = rows @ self.basis, rows @ self._images[: self.size]
+        basis, images = self._orthonormalized(self.ritz()[1][:keep])
         self.size = keep
         self._basis[:keep], self._images[:keep] = basis, images
-        self._projected[:keep, :keep] = torch.diag(values[:keep])
+        self._set_columns(0, basis @ images.T)
         self._outside = None
-
-
-def largest_pairs(
-    operator: Operator,
-    k: int,
-    *,
-    rtol: float,
-    start: Float[Tensor, "starts params"] | None,
-    max_products: int,
-    generator: torch.Generator,
-) -> RitzPairs:
-    """The k algebraically largest eigenpairs, to residuals ||H y - theta y|| <= rtol |theta|.
-
-    Eigenvalues below rtol times the largest magnitude seen count as that large.
-    """
-    capacity = min(operator.size, _SMALL if operator.size <= _SMALL else max(4 * k + 10, 40))
-    space = RitzBasis(operator, capacity, generator)
-    start = operator.random(1, generator) if start is None else start
-    goal = _Goal(k, rtol, max_products)
-    with operator.fixed():
-        space.extend(start[: max(1, max_products)])
-        converged = _lanczos(space, goal) if space.size == 1 else _expand(space, goal)
-        while converged and k > 1 and space.size < operator.size:
-            before = space.ritz()[0][:k]
-            if not _follow_random(space, goal, float(before[-1])):
-                break
-            now = space.ritz()[0][:k]
-            if ((now - before).abs() <= rtol * now.abs() + space.scale * rtol**2).all():
-                break
-            converged = _expand(space, goal)
-    values, coordinates = (part[:k] for part in space.ritz())
-    residuals = torch.linalg.vector_norm(space.residuals(values, coordinates), dim=1)
-    vectors = space.vectors(coordinates)
-    return RitzPairs(values, vectors, residuals.double().cpu(), space.products, converged)
-
-
-@dataclass(frozen=True)
-class _Goal:
-    """k pairs to a relative residual, within so many products."""
-
-    k: int
-    rtol: float
-    max_products: int
-
-    def tolerance(self, space: RitzBasis, value: float) -> float:
-        """The residual at which a pair has converged."""
-        eps = torch.finfo(space.basis.dtype).eps
-        return max(self.rtol * abs(value), space.scale * max(self.rtol**2, _ROUNDING * eps))
-
-    def make_room(self, space: RitzBasis) -> bool:
-        """Restart if the basis is full; False if there are no products left, or no directions."""
-        if space.products >= self.max_products or space.size == space.operator.size:
-            return False
-        if space.full:
-            space.restart(keep=min(space.size - 1, self.k + (space.size - self.k) // 2))
-        return True
-
-
-def _lanczos(space: RitzBasis, goal: _Goal) -> bool:
-    """Grow a Krylov space from one vector until the wanted pairs have converged.
-
-    The residual of every Ritz pair lies along the next Lanczos vector, also after a restart.
-    """
-    while True:
-        values, coordinates = space.ritz()
-        direction, length = space.lanczos_direction()
-        wanted = min(goal.k, space.size)
-        met = all(
-            length * abs(float(coordinates[i, -1])) <= goal.tolerance(space, float(values[i]))
-            for i in range(wanted)
-        )
-        if met and wanted == goal.k and _first_unconverged(space, goal)[0] == goal.k:
-            return True
-        if not goal.make_room(space):
-            return False
-        space.append(direction)
-
-
-def _expand(space: RitzBasis, goal: _Goal) -> bool:
-    """Grow any space by the residuals of the wanted pairs until these have converged."""
-    while True:
-        index, direction = _first_unconverged(space, goal)
-        if index == goal.k:
-            return True
-        if not goal.make_room(space):
-            return False
-        if direction is None:  # fewer vectors than pairs, and all exact
-            direction = space.operator.random(1, space.generator)[0]
-        space.extend(direction[None])
-
-
-def _follow_random(space: RitzBasis, goal: _Goal, least: float) -> bool:
-    """Add a Krylov space of a random direction, until all eigenvalues from `least` up are seen.
-
-    False if that was not possible in full.
-    """
-    if not goal.make_room(space):
-        return False
-    first = space.size
-    space.extend(space.operator.random(1, space.generator))
-    for _ in range(_VERIFY - 1):
-        # A restart would drop the direction that is being followed.
-        if space.full or space.products >= goal.max_products:
-            break
-        direction, length = space.lanczos_direction()
-        # In a random direction, p times the share of an eigenvector is the square of a standard
-        # normal number, which is below s with probability sqrt(2 s / pi) at most.
-        share = largest_share(space.projected[first:, first:], length, least)
-        if math.sqrt(2 / math.pi * space.operator.size * share) <= _MISSED:
-            break
-        space.append(direction)
-    return True
-
-
-def largest_share(projected: Float64[Tensor, "m m"], length: float, value: float) -> float:
-    """The most that eigenvectors of an eigenvalue from `value` up can hold of a Lanczos start.
-
-    As part of its squared length, from the matrix T of m steps and the last residual's length:
-    1 / sum_{j <= m} p_j(value)^2, the Christoffel function, with the orthonormal polynomials p_j of
-    the start's spectral measure. 1 unless `value` is above all Ritz values, where the p_j grow.
-    """
-    if value <= float(torch.linalg.eigvalsh(projected)[-1]):
-        return 1.0
-    diagonal = projected.diagonal().tolist()
-    beside = [*projected.diagonal(1).tolist(), length]
-    last, now, total, coupling = 0.0, 1.0, 1.0, 0.0
-    for centre, following in zip(diagonal, beside, strict=True):
-        if following == 0:  # an invariant space, without that eigenvalue
-            return 0.0
-        last, now = now, ((value - centre) * now - coupling * last) / following
-        total, coupling = total + now**2, following
-    return 1 / total
-
-
-def _first_unconverged(space: RitzBasis, goal: _Goal) -> tuple[int, Tensor | None]:
-    """The first wanted pair whose residual is too large, with it; or how many have converged."""
-    values, coordinates = space.ritz()
-    wanted = min(goal.k, space.size)
-    for start in range(0, wanted, _TOGETHER):
-        pairs = slice(start, min(start + _TOGETHER, wanted))
-        residuals = space.residuals(values[pairs], coordinates[pairs])
-        lengths = torch.linalg.vector_norm(residuals, dim=1).tolist()
-        for index, length in enumerate(lengths, start):
-            if length > goal.tolerance(space, float(values[index])):
-                return index, residuals[index - start]
-    return wanted, None
 
 
 @dataclass(frozen=True, eq=False)
@@ -417,7 +301,7 @@ def lanczos_quadrature(
         length = torch.linalg.vector_norm(image, dim=1).double()
         scale = diagonal[:, : step + 1].abs().amax(1) + off_diagonal[:, : step + 1].amax(1)
         # An invariant subspace: the nodes so far are exact, and what follows has no weight.
-        length = length.where(length > _ROUNDING * eps * scale, 0.0)
+        length = length.where(length > ROUNDING * eps * scale, 0.0)
         if step + 1 == steps or not (length > 0).any():
             break
         off_diagonal[:, step] = length

@@ -14,13 +14,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.measure._krylov import (
-    Curvature,
-    Operator,
-    RitzBasis,
-    curvature_operator,
-    largest_pairs,
-)
+from undertow.measure._krylov import Curvature, Operator, RitzBasis, curvature_operator
+from undertow.measure._lanczos import largest_pairs
 from undertow.objective import Objective
 
 # |<gradient, w>| of a scale-invariant block, relative to ||gradient|| ||w||, up to rounding.

@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.nn import functional
 
 # Patches, Gram matrices and outer products are held for so many bytes' worth of samples at a time:
-# they stay in the cache.
-_WORKSPACE_BYTES = 2**20
+# less takes more calls, more no longer stays in the cache.
+_WORKSPACE_BYTES = 2**22
+# Copying patches position by position pays where it runs along so many times more numbers.
+_LONGER_RUNS = 2
 # Norms outside of this are taken again, with the largest entry factored out.
 _SAFE_NORMS = (1e-15, 1e15)
 
@@ -94,10 +96,9 @@ def convolution_uses(
         elements = groups * patch * positions + kernel_shape[0] * patch
         found = []
         for part, piece in _pieces(inputs, delta, elements):
-            patches = _patches(wide(part), kernel_shape[2:], options)
+            patches = _patches(wide(part), kernel_shape[2:], delta.shape[2:], options)
             split = wide(piece).reshape(len(piece) * groups, -1, positions).mT
-            products = _outer_squares(patches.reshape(len(split), patch, positions).mT, split)
-            found.append(products.reshape(len(piece), groups).sum(1))
+            found.append(_outer_squares(patches, split).reshape(len(piece), groups).sum(1))
         return torch.cat(found)
 
     def inners(delta: Tensor, direction: Tensor) -> Tensor:
@@ -295,20 +296,30 @@ def _pieces(one: Tensor, other: Tensor, elements: int) -> zip[tuple[Tensor, Tens
 
 
 def _patches(
-    inputs: Tensor, taps: Sequence[int], options: dict[str, Any]
-) -> Float[Tensor, "samples groups patch positions"]:
-    """What each output position of a convolution sees."""
-    padded = functional.pad(inputs, _padding(taps, options))
+    inputs: Tensor, taps: Sequence[int], outputs: Sequence[int], options: dict[str, Any]
+) -> Float[Tensor, "samples_groups positions patch"]:
+    """What each output position of a convolution sees, in any order."""
+    groups, dimensions, padding = options["groups"], len(taps), _padding(taps, options)
+    positions = math.prod(outputs)
+    # Copying runs along the positions of a row, or along the taps of a row and the channels.
+    rows = outputs[-1] if options["stride"][-1] == 1 else 1
+    channels_last = groups == 1 and taps[-1] * inputs.shape[1] >= _LONGER_RUNS * rows
+    if channels_last:
+        inputs = inputs.movedim(1, -1)
+        padding = [0, 0, *padding]
+    padded = functional.pad(inputs, padding) if any(padding) else inputs
+    first = 1 if channels_last else 2
+    seen = padded.contiguous()
     for axis, (count, stride, gap) in enumerate(
         zip(taps, options["stride"], options["dilation"], strict=True)
     ):
-        padded = padded.unfold(2 + axis, gap * (count - 1) + 1, stride)[..., ::gap]
-    dimensions = len(taps)
-    # The positions last: copying runs along them.
-    split = padded.unflatten(1, (options["groups"], -1)).permute(
-        0, 1, 2, *range(3 + dimensions, 3 + 2 * dimensions), *range(3, 3 + dimensions)
+        seen = seen.unfold(first + axis, gap * (count - 1) + 1, stride)[..., ::gap]
+    if channels_last:
+        return seen.movedim(1 + dimensions, -1).reshape(len(inputs), positions, -1)
+    split = seen.unflatten(1, (groups, -1)).movedim(
+        tuple(range(3, 3 + dimensions)), tuple(range(-dimensions, 0))
     )
-    return split.reshape(*split.shape[:2], -1, math.prod(split.shape[3 + dimensions :]))
+    return split.reshape(len(inputs) * groups, -1, positions).mT
 
 
 def _padding(taps: Sequence[int], options: dict[str, Any]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
 from undertow.objective import Objective, as_sum_and_count
 
@@ -278,6 +286,145 @@ class Hungry(nn.Linear):
             raise torch.cuda.OutOfMemoryError("out of memory")
         self.largest = max(self.largest, len(x))
         return super().forward(x)
+
+
+def sampled(x: Tensor, y: Tensor, generator: torch.Generator, kind: str) -> DataLoader[Any]:
+    pairs = TensorDataset(x, y)
+    if kind == "loader":
+        return DataLoader(pairs, 5, shuffle=True, generator=generator)
+    sampler = RandomSampler(pairs, generator=generator)
+    if kind == "sampler":
+        return DataLoader(pairs, 5, sampler=sampler)
+    return DataLoader(pairs, batch_sampler=BatchSampler(sampler, 5, drop_last=False))
+
+
+@pytest.mark.parametrize("kind", ["loader", "sampler", "batch sampler"])
+def test_loaders_with_a_generator_keep_their_order_and_its_state(kind: str) -> None:
+    """Noise weights and counts come from two passes that must agree."""
+    x, y = draw(0, SAMPLES, FEATURES), labels_with_gaps()
+    generator = torch.Generator().manual_seed(5)
+    before = generator.get_state()
+    loader = sampled(x, y, generator, kind)
+    objective = Objective(network(), nn.CrossEntropyLoss(), loader)
+    orders = [torch.cat([inputs for inputs, _ in objective.batches()]) for _ in range(2)]
+    assert torch.equal(*orders)
+    assert not torch.equal(orders[0], x)
+    assert torch.equal(generator.get_state(), before)
+
+
+LossChange = Callable[[nn.CrossEntropyLoss], Any]
+CHANGES: dict[str, LossChange] = {
+    "in place": lambda loss: loss.weight.mul_(torch.arange(4) + 1),  # type: ignore[union-attr]
+    "by data": lambda loss: loss.weight.data.mul_(torch.arange(4) + 1),  # type: ignore[union-attr]
+    "option": lambda loss: setattr(loss, "label_smoothing", 0.4),
+    "ignored": lambda loss: setattr(loss, "ignore_index", 1),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("method", ["hvp", "ggnvp"])
+def test_products_follow_the_loss(change: str, method: str) -> None:
+    net, loss = network(), nn.CrossEntropyLoss(class_weight.clone())
+    data = draw(0, SAMPLES, FEATURES), labels()
+    objective = Objective(net, loss, data)
+    block = draw(1, 2, objective.num_params)
+    before = getattr(objective, method)(block)
+    CHANGES[change](loss)
+    found = getattr(objective, method)(block)
+    assert not torch.allclose(found, before)
+    torch.testing.assert_close(found, getattr(Objective(net, loss, data), method)(block))
+
+
+def test_lists_may_grow_and_shrink() -> None:
+    x, y = draw(0, SAMPLES, FEATURES), labels()
+    net, batches = network(), list(zip(x.split(6), y.split(6), strict=True))
+    objective = Objective(net, nn.CrossEntropyLoss(), batches)
+    assert objective.num_samples == SAMPLES
+    batches.pop()
+    assert objective.num_samples == 18
+    found, expected = (
+        each.sample_noise(3, batch_size=2, generator=torch.Generator().manual_seed(0))
+        for each in (objective, Objective(net, nn.CrossEntropyLoss(), (x[:18], y[:18])))
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_duplicates_stand_alone(duplicate: Callable[[Objective], Objective]) -> None:
+    objective = Objective(network(), nn.CrossEntropyLoss(), (draw(0, SAMPLES, FEATURES), labels()))
+    block = draw(1, 2, objective.num_params)
+    expected = objective.hvp(block), objective.ggn_trace()
+    other = duplicate(objective)
+    with torch.no_grad():
+        for parameter in objective.model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close((other.hvp(block), other.ggn_trace()), expected)
+    assert other.model.training
+
+
+@pytest.mark.parametrize(
+    "context", [torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16)]
+)
+def test_modes_of_the_caller_change_nothing(context: Callable[[], Any]) -> None:
+    net = network().float()
+    objective = Objective(
+        net, nn.CrossEntropyLoss(), (draw(0, SAMPLES, FEATURES).float(), labels())
+    )
+    block = draw(1, 2, objective.num_params).float()
+
+    def measured() -> list[Tensor]:
+        objective.release()
+        generator = torch.Generator().manual_seed(0)
+        return [
+            objective.value(),
+            objective.gradient(),
+            objective.hvp(block),
+            objective.ggnvp(block),
+            objective.sample_noise(2, batch_size=3, generator=generator),
+        ]
+
+    expected = measured()
+    with context():
+        found = measured()
+        assert torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu")
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.clone(), other)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.",
+        "CUDA error: out of memory",
+        "MPS backend out of memory (MPS allocated: 8 GB)",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+    ],
+)
+def test_any_word_for_out_of_memory_halves_the_microbatch(words: str) -> None:
+    class Narrow(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 3:
+                raise RuntimeError(words)
+            return super().forward(x)
+
+    inputs, targets = draw(0, SAMPLES, FEATURES), labels_with_gaps()
+    net = Narrow(FEATURES, CLASSES).double()
+    plain = nn.Linear(FEATURES, CLASSES).double()
+    plain.load_state_dict(net.state_dict())
+    loss = nn.CrossEntropyLoss(class_weight)
+    found, expected = (Objective(each, loss, (inputs, targets)) for each in (net, plain))
+    block = draw(1, 2, found.num_params)
+    torch.testing.assert_close(found.gradient(), expected.gradient())
+    torch.testing.assert_close(found.hvp(block), expected.hvp(block))
+    assert found.ggn_trace() == pytest.approx(expected.ggn_trace())
+
+
+def test_a_missing_second_derivative_is_said() -> None:
+    net = nn.Sequential(nn.EmbeddingBag(5, CLASSES), nn.Tanh())
+    data = torch.arange(SAMPLES)[:, None] % 5, labels()
+    objective = Objective(net, nn.CrossEntropyLoss(), data)
+    with pytest.raises(ValueError, match=r"has no second derivative: .*embedding_bag"):
+        objective.hvp(torch.ones(1, objective.num_params))
 
 
 @pytest.mark.parametrize("batching", ["tensors", "list"])

@@ -91,22 +91,38 @@ def piece(part: Any, chosen: slice, device: torch.device) -> Any:
 def with_own_random_state(batches: Iterable[Any]) -> Iterator[Any]:
     """Iterate with a random state of the pass's own, the same for each pass.
 
-    Loaders draw from torch's global generator when they shuffle and when they start.
+    Loaders draw from torch's global generator when they shuffle and when they start, or from one
+    that they were given.
     """
-    own = torch.Generator().manual_seed(0).get_state()
+    generators = [torch.default_generator, *_generators(batches)]
+    own = [torch.Generator(each.device).manual_seed(0).get_state() for each in generators]
     iterator: Iterator[Any] | None = None
     while True:
-        outer = torch.get_rng_state()
-        torch.set_rng_state(own)
+        outer = [each.get_state() for each in generators]
+        _set_states(generators, own)
         try:
             iterator = iter(batches) if iterator is None else iterator
             batch = next(iterator)
         except StopIteration:
             return
         finally:
-            own = torch.get_rng_state()
-            torch.set_rng_state(outer)
+            own = [each.get_state() for each in generators]
+            _set_states(generators, outer)
         yield batch
+
+
+def _generators(batches: Iterable[Any]) -> list[torch.Generator]:
+    """What a loader and its samplers draw from."""
+    together = getattr(batches, "batch_sampler", None)
+    samplers = getattr(batches, "sampler", None), together, getattr(together, "sampler", None)
+    found = [getattr(owner, "generator", None) for owner in (batches, *samplers)]
+    distinct = {id(each): each for each in found if isinstance(each, torch.Generator)}
+    return list(distinct.values())
+
+
+def _set_states(generators: list[torch.Generator], states: list[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
 
 
 def fingerprint(data: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from undertow._losses import (
@@ -27,6 +27,30 @@ from undertow._losses import (
 
 # The label that the losses inside Hugging Face models ignore.
 _OWN_IGNORED = -100
+# What a loss keeps an option in.
+_OPTION = (int, float, str, bool, type(None))
+
+
+class LossState:
+    """Options, parameters and buffers of a loss at one time; equal while none changes."""
+
+    def __init__(self, loss: Any) -> None:
+        modules = list(loss.modules()) if isinstance(loss, nn.Module) else []
+        self._options = [
+            {name: value for name, value in vars(module).items() if isinstance(value, _OPTION)}
+            for module in modules
+        ]
+        state = [*loss.parameters(), *loss.buffers()] if modules else []
+        # Copies, as versions would not tell of changes through `.data`.
+        self._tensors = [tensor.detach().clone() for tensor in state]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LossState) or self._options != other._options:
+            return False
+        mine, others = self._tensors, other._tensors
+        return len(mine) == len(others) and all(map(torch.equal, mine, others))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class GivenLoss:
@@ -42,9 +66,15 @@ class GivenLoss:
         self._loss = as_module(loss)
 
     def sum_and_count(self, outputs: Any, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        """Sum and denominator of a microbatch."""
+        """Sum and denominator of a microbatch, from half-precision outputs in float32."""
         logits = logits_of(outputs)
+        if isinstance(logits, Tensor) and logits.is_floating_point():
+            logits = logits.float() if logits.dtype.itemsize < 4 else logits
         return as_sum_and_count(in_type_of(self._loss, logits))(logits, targets, samples)
+
+    def sum_by_logits(self, outputs: Any, targets: Tensor, samples: int) -> Tensor:
+        """The sum as a function of the logits."""
+        return self.sum_and_count(outputs, targets, samples)[0]
 
     def denominators(self, targets: Tensor) -> Float[Tensor, " samples"]:
         """What each sample adds to the denominator."""
@@ -54,6 +84,10 @@ class GivenLoss:
         """What each sample adds to the sum."""
         logits = logits_of(outputs)
         return per_sample_sums(in_type_of(self._loss, logits), logits, targets)
+
+    def state(self) -> LossState:
+        """What the loss depends on beside outputs and targets, as far as a module shows it."""
+        return LossState(self._loss)
 
     def output_product(self, logits: Tensor, targets: Tensor) -> OutputProduct | None:
         """The closed-form Hessian product of the sum in the logits, if there is one."""
@@ -70,14 +104,42 @@ class OwnLoss:
     def __init__(self) -> None:
         self.known = False
         self._shift: int | None = None
+        self._beside = False
+
+    def learn(self, outputs: Any, targets: Tensor) -> None:
+        """Find the denominator from outputs with their graph, unless too few labels count.
+
+        Raises:
+            ValueError: if shifted labels would give the same loss.
+        """
+        value = _own_loss(outputs)
+        if not value.isfinite():  # the parameters', or no label counts once they are shifted
+            return
+        logits = logits_of(outputs)
+        if not isinstance(logits, Tensor):
+            self.known = True
+            return
+        slope = None
+        if value.requires_grad and logits.requires_grad:
+            (slope,) = torch.autograd.grad(value, logits, allow_unused=True)
+        self._shift = _shift(logits.detach(), targets, value.detach(), slope)
+        self._beside = slope is None and self._shift is not None
+        self.known = True
 
     def sum_and_count(self, outputs: Any, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Sum and denominator of a microbatch."""
         value = _own_loss(outputs)
-        if not self.known and not (_labelled(targets) and (targets == _OWN_IGNORED).all()):
-            self._shift, self.known = _shift(outputs, targets), True
+        value = value.float() if value.dtype.itemsize < 4 else value
+        if not self.known and _may_count(targets):  # not finite
+            return value, value.new_ones(())
         count = self.denominators(targets).sum().to(value)
         return (value * count if count > 0 else torch.zeros_like(value)), count
+
+    def sum_by_logits(self, outputs: Any, targets: Tensor, samples: int) -> Tensor:
+        """The same sum as a function of the logits, also where the model reports copies of them."""
+        if self._beside and self._shift is not None:
+            return _sums(logits_of(outputs), targets, self._shift).sum()
+        return self.sum_and_count(outputs, targets, samples)[0]
 
     def denominators(self, targets: Tensor) -> Float[Tensor, " samples"]:
         """What each sample adds to the denominator."""
@@ -98,13 +160,13 @@ class OwnLoss:
             )
         return _sums(logits_of(outputs), targets, self._shift)
 
+    def state(self) -> LossState:
+        """Nothing: the loss is the model's."""
+        return LossState(None)
+
     def output_product(self, logits: Tensor, targets: Tensor) -> OutputProduct | None:
         """None: the loss's graph is at hand."""
         return None
-
-
-def _labelled(targets: Tensor) -> bool:
-    return not targets.is_floating_point()
 
 
 def _own_loss(outputs: Any) -> Tensor:
@@ -122,21 +184,49 @@ def _own_loss(outputs: Any) -> Tensor:
     return found
 
 
-def _shift(outputs: Any, targets: Tensor) -> int | None:
+def _may_count(targets: Tensor) -> bool:
+    """Whether some label counts, shifted or not."""
+    if targets.is_floating_point():
+        return True
+    return bool((targets[:, 1:] if targets.ndim > 1 else targets).ne(_OWN_IGNORED).any())
+
+
+def _shift(logits: Tensor, targets: Tensor, value: Tensor, slope: Tensor | None) -> int | None:
     """How far a model's own cross-entropy shifts its labels: 0, 1 (next token), None if it is none.
 
-    Found by computing both: with ignored labels the denominators differ.
+    Found by computing both. An untrained network has nearly the same value either way, so that
+    the slope in the logits is compared too; only where the model reports a copy of its logits, it
+    is not at hand.
+
+    Raises:
+        ValueError: if both give the same.
     """
-    logits, value = logits_of(outputs), _own_loss(outputs).detach()
-    tokens = isinstance(logits, Tensor) and not targets.is_floating_point()
-    if not tokens or logits.shape[:-1] != targets.shape or (targets == _OWN_IGNORED).all():
+    if targets.is_floating_point() or logits.shape[:-1] != targets.shape:
         return None
+    rounding = torch.finfo(logits.dtype).eps
+    found: list[int] = []
     for shift in (0, 1)[: targets.ndim]:
-        sums = _sums(logits.detach(), targets, shift).sum()
-        mean = sums / _denominators(targets, shift).sum()
-        if torch.isclose(mean, value.to(mean), rtol=1e-3):
-            return shift
-    return None
+        count = _denominators(targets, shift).sum()
+        if count == 0:
+            continue
+        with torch.enable_grad():
+            own = (logits.float() if logits.dtype.itemsize < 4 else logits).requires_grad_()
+            mean = _sums(own, targets, shift).sum() / count
+            (expected,) = torch.autograd.grad(mean, own)
+        same = torch.isclose(mean.detach(), value.to(mean), rtol=max(1e-5, 4 * rounding))
+        if slope is not None:
+            error = torch.linalg.vector_norm(slope.to(expected) - expected)
+            relative = max(1e-3, 8 * rounding) * torch.linalg.vector_norm(expected)
+            # Labels that are fitted to the last digit leave slopes of rounding errors.
+            same = same & (error <= relative + rounding / count.sqrt())
+        if same:
+            found.append(shift)
+    if len(found) > 1:
+        raise ValueError(
+            "the model's own loss is the same with labels for each position and for the next one, "
+            "so that its denominator is unknown; give a loss"
+        )
+    return found[0] if found else None
 
 
 def _denominators(targets: Tensor, shift: int | None) -> Float[Tensor, " samples"]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from types import FunctionType
+from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,15 +23,20 @@ OutputProduct = Callable[[Tensor], Tensor]
 
 _ON_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-_FUNCTIONS: dict[Any, Callable[[], nn.Module]] = {
+_FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     functional.cross_entropy: nn.CrossEntropyLoss,
     functional.nll_loss: nn.NLLLoss,
     functional.mse_loss: nn.MSELoss,
+    functional.l1_loss: nn.L1Loss,
+    functional.smooth_l1_loss: nn.SmoothL1Loss,
+    functional.huber_loss: nn.HuberLoss,
 }
 
 
 def as_module(loss: Loss) -> Loss:
-    """A loss of `torch.nn.functional` as the module with the same defaults; others unchanged.
+    """A loss of `torch.nn.functional` as the module with the same options; others unchanged.
+
+    Options come from `functools.partial`.
 
     Raises:
         TypeError: if `loss` is not callable.
@@ -38,9 +44,16 @@ def as_module(loss: Loss) -> Loss:
     """
     if not callable(loss):
         raise TypeError(f"loss must be an nn.Module or a function; got {type(loss).__name__}")
-    if getattr(loss, "reduction", "mean") == "sum":
+    options = loss.keywords if isinstance(loss, partial) else {}
+    reduction = options.get("reduction", getattr(loss, "reduction", "mean"))
+    if reduction == "sum":
         raise ValueError("loss has reduction='sum'; use 'mean', or 'none' for a value per sample")
-    return _FUNCTIONS[loss]() if isinstance(loss, FunctionType) and loss in _FUNCTIONS else loss
+    function: Any = loss.func if isinstance(loss, partial) and not loss.args else loss
+    # By identity, as not every callable has a hash.
+    kind = next((_FUNCTIONS[known] for known in _FUNCTIONS if known is function), None)
+    if kind is None or not options.keys() <= signature(kind).parameters.keys():
+        return loss
+    return kind(**options)
 
 
 def as_sum_and_count(loss: Loss) -> SumAndCount:
@@ -48,13 +61,14 @@ def as_sum_and_count(loss: Loss) -> SumAndCount:
 
     `loss` maps (outputs, targets) to the mean over the batch, 0-d, or to a value per sample,
     `[samples]`. The count is the loss's own denominator: for `CrossEntropyLoss` and `NLLLoss` the
-    total weight of the labels that are not ignored, otherwise the number of samples.
+    total weight of the labels that are not ignored, otherwise, and for a value per sample, the
+    number of samples. Half precision is summed in float32.
 
     Raises:
         TypeError: if `loss` is not callable.
         ValueError: if it has reduction="sum". The function returned raises ValueError where
             labels lie outside the classes, shapes of outputs and targets would broadcast in an
-            elementwise loss, or the loss has any other shape.
+            elementwise loss, or the loss has any other shape or is of no floating-point type.
     """
     loss = as_module(loss)
 
@@ -62,13 +76,17 @@ def as_sum_and_count(loss: Loss) -> SumAndCount:
         check_targets(loss, outputs, targets)
         value = loss(outputs, targets)
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        if shape == (samples,):
-            return value.sum(), value.new_tensor(float(samples))
-        if shape != ():
+        if shape not in ((samples,), ()):
             raise ValueError(
                 "loss must return the batch mean as a 0-d tensor or one value per sample, "
                 f"[{samples}]; got {shape}. Average over the other axes, or use reduction='mean'"
             )
+        if not value.is_floating_point():
+            raise ValueError(f"loss must return real floating-point numbers; got {value.dtype}")
+        # Sums and counts in half precision would stop growing, or overflow.
+        value = value.float() if value.dtype.itemsize < 4 else value
+        if shape == (samples,):
+            return value.sum(), value.new_tensor(float(samples))
         count = denominators(loss, targets).sum().to(value)
         # With every label ignored the mean is 0 / 0.
         return (value * count if count > 0 else torch.zeros_like(value)), count
@@ -89,11 +107,16 @@ def check_targets(loss: Loss, outputs: Any, targets: Tensor) -> None:
     """Targets that the loss would refuse obscurely, or misread, as errors that say what is wrong.
 
     Raises:
-        ValueError: if labels of a cross-entropy lie outside the classes, or the shapes of outputs
-            and targets differ in an elementwise loss.
+        ValueError: if labels of a cross-entropy lie outside the classes, its outputs have no axis
+            of classes, or the shapes of outputs and targets differ in an elementwise loss.
     """
     if not isinstance(outputs, Tensor):
         return
+    if isinstance(loss, _ON_LABELS) and outputs.ndim == 1 == targets.ndim:
+        raise ValueError(
+            f"{type(loss).__name__} would take the {len(outputs)} samples for classes: outputs "
+            f"must be [samples, classes]; got {tuple(outputs.shape)}"
+        )
     if isinstance(loss, _ON_LABELS) and not targets.is_floating_point():
         classes = outputs.shape[1 if outputs.ndim > 1 else 0]
         wrong = ((targets < 0) | (targets >= classes)) & (targets != loss.ignore_index)
@@ -111,7 +134,7 @@ def check_targets(loss: Loss, outputs: Any, targets: Tensor) -> None:
 
 def denominators(loss: Loss, targets: Tensor) -> Float[Tensor, " samples"]:
     """What each sample adds to the denominator of the mean: one, or the weight of its labels."""
-    if not isinstance(loss, _ON_LABELS):
+    if not isinstance(loss, _ON_LABELS) or loss.reduction == "none":
         return torch.ones(len(targets), device=targets.device)
     if targets.is_floating_point():  # a distribution over classes per position, all of weight one
         positions = targets[0].numel() / targets.shape[1] if targets.ndim > 1 else 1.0
@@ -135,7 +158,7 @@ def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, 
     """
     loss, samples = as_module(loss), len(targets)
     check_targets(loss, outputs, targets)
-    if isinstance(loss, _ON_LABELS + _ELEMENTWISE):
+    if isinstance(loss, _ON_LABELS + _ELEMENTWISE) and _is_plain(loss):
         single = copy.copy(loss)
         single.reduction = "none"
         values = single(outputs, targets).reshape(samples, -1)
@@ -152,10 +175,22 @@ def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, 
     def alone(output: Tensor, target: Tensor) -> Tensor:
         return loss(output[None], target[None]).reshape(())
 
+    counts = denominators(loss, targets)
+    counted = counts > 0  # the mean over ignored labels alone is 0 / 0
+    outputs, targets = outputs[counted], targets[counted]
+    if len(outputs) == 0:
+        return values.new_zeros(samples)
     try:
-        return torch.func.vmap(alone)(outputs, targets)
+        means = torch.func.vmap(alone)(outputs, targets)
     except RuntimeError:  # a loss whose control flow depends on values
-        return torch.stack([alone(o, t) for o, t in zip(outputs, targets, strict=True)])
+        means = torch.stack([alone(o, t) for o, t in zip(outputs, targets, strict=True)])
+    return means.new_zeros(samples).masked_scatter(counted, means * counts[counted].to(means))
+
+
+def _is_plain(loss: Any) -> bool:
+    """Whether a loss of PyTorch's is that itself, and not what a subclass made of it."""
+    forward = getattr(type(loss), "forward", None)
+    return any(forward is kind.forward for kind in _ON_LABELS + _ELEMENTWISE)
 
 
 def output_hessian(loss: Loss, outputs: Tensor, targets: Tensor) -> OutputProduct | None:
@@ -164,8 +199,11 @@ def output_hessian(loss: Loss, outputs: Tensor, targets: Tensor) -> OutputProduc
     For cross-entropy, a_i (diag(p_i) - p_i p_i^T) with the softmax p_i and the weight a_i of the
     position's label; for squared error a multiple of the identity. `NLLLoss` counts as
     cross-entropy of its log-probabilities: as a function of those it is linear and its Hessian
-    zero, but log-softmax leaves them unchanged. None for any other loss.
+    zero, but log-softmax leaves them unchanged. None for any other loss, as for subclasses that
+    compute another.
     """
+    if not _is_plain(loss):
+        return None
     if isinstance(loss, nn.MSELoss):
         scale = 2.0 * len(outputs) / outputs.numel()
         return lambda block: scale * block
@@ -189,7 +227,7 @@ def _label_weights(loss: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     smoothing = getattr(loss, "label_smoothing", 0.0)
     weight = outputs.new_ones(classes) if loss.weight is None else loss.weight
     if targets.is_floating_point():
-        smooth = targets * (1 - smoothing) + smoothing / classes
+        smooth = targets.to(weight) * (1 - smoothing) + smoothing / classes
         return torch.tensordot(smooth, weight, dims=([axis], [0]))
     counted = targets != loss.ignore_index
     hard = weight[targets.where(counted, 0)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 _HALF = (torch.float16, torch.bfloat16)
+# What processors, accelerators and their libraries say.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
 
 def select(
@@ -61,7 +63,11 @@ def like_parameters(part: Any, parameters: Mapping[str, Tensor]) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and a random state to be thrown away; both put back at the end."""
+    """Eval mode and a random state to be thrown away; both put back at the end.
+
+    Autocast and inference mode of the caller's are off inside: the one would round products that
+    are to be precise, the other leaves no graph to differentiate.
+    """
     flags = [(module, module.training) for module in model.modules()]
     devices: set[int | None] = set()
     if torch.cuda.is_initialized():  # otherwise no parameter can be there
@@ -69,7 +75,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         if any(flag for _, flag in flags):
             model.eval()
-        with torch.random.fork_rng(devices=devices):
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=devices))
+            for kind in {"cpu", *(p.device.type for p in model.parameters())}:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
             yield
     finally:
         for module, flag in flags:
@@ -80,4 +92,4 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def out_of_memory(error: RuntimeError) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory"))
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

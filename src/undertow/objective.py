@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -48,13 +48,16 @@ class Objective:
 
     Evaluated in eval mode: batch-norm statistics are frozen and dropout is off. The module is
     left exactly as found: modes, gradients, buffers, `requires_grad`, and the random state of
-    torch; also when something raises. Each call passes over the data once, in microbatches; one
-    that runs out of memory is halved, and later ones with it.
+    torch and of a loader's generator; also when something raises. The caller's autocast does not
+    reach it. Each call passes over the data once, in microbatches; one that runs out of memory is
+    halved, and later ones with it.
 
     Curvature products run attention by plain matrix products (the fused kernels have no second
     derivative) and half-precision modules in float32. They keep the graphs of the first backward
-    pass, up to 1 GiB, and use them again while parameters and buffers have the same values;
-    `release()` frees them. Data that are no tuple of tensors are not read again in the meantime.
+    pass, up to 1 GiB, and use them again while parameters, buffers and the options of a loss
+    module have the same values; `release()` frees them. Data are not read again in the meantime:
+    tensors are known to have changed by their version, which writing through `.data` or NumPy
+    leaves as it is, datasets and loaders not at all. Call `release()` after such a change.
 
     Args:
         model: any module that maps a batch of inputs to outputs. Inputs that are a dictionary
@@ -97,25 +100,27 @@ class Objective:
         self._terms = OwnLoss() if loss is None else GivenLoss(loss)
         self._piece = microbatch
         self._num_samples: int | None = None
+        self._counted: Any = None
         self._data: Iterable[Any] = [data]
         if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
             inputs, _ = checked_pair(data, 0)
             sample_bytes = max(1, inputs[0].numel() * inputs.element_size())
             self._piece = microbatch or max(1, _PIECE_BYTES // sample_bytes)
             self._num_samples = len(inputs)
+            self._counted = fingerprint(self._data)
         else:
             self._data = reiterable(data, microbatch)
         self._source = Source(
             self.param_names,
-            evaluating=lambda: evaluating(self.model),
+            evaluating=self._evaluating,
             current=self._current,
             copies=self._copies,
-            fingerprint=lambda: fingerprint(data),
-            logits=lambda tensors, inputs: logits_of(self._outputs(tensors, inputs, None)),
+            fingerprint=self._fingerprint,
+            logits=self._logits,
             logits_and_sum=self._logits_and_sum,
             sample_sums=self._sample_sums,
-            count=lambda targets: self._denominators(targets).sum(),
-            output_product=lambda outputs, targets: self._terms.output_product(outputs, targets),
+            count=self._count,
+            output_product=self._terms.output_product,
             sweep=self._sweep,
             out_of_memory=out_of_memory,
         )
@@ -130,8 +135,10 @@ class Objective:
     @property
     def num_samples(self) -> int:
         """Number of samples; counted by one pass over the data where it is not known."""
-        if self._num_samples is None:
+        found = fingerprint(self._data)
+        if self._num_samples is None or self._counted != found:  # a list may have grown
             self._num_samples = sum(len(targets) for _, targets in self.batches())
+            self._counted = found
         return self._num_samples
 
     def batches(self) -> Iterator[tuple[Any, Tensor]]:
@@ -157,7 +164,8 @@ class Objective:
     def gradient(self) -> Float[Tensor, " params"]:
         """The gradient of L as one vector, in the order of `param_names`.
 
-        A parameter that the loss does not depend on has gradient zero.
+        In the parameters' type; half precision is added up in float32. A parameter that the loss
+        does not depend on has gradient zero.
 
         Raises:
             ValueError: if the loss depends on none of the parameters.
@@ -173,7 +181,10 @@ class Objective:
                 total, count = self._loss({**parameters, **leaves}, inputs, targets)
                 gradients: Iterable[Tensor | None] = [None] * len(leaves)
                 if total.requires_grad:
-                    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+                    # Of the mean: half precision would not hold the gradient of the sum.
+                    gradients = torch.autograd.grad(
+                        total / count, list(leaves.values()), allow_unused=True
+                    )
             reached = (
                 reached or bool(count == 0) or any(gradient is not None for gradient in gradients)
             )
@@ -181,11 +192,13 @@ class Objective:
                 torch.zeros_like(leaf) if gradient is None else gradient
                 for leaf, gradient in zip(leaves.values(), gradients, strict=True)
             ]
-            return torch.cat([part.flatten() for part in parts]), count
+            flat = torch.cat([part.flatten() for part in parts])
+            return flat.to(product_type(flat)) * count, count
 
         gradient = self._mean(contribution)
         self._check_reached(reached)
-        return gradient
+        named = dict(self.model.named_parameters())
+        return gradient.to(torch.cat([named[name].new_empty(0) for name in self.param_names]).dtype)
 
     def hvp(
         self, vectors: Float[Tensor, "directions params"]
@@ -260,6 +273,12 @@ class Objective:
         samples = self.num_samples
         if samples < 2:
             raise ValueError("data hold one sample: its gradient has no covariance")
+        with torch.inference_mode(False):  # whose tensors no graph could hold
+            return self._drawn_noise(draws, samples, batch_size, generator)
+
+    def _drawn_noise(
+        self, draws: int, samples: int, batch_size: int, generator: torch.Generator
+    ) -> Tensor:
         weights = torch.randn(
             draws, samples, generator=generator, dtype=torch.float64, device=generator.device
         )
@@ -325,19 +344,36 @@ class Objective:
 
     def _loss(self, parameters: Parameters, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sum and count of the loss over one microbatch."""
+        self._learn(parameters, inputs, targets)
         outputs = self._outputs(parameters, inputs, targets)
         return self._terms.sum_and_count(outputs, targets, len(targets))
+
+    def _learn(self, parameters: Parameters, inputs: Any, targets: Tensor) -> None:
+        """Find out what the denominator of the model's own loss is, the first time."""
+        if isinstance(self._terms, GivenLoss) or self._terms.known:
+            return
+        with torch.enable_grad():
+            leaves = {name: parameters[name].detach() for name, _ in self.model.named_parameters()}
+            for leaf in leaves.values():
+                leaf.requires_grad_(leaf.is_floating_point())
+            self._terms.learn(self._outputs({**parameters, **leaves}, inputs, targets), targets)
 
     def _denominators(self, targets: Tensor) -> Tensor:
         """What each sample of a microbatch adds to the loss's denominator."""
         return self._terms.denominators(targets)
 
+    def _count(self, targets: Tensor) -> Tensor:
+        return self._denominators(targets).sum()
+
     def _logits_and_sum(
         self, parameters: Parameters, inputs: Any, targets: Tensor
     ) -> tuple[Any, Tensor]:
+        self._learn(parameters, inputs, targets)
         outputs = self._outputs(parameters, inputs, targets)
-        total, _ = self._terms.sum_and_count(outputs, targets, len(targets))
-        return logits_of(outputs), total
+        return logits_of(outputs), self._terms.sum_by_logits(outputs, targets, len(targets))
+
+    def _logits(self, parameters: Parameters, inputs: Any) -> Any:
+        return logits_of(self._outputs(parameters, inputs, None))
 
     def _sample_sums(self, parameters: Parameters, inputs: Any, targets: Tensor) -> Tensor:
         return self._terms.sample_sums(self._outputs(parameters, inputs, targets), targets)
@@ -346,7 +382,12 @@ class Objective:
         block = self._checked_block(vectors)
         if len(block) == 0:
             return block
-        total, count, reached = self._products(kind, block, self._num_samples)
+        try:
+            total, count, reached = self._products(kind, block, self._num_samples)
+        except RuntimeError as error:
+            if "derivative for" not in str(error) or "not implemented" not in str(error):
+                raise
+            raise ValueError(f"the model or the loss has no second derivative: {error}") from error
         self._check_reached(reached)
         return self._checked_mean(total, count)
 
@@ -366,9 +407,17 @@ class Objective:
             raise ValueError("directions hold NaN or infinities")
         return block
 
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self.model)
+
+    def _fingerprint(self) -> Any:
+        """Changes when tensors in the data are replaced or written to, and when the loss is."""
+        return fingerprint(self._data), self._terms.state()
+
     def _copies(self) -> dict[str, Tensor]:
         """Parameters and buffers, half precision as single: what graphs may hold on to."""
-        return {n: t.to(product_type(t), copy=True) for n, t in self._current().items()}
+        with torch.inference_mode(False):  # in which copies could not be differentiated
+            return {n: t.to(product_type(t), copy=True) for n, t in self._current().items()}
 
     def _current(self) -> dict[str, Tensor]:
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
@@ -385,7 +434,8 @@ class Objective:
                 for total, part in zip(totals, result, strict=True):
                     total += part
             else:
-                totals.extend(part.clone() for part in result)
+                # Sums in half precision would stop growing.
+                totals.extend(part.to(product_type(part), copy=True) for part in result)
 
         self._sweep(contribution, add)
         return self._checked_mean(*totals)

@@ -47,6 +47,18 @@ def test_eigenpairs(k: int) -> None:
     assert found.converged
 
 
+def test_eigenvalues_beyond_the_rank_are_zero() -> None:
+    inputs, targets = draw(0, 2, 6).repeat_interleave(5, 0), torch.arange(10) // 5
+    net = nn.Linear(6, 3).double()
+    operator = noise_covariance(Objective(net, nn.CrossEntropyLoss(), (inputs, targets)))
+    pairs = operator.eigenpairs(4)
+    assert pairs.converged
+    torch.testing.assert_close(float(pairs.eigenvalues[0]), operator.trace)
+    assert pairs.eigenvalues[1:].abs().max() < 1e-12 * operator.trace
+    identity = torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(pairs.vectors @ pairs.vectors.mT, identity)
+
+
 def test_eigenpairs_stop_on_their_residuals_or_say_that_they_ran_out() -> None:
     samples = draw(2, 300, 60) * torch.linspace(1, 2, 60)
     net = nn.Linear(60, 1, bias=False).double()
@@ -162,6 +174,14 @@ def test_bad_input() -> None:
     operator = noise_covariance(objective_of("perceptron"))
     with pytest.raises(ValueError, match=r"block must be \[directions"):
         operator.product(torch.zeros(3))
+    with pytest.raises(ValueError, match="block holds NaN"):
+        operator.product(torch.full((1, len(operator.gradient)), torch.nan))
+    with pytest.raises(ValueError, match="rtol must be between 0 and 1; got -1"):
+        operator.eigenpairs(1, rtol=-1.0)
+    with pytest.raises(ValueError, match="a whole number; got True"):
+        operator.eigenpairs(True)
+    with pytest.raises(ValueError, match="max_products must be at least k = 3; got 2"):
+        operator.eigenpairs(3, max_products=2)
     with pytest.raises(ValueError, match="k must be between 1 and"):
         operator.eigenpairs(SAMPLES)
     one = Objective(network("perceptron"), nn.CrossEntropyLoss(), (draw(1, 1, 6), labels()[:1]))

@@ -158,6 +158,34 @@ def test_unknown_uses_leave_full_rank_and_computed_weights_are_left_out() -> Non
     assert any("norm.weight is computed" in note for note in found.notes)
 
 
+def test_uses_inside_of_lists_leave_full_rank() -> None:
+    class Chained(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            once = super().forward(input)
+            return once + torch.linalg.multi_dot([input, self.weight, self.weight])
+
+    net = Chained(20, 20).double()
+    floor = noise_floor(
+        net, weight_decay=0.1, batch_size=1, patches=objective_of(net, draw(0, 6, 20))
+    )
+    assert floor.floor == 0
+    assert floor.table["patches"].to_list() == [None]
+
+
+def test_the_longest_samples_count() -> None:
+    class Pooled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(torch.tanh(input)).mean(1)
+
+    net = Pooled(20, 20).double()
+    short, long = (draw(0, 4, length, 20) for length in (2, 9))
+    data = [(short, labels()[:4]), (long, labels()[:4]), (short, labels()[:4])]
+    for order in (data, data[1:]):
+        objective = Objective(net, lambda o, t: (o[:, 0] - t).square(), order)
+        floor = noise_floor(net, weight_decay=0.1, batch_size=1, patches=objective)
+        assert floor.table["patches"].to_list() == [9]
+
+
 def test_certificate_of_one_batch() -> None:
     net = nn.Linear(6, 5, bias=False).double()
     floor = noise_floor(net, weight_decay=0.2, batch_size=2)

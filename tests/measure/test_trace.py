@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from undertow.measure import Estimate, hessian_trace, spectral_density
-from undertow.measure._krylov import Operator
+from undertow.measure import Estimate, _density, hessian_trace, spectral_density
+from undertow.measure._krylov import Operator, lanczos_quadrature
 from undertow.measure._trace import hutchinson
 from undertow.objective import Objective
 
@@ -62,6 +62,22 @@ def test_intervals_cover_the_truth_as_often_as_they_say(name: str, rtol: float) 
     assert sum(run.products for run in runs) / 500 <= 1.1 * needed
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_intervals_allow_for_rounding_where_nothing_else_is_left(dtype: torch.dtype) -> None:
+    """Deflation finds all of a matrix of low rank; the trace then varies by rounding alone."""
+    for values in ([5.0, 3.0, 2.0, 1.0], [5.0, -4.9, 3.0, -3.05]):
+        spectrum = torch.cat([torch.tensor(values), torch.zeros(96)]).double()
+        operator, matrix = rotated(spectrum)
+        matrix = matrix.to(dtype)
+        operator = Operator(lambda block, m=matrix: block @ m, 100, torch.zeros(0, 100).to(dtype))
+        truth = float(matrix.double().trace())
+        for seed in range(50):
+            run = hutchinson(operator, 0.01, 2000, torch.Generator().manual_seed(seed))
+            if run.stderr < 1e-5:
+                assert run.interval[0] <= truth <= run.interval[1]
+                assert run.interval[1] - run.interval[0] < 1e-3
+
+
 def test_estimates_are_unbiased_with_and_without_deflation() -> None:
     for name, deflates in (("flat", False), ("outliers", True)):
         operator, matrix = rotated(SPECTRA[name])
@@ -109,6 +125,33 @@ def test_gauss_newton_trace_of_samples_that_mix_is_estimated() -> None:
     found = hessian_trace(measured, curvature="ggn")
     assert found.method == "hutchinson"
     assert abs(found.value - float(dense(measured, "ggn").trace())) < 4 * found.stderr
+
+
+def test_gauss_newton_trace_of_samples_that_mix_behind_a_layer_of_zeros_is_estimated() -> None:
+    """The outputs are zero of a sample alone and in its batch, and tell nothing."""
+    net = nn.Sequential(
+        nn.Conv1d(2, 4, 3),
+        nn.BatchNorm1d(4, track_running_stats=False),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ).double()
+    nn.init.zeros_(net[3].weight)
+    nn.init.zeros_(net[3].bias)
+    data = draw(0, 9, 2, 6), torch.arange(9) % 3
+    assert Objective(net, nn.CrossEntropyLoss(), data).ggn_trace() is None
+
+
+@pytest.mark.parametrize("microbatch", [None, 3])
+def test_gauss_newton_trace_does_not_trust_derivatives_that_are_mapped_wrongly(
+    microbatch: int | None,
+) -> None:
+    """PyTorch maps a PReLU's slopes wrongly over two axes, if these are equally long."""
+    net = nn.Sequential(nn.Linear(6, 4), nn.PReLU(4), nn.Linear(4, 3)).double()
+    data = draw(0, 7, 6), torch.arange(7) % 3
+    measured = Objective(net, nn.CrossEntropyLoss(), data, microbatch=microbatch)
+    found = measured.ggn_trace()
+    if found is not None:
+        torch.testing.assert_close(found[0], float(dense(measured, "ggn").trace()))
 
 
 def test_gauss_newton_trace_with_many_outputs_is_estimated() -> None:
@@ -173,6 +216,30 @@ def test_error_bands_cover_the_smoothed_density() -> None:
         )
         kernel = torch.exp(-0.5 * ((found.grid[:, None] - values) / 0.05).square())
         truth = kernel.mean(1) / (0.05 * math.sqrt(2 * math.pi))
+        weight = truth / truth.sum()
+        inside.append(float(weight[(found.density - truth).abs() <= 2 * found.stderr].sum()))
+    assert sum(inside) / len(inside) > 0.88
+
+
+@pytest.mark.parametrize("steps", [20, 40])
+@pytest.mark.parametrize("name", ["flat", "outliers"])
+def test_error_bands_hold_at_the_width_that_the_steps_resolve(name: str, steps: int) -> None:
+    """A kernel narrower than the nodes' distances would show these, for all probes alike."""
+    spread = {
+        "flat": torch.linspace(0, 1, 300, dtype=torch.float64),
+        "outliers": torch.cat([torch.linspace(0, 1, 280), torch.linspace(5, 50, 20)]).double(),
+    }
+    operator, _ = rotated(spread[name])
+    inside = []
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        runs = [
+            lanczos_quadrature(operator, operator.random(8, generator), steps) for _ in range(4)
+        ]
+        least = _density._SPACINGS * _density._spacing(runs)
+        found = _density._density(runs, 300, 0, None, 0.05, least)
+        kernel = torch.exp(-0.5 * ((found.grid[:, None] - spread[name]) / found.width).square())
+        truth = kernel.mean(1) / (found.width * math.sqrt(2 * math.pi))
         weight = truth / truth.sum()
         inside.append(float(weight[(found.density - truth).abs() <= 2 * found.stderr].sum()))
     assert sum(inside) / len(inside) > 0.88

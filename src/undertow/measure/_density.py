@@ -22,6 +22,9 @@ from undertow.objective import Objective
 _BLOCK = 8
 _BASIS_BYTES = 2**28
 _POINTS = 1024
+# The kernel is at least this share of the distance between nodes, as it is where the mass lies: a
+# narrower one shows them one by one, and no error bar tells.
+_SPACINGS = 0.7
 # The grid reaches so many kernel widths beyond the extreme nodes.
 _MARGIN = 4.0
 
@@ -85,7 +88,8 @@ def spectral_density(
         rtol: of the integrated standard error; the density integrates to one.
         curvature: "hessian" or "ggn".
         steps: Lanczos steps per probe, which give a probe's first 2 steps - 1 moments exactly.
-        width: standard deviation of the kernel; by default 1% of the range of the Ritz values.
+        width: standard deviation of the kernel; by default 1% of the range of the Ritz values, or
+            as much as so many steps resolve. The error bars say nothing of a narrower one's errors.
         max_products: stop there, not converged.
         generator: for the probes; by default the same on every call.
 
@@ -115,14 +119,21 @@ def spectral_density(
         with operator.fixed():
             found.append(lanczos_quadrature(operator, operator.random(count, generator), steps))
         products += found[-1].products
-        result = _density(found, operator.size, products, width, rtol)
+        exact = found[-1].nodes.shape[1] < steps or steps == operator.size
+        least = 0.0 if exact else _SPACINGS * _spacing(found)
+        result = _density(found, operator.size, products, width, rtol, least)
         if result.converged:
             break
     return result
 
 
 def _density(
-    found: list[Quadrature], size: int, products: int, width: float | None, rtol: float
+    found: list[Quadrature],
+    size: int,
+    products: int,
+    width: float | None,
+    rtol: float,
+    least_width: float,
 ) -> SpectralDensity:
     from scipy import stats  # loads slowly
 
@@ -136,6 +147,7 @@ def _density(
     if width is None:
         # A multiple of the identity has no spread but that of rounding.
         width = 0.01 * max(spread, 1e-6 * max(abs(low), abs(high)), 1e-30)
+        width = max(width, least_width)
     grid = torch.linspace(
         low - _MARGIN * width, high + _MARGIN * width, _POINTS, dtype=torch.float64
     )
@@ -152,6 +164,17 @@ def _density(
     return SpectralDensity(
         grid, density, stderr, nodes, weights, width, trace, high, low, products, converged
     )
+
+
+def _spacing(found: list[Quadrature]) -> float:
+    """The median distance between neighbouring nodes, by their weight."""
+    gaps = torch.cat([(q.nodes[:, 2:] - q.nodes[:, :-2]).flatten() / 2 for q in found])
+    shares = torch.cat([q.weights[:, 1:-1].flatten() for q in found])
+    if len(gaps) == 0:
+        return 0.0
+    gaps, order = gaps.sort()
+    below = shares[order].cumsum(0)
+    return float(gaps[torch.searchsorted(below, below[-1] / 2).clamp(max=len(gaps) - 1)])
 
 
 def _padded(values: Tensor, length: int, *, repeat: bool) -> Tensor:

@@ -117,13 +117,18 @@ class NoiseCovariance:
         """Sigma times each direction, in one pass over the data; in float32 for half precision.
 
         Raises:
-            ValueError: if the block is not `[directions, params]`.
+            TypeError: if the block is no tensor.
+            ValueError: if it is not `[directions, params]`, or not finite.
         """
+        if not isinstance(block, Tensor):
+            raise TypeError(f"block must be a tensor; got {type(block).__name__}")
         if block.ndim != 2 or block.shape[1] != len(self.gradient):
             raise ValueError(
                 f"block must be [directions, {len(self.gradient)}]; got {tuple(block.shape)}"
             )
-        block = block.to(self.gradient)
+        block = block.detach().to(self.gradient)
+        if not torch.isfinite(block).all():
+            raise ValueError("block holds NaN or infinities")
         if len(block) == 0:
             return block
         mean = block @ self.gradient
@@ -144,20 +149,29 @@ class NoiseCovariance:
         """The k largest eigenvalues and their vectors, by a block Krylov method.
 
         It keeps the basis and its images, 2 x products x p numbers, so that the residuals are
-        exact, and stops when each is at most rtol times its eigenvalue.
+        exact, and stops when each is at most rtol times its eigenvalue. Where Sigma has a smaller
+        rank than k, as with samples that repeat, eigenvalues of zero complete them.
 
         Raises:
-            ValueError: if k is not between 1 and min(n - 1, p).
+            ValueError: if k is no whole number between 1 and min(n - 1, p), rtol is not between 0
+                and 1, or max_products < k.
         """
         limit = min(self.num_samples - 1, len(self.gradient))
-        if not 1 <= k <= limit:
-            raise ValueError(f"k must be between 1 and min(n - 1, p) = {limit}; got {k}")
-        block = min(k + _EXTRA_DIRECTIONS, limit)
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= limit:
+            raise ValueError(
+                f"k must be between 1 and min(n - 1, p) = {limit}, a whole number; got {k!r}"
+            )
+        if not 0 < rtol < 1:
+            raise ValueError(f"rtol must be between 0 and 1; got {rtol!r}")
+        if not max_products >= k:
+            raise ValueError(f"max_products must be at least k = {k}; got {max_products!r}")
+        block = min(k + _EXTRA_DIRECTIONS, limit, max_products)
         with self._objective.fixed():
             return self._block_krylov(k, block, rtol, max_products)
 
     def _block_krylov(self, k: int, block: int, rtol: float, max_products: int) -> NoiseEigenpairs:
-        basis = _orthonormal(self.draws(block, generator=torch.Generator().manual_seed(0)), None)
+        generator = torch.Generator().manual_seed(0)
+        basis = _orthonormal(self.draws(block, generator=generator), None)
         images = self.product(basis)
         while True:
             small = (basis @ images.mT).double()
@@ -168,6 +182,9 @@ class NoiseCovariance:
             rounding = 10 * torch.finfo(basis.dtype).eps * self.trace
             converged = len(values) == k and bool((residuals <= rtol * values + rounding).all())
             fresh = _orthonormal(images[-block:], basis)
+            if len(fresh) == 0 and len(basis) < k:  # all that there is; the rest has no noise
+                drawn = torch.randn(k, len(self.gradient), generator=generator).to(basis)
+                fresh = _orthonormal(drawn, basis)[: k - len(basis)]
             if converged or len(fresh) == 0 or len(basis) + len(fresh) > max_products:
                 break
             basis = torch.cat([basis, fresh])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -130,8 +130,9 @@ def noise_floor(
         batch_size: samples in a batch.
         patches: m, the positions at which a sample meets a weight: the output positions of a
             convolution (times its groups), tokens of a sequence, 1 for a linear layer on vectors.
-            By the weight's name, or an objective, whose first batch is run through the model to
-            count them. Weights that a mapping does not name have 1 if they are linear layers'.
+            By the weight's name, or an objective, of whose data a sample of each shape is run
+            through the model to count them; the most count. Weights that a mapping does not name
+            have 1 if they are linear layers'.
 
     Raises:
         ValueError: if a number is out of its range, or m of a weight is not known.
@@ -227,21 +228,44 @@ def _positions(
 
 
 def _counted(objective: Objective) -> dict[str, int | None]:
-    """Positions of one sample at every parameter, by running one; None where they are not seen."""
-    inputs, targets = next(iter(objective.batches()))
-    single = [(taken(inputs, slice(0, 1)), targets[:1])]
-    one = Objective(objective.model, objective.loss, single, params=lambda name, parameter: True)
-    counts: dict[str, int | None] = {}
+    """The most positions of a sample at every parameter, None where not all are seen."""
+    singles: dict[Any, tuple[Any, Tensor]] = {}
+    for inputs, targets in objective.batches():
+        single = taken(inputs, slice(0, 1)), targets[:1]
+        singles.setdefault(str([part.shape for part in _tensors(single)]), single)
+    one = Objective(
+        objective.model,
+        objective.loss,
+        list(singles.values()),
+        params=lambda name, parameter: parameter.is_floating_point(),
+    )
+    counts: dict[str, int | None] = dict.fromkeys(one.param_names, 0)
 
     def compute(parameters: Mapping[str, Tensor], inputs: Any, targets: Tensor) -> None:
         leaves = {name: parameters[name] for name in one.param_names}
         with _Positions(leaves) as seen:
             one._outputs(parameters, inputs, targets)
-        for name in leaves:
-            counts[name] = None if name in seen.unknown else seen.counts.get(name)
+        for name, most in counts.items():
+            found = None if name in seen.unknown else seen.counts.get(name)
+            counts[name] = None if most is None or found is None else max(most, found)
 
     one._sweep(compute, lambda _: None)
     return counts
+
+
+def _tensors(argument: Any) -> list[Tensor]:
+    return [part for part in _flat(argument) if isinstance(part, Tensor)]
+
+
+def _flat(argument: Any) -> Iterator[Any]:
+    """What an argument holds: functions such as `torch.cat` take lists of tensors."""
+    if isinstance(argument, Mapping):
+        argument = list(argument.values())
+    if isinstance(argument, tuple | list):
+        for part in argument:
+            yield from _flat(part)
+    else:
+        yield argument
 
 
 class _Positions(TorchFunctionMode):
@@ -264,20 +288,18 @@ class _Positions(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        values = [*args, *kwargs.values()]
+        values = list(_flat((args, kwargs)))
         used = [self._names[id(value)] for value in values if id(value) in self._names]
         if func is functional.multi_head_attention_forward:
             # Queries and keys are [times, samples, width]; each third sees one or the other.
-            times = max(args[0].shape[0], args[1].shape[0])
+            times = max(values[0].shape[0], values[1].shape[0])
             self.counts.update(dict.fromkeys(used, times))
-        elif used and func is functional.linear:
+        elif used and func in (functional.linear, functional.embedding):
             self.counts.update(dict.fromkeys(used, output.shape[:-1].numel()))
-        elif used and func is functional.embedding:
-            self.counts.update(dict.fromkeys(used, args[0].numel()))
         elif used and func in _CONVOLUTIONS:
             groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
             positions = len(output) * output.shape[2:].numel() * groups
             self.counts.update(dict.fromkeys(used, positions))
-        elif used and isinstance(output, Tensor):
+        elif used and _tensors(output):
             self.unknown.update(used)
         return output

@@ -21,6 +21,8 @@ from undertow.objective import Objective
 _FIRST = 24
 # The interval widens by this over the number of probes: calibrated on four kinds of spectra.
 _STOPPING = 2.0
+# Rounding errors that an interval allows for, in units of the trace's.
+_ROUNDING = 10.0
 # A look takes at most this many probes at once, and memory for two blocks of them.
 _BLOCK = 16
 # Deflation may spend this share of the products that remain without it, and no fewer than so many.
@@ -144,6 +146,11 @@ def hutchinson(
     half = float(stats.t.ppf(0.975, count - 1)) * stderr
     # To stop where the standard error happens to be small makes it small by a part of order 1 / n.
     half *= 1 + _STOPPING / count
+    # Without spread, as where deflation leaves nothing, the error is that of rounding.
+    magnitude = float(samples.abs().max())
+    if space is not None:
+        magnitude += float(space.projected.diagonal().abs().sum())
+    half += _ROUNDING * torch.finfo(operator.like.dtype).eps * magnitude
     return Estimate(
         mean,
         stderr,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from undertow.measure import _lanczos
@@ -117,3 +119,32 @@ def test_inner_products_stay_as_small_as_foreseen(allowed: float, noise: float) 
     values = torch.linalg.eigvalsh(space.projected).flip(0)[:6]
     expected = torch.tensor(OUTLIERS, dtype=torch.float64)
     torch.testing.assert_close(values, expected, rtol=1e-5 + 10 * noise, atol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    k=st.integers(1, 6),
+    double=st.booleans(),
+)
+def test_few_distinct_eigenvalues(seed: int, counts: list[int], k: int, double: bool) -> None:
+    """Spaces become invariant again and again; nothing of what was computed is lost."""
+    generator = torch.Generator().manual_seed(seed)
+    distinct = torch.linspace(1.0, -2.0, len(counts), dtype=torch.float64)
+    values = distinct.repeat_interleave(torch.tensor(counts))
+    size = len(values)
+    draw = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(draw)[0]
+    dtype = torch.float64 if double else torch.float32
+    matrix = ((turn * values) @ turn.T).to(dtype)
+    operator = Operator(lambda vectors: vectors @ matrix, size, matrix[:1])
+    k = min(k, size)
+    found = largest_pairs(operator, k, rtol=1e-4, start=None, max_products=400, generator=generator)
+    assert found.converged
+    assert found.products <= size + 6
+    torch.testing.assert_close(found.values, values[:k], rtol=0, atol=1e-5)
+    gram = found.vectors @ found.vectors.T
+    torch.testing.assert_close(gram, torch.eye(k, dtype=dtype), rtol=0, atol=1e-5)
+    images = found.vectors @ matrix - found.values[:, None].to(dtype) * found.vectors
+    torch.testing.assert_close(found.residuals, images.double().norm(dim=1), rtol=0.5, atol=1e-5)

@@ -113,6 +113,29 @@ class RitzBasis:
             self.size += 1
         self._multiply(first)
 
+    def adopt(
+        self, vectors: Float[Tensor, "new params"], images: Float[Tensor, "new params"]
+    ) -> None:
+        """Add vectors whose images are known, the first ones if there is no room for all.
+
+        Of those that the basis nearly holds, the rest and its image would be rounding errors.
+        """
+        first = self.size
+        for vector, image in zip(vectors, images, strict=True):
+            if self.full:
+                break
+            for _ in range(2):
+                inside = self.basis @ vector
+                vector = vector - inside @ self.basis
+                image = image - inside @ self._images[: self.size]
+            length = torch.linalg.vector_norm(vector)
+            if length <= _LOST:
+                continue
+            self._basis[self.size], self._images[self.size] = vector / length, image / length
+            self.size += 1
+        self._outside = None
+        self._set_columns(first, self.basis @ self._images[first : self.size].T)
+
     def lanczos_direction(self) -> tuple[Float[Tensor, " params"], float]:
         """What H times the newest vector has outside of the space, of unit length, and its length.
 
@@ -155,17 +178,17 @@ class RitzBasis:
         else:
             near += self._take_out(outside)
             self._watched(outside, column, float(near[-1]), watch)
-        column[-2:] += near.to(column)
+        column[-2:] += near
         self._outside = outside
         self._set_columns(self.size - 1, column[:, None])
 
     def _take_out(self, outside: Tensor) -> Tensor:
-        """Orthogonalise against the newest two vectors; what they held of it."""
-        newest = self.basis[-2:]
-        held = torch.stack([torch.dot(vector, outside) for vector in newest]).cpu()
-        for vector, coefficient in zip(newest, held.tolist(), strict=True):
-            outside.sub_(vector, alpha=coefficient)
-        return held
+        """Orthogonalise against the newest two vectors, the older first; what they held of it."""
+        held = []
+        for vector in self.basis[-2:]:
+            held.append(torch.dot(vector, outside))
+            outside.addcmul_(vector, held[-1], value=-1)
+        return torch.stack(held)
 
     def _orthogonalize(self, outside: Tensor, column: Tensor) -> None:
         """Take the basis out of what H v has outside, and add the coefficients to its column."""

@@ -71,9 +71,9 @@ def largest_pairs(
             missing = _missing(space, goal, found)
             if missing is None or not goal.make_room(space):
                 break
-            space.extend(missing)
+            space.adopt(*missing)
             found = _expand(space, goal)
-    return found
+    return replace(found, products=space.products)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def _pairs(space: RitzBasis, goal: _Goal) -> RitzPairs:
 
 def _missing(
     space: RitzBasis, goal: _Goal, found: RitzPairs
-) -> Float[Tensor, "missing params"] | None:
-    """Directions of eigenvalues that belong among those found; None where there are none.
+) -> tuple[Float[Tensor, "n params"], Float[Tensor, "n params"]] | None:
+    """Vectors, with images, of eigenvalues that belong among those found; None if there are none.
 
     Lanczos from a random direction, for the operator without what is known, until it would have
     seen any. An eigenvector that was missed is at right angles to the whole space; taking out no
@@ -164,11 +164,12 @@ def _missing(
     """
     operator = space.operator
     known = space.basis if operator.size < _FORESEEN else found.vectors
+    images: list[Tensor] = []
 
     def beyond(vectors: Tensor) -> Tensor:
-        vectors = vectors - (vectors @ known.T) @ known
-        images = operator.multiply(vectors)
-        return images - (images @ known.T) @ known
+        (image,) = operator.multiply(vectors)  # of one that is at right angles to what is known
+        images.append(image)
+        return (image - (known @ image) @ known)[None]
 
     room = min(_VERIFY, operator.size - len(known), goal.max_products - space.products)
     if room < 1:
@@ -176,22 +177,23 @@ def _missing(
     probe = RitzBasis(replace(operator, multiply=beyond), room, space.generator)
     probe.scale = space.scale
     least = float(found.values[-1])
-    while not probe.full:
-        if probe.size == 0:
-            drawn = operator.random(1, space.generator)[0]
-            probe.append(probe.orthonormal(drawn - (drawn @ known.T) @ known))
-            continue
+    drawn = operator.random(1, space.generator)[0]
+    direction = probe.orthonormal(drawn - (known @ drawn) @ known)
+    while True:
+        probe.append(direction)
+        if probe.full:
+            break
         direction, length = probe.lanczos_direction()
         # In a random direction, p times the share of an eigenvector is the square of a standard
         # normal number, which is below s with probability sqrt(2 s / pi) at most.
         share = largest_share(probe.projected, length, least)
-        if math.sqrt(2 / math.pi * operator.size * share) <= _MISSED:
+        if length == 0 or math.sqrt(2 / math.pi * operator.size * share) <= _MISSED:
             break
-        probe.append(direction)
     space.products += probe.products
     values, coordinates = probe.ritz()
-    above = values > least + goal.tolerance(space, least)
-    return probe.vectors(coordinates[above]) if above.any() else None
+    if float(values[0]) <= least + goal.tolerance(space, least):
+        return None
+    return probe.vectors(coordinates), coordinates.to(known) @ torch.stack(images)
 
 
 def largest_share(projected: Float64[Tensor, "m m"], length: float, value: float) -> float:

@@ -61,7 +61,7 @@ class Orthogonality:
                 removed; None if the basis was not read.
         """
         size = len(self._diagonal)
-        floor = self._rounding + self._error / max(length, 1e-300)
+        floor = self._noise() / max(length, 1e-300)
         if removed is None:
             ahead = self._ahead(length)
             self._again = False
@@ -83,6 +83,9 @@ class Orthogonality:
         found = beta[k + 1] * newest[k + 1] + (alpha[k] - alpha[j]) * newest[k]
         found[1:] += beta[k[1:]] * newest[k[1:] - 1]
         found -= beta[j] * last[:j]
-        found += np.copysign(self._error + self._rounding * np.abs(alpha).max(), found)
-        scale = max(length, 1e-300)
-        return np.append(found / scale, self._rounding + self._error / scale)
+        noise = self._noise()
+        return np.append(found + np.copysign(noise, found), noise) / max(length, 1e-300)
+
+    def _noise(self) -> float:
+        """Of a product, in any direction."""
+        return self._error + self._rounding * max(map(abs, self._diagonal))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
@@ -287,3 +288,52 @@ def test_own_losses_that_fit_both_ways_are_refused() -> None:
     net = Own(1, zero=True, copies=True)
     with pytest.raises(ValueError, match="the same with labels for each position and for the next"):
         Objective(net, None, [{"input_ids": ids, "labels": targets.clamp_min(0)}]).value()
+
+
+def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets, weight=torch.tensor([1.0, 5.0, 2.0]))
+
+
+@pytest.mark.parametrize("method", ["value", "gradient", "hvp", "ggnvp"])
+def test_means_that_do_not_add_up_over_batches_are_refused(method: str) -> None:
+    net, inputs, targets = nn.Linear(4, 3), torch.randn(9, 4), torch.arange(9) % 3
+
+    def measured(loss: Any, microbatch: int | None) -> Tensor:
+        objective = Objective(net, loss, (inputs, targets), microbatch=microbatch)
+        block = torch.ones(1, objective.num_params)
+        return getattr(objective, method)(*([block] if "vp" in method else []))
+
+    exact = nn.CrossEntropyLoss(torch.tensor([1.0, 5.0, 2.0]))
+    expected = measured(exact, 4)
+    torch.testing.assert_close(measured(weighted, None), expected)
+    with pytest.raises(ValueError, match="loss is no average over samples"):
+        measured(weighted, 4)
+    plain = measured(lambda o, t: nn.functional.cross_entropy(o, t), 4)
+    torch.testing.assert_close(plain, measured(nn.CrossEntropyLoss(), None))
+
+
+def test_gauss_newton_products_need_the_outputs_that_the_loss_sees() -> None:
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            outputs = self.linear(x)
+            found = {"logits": outputs * 1}
+            return found if labels is None else found | {"loss": outputs.square().mean()}
+
+    batch = {"x": torch.randn(5, 4), "labels": torch.zeros(5)}
+    objective = Objective(Copies(), None, [batch])
+    block = torch.ones(1, objective.num_params)
+    assert objective.hvp(block).any()
+    with pytest.raises(ValueError, match="copies of what it is computed from"):
+        objective.ggnvp(block)
+
+
+def test_a_loss_that_is_not_finite_is_refused_though_its_derivatives_are() -> None:
+    data = torch.randn(5, 4), torch.randn(5, 3)
+    objective = Objective(nn.Linear(4, 3), lambda o, t: o.square().sum(1) + math.inf, data)
+    for product in (objective.hvp, objective.ggnvp):
+        with pytest.raises(ValueError, match="not finite although the data are"):
+            product(torch.ones(1, objective.num_params))

@@ -133,6 +133,7 @@ class Linearization:
     Attributes:
         kind: as given.
         reached: whether the loss depends on the parameters.
+        finite: whether the loss is.
         first: number of samples in the microbatches before.
         build_seconds: what the last build of the graph took, by `seconds`; 0 before any.
     """
@@ -150,7 +151,7 @@ class Linearization:
         self._closed_form = output_product
         self._graph: _HessianGraph | _GaussNewtonGraph | None = None
         self._lean: LeanFunctions | None = LeanFunctions(will_be_linear=kind == "ggn")
-        self.reached = True
+        self.reached = self.finite = True
         self.first = 0
         self.build_seconds = 0.0
 
@@ -166,12 +167,14 @@ class Linearization:
 
         Raises:
             TypeError: for "ggn", if outputs are not a tensor.
+            ValueError: for "ggn", if the loss does not depend on the outputs.
         """
         if self._graph is None:
             device = self._leaves[0].device
             start = seconds(device)
             with torch.enable_grad(), self._lean or nullcontext():
                 outputs, total = self._evaluate(self._leaves)
+                self.finite = bool(total.isfinite())
                 if self.kind == "hessian":
                     self._graph = _HessianGraph(_slopes(total, self._leaves))
                     self.reached = any(part is not None for part in self._graph.gradients)
@@ -192,6 +195,11 @@ class Linearization:
         with self._lean.as_linear() if self._lean else nullcontext():
             pulled = _slopes(outputs if total.requires_grad else total, self._leaves, cotangent)
         (slope,) = _slopes(total, (outputs,))
+        if slope is None and total.requires_grad:
+            raise ValueError(
+                "the loss does not depend on the model's outputs, or these are copies of what it "
+                "is computed from: Gauss-Newton products need the loss as a function of them"
+            )
         product = self._closed_form(outputs) or partial(_generic_product, slope, outputs)
         fixed = torch.zeros_like(outputs) if slope is None else slope
         return _GaussNewtonGraph(outputs, cotangent, pulled, product, fixed.detach())

@@ -18,8 +18,10 @@ from undertow._losses import (
     OutputProduct,
     as_module,
     as_sum_and_count,
+    averages,
     denominators,
     in_type_of,
+    is_pytorchs,
     logits_of,
     output_hessian,
     per_sample_sums,
@@ -58,19 +60,26 @@ class GivenLoss:
 
     Attributes:
         known: whether denominators can be told from the targets alone.
+        averages: whether the mean over the first batch is that of the means over its halves; None
+            before there was one, and where there is no doubt (a value per sample, PyTorch's own).
     """
 
     known = True
 
     def __init__(self, loss: Loss) -> None:
         self._loss = as_module(loss)
+        self._tried = is_pytorchs(self._loss)
+        self.averages: bool | None = None
 
     def sum_and_count(self, outputs: Any, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Sum and denominator of a microbatch, from half-precision outputs in float32."""
         logits = logits_of(outputs)
         if isinstance(logits, Tensor) and logits.is_floating_point():
             logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        return as_sum_and_count(in_type_of(self._loss, logits))(logits, targets, samples)
+        loss = in_type_of(self._loss, logits)
+        if not self._tried and samples > 1 and isinstance(logits, Tensor):
+            self._tried, self.averages = True, averages(loss, logits, targets)
+        return as_sum_and_count(loss)(logits, targets, samples)
 
     def sum_by_logits(self, outputs: Any, targets: Tensor, samples: int) -> Tensor:
         """The sum as a function of the logits."""
@@ -100,6 +109,8 @@ class OwnLoss:
     Attributes:
         known: whether an evaluation has shown what its denominator is.
     """
+
+    averages: bool | None = None
 
     def __init__(self) -> None:
         self.known = False

@@ -23,6 +23,8 @@ OutputProduct = Callable[[Tensor], Tensor]
 
 _ON_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+# Means over halves of a batch agree so far with the mean over it, unless a loss is no average.
+_AVERAGE = 1e-4
 _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     functional.cross_entropy: nn.CrossEntropyLoss,
     functional.nll_loss: nn.NLLLoss,
@@ -185,6 +187,29 @@ def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, 
     except RuntimeError:  # a loss whose control flow depends on values
         means = torch.stack([alone(o, t) for o, t in zip(outputs, targets, strict=True)])
     return means.new_zeros(samples).masked_scatter(counted, means * counts[counted].to(means))
+
+
+def averages(loss: Loss, outputs: Tensor, targets: Tensor) -> bool | None:
+    """Whether the mean over a batch is the mean over its halves; None of a value per sample."""
+    samples = len(targets)
+    if len(outputs) != samples:
+        return None
+    half = samples // 2
+    with torch.no_grad():
+        whole = loss(outputs, targets)
+        if not isinstance(whole, Tensor) or whole.shape != () or not whole.is_floating_point():
+            return None
+        parts = loss(outputs[:half], targets[:half]), loss(outputs[half:], targets[half:])
+    first, second = (float(part) for part in parts)
+    mean = (half * first + (samples - half) * second) / samples
+    allowed = _AVERAGE * max(abs(first), abs(second), abs(float(whole)))
+    # Not finite halves say nothing, such as those in which no label counts.
+    return not abs(mean - float(whole)) > allowed
+
+
+def is_pytorchs(loss: Loss) -> bool:
+    """Whether it is a loss of `torch.nn`, or made of one, whose denominator is known."""
+    return isinstance(loss, nn.modules.loss._Loss)
 
 
 def _is_plain(loss: Any) -> bool:

@@ -6,6 +6,7 @@ fastest on the first microbatch, and the memory that graphs take.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -123,7 +124,25 @@ class Products:
         """The summed loss's product, the denominator, and whether the loss depends on theta.
 
         `multiply` is what to sum over microbatches, with so many more columns than parameters.
+
+        Raises:
+            ValueError: if an operation of the model or the loss has no second derivative.
         """
+        try:
+            return self._product(kind, block, expected_samples, multiply, columns)
+        except RuntimeError as error:
+            if "derivative for" not in str(error) or "not implemented" not in str(error):
+                raise
+            raise ValueError(f"the model or the loss has no second derivative: {error}") from error
+
+    def _product(
+        self,
+        kind: Kind,
+        block: Tensor,
+        expected_samples: int | None,
+        multiply: Multiply,
+        columns: int,
+    ) -> tuple[Tensor, Tensor, bool]:
         with self._source.evaluating(), second_order():
             kept = self._reusable(kind)
             if kept is not None:
@@ -224,6 +243,8 @@ class Products:
                 samples = max(expected_samples or 0, len(targets))
                 keep = keep and self._bytes_per_sample[kind] * samples <= GRAPH_BYTES
                 product = self._multiply(kind, block, part, multiply, kept=keep)
+                if not part.finite:  # though its derivatives may be
+                    product = torch.full_like(product, math.nan)
             except RuntimeError as error:
                 if self._source.out_of_memory(error) and parts:
                     keep = False

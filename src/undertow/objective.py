@@ -31,9 +31,10 @@ from undertow._loss_terms import GivenLoss, OwnLoss
 from undertow._losses import Loss as Loss
 from undertow._losses import as_sum_and_count as as_sum_and_count
 from undertow._losses import check_targets as check_targets
-from undertow._losses import logits_of
+from undertow._losses import logits_of as logits_of
 from undertow._module import evaluating as evaluating
-from undertow._module import like_parameters, out_of_memory, product_type, select, shown
+from undertow._module import like_parameters, product_type, select, shown
+from undertow._module import out_of_memory as out_of_memory
 from undertow._products import Products, Source, weighted_gradients
 
 Parameters = Mapping[str, Tensor]
@@ -382,12 +383,7 @@ class Objective:
         block = self._checked_block(vectors)
         if len(block) == 0:
             return block
-        try:
-            total, count, reached = self._products(kind, block, self._num_samples)
-        except RuntimeError as error:
-            if "derivative for" not in str(error) or "not implemented" not in str(error):
-                raise
-            raise ValueError(f"the model or the loss has no second derivative: {error}") from error
+        total, count, reached = self._products(kind, block, self._num_samples)
         self._check_reached(reached)
         return self._checked_mean(total, count)
 
@@ -469,10 +465,19 @@ class Objective:
                 # Copies of buffers, so that a module that writes to them writes to nothing of ours.
                 tensors = {name: p.detach() for name, p in self.model.named_parameters()}
                 tensors |= {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            pieces = 0
             for batch in self.batches():
                 waiting = [batch]
                 while waiting:
                     inputs, targets = waiting.pop()
+                    pieces += 1
+                    if pieces > 1 and self._terms.averages is False:
+                        raise ValueError(
+                            "loss is no average over samples: its mean over a batch is not that of "
+                            "its means over two halves, so batches do not add up. Return a value "
+                            "per sample, give class weights and ignore_index by "
+                            "nn.CrossEntropyLoss, or all data in one batch"
+                        )
                     try:
                         result = compute(tensors, inputs, targets)
                     except RuntimeError as error:

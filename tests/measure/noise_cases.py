@@ -100,6 +100,47 @@ class Odd(nn.Module):
         return self.norm(torch.tanh(hidden @ self.own))
 
 
+class NowAndThen(nn.Module):
+    """Second uses of parameters that the first two samples do not notice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(TOKENS, 6)
+        self.hidden = nn.Linear(6, 6)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # The same row twice, but in the first two samples.
+        pair = 2 * self.table(tokens[:, 0]) + self.table(tokens[:, 1])
+        hidden = self.hidden(torch.tanh(pair))
+        late = tokens[:, :1].eq(tokens[:, 1:2]).to(hidden)
+        hidden = torch.tanh(hidden + self.hidden(late * hidden))
+        return self.head(hidden) + (late * hidden) @ self.head.weight.T
+
+
+def pairs() -> Tensor:
+    tokens = whole(11, TOKENS, SAMPLES, 1).expand(-1, 2).clone()
+    tokens[:2] = torch.tensor([[0, 1], [2, 3]])
+    return tokens
+
+
+class Recurrent(nn.Module):
+    """What vmap cannot map: a recurrent layer, and experts chosen by values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = nn.LSTM(3, 4, batch_first=True)
+        self.experts = nn.ModuleList(nn.Linear(4, CLASSES) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = self.memory(x)[0][:, -1]
+        outputs = last.new_zeros(len(last), CLASSES)
+        for number, expert in enumerate(self.experts):
+            chosen = (last[:, 0] > 0).long() == number
+            outputs[chosen] = expert(last[chosen])
+        return outputs
+
+
 def sequence() -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 7),
@@ -150,6 +191,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "patches": (Patches, lambda: draw(8, SAMPLES, 1, 6, 6)),
     "tied": (Tied, lambda: whole(9, TOKENS, SAMPLES, TIMES)),
     "odd": (Odd, lambda: draw(10, SAMPLES, 6)),
+    "now and then": (NowAndThen, pairs),
+    "recurrent": (Recurrent, lambda: draw(12, SAMPLES, TIMES, 3)),
 }
 # Parameters that no formula covers.
 VMAPPED = {
@@ -157,6 +200,11 @@ VMAPPED = {
     "odd": {
         "twice.weight", "twice.bias", "own",
         "norm.parametrizations.weight.original0", "norm.parametrizations.weight.original1",
+    },
+    "now and then": {"table.weight", "hidden.weight", "hidden.bias", "head.weight"},
+    "recurrent": {
+        "memory.weight_ih_l0", "memory.weight_hh_l0", "memory.bias_ih_l0", "memory.bias_hh_l0",
+        "experts.0.weight", "experts.0.bias", "experts.1.weight", "experts.1.bias",
     },
 }  # fmt: skip
 

@@ -228,4 +228,4 @@ def test_repr_says_what_there_is() -> None:
     objective = Objective(network("tied"), nn.CrossEntropyLoss(), (NETS["tied"][1](), labels()))
     said = repr(gradient_noise(objective))
     assert "Noise scale" in said
-    assert "vmap gave the per-sample gradients of table.weight" in said
+    assert "the per-sample gradients of table.weight were written down" in said

@@ -8,7 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from noise_cases import LOSSES, NETS, SAMPLES, VMAPPED, dense, draw, labels, network, whole
+from noise_cases import (
+    CLASSES,
+    LOSSES,
+    NETS,
+    SAMPLES,
+    VMAPPED,
+    dense,
+    draw,
+    labels,
+    network,
+    whole,
+)
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
@@ -32,7 +43,7 @@ def test_norms_are_those_of_the_gradients(net: str, loss: str, microbatch: int |
         torch.testing.assert_close(found.squares[name], expected, rtol=1e-9, atol=1e-14)
     torch.testing.assert_close(found.gradient, gradients.mean(0), rtol=1e-9, atol=1e-14)
     assert set(found.vmapped) == VMAPPED.get(net, set())
-    assert ("vmap" in repr(found)) == (net in VMAPPED)
+    assert ("were written down" in repr(found)) == (net in VMAPPED)
 
 
 @settings(max_examples=40, deadline=None)
@@ -157,6 +168,25 @@ def test_batches_of_keyword_arguments() -> None:
         Objective(plain, nn.CrossEntropyLoss(), (inputs, labels())), inputs, labels()
     )
     torch.testing.assert_close(found.norms, expected.norm(dim=1), rtol=1e-9, atol=1e-12)
+    assert found.vmapped == ("own",)
+
+
+def test_batches_hold_other_things_than_tensors() -> None:
+    class Flagged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = nn.Parameter(draw(0, 6, CLASSES))
+
+        def forward(self, x: Tensor, doubled: bool) -> Tensor:
+            return x @ self.own * (2 if doubled else 1)
+
+    inputs, targets, loss = draw(1, SAMPLES, 6), labels(), nn.CrossEntropyLoss()
+    flagged = Objective(Flagged(), loss, [({"x": inputs, "doubled": True}, targets)])
+    plain = nn.Linear(6, CLASSES, bias=False).double()
+    plain.weight.data = flagged.model.own.detach().T
+    expected = per_sample_gradient_norms(Objective(plain, loss, (2 * inputs, targets))).norms
+    found = per_sample_gradient_norms(flagged)
+    torch.testing.assert_close(found.norms, expected)
     assert found.vmapped == ("own",)
 
 

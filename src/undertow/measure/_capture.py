@@ -7,8 +7,9 @@ modules of any name are found alike; a parameter is known by its identity.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -55,6 +56,11 @@ class Capture(TorchFunctionMode):
         samples: in the batch.
         collect: called in the backward pass.
         known: the layouts to expect; uses that lie otherwise are passed over. None guesses.
+
+    Attributes:
+        layouts: of each parameter, by its last use.
+        counts: how often each parameter was used by a function that is watched.
+        unseen: parameters that other functions used too.
     """
 
     def __init__(
@@ -71,8 +77,11 @@ class Capture(TorchFunctionMode):
         self._samples = samples
         self._collect = collect
         self._known = known
+        self._noted: set[str] = set()  # what the call at hand has accounted for
+        self._parts: dict[str, list[slice]] = {}
         self.layouts: dict[str, Layout] = {}
         self.counts: Counter[str] = Counter()
+        self.unseen: set[str] = set()
 
     def __torch_function__(
         self,
@@ -83,10 +92,24 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """Runs one function of PyTorch, and watches it if it is a layer's."""
         del types
+        kwargs = dict(kwargs or {})
         handler = _HANDLERS.get(func)
-        if handler is None:
-            return func(*args, **(kwargs or {}))
-        return handler(self, func, args, dict(kwargs or {}))
+        shared = [self._shared.get(id(value)) for value in flattened((args, kwargs))]
+        names = {found.name for found in shared if found is not None}
+        self._noted.clear()
+        output = func(*args, **kwargs) if handler is None else handler(self, func, args, kwargs)
+        missed = names - self._noted
+        # The rest reads a shape or a type, or detaches.
+        if missed and any(isinstance(t, Tensor) and t.requires_grad for t in flattened(output)):
+            self.unseen |= missed
+        return output
+
+    def used_once(self, name: str) -> bool:
+        """Whether no part of a parameter is used twice: cross terms have no formula."""
+        if name in self.unseen:
+            return False
+        parts = sorted((part.start or 0, part.stop) for part in self._parts[name])
+        return all(end is not None and end <= start for (_, end), (start, _) in pairwise(parts))
 
     def _own(self, *tensors: Tensor | None) -> tuple[str | None, ...]:
         return tuple(self._names.get(id(tensor)) for tensor in tensors)
@@ -109,10 +132,14 @@ class Capture(TorchFunctionMode):
         fold, rest = divmod(shape[0], self._samples)
         return None if rest else Layout(0, fold)
 
-    def _watch(self, output: Tensor, uses: Sequence[Use], layout: Layout) -> Tensor:
+    def _watch(
+        self, output: Tensor, uses: Sequence[Use], layout: Layout, rows: slice = _ALL
+    ) -> Tensor:
         for use in uses:
             self.counts[use.name] += 1
             self.layouts[use.name] = layout
+            self._parts.setdefault(use.name, []).append(rows)
+            self._noted.add(use.name)
 
         def hook(delta: Tensor) -> None:
             with torch.no_grad():
@@ -139,7 +166,7 @@ class Capture(TorchFunctionMode):
             return output
         own = (names[0], names[1])
         uses = matrix_uses(inputs.detach(), own, self._samples, layout.axis, rows)
-        return self._watch(output, uses, layout)
+        return self._watch(output, uses, layout, rows)
 
     def _linear(
         self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
@@ -217,6 +244,7 @@ class Capture(TorchFunctionMode):
     def _share(self, tensor: Tensor, shared: Shared) -> None:
         self._shared[id(tensor)] = shared
         self._kept.append(tensor)
+        self._noted.add(shared.name)
 
     def _slice(
         self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
@@ -338,6 +366,17 @@ _HANDLERS: dict[Any, _Handler] = {
     torch.conv2d: Capture._convolution,
     torch.conv3d: Capture._convolution,
 }
+
+
+def flattened(argument: Any) -> Iterator[Any]:
+    """What an argument holds: functions such as `torch.cat` take lists of tensors."""
+    if isinstance(argument, Mapping):
+        argument = list(argument.values())
+    if isinstance(argument, tuple | list):
+        for part in argument:
+            yield from flattened(part)
+    else:
+        yield argument
 
 
 def _given(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

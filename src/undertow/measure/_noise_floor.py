@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from undertow.measure._capture import flattened
 from undertow.measure._per_sample import taken
 from undertow.measure._spectrum import matrix_spectrum
 from undertow.measure._weights import WeightMatrix, weight_matrices
@@ -246,7 +247,8 @@ def _counted(objective: Objective) -> dict[str, int | None]:
         with _Positions(leaves) as seen:
             one._outputs(parameters, inputs, targets)
         for name, most in counts.items():
-            found = None if name in seen.unknown else seen.counts.get(name)
+            # One that this sample does not meet, as with experts, another one may.
+            found = None if name in seen.unknown else seen.counts.get(name) or None
             counts[name] = None if most is None or found is None else max(most, found)
 
     one._sweep(compute, lambda _: None)
@@ -254,18 +256,7 @@ def _counted(objective: Objective) -> dict[str, int | None]:
 
 
 def _tensors(argument: Any) -> list[Tensor]:
-    return [part for part in _flat(argument) if isinstance(part, Tensor)]
-
-
-def _flat(argument: Any) -> Iterator[Any]:
-    """What an argument holds: functions such as `torch.cat` take lists of tensors."""
-    if isinstance(argument, Mapping):
-        argument = list(argument.values())
-    if isinstance(argument, tuple | list):
-        for part in argument:
-            yield from _flat(part)
-    else:
-        yield argument
+    return [part for part in flattened(argument) if isinstance(part, Tensor)]
 
 
 class _Positions(TorchFunctionMode):
@@ -288,7 +279,7 @@ class _Positions(TorchFunctionMode):
         del types
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        values = list(_flat((args, kwargs)))
+        values = list(flattened((args, kwargs)))
         used = [self._names[id(value)] for value in values if id(value) in self._names]
         if func is functional.multi_head_attention_forward:
             # Queries and keys are [times, samples, width]; each third sees one or the other.

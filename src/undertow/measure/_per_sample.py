@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from undertow.measure._capture import Capture, Layouts
 from undertow.measure._layer_gradients import Use, square_rows, wide
-from undertow.objective import Objective
+from undertow.objective import Objective, logits_of, out_of_memory
 
 # Per-sample gradients that have to be written down are held for so many bytes at a time.
 _VMAP_BYTES = 2**25
@@ -36,7 +36,8 @@ class PerSampleNorms:
         norms: ||g_i||, in the order of the data.
         squares: ||g_i||^2 of each parameter alone, by its name; they add up to norms^2.
         vmapped: parameters that no layer's formula covers: their per-sample gradients were
-            written down by `vmap`, a microbatch at a time, which is slower.
+            written down by `vmap`, a microbatch at a time, which is slower; or one after the
+            other where it cannot map the model (recurrent layers), which is slower still.
         gradient: the objective's gradient, which comes with them.
         passes: over the data: 1, and 1 more (dearer) where a parameter is vmapped.
     """
@@ -60,7 +61,7 @@ def said_of(vmapped: tuple[str, ...]) -> str:
     """Which parameters needed per-sample gradients, in words."""
     if not vmapped:
         return "no per-sample gradient was written down"
-    return f"vmap gave the per-sample gradients of {_few(vmapped)}"
+    return f"the per-sample gradients of {_few(vmapped)} were written down"
 
 
 def _few(names: tuple[str, ...]) -> str:
@@ -222,7 +223,7 @@ class _Batch:
             name
             for name, gradient in self.gradients.items()
             if gradient is not None
-            and (name not in layouts.uses or capture.counts[name] != layouts.uses[name])
+            and (capture.counts[name] != layouts.uses.get(name, 0) or not capture.used_once(name))
         )
         if self.vmapped:
             assert found[-1] is not None
@@ -269,24 +270,56 @@ def _written_down(
             outputs = objective._outputs(
                 {**parameters, **own}, taken(one_input, None), one_target[None]
             )
-            if not isinstance(outputs, Tensor):
-                outputs = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
-            return outputs.reshape(one_delta.shape)
+            return logits_of(outputs).reshape(one_delta.shape)
 
         (found,) = vjp(forward, rest)[1](one_delta)
         return found
 
+    def one_by_one(here: slice) -> dict[str, Tensor]:
+        each = []
+        for index in range(*here.indices(len(delta))):
+            one = slice(index, index + 1)
+            leaves = {name: tensor.clone().requires_grad_() for name, tensor in rest.items()}
+            with torch.enable_grad():
+                outputs = logits_of(
+                    objective._outputs({**parameters, **leaves}, taken(inputs, one), targets[one])
+                )
+            each.append(
+                torch.autograd.grad(outputs, list(leaves.values()), delta[one], allow_unused=True)
+            )
+        return {
+            name: torch.stack([torch.zeros_like(rest[name]) if g is None else g for g in found])
+            for name, found in zip(names, zip(*each, strict=True), strict=True)
+        }
+
     held = sum(tensor.numel() * tensor.element_size() for tensor in rest.values())
     step = max(1, _VMAP_BYTES // held)
+    mapped = True
     # The math kernel of attention is the one that vmap can transform.
     with sdpa_kernel(SDPBackend.MATH):
         for start in range(0, len(delta), step):
             here = slice(start, start + step)
-            with warnings.catch_warnings():
-                # Functions that vmap runs one by one; the result names the parameters anyway.
-                warnings.filterwarnings("ignore", "There is a performance drop")
-                found = vmap(gradient)(taken(inputs, here), targets[here], delta[here])
-            yield found
+            if mapped:
+                try:
+                    with warnings.catch_warnings():
+                        # Functions that vmap runs one by one; the result names them anyway.
+                        warnings.filterwarnings("ignore", "There is a performance drop")
+                        yield vmap(gradient, in_dims=(_axes(inputs), 0, 0))(
+                            taken(inputs, here), targets[here], delta[here]
+                        )
+                    continue
+                except RuntimeError as error:
+                    if out_of_memory(error):
+                        raise
+                    mapped = False  # recurrent layers, or a flow that depends on values
+            yield one_by_one(here)
+
+
+def _axes(inputs: Any) -> Any:
+    """Where vmap finds the samples."""
+    if isinstance(inputs, Mapping):
+        return {name: _axes(part) for name, part in inputs.items()}
+    return 0 if isinstance(inputs, Tensor) else None
 
 
 def taken(inputs: Any, chosen: Any) -> Any:
@@ -299,7 +332,7 @@ def taken(inputs: Any, chosen: Any) -> Any:
 def _probe(objective: Objective, parameters: Parameters, inputs: Any, targets: Tensor) -> Layouts:
     """The layouts of the parameters whose formulas give what autograd gives for two samples.
 
-    A formula is wrong where a parameter is also used in another way, or the samples lie elsewhere.
+    A formula is wrong where a parameter is used in another way too, or the samples lie elsewhere.
     A random linear function of the outputs takes the place of the loss, which may ignore samples.
     """
     index = torch.arange(_PROBE_SAMPLES, device=targets.device) % len(targets)
@@ -336,6 +369,7 @@ def _probe(objective: Objective, parameters: Parameters, inputs: Any, targets: T
         name
         for name, squares in zip(leaves, expected.unbind(1), strict=True)
         if name in capture.layouts
+        and capture.used_once(name)
         and torch.all((found[name] - squares).abs() <= precision**0.5 * squares + floor)
     }
     return Layouts(

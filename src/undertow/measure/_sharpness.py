@@ -196,6 +196,8 @@ def _checked_start(start: Sharpness | Tensor | None, operator: Operator) -> Tens
         raise ValueError(
             f"start must hold directions [m, {operator.size}]; got {tuple(vectors.shape)}"
         )
+    if not torch.isfinite(vectors).all():
+        raise ValueError("start holds NaN or infinities")
     return vectors.detach().to(operator.like)
 
 

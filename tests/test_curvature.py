@@ -269,6 +269,25 @@ def test_fixed_parameters_are_compared_once_and_no_longer_than_that() -> None:
     torch.testing.assert_close(objective.hvp(block), expected)
 
 
+def test_holding_still_leaves_everything_as_found(global_rng_untouched: None) -> None:
+    with torch.random.fork_rng():
+        net = fill(MODELS["batch norm, dropout"]())
+    objective = Objective(net, nn.CrossEntropyLoss(), (draw(1, SAMPLES, FEATURES), labels()))
+    block = draw(2, 2, objective.num_params)
+    expected = product(objective, "hessian", block)
+    fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    with pytest.raises(KeyError), objective.fixed(), objective.fixed():
+        for _ in range(2):
+            torch.testing.assert_close(objective.hvp(block), expected)
+        raise KeyError
+    assert all(module.training for module in net.modules())
+    assert fused == (
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.cuda.flash_sdp_enabled(),
+    )
+    torch.testing.assert_close(objective.hvp(block), expected)
+
+
 def test_a_faster_way_that_is_wrong_in_any_direction_is_not_taken() -> None:
     class Wrong:
         kind, build_seconds = "hessian", 0.0

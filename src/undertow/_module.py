@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 _HALF = (torch.float16, torch.bfloat16)
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 # What processors, accelerators and their libraries say.
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 
@@ -62,22 +63,18 @@ def like_parameters(part: Any, parameters: Mapping[str, Tensor]) -> Any:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and a random state to be thrown away; both put back at the end.
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode; that of each module is put back at the end.
 
     Autocast and inference mode of the caller's are off inside: the one would round products that
     are to be precise, the other leaves no graph to differentiate.
     """
     flags = [(module, module.training) for module in model.modules()]
-    devices: set[int | None] = set()
-    if torch.cuda.is_initialized():  # otherwise no parameter can be there
-        devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
         if any(flag for _, flag in flags):
             model.eval()
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices=devices))
-            for kind in {"cpu", *(p.device.type for p in model.parameters())}:
+            for kind in _AUTOCAST:
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
             if torch.is_inference_mode_enabled():
@@ -87,6 +84,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module, flag in flags:
             if module.training is not flag:
                 module.training = flag
+
+
+def own_random_state(model: nn.Module) -> AbstractContextManager[None]:
+    """A random state to be thrown away; the one before is put back at the end."""
+    devices: set[int | None] = set()
+    if torch.cuda.is_initialized():  # otherwise no parameter can be there
+        devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    return torch.random.fork_rng(devices=devices)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and a random state to be thrown away; both put back at the end."""
+    with own_random_state(model), eval_mode(model):
+        yield
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,8 @@ class Source:
 
     Attributes:
         param_names: what theta consists of.
-        evaluating: a context with the model in eval mode.
+        evaluating: a context with the model in eval mode and a random state of its own.
+        own_random_state: a context with the latter alone.
         current: all parameters and buffers.
         copies: the same as copies, half precision as single.
         fingerprint: changes when data in memory do.
@@ -59,6 +60,7 @@ class Source:
 
     param_names: tuple[str, ...]
     evaluating: Callable[[], AbstractContextManager[None]]
+    own_random_state: Callable[[], AbstractContextManager[None]]
     current: Callable[[], Tensors]
     copies: Callable[[], Tensors]
     fingerprint: Callable[[], Any]
@@ -95,10 +97,14 @@ class Products:
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
-        """Parameters, buffers and data hold still inside, so that one comparison will do."""
+        """Parameters, buffers and data hold still inside, so that one comparison will do.
+
+        The caller keeps the model in eval mode.
+        """
         outer, self._current = self._current, {} if self._current is None else self._current
         try:
-            yield
+            with second_order():
+                yield
         finally:
             self._current = outer
 
@@ -143,7 +149,12 @@ class Products:
         multiply: Multiply,
         columns: int,
     ) -> tuple[Tensor, Tensor, bool]:
-        with self._source.evaluating(), second_order():
+        with ExitStack() as stack:
+            if self._current is None:
+                stack.enter_context(self._source.evaluating())
+                stack.enter_context(second_order())
+            else:
+                stack.enter_context(self._source.own_random_state())
             kept = self._reusable(kind)
             if kept is not None:
                 try:

@@ -32,8 +32,15 @@ from undertow._losses import Loss as Loss
 from undertow._losses import as_sum_and_count as as_sum_and_count
 from undertow._losses import check_targets as check_targets
 from undertow._losses import logits_of as logits_of
+from undertow._module import (
+    eval_mode,
+    like_parameters,
+    own_random_state,
+    product_type,
+    select,
+    shown,
+)
 from undertow._module import evaluating as evaluating
-from undertow._module import like_parameters, product_type, select, shown
 from undertow._module import out_of_memory as out_of_memory
 from undertow._products import Products, Source, weighted_gradients
 
@@ -102,6 +109,8 @@ class Objective:
         self._piece = microbatch
         self._num_samples: int | None = None
         self._counted: Any = None
+        # The layout of directions, while parameters hold still.
+        self._held: tuple[int, torch.device, torch.dtype] | None = None
         self._data: Iterable[Any] = [data]
         if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
             inputs, _ = checked_pair(data, 0)
@@ -114,6 +123,7 @@ class Objective:
         self._source = Source(
             self.param_names,
             evaluating=self._evaluating,
+            own_random_state=self._own_random_state,
             current=self._current,
             copies=self._copies,
             fingerprint=self._fingerprint,
@@ -298,10 +308,14 @@ class Objective:
         """For many products at the same parameters: values are compared once, not each time.
 
         Inside, parameters, buffers and data must not change; after a change, products may be
-        those at the old values.
+        those at the old values. The module is in eval mode and attention unfused until the end.
         """
-        with self._products.fixed():
-            yield
+        outer, self._held = self._held, self._block_layout()
+        try:
+            with eval_mode(self.model), self._products.fixed():
+                yield
+        finally:
+            self._held = outer
 
     def release(self) -> None:
         """Free the graphs that curvature products keep."""
@@ -390,21 +404,29 @@ class Objective:
     def _checked_block(self, vectors: Tensor) -> Tensor:
         if not isinstance(vectors, Tensor):
             raise TypeError(f"directions must be a tensor [k, p]; got {type(vectors).__name__}")
-        named = dict(self.model.named_parameters())
-        chosen = [named[name] for name in self.param_names]
-        size = sum(parameter.numel() for parameter in chosen)
+        size, device, dtype = self._held or self._block_layout()
         if vectors.ndim != 2 or vectors.shape[1] != size:
             hint = "; write v[None]" if vectors.shape == (size,) else ""
             raise ValueError(
                 f"directions must be a block [k, {size}]; got {tuple(vectors.shape)}{hint}"
             )
-        block = vectors.detach().to(chosen[0].device, product_type(chosen[0]))
+        block = vectors.detach().to(device, dtype)
         if not is_finite(block):
             raise ValueError("directions hold NaN or infinities")
         return block
 
+    def _block_layout(self) -> tuple[int, torch.device, torch.dtype]:
+        """How long directions are, where, and of what type."""
+        named = dict(self.model.named_parameters())
+        chosen = [named[name] for name in self.param_names]
+        size = sum(parameter.numel() for parameter in chosen)
+        return size, chosen[0].device, product_type(chosen[0])
+
     def _evaluating(self) -> AbstractContextManager[None]:
         return evaluating(self.model)
+
+    def _own_random_state(self) -> AbstractContextManager[None]:
+        return own_random_state(self.model)
 
     def _fingerprint(self) -> Any:
         """Changes when tensors in the data are replaced or written to, and when the loss is."""

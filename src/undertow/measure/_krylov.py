@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -81,8 +82,8 @@ class RitzBasis:
     def __init__(self, operator: Operator, capacity: int, generator: torch.Generator) -> None:
         self.operator = operator
         self.generator = generator
-        self._basis = operator.like.new_empty(capacity, operator.size)
-        self._images = operator.like.new_empty(capacity, operator.size)
+        self._basis = _empty(operator.like, capacity, operator.size)
+        self._images = _empty(operator.like, capacity, operator.size)
         self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
         # What H times the newest vector has outside of the space, where that is known.
         self._outside: Tensor | None = None
@@ -288,6 +289,13 @@ class RitzBasis:
         self._basis[:keep], self._images[:keep] = basis, images
         self._set_columns(0, basis @ images.T)
         self._outside = None
+
+
+def _empty(like: Tensor, rows: int, size: int) -> Tensor:
+    """A block to be filled row by row; NumPy asks for large pages, which come sooner."""
+    if like.device.type != "cpu":
+        return like.new_empty(rows, size)
+    return torch.from_numpy(np.empty((rows, size), dtype=like.new_empty(0).numpy().dtype))
 
 
 @dataclass(frozen=True, eq=False)

@@ -258,34 +258,25 @@ class _LayerNorm(Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = list(ctx.needs_input_grad[:3])
-        compute: Callable[..., tuple[Tensor | None, ...]] = _layer_norm_gradients
-        saved = ctx.saved_tensors
+        inputs, weight, bias, mean, scale = ctx.saved_tensors
+        compute: Callable[..., Any] = _ATEN.native_layer_norm_backward
         if ctx.mode.linear and torch.is_grad_enabled():
             compute = _LayerNormBackward.apply
-            saved = [tensor if tensor is None else tensor.detach() for tensor in saved]
-        return *compute(cotangent, *saved, ctx.shape, wanted), None, None
+            inputs, weight = inputs.detach(), weight if weight is None else weight.detach()
+        wanted = list(ctx.needs_input_grad[:3])
+        return *compute(cotangent, inputs, ctx.shape, mean, scale, weight, bias, wanted), None, None
 
 
 class _LayerNormBackward(Function):
     """Linear in the cotangent; its derivative there is that of the layer norm, forwards."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        cotangent: Tensor,
-        inputs: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        scale: Tensor,
-        shape: list[int],
-        wanted: list[bool],
-    ) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor | None, ...]:
+        _, inputs, ctx.shape, mean, scale, weight, _, _ = args
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs, weight, mean, scale)
-        ctx.shape = shape
-        return _layer_norm_gradients(cotangent, inputs, weight, bias, mean, scale, shape, wanted)
+        found: tuple[Tensor | None, ...] = _ATEN.native_layer_norm_backward(*args)
+        return found
 
     @staticmethod
     @once_differentiable
@@ -302,30 +293,12 @@ class _LayerNormBackward(Function):
             total = part if total is None else total + part
         if along_inputs is not None:
             # Without a weight, the derivative is its own transpose.
-            only = [True, False, False]
-            part = _layer_norm_gradients(
-                along_inputs, inputs, None, None, mean, scale, ctx.shape, only
-            )[0]
-            assert part is not None
+            part, _, _ = _ATEN.native_layer_norm_backward(
+                along_inputs, inputs, ctx.shape, mean, scale, None, None, [True, False, False]
+            )
             part = part if weight is None else part * weight
             total = part if total is None else total + part
         return total if total is None else total.expand_as(inputs), *(None,) * 7
-
-
-def _layer_norm_gradients(
-    cotangent: Tensor,
-    inputs: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    scale: Tensor,
-    shape: list[int],
-    wanted: list[bool],
-) -> tuple[Tensor | None, ...]:
-    found: tuple[Tensor | None, ...] = _ATEN.native_layer_norm_backward(
-        cotangent, inputs, shape, mean, scale, weight, bias, wanted
-    )
-    return found
 
 
 def _layer_norm(

@@ -76,11 +76,11 @@ def sharpness(
 ) -> Sharpness:
     """The k largest eigenvalues of the curvature of L, with eigenvectors.
 
-    Lanczos with full reorthogonalisation and thick restarts, until ||H v - lambda v|| <=
-    rtol |lambda| for every pair; eigenvalues below rtol times the largest magnitude seen count as
-    that large. For k > 1 a random direction is then followed for up to six products, to find
-    eigenvalues of higher multiplicity; for fewer, once it would hold one that is missing with a
-    probability of 99%.
+    Lanczos with reorthogonalisation, of long vectors where it would be missed, and thick restarts,
+    until ||H v - lambda v|| <= rtol |lambda| for every pair; eigenvalues below rtol times the
+    largest magnitude seen count as that large. For k > 1 a random direction is then followed for up
+    to six products, to find eigenvalues of higher multiplicity; for fewer, once it would hold one
+    that is missing with a probability of 99%.
 
     Args:
         objective: what to differentiate.

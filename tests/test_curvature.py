@@ -276,9 +276,10 @@ def test_holding_still_leaves_everything_as_found(global_rng_untouched: None) ->
     block = draw(2, 2, objective.num_params)
     expected = product(objective, "hessian", block)
     fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
-    with pytest.raises(KeyError), objective.fixed(), objective.fixed():
+    with objective.fixed(), objective.fixed():
         for _ in range(2):
             torch.testing.assert_close(objective.hvp(block), expected)
+    with pytest.raises(KeyError), objective.fixed():
         raise KeyError
     assert all(module.training for module in net.modules())
     assert fused == (
@@ -324,6 +325,26 @@ def test_forward_mode_is_tried_only_where_it_may_be_faster(build_seconds: float)
     assert ("forward" in tried) == (build_seconds == 0.0)
     assert found is not None
     assert torch.equal(found, block)  # need not be computed again
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_large_products_are_not_tried_in_other_ways(
+    kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: set[str] = set()
+
+    class Large:
+        kind, build_seconds = "hessian", 0.0
+
+        def free(self) -> None: ...
+
+        def product(self, vectors: Tensor, mode: str) -> Tensor:
+            tried.add(mode)
+            return vectors * 1.0
+
+    monkeypatch.setattr(_fastest, "_LARGE_SECONDS", 0.0)
+    _fastest.fastest_mode(Large(), draw(0, 6, 50), kept=kept)  # type: ignore[arg-type]
+    assert tried == ({"loop"} if kept else set(MODES))
 
 
 def test_graphs_are_kept_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:

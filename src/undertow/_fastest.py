@@ -30,6 +30,9 @@ _CLEARLY = 0.9
 # many times what the gradient's graph takes to build. With it kept, products of less time need no
 # comparison.
 _FORWARD_BUILDS = 2.0
+# On a processor, ways that take directions together or run the model again save calls, not
+# arithmetic: nothing, where a product with a kept graph takes so long.
+_LARGE_SECONDS = 0.02
 # Ways to compute the same must agree so far.
 _AGREEMENT = 1e-3
 
@@ -61,8 +64,9 @@ def fastest_mode(
     trials = {mode: partial(run, mode) for mode in others}
     single = kept and len(block) == 1 and linearization.kind == "hessian"
     enough = _FORWARD_BUILDS * linearization.build_seconds if single else 0.0
+    large = _LARGE_SECONDS if kept and vectors.device.type == "cpu" else math.inf
     clock = partial(seconds, vectors.device)
-    mode, result = _fastest("loop", certain, times, trials, clock, enough)
+    mode, result = _fastest("loop", certain, times, trials, clock, enough, large)
     return mode, result if len(block) == 1 else None  # of one direction, the mix is that itself
 
 
@@ -97,15 +101,16 @@ def _fastest(
     others: Mapping[Choice, Callable[[], Tensor]],
     clock: Callable[[], float],
     enough: float = 0.0,
+    large: float = math.inf,
 ) -> tuple[Choice, Tensor]:
     """The choice that takes least time, and the result of `run_certain`.
 
     That is one of `times` equal parts of the choice `certain`, which is taken without looking at
-    the others where it takes no more than `enough` seconds.
+    the others where it takes less than `enough` seconds in all, or more than `large` by itself.
     """
     expected, taken = _least_time(run_certain, math.inf, clock, enough)
     choice, least = certain, taken * times
-    if least < enough:
+    if least < enough or taken > large:
         return certain, expected
     for other, run in others.items():
         try:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from undertow.measure import _lanczos
+from undertow.measure import _krylov, _lanczos
 from undertow.measure._krylov import Operator, RitzBasis
 from undertow.measure._lanczos import RitzPairs, largest_pairs
 from undertow.measure._orthogonality import Orthogonality
@@ -148,3 +148,50 @@ def test_few_distinct_eigenvalues(seed: int, counts: list[int], k: int, double: 
     torch.testing.assert_close(gram, torch.eye(k, dtype=dtype), rtol=0, atol=1e-5)
     images = found.vectors @ matrix - found.values[:, None].to(dtype) * found.vectors
     torch.testing.assert_close(found.residuals, images.double().norm(dim=1), rtol=0.5, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    steps=st.lists(st.sampled_from(["append", "extend", "adopt", "restart"]), max_size=12),
+)
+def test_a_basis_knows_its_images_whatever_it_grew_by(seed: int, steps: list[str]) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    matrix = draw(30, 30)
+    matrix = matrix + matrix.T
+    operator = Operator(lambda vectors: vectors @ matrix, 30, matrix[:1])
+    space = RitzBasis(operator, 20, generator)
+    for step in ["append", *steps]:
+        if step == "append" and not space.full:
+            first = space.size == 0
+            space.append(space.orthonormal(draw(30)) if first else space.lanczos_direction()[0])
+        elif step == "extend":
+            space.extend(draw(2, 30))
+        elif step == "adopt":
+            vectors = draw(2, 30)
+            space.adopt(vectors, vectors @ matrix)
+        elif step == "restart" and space.size > 3:
+            space.restart(space.size // 2)
+        identity = torch.eye(space.size, dtype=torch.float64)
+        torch.testing.assert_close(space.basis @ space.basis.T, identity)
+        projected = space.basis @ matrix @ space.basis.T
+        torch.testing.assert_close(space.projected, projected, rtol=1e-9, atol=1e-9)
+        values, coordinates = space.ritz()
+        expected = coordinates @ space.basis @ matrix - values[:, None] * space.vectors(coordinates)
+        found = space.residuals(values, coordinates)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_little_memory_takes_more_restarts_and_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = spectrum(*OUTLIERS)
+    plenty = pairs_of(diagonal(values), 3)
+    monkeypatch.setattr(_krylov, "BASIS_BYTES", 10 * 2 * SIZE * 4)
+    scarce = pairs_of(diagonal(values), 3)
+    check(scarce, values, 1e-3)
+    assert scarce.products < 2 * plenty.products

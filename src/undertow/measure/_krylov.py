@@ -24,6 +24,8 @@ Multiply = Callable[[Tensor], Tensor]
 
 # Residuals below so many rounding errors of the largest eigenvalue count as zero.
 ROUNDING = 100.0
+# Memory that a basis and its images are meant to take.
+BASIS_BYTES = 2**31
 # Once is enough to orthogonalise what keeps at least so much of its length, and what loses no
 # more than so much of it.
 _KEPT = 0.7
@@ -70,12 +72,21 @@ def curvature_operator(objective: Objective, curvature: Curvature) -> Operator:
     return Operator(multiply, size, multiply(torch.zeros(0, size)), objective.fixed)
 
 
+def affordable(operator: Operator, rows: int, least: int) -> int:
+    """So many of these rows of a basis and its images as memory is meant for, and no fewer."""
+    each = 2 * operator.size * operator.like.element_size()
+    return min(rows, operator.size, max(least, BASIS_BYTES // each))
+
+
 class RitzBasis:
-    """An orthonormal basis V `[m, p]`, the images H V, and T = V^T H V.
+    """An orthonormal basis V `[m, p]`, what it takes to know the images H V, and T = V^T H V.
+
+    The image of an appended vector is C V, with what it held of the basis as a row of C, and what
+    it has outside, which is a multiple of the next vector; others are stored.
 
     Args:
         operator: the matrix H, by its products.
-        capacity: the most vectors to hold; two blocks `[capacity, p]` are allocated.
+        capacity: the most vectors to hold, and images.
         generator: for directions where the space is invariant.
     """
 
@@ -84,6 +95,8 @@ class RitzBasis:
         self.generator = generator
         self._basis = _empty(operator.like, capacity, operator.size)
         self._images = _empty(operator.like, capacity, operator.size)
+        self._stored = 0  # images; those of later vectors follow from C
+        self._held = torch.zeros(capacity, capacity, dtype=torch.float64)  # C
         self._projected = torch.zeros(capacity, capacity, dtype=torch.float64)
         # What H times the newest vector has outside of the space, where that is known.
         self._outside: Tensor | None = None
@@ -108,6 +121,7 @@ class RitzBasis:
 
     def extend(self, directions: Float[Tensor, "new params"]) -> None:
         """Add directions, orthogonalised; those that the basis holds become random ones."""
+        self._store_images()
         first = self.size
         for direction in directions[: len(self._basis) - first]:
             self._basis[self.size] = self.orthonormal(direction)
@@ -121,6 +135,7 @@ class RitzBasis:
 
         Of those that the basis nearly holds, the rest and its image would be rounding errors.
         """
+        self._store_images()
         first = self.size
         for vector, image in zip(vectors, images, strict=True):
             if self.full:
@@ -134,7 +149,7 @@ class RitzBasis:
                 continue
             self._basis[self.size], self._images[self.size] = vector / length, image / length
             self.size += 1
-        self._outside = None
+        self._stored, self._outside = self.size, None
         self._set_columns(first, self.basis @ self._images[first : self.size].T)
 
     def lanczos_direction(self) -> tuple[Float[Tensor, " params"], float]:
@@ -145,7 +160,7 @@ class RitzBasis:
         """
         newest = self.size - 1
         if self.size == self.operator.size:
-            return torch.zeros_like(self._images[newest]), 0.0
+            return torch.zeros_like(self._basis[newest]), 0.0
         direction = self._outside
         if direction is None:
             coefficients = self._projected[: self.size, newest].to(self._basis)
@@ -166,12 +181,13 @@ class RitzBasis:
         the rest of the basis then has rounding errors to remove, for which once is enough. With a
         `watch` from the first vector on, they stay where it says that they are small.
         """
-        self._basis[self.size] = direction
+        newest = self.size
+        self._basis[newest] = direction
+        if self._outside is not None:
+            self._held[newest - 1, newest] = float(torch.dot(self._basis[newest], self._outside))
         self.size += 1
-        image = self.operator.multiply(self._basis[self.size - 1 : self.size])[0]
+        outside = self.operator.multiply(self._basis[newest : self.size])[0].clone()
         self.products += 1
-        self._images[self.size - 1] = image
-        outside = image.clone()
         near = self._take_out(outside)
         column = torch.zeros_like(self._basis[: self.size, 0])
         if watch is None:
@@ -181,7 +197,10 @@ class RitzBasis:
             self._watched(outside, column, float(near[-1]), watch)
         column[-2:] += near
         self._outside = outside
-        self._set_columns(self.size - 1, column[:, None])
+        self._held[newest, : self.size] = column.double().cpu()
+        if watch is not None:  # as of vectors that are orthogonal
+            column[:-2] = 0
+        self._set_columns(newest, column[:, None])
 
     def _take_out(self, outside: Tensor) -> Tensor:
         """Orthogonalise against the newest two vectors, the older first; what they held of it."""
@@ -203,13 +222,12 @@ class RitzBasis:
     def _watched(
         self, outside: Tensor, column: Tensor, diagonal: float, watch: Orthogonality
     ) -> None:
-        """The same where the watch asks for it; T stays tridiagonal, as that of orthogonal ones."""
+        """The same where the watch asks for it."""
         length = float(torch.linalg.vector_norm(outside))
         removed = None
         if watch.step(diagonal, length):
             self._orthogonalize(outside, column)
-            removed = column[:-2].double().cpu().numpy().copy()
-            column.zero_()
+            removed = column[:-2].double().cpu().numpy()
             length = float(torch.linalg.vector_norm(outside))
         watch.taken(length, removed)
 
@@ -218,8 +236,27 @@ class RitzBasis:
         images = self.operator.multiply(added)
         self.products += len(added)
         self._images[first : self.size] = images
-        self._outside = None
+        self._stored, self._outside = self.size, None
         self._set_columns(first, self.basis @ images.T)
+
+    def _store_images(self) -> None:
+        later = slice(self._stored, self.size)
+        self._images[later] = self._held[later, : self.size].to(self._basis) @ self.basis
+        if self._outside is not None:
+            self._images[self.size - 1] += self._outside
+        self._stored, self._outside = self.size, None
+
+    def _combined(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of coordinates `[n, m]`, and their images."""
+        later = slice(self._stored, self.size)
+        held = (rows[:, later] @ self._held[later, : self.size]).to(self._basis)
+        rows = rows.to(self._basis)
+        vectors, images = (torch.cat([rows, held]) @ self.basis).split(len(rows))
+        if self._stored:
+            images = images + rows[:, : self._stored] @ self._images[: self._stored]
+        if self._outside is not None:
+            images = images + rows[:, -1:] * self._outside
+        return vectors, images
 
     def _set_columns(self, first: int, columns: Float[Tensor, "m new"]) -> None:
         wide = columns.double().cpu()
@@ -258,8 +295,8 @@ class RitzBasis:
         self, values: Float64[Tensor, " n"], coordinates: Float64[Tensor, "n m"]
     ) -> Float[Tensor, "n params"]:
         """H y - theta y of Ritz pairs."""
-        rows = coordinates.to(self.basis)
-        return rows @ self._images[: self.size] - (rows * values[:, None].to(rows)) @ self.basis
+        vectors, images = self._combined(coordinates)
+        return images - values[:, None].to(vectors) * vectors
 
     def pairs(
         self, coordinates: Float64[Tensor, "n m"]
@@ -276,8 +313,7 @@ class RitzBasis:
         return values, vectors, images - values[:, None].to(vectors) * vectors
 
     def _orthonormalized(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-        rows = coordinates.to(self.basis)
-        vectors, images = rows @ self.basis, rows @ self._images[: self.size]
+        vectors, images = self._combined(coordinates)
         factor = torch.linalg.cholesky((vectors @ vectors.T).cpu().double())
         inverse = torch.linalg.inv(factor).to(vectors)
         return inverse @ vectors, inverse @ images
@@ -287,8 +323,8 @@ class RitzBasis:
         basis, images = self._orthonormalized(self.ritz()[1][:keep])
         self.size = keep
         self._basis[:keep], self._images[:keep] = basis, images
+        self._stored, self._outside = keep, None
         self._set_columns(0, basis @ images.T)
-        self._outside = None
 
 
 def _empty(like: Tensor, rows: int, size: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.measure._krylov import ROUNDING, Operator, RitzBasis
+from undertow.measure._krylov import ROUNDING, Operator, RitzBasis, affordable
 from undertow.measure._orthogonality import Orthogonality
 
 # Matrices up to this size need no restart.
@@ -24,6 +24,8 @@ _TOGETHER = 8
 # foreseen would be more than so much of a residual's tolerance.
 _FORESEEN = 2**14
 _ORTHOGONAL = 0.1
+# However little memory there is, so many more vectors than pairs are held.
+_LEAST = 5
 # After k > 1 pairs have converged, a random direction is followed for at most so many products: one
 # Krylov space holds a single vector of each eigenspace. Fewer do once an eigenvector that is still
 # missing would need a random component so small that this is its probability.
@@ -55,7 +57,8 @@ def largest_pairs(
 
     Eigenvalues below rtol times the largest magnitude seen count as that large.
     """
-    capacity = min(operator.size, _SMALL if operator.size <= _SMALL else max(4 * k + 10, 40))
+    wanted = _SMALL if operator.size <= _SMALL else max(4 * k + 10, 40)
+    capacity = affordable(operator, wanted, k + _LEAST)
     space = RitzBasis(operator, capacity, generator)
     start = operator.random(1, generator) if start is None else start[: max(1, max_products)]
     goal = _Goal(k, rtol, max_products)

@@ -14,7 +14,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.measure._krylov import Curvature, Operator, RitzBasis, curvature_operator
+from undertow.measure._krylov import (
+    Curvature,
+    Operator,
+    RitzBasis,
+    affordable,
+    curvature_operator,
+)
 from undertow.measure._lanczos import largest_pairs
 from undertow.objective import Objective
 
@@ -33,6 +39,7 @@ _TRACKED_RESIDUAL = 0.05
 # is followed too.
 _JUMP = 0.1
 _TRACKED_BASIS = 40
+_TRACKED_LEAST = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +283,8 @@ class SharpnessTracker:
 
         `residuals` is the estimated error of the value.
         """
-        space = RitzBasis(self._operator, min(self._operator.size, _TRACKED_BASIS), self._generator)
+        rows = affordable(self._operator, _TRACKED_BASIS, _TRACKED_LEAST)
+        space = RitzBasis(self._operator, rows, self._generator)
         # Where the last step led to another place, this one may too.
         jumped = abs(self._growth) > _JUMP * abs(self._value)
         due = self.updates % _REFRESH == 0 or jumped
@@ -336,7 +344,7 @@ class SharpnessTracker:
             if space.products >= self._max_products or space.size == self._operator.size:
                 break
             if space.full:
-                space.restart(keep=_TRACKED_BASIS // 2)
+                space.restart(keep=space.size // 2)
             if random and space.products < least:
                 space.append(space.lanczos_direction()[0])
             else:  # what the pair itself lacks, or the next one, which may overtake it

@@ -47,6 +47,7 @@ def ideal(trial: Limit | Training) -> list[dict[str, object]]:
         "excess": 0.6 + wobble if trial.kind == "mixed-sign" else 1e-17,
         "log_norm_ratio": -0.3 + wobble,
         "limit_ratio": 0.0 if trial.kind == "shrinking" else 0.87 + wobble,
+        "off_average": 0.0 if trial.kind == "mixing" else 1.0,
         "last_ratio": 0.0 if stopped else 0.1,
     }
     shape = -1.0 if slope is None else slope
@@ -85,6 +86,7 @@ def test_the_prediction_is_supported() -> None:
         ({"kind": "bias", "power": 1.0}, {"log_norm_ratio": 0.1}),
         ({"kind": "mixing"}, {"last_ratio": 1e-3}),
         ({"kind": "mixing"}, {"limit_ratio": 0.0}),
+        ({"kind": "mixing"}, {"off_average": 0.1}),
         ({"init": "identity-plus-noise"}, {"train_accuracy": 0.7}),
         ({"init": "identity-plus-noise"}, {"test_accuracy": 0.3}),
     ],
@@ -114,6 +116,37 @@ def test_a_broken_control_is_inconclusive_even_beside_a_refutation(
     assert judge(records, CONFIG).outcome == "inconclusive"
     wrong = pl.when(kind="aligned", power=1.5).then(-0.4).otherwise("slope").alias("slope")
     assert judge(records.with_columns(wrong), CONFIG).outcome == "inconclusive"
+
+
+@pytest.mark.parametrize("changes", [{"excess": 1e-9}, {"excess": math.nan}])
+def test_one_violation_in_one_network_refutes_it(changes: dict[str, object]) -> None:
+    """A mean over seeds would hide it."""
+    verdict = judge(frame(changes, kind="random", power=2.0, seed=4), CONFIG)
+    assert verdict.outcome == "refuted"
+    assert failed(verdict) == ["one-step bound violated"]
+
+
+def test_a_rate_is_not_read_off_the_few_that_survived() -> None:
+    records = frame()
+    few = (pl.col("kind") == "random") & (pl.col("power") == 1.0) & (pl.col("seed") > 5)
+    died = records.with_columns(pl.when(few).then(None).otherwise("slope").alias("slope"))
+    assert judge(died, CONFIG).outcome == "inconclusive"
+
+
+def test_networks_that_overflowed_are_left_out() -> None:
+    lost = {"diverged": True, "slope": None, "excess": math.nan, "log_norm_ratio": math.nan}
+    verdict = judge(frame(lost, kind="random", power=0.0), CONFIG)
+    assert verdict.outcome == "inconclusive"
+    assert failed(verdict) == ["random perturbations n^-0, slope of d(n)"]
+
+
+def test_a_learning_rate_that_was_not_run_promises_nothing() -> None:
+    """He's initialisation might have trained at it."""
+    missing = (pl.col("init") == "he") & (pl.col("net_depth") == CONFIG.net_depth)
+    missing &= pl.col("lr") == CONFIG.lrs[-1]
+    kept = frame().filter(~missing.fill_null(value=False))
+    assert failed(judge(kept, CONFIG)) == []
+    assert judge(kept, CONFIG).outcome == "inconclusive"
 
 
 def test_networks_that_died_are_left_out_and_counted() -> None:
@@ -171,6 +204,7 @@ def test_the_counterexamples_stop_without_approaching_the_identity() -> None:
     expected = float(x.mean() * 6**0.5 / x.norm())
     assert mixing[0]["limit_ratio"] == pytest.approx(expected)
     assert mixing[0]["slope"] is None
+    assert mixing[0]["off_average"] < 1e-12 < shrinking[0]["off_average"]
     assert mixing[-1]["last_ratio"] < 1e-12
 
 
@@ -187,6 +221,22 @@ def test_a_network_does_not_depend_on_its_group() -> None:
     for row, other in zip(alone, together[2], strict=True):
         assert row["doubling"] == pytest.approx(other["doubling"], rel=1e-9)
     assert together[0][0]["excess"] <= 1e-12 < together[3][0]["excess"]
+
+
+def test_a_network_that_overflows_says_so() -> None:
+    """Perturbations that do not fall, of a size at which 1,024 layers leave float64's range."""
+    (rows,) = run([dataclasses.replace(limit("random", 0.0), scale=50.0)])
+    assert all(row["diverged"] for row in rows)
+    assert rows[0]["slope"] is None
+
+
+def test_a_network_whose_square_overflows_is_measured_all_the_same() -> None:
+    """Constant perturbations at the depth of the paper preset grow beyond 1e154."""
+    (rows,) = run([dataclasses.replace(limit("random", 0.0), width=20, scale=4.0)])
+    assert 1e154 < rows[-1]["doubling"] < math.inf
+    assert not rows[0]["diverged"]
+    assert rows[0]["slope"] > 100
+    assert rows[0]["excess"] <= 1e-12
 
 
 def test_a_training_group_in_miniature() -> None:
@@ -208,6 +258,16 @@ def test_bad_knobs_say_what_would_do() -> None:
         Config(random_powers=(0.5,))
     with pytest.raises(ValueError, match="lrs must be positive"):
         Config(lrs=())
+    with pytest.raises(ValueError, match="random_powers must not hold a value twice"):
+        Config(random_powers=(1.0, 1.0))
+    for scale in (0.0, -0.5, math.inf):
+        with pytest.raises(ValueError, match="scale must be positive"):
+            Config(scale=scale)
+    for name in ("width", "seeds", "net_seeds", "steps", "shallow_depth"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            dataclasses.replace(CLAIM.presets["small"], **{name: 0})
+    with pytest.raises(ValueError, match="shallow_depth must be below net_depth = 3"):
+        Config(net_depth=3)
 
 
 def test_table_and_figures_are_made() -> None:

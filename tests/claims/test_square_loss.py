@@ -222,6 +222,46 @@ def test_an_equilibrium_that_is_off_is_refuted(records):
     assert named(verdict, "trained networks against equilibrium").refuted
 
 
+def test_a_spread_that_falls_only_because_the_fit_begins_is_not_read(records):
+    first = (pl.col("fraction") == square_loss._READINGS[0]) & pl.col("margin_cv").is_not_null()
+    unfit = records.with_columns(pl.when(first).then(0.6).otherwise("fitted").alias("fitted"))
+    check = named(square_loss.judge(unfit, CONFIG), "spread of the margins, end over early")
+    assert math.isnan(check.value)
+    assert not check.passed
+
+
+def test_nets_that_have_not_fitted_are_no_evidence_of_collapse_or_equal_norms(records):
+    dead = records.with_columns(
+        pl.when(pl.col("nc1").is_not_null()).then(0.5).otherwise("accuracy").alias("accuracy"),
+        pl.when(pl.col("norm_spread").is_not_null()).then(0.5).otherwise("fitted").alias("fitted"),
+    )
+    verdict = square_loss.judge(dead, CONFIG)
+    for name in ("NC1", "NC3, end", "NC4", "squared layer norms", "trained networks against"):
+        check = named(verdict, name)
+        assert not check.passed, check
+        assert not check.refuted, check
+
+
+def test_a_ratio_unknown_in_one_seed_is_unknown():
+    first, second = {1: 1.0, 2: 1.0, 3: 1.0}, {1: 2.0, 2: 2.0, 3: math.nan}
+    assert math.isnan(square_loss._ratio(first, second).value)
+    assert math.isnan(square_loss._ratio(second | {3: 0.0}, first).value)
+    assert square_loss._ratio(first, second | {3: 2.0}).value == pytest.approx(0.5)
+
+
+def test_flows_that_never_come_to_rest_promise_no_verdict(records, monkeypatch):
+    """Every check made to pass, so that only what is promised can differ."""
+    monkeypatch.setattr(square_loss, "_flow_checks", lambda flows, config: [])
+    for kind in ("_norm_checks", "_collapse_checks"):
+        monkeypatch.setattr(square_loss, kind, lambda part, config: [])
+    resting = records.with_columns(moved=pl.lit(1e-4), diverged=pl.lit(False))
+    assert square_loss.judge(resting, CONFIG).outcome == "supported"
+    moving = resting.with_columns(moved=pl.lit(0.5))
+    assert square_loss.judge(moving, CONFIG).outcome == "inconclusive"
+    some = resting.filter(pl.col("trial").rank("dense") > 0.2 * pl.col("trial").n_unique())
+    assert square_loss.judge(some, CONFIG).outcome == "inconclusive"
+
+
 def test_too_few_seeds_promise_no_verdict(records):
     assert square_loss.judge(records, replace(CONFIG, seeds=3)).outcome == "inconclusive"
 
@@ -258,6 +298,11 @@ def test_table_and_figures_can_be_drawn(records):
         {"samples": 7},
         {"classes": (3, 3)},
         {"horizon": 0.0},
+        {"norms_decay": math.inf},
+        {"width": 0},
+        {"seeds": 0},
+        {"collapse_per_class": 1},
+        {"collapse_steps": 5},
     ],
 )
 def test_a_knob_out_of_range_is_named(knob):

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.measure._lengths import inner, length, lengths
 from undertow.measure._orthogonality import Orthogonality
 from undertow.objective import Objective
 
@@ -144,10 +145,10 @@ class RitzBasis:
                 inside = self.basis @ vector
                 vector = vector - inside @ self.basis
                 image = image - inside @ self._images[: self.size]
-            length = torch.linalg.vector_norm(vector)
-            if length <= _LOST:
+            left = length(vector)
+            if left <= _LOST:
                 continue
-            self._basis[self.size], self._images[self.size] = vector / length, image / length
+            self._basis[self.size], self._images[self.size] = vector / left, image / left
             self.size += 1
         self._stored, self._outside = self.size, None
         self._set_columns(first, self.basis @ self._images[first : self.size].T)
@@ -167,10 +168,10 @@ class RitzBasis:
             direction = self._images[newest] - coefficients @ self.basis
             # Once more for the rounding errors of what was removed.
             direction -= (self.basis @ direction) @ self.basis
-        length = float(torch.linalg.vector_norm(direction))
-        if length <= ROUNDING * torch.finfo(direction.dtype).eps * self.scale:
+        left = float(length(direction))
+        if left <= ROUNDING * torch.finfo(direction.dtype).eps * self.scale:
             return self.orthonormal(self.operator.random(1, self.generator)[0]), 0.0
-        return direction / length, length
+        return direction / left, left
 
     def append(
         self, direction: Float[Tensor, " params"], watch: Orthogonality | None = None
@@ -184,7 +185,7 @@ class RitzBasis:
         newest = self.size
         self._basis[newest] = direction
         if self._outside is not None:
-            self._held[newest - 1, newest] = float(torch.dot(self._basis[newest], self._outside))
+            self._held[newest - 1, newest] = float(inner(self._basis[newest], self._outside))
         self.size += 1
         outside = self.operator.multiply(self._basis[newest : self.size])[0].clone()
         self.products += 1
@@ -206,9 +207,9 @@ class RitzBasis:
         """Orthogonalise against the newest two vectors, the older first; what they held of it."""
         held = []
         for vector in self.basis[-2:]:
-            held.append(torch.dot(vector, outside))
-            outside.addcmul_(vector, held[-1], value=-1)
-        return torch.stack(held)
+            held.append(float(inner(vector, outside)))
+            outside.sub_(vector, alpha=held[-1])
+        return outside.new_tensor(held)
 
     def _orthogonalize(self, outside: Tensor, column: Tensor) -> None:
         """Take the basis out of what H v has outside, and add the coefficients to its column."""
@@ -216,20 +217,20 @@ class RitzBasis:
             removed = self.basis @ outside
             outside -= removed @ self.basis
             column += removed
-            if torch.linalg.vector_norm(removed) <= _LOST * torch.linalg.vector_norm(outside):
+            if length(removed) <= _LOST * length(outside):
                 return
 
     def _watched(
         self, outside: Tensor, column: Tensor, diagonal: float, watch: Orthogonality
     ) -> None:
         """The same where the watch asks for it."""
-        length = float(torch.linalg.vector_norm(outside))
+        left = float(length(outside))
         removed = None
-        if watch.step(diagonal, length):
+        if watch.step(diagonal, left):
             self._orthogonalize(outside, column)
             removed = column[:-2].double().cpu().numpy()
-            length = float(torch.linalg.vector_norm(outside))
-        watch.taken(length, removed)
+            left = float(length(outside))
+        watch.taken(left, removed)
 
     def _multiply(self, first: int) -> None:
         added = self._basis[first : self.size]
@@ -266,12 +267,12 @@ class RitzBasis:
     def orthonormal(self, direction: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
         """What the basis does not hold of a direction, of unit length; or of a random one."""
         while True:
-            length = torch.linalg.vector_norm(direction)
-            if length > 0:
-                direction = direction / length
+            given = length(direction)
+            if given > 0:
+                direction = direction / given
                 for _ in range(2):  # once leaves the rounding errors of what it removes
                     direction = direction - (self.basis @ direction) @ self.basis
-                    left = torch.linalg.vector_norm(direction)
+                    left = length(direction)
                     direction = direction / left
                     if left > _KEPT:
                         return direction
@@ -354,7 +355,7 @@ def lanczos_quadrature(
     basis = probes.new_zeros(count, steps, size)
     diagonal = torch.zeros(count, steps, dtype=torch.float64)
     off_diagonal = torch.zeros(count, steps, dtype=torch.float64)
-    current = probes / torch.linalg.vector_norm(probes, dim=1, keepdim=True)
+    current = probes / lengths(probes)[:, None].to(probes)
     eps = torch.finfo(probes.dtype).eps
     products = 0
     for step in range(steps):
@@ -365,14 +366,15 @@ def lanczos_quadrature(
         known = basis[:, : step + 1]
         for _ in range(2):
             image = image - (known @ image[:, :, None]).transpose(1, 2).matmul(known)[:, 0]
-        length = torch.linalg.vector_norm(image, dim=1).double()
+        left = lengths(image).cpu()
         scale = diagonal[:, : step + 1].abs().amax(1) + off_diagonal[:, : step + 1].amax(1)
         # An invariant subspace: the nodes so far are exact, and what follows has no weight.
-        length = length.where(length > ROUNDING * eps * scale, 0.0)
-        if step + 1 == steps or not (length > 0).any():
+        left = left.where(left > ROUNDING * eps * scale, 0.0)
+        if step + 1 == steps or not (left > 0).any():
             break
-        off_diagonal[:, step] = length
-        current = (image / length[:, None].clamp(min=1e-300)).to(probes) * (length > 0)[:, None]
+        off_diagonal[:, step] = left
+        scales = torch.where(left > 0, 1 / left, 0.0)
+        current = image * scales[:, None].to(image)
     used = step + 1
     matrices = torch.diag_embed(diagonal[:, :used])
     sides = torch.diag_embed(off_diagonal[:, : used - 1], offset=1)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from undertow.measure._krylov import ROUNDING, Operator, RitzBasis, affordable
+from undertow.measure._lengths import lengths
 from undertow.measure._orthogonality import Orthogonality
 
 # Matrices up to this size need no restart.
@@ -148,12 +149,12 @@ def _expand(space: RitzBasis, goal: _Goal) -> RitzPairs:
 def _pairs(space: RitzBasis, goal: _Goal) -> RitzPairs:
     """The wanted pairs as they are."""
     values, vectors, residuals = space.pairs(space.ritz()[1][: goal.k])
-    lengths = torch.linalg.vector_norm(residuals, dim=1).double().cpu()
+    left = lengths(residuals).cpu()
     converged = len(values) == goal.k and all(
-        length <= goal.tolerance(space, value)
-        for value, length in zip(values.tolist(), lengths.tolist(), strict=True)
+        residual <= goal.tolerance(space, value)
+        for value, residual in zip(values.tolist(), left.tolist(), strict=True)
     )
-    return RitzPairs(values, vectors, lengths, space.products, converged)
+    return RitzPairs(values, vectors, left, space.products, converged)
 
 
 def _missing(
@@ -226,8 +227,7 @@ def _first_unconverged(space: RitzBasis, goal: _Goal) -> tuple[int, Tensor | Non
     for start in range(0, wanted, _TOGETHER):
         pairs = slice(start, min(start + _TOGETHER, wanted))
         residuals = space.residuals(values[pairs], coordinates[pairs])
-        lengths = torch.linalg.vector_norm(residuals, dim=1).tolist()
-        for index, length in enumerate(lengths, start):
+        for index, length in enumerate(lengths(residuals).tolist(), start):
             if length > goal.tolerance(space, float(values[index])):
                 return index, residuals[index - start]
     return wanted, None

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from undertow.measure._lengths import lengths
+
 # Patches, Gram matrices and outer products are held for so many bytes' worth of samples at a time:
 # less takes more calls, more no longer stays in the cache.
 _WORKSPACE_BYTES = 2**22
@@ -242,12 +244,12 @@ def broadcast_uses(shared: Shared, factor: Tensor | float, axis: int) -> list[Us
 def square_rows(rows: Float[Tensor, "samples ..."]) -> Float[Tensor, " samples"]:
     """Squared norm of each sample's part, in float64."""
     flat = rows.reshape(len(rows), -1)
-    norms = torch.linalg.vector_norm(flat, dim=1).double()
+    norms = lengths(flat)
     if ((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1])).all():
         return norms.square()
     # Squares of tiny gradients leave float32's range; the gradients themselves need not.
     scale = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
-    scaled = torch.linalg.vector_norm(flat / scale, dim=1).double()
+    scaled = lengths(flat / scale)
     return (scaled * scale.double().squeeze(1)).square()
 
 

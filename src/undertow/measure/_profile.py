@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from undertow.measure._gradient_noise import gradient_noise
+from undertow.measure._lengths import length
 from undertow.measure._margins import margins
 from undertow.measure._ranks import ranks
 from undertow.measure._sharpness import sharpness
@@ -114,7 +115,7 @@ def profile(objective: Objective) -> Profile:
             read(parts[name])
 
     add("loss", float(objective.value()), cost="1 pass")
-    add("gradient norm", float(objective.gradient().norm()), cost="1 pass")
+    add("gradient norm", float(length(objective.gradient())), cost="1 pass")
     take(
         "ranks",
         "mean stable rank",

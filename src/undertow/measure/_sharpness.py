@@ -22,6 +22,7 @@ from undertow.measure._krylov import (
     curvature_operator,
 )
 from undertow.measure._lanczos import largest_pairs
+from undertow.measure._lengths import inner, length, lengths
 from undertow.objective import Objective
 
 # |<gradient, w>| of a scale-invariant block, relative to ||gradient|| ||w||, up to rounding.
@@ -223,12 +224,12 @@ def _block_norms(
     for group in groups:
         weights = torch.cat([named[name].detach().flatten() for name in group])
         slope = torch.cat([slopes[name] for name in group])
-        norm = float(torch.linalg.vector_norm(weights))
+        norm = float(length(weights))
         if norm == 0:
             raise ValueError(f"the block {', '.join(group)} is zero and has no direction")
-        radial = abs(float(slope @ weights))
-        floor = 1e-6 * float(torch.linalg.vector_norm(gradient)) * norm
-        if radial > _INVARIANT * float(torch.linalg.vector_norm(slope)) * norm + floor:
+        radial = abs(float(inner(slope, weights)))
+        floor = 1e-6 * float(length(gradient)) * norm
+        if radial > _INVARIANT * float(length(slope)) * norm + floor:
             raise ValueError(
                 f"the loss depends on the norm of the block {', '.join(group)}: its gradient has a "
                 "radial part. Leave out what is not scale-invariant by the objective's params; "
@@ -307,13 +308,13 @@ class SharpnessTracker:
             values, coordinates = space.ritz()
             directions = space.residuals(values, coordinates)
             value = float(values[0])
-            error = _error(float(torch.linalg.vector_norm(directions[0])), gap)
+            error = _error(float(length(directions[0])), gap)
             change = value - self._value
             jump = min(abs(change), abs(change - self._growth))  # steady growth is none
             if max(error, jump) <= self._rtol * abs(value) / 2:
                 # A step of power iteration for nothing: H v = lambda v + residual.
                 ahead = space.vectors(coordinates) * values[:, None].to(directions) + directions
-                ahead /= torch.linalg.vector_norm(ahead, dim=1, keepdim=True)
+                ahead /= lengths(ahead)[:, None].to(ahead)
                 self._start = torch.cat([ahead, self._start[number:]])
                 return _tracked(space, values, coordinates, error, True)
         return None
@@ -329,7 +330,7 @@ class SharpnessTracker:
             values, coordinates = space.ritz()
             value, leading = float(values[0]), slice(0, _CARRIED)
             directions = space.residuals(values[leading], coordinates[leading])
-            residuals = torch.linalg.vector_norm(directions, dim=1).tolist()
+            residuals = lengths(directions).tolist()
             error = _error(residuals[0], value - float(values[1]) if space.size > 1 else 0.0)
             converged = error <= self._rtol * abs(value)
             enough = converged and residuals[0] <= _TRACKED_RESIDUAL * abs(value)

@@ -1,0 +1,29 @@
+"""Inner products and lengths of long vectors, in pieces that are added up in float64.
+
+PyTorch's float32 norm of 2e7 numbers is off by 1e-3: a square no longer counts beside their sum.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+_PIECE = 2**16
+
+
+def inner(one: Float[Tensor, " size"], other: Float[Tensor, " size"]) -> Float64[Tensor, ""]:
+    """<one, other>."""
+    pieces = zip(one.split(_PIECE), other.split(_PIECE), strict=True)
+    return torch.stack([torch.dot(*piece) for piece in pieces]).double().sum()
+
+
+def length(vector: Float[Tensor, " size"]) -> Float64[Tensor, ""]:
+    """||vector||."""
+    return inner(vector, vector).sqrt()
+
+
+def lengths(rows: Float[Tensor, "rows size"]) -> Float64[Tensor, " rows"]:
+    """The length of each row."""
+    pieces = [torch.linalg.vector_norm(piece, dim=1) for piece in rows.split(_PIECE, dim=1)]
+    return pieces[0].double() if len(pieces) == 1 else torch.stack(pieces).double().norm(dim=0)

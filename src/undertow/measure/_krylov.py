@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.measure._lengths import inner, length, lengths
+from undertow.measure._lengths import PIECE, inner, length, lengths
 from undertow.measure._orthogonality import Orthogonality
 from undertow.objective import Objective
 
@@ -25,7 +25,7 @@ Multiply = Callable[[Tensor], Tensor]
 
 # Residuals below so many rounding errors of the largest eigenvalue count as zero.
 ROUNDING = 100.0
-# Memory that a basis and its images are meant to take.
+# Memory that a basis is meant to take; images after a restart add half of it.
 BASIS_BYTES = 2**31
 # Once is enough to orthogonalise what keeps at least so much of its length, and what loses no
 # more than so much of it.
@@ -74,8 +74,8 @@ def curvature_operator(objective: Objective, curvature: Curvature) -> Operator:
 
 
 def affordable(operator: Operator, rows: int, least: int) -> int:
-    """So many of these rows of a basis and its images as memory is meant for, and no fewer."""
-    each = 2 * operator.size * operator.like.element_size()
+    """So many of these rows of a basis as memory is meant for, and no fewer than some."""
+    each = operator.size * operator.like.element_size()
     return min(rows, operator.size, max(least, BASIS_BYTES // each))
 
 
@@ -252,11 +252,15 @@ class RitzBasis:
         later = slice(self._stored, self.size)
         held = (rows[:, later] @ self._held[later, : self.size]).to(self._basis)
         rows = rows.to(self._basis)
-        vectors, images = (torch.cat([rows, held]) @ self.basis).split(len(rows))
-        if self._stored:
-            images = images + rows[:, : self._stored] @ self._images[: self._stored]
-        if self._outside is not None:
-            images = images + rows[:, -1:] * self._outside
+        both = torch.cat([rows, held])
+        vectors, images = (_empty(self._basis, len(rows), self.operator.size) for _ in range(2))
+        for start in range(0, self.operator.size, PIECE):  # no more memory than for the result
+            piece = (slice(None), slice(start, start + PIECE))
+            vectors[piece], images[piece] = (both @ self.basis[piece]).split(len(rows))
+            if self._stored:
+                images[piece] += rows[:, : self._stored] @ self._images[: self._stored][piece]
+            if self._outside is not None:
+                images[piece] += rows[:, -1:] * self._outside[piece[1]]
         return vectors, images
 
     def _set_columns(self, first: int, columns: Float[Tensor, "m new"]) -> None:
@@ -317,7 +321,11 @@ class RitzBasis:
         vectors, images = self._combined(coordinates)
         factor = torch.linalg.cholesky((vectors @ vectors.T).cpu().double())
         inverse = torch.linalg.inv(factor).to(vectors)
-        return inverse @ vectors, inverse @ images
+        for block in (vectors, images):
+            for start in range(0, self.operator.size, PIECE):
+                piece = block[:, start : start + PIECE]
+                piece.copy_(inverse @ piece)
+        return vectors, images
 
     def restart(self, keep: int) -> None:
         """Go on with the `keep` largest Ritz vectors alone."""

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-_PIECE = 2**16
+# Numbers of a vector that are taken together; a few vectors' worth of them stay in the cache.
+PIECE = 2**16
 
 
 def inner(one: Float[Tensor, " size"], other: Float[Tensor, " size"]) -> Float64[Tensor, ""]:
     """<one, other>."""
-    pieces = zip(one.split(_PIECE), other.split(_PIECE), strict=True)
+    pieces = zip(one.split(PIECE), other.split(PIECE), strict=True)
     return torch.stack([torch.dot(*piece) for piece in pieces]).double().sum()
 
 
@@ -25,5 +26,5 @@ def length(vector: Float[Tensor, " size"]) -> Float64[Tensor, ""]:
 
 def lengths(rows: Float[Tensor, "rows size"]) -> Float64[Tensor, " rows"]:
     """The length of each row."""
-    pieces = [torch.linalg.vector_norm(piece, dim=1) for piece in rows.split(_PIECE, dim=1)]
+    pieces = [torch.linalg.vector_norm(piece, dim=1) for piece in rows.split(PIECE, dim=1)]
     return pieces[0].double() if len(pieces) == 1 else torch.stack(pieces).double().norm(dim=0)

@@ -310,26 +310,22 @@ class RitzBasis:
 
         Ritz vectors of a basis that is not quite orthonormal are made so.
         """
-        vectors, images = self._orthonormalized(coordinates)
-        projected = (vectors @ images.T).double().cpu()
-        values, mix = torch.linalg.eigh((projected + projected.T) / 2)
-        values, rows = values.flip(0), mix.flip(1).T.to(vectors)
-        vectors, images = rows @ vectors, rows @ images
-        return values, vectors, images - values[:, None].to(vectors) * vectors
-
-    def _orthonormalized(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
         vectors, images = self._combined(coordinates)
-        factor = torch.linalg.cholesky((vectors @ vectors.T).cpu().double())
-        inverse = torch.linalg.inv(factor).to(vectors)
+        gram, projected = ((vectors @ block.T).cpu().double() for block in (vectors, images))
+        inverse = torch.linalg.inv(torch.linalg.cholesky(gram))
+        projected = inverse @ projected @ inverse.T
+        values, mix = torch.linalg.eigh((projected + projected.T) / 2)
+        values, rows = values.flip(0), (mix.flip(1).T @ inverse).to(vectors)
         for block in (vectors, images):
             for start in range(0, self.operator.size, PIECE):
                 piece = block[:, start : start + PIECE]
-                piece.copy_(inverse @ piece)
-        return vectors, images
+                piece.copy_(rows @ piece)
+        return values, vectors, images.addcmul_(vectors, values[:, None].to(vectors), value=-1)
 
     def restart(self, keep: int) -> None:
         """Go on with the `keep` largest Ritz vectors alone."""
-        basis, images = self._orthonormalized(self.ritz()[1][:keep])
+        values, basis, images = self.pairs(self.ritz()[1][:keep])
+        images.addcmul_(basis, values[:, None].to(basis))
         self.size = keep
         self._basis[:keep], self._images[:keep] = basis, images
         self._stored, self._outside = keep, None

@@ -11,11 +11,15 @@ from torch import Tensor
 
 # Numbers of a vector that are taken together; a few vectors' worth of them stay in the cache.
 PIECE = 2**16
+# A dot product of so many is still exact.
+_DOT = 2**18
 
 
 def inner(one: Float[Tensor, " size"], other: Float[Tensor, " size"]) -> Float64[Tensor, ""]:
     """<one, other>."""
-    pieces = zip(one.split(PIECE), other.split(PIECE), strict=True)
+    if len(one) <= _DOT:
+        return torch.dot(one, other).double()
+    pieces = zip(one.split(_DOT), other.split(_DOT), strict=True)
     return torch.stack([torch.dot(*piece) for piece in pieces]).double().sum()
 
 

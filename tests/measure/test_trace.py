@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from undertow.measure import Estimate, _density, hessian_trace, spectral_density
+from undertow.measure import Estimate, _density, _krylov, hessian_trace, spectral_density
 from undertow.measure._krylov import Operator, lanczos_quadrature
 from undertow.measure._trace import hutchinson
 from undertow.objective import Objective
@@ -257,6 +257,44 @@ def test_each_probe_gives_exact_moments() -> None:
         exact = (probes * power).sum(1) / probes.square().sum(1)
         moment = (found.weights * found.nodes**degree).sum(1)[:8]
         torch.testing.assert_close(moment, exact, rtol=1e-8, atol=1e-10)
+
+
+def test_quadrature_without_room_for_its_basis_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orthogonality is lost to outliers; their weights are shared among copies."""
+    values = torch.cat([torch.linspace(0, 1, 290), torch.linspace(5, 500, 10)]).double()
+    operator = Operator(lambda vectors: vectors * values.float(), 300, values.float()[None])
+    functions = (torch.sqrt, torch.log1p, lambda nodes: (nodes > 3).double())
+    found: dict[int, Tensor] = {}
+    for rows in (2, 80):
+        monkeypatch.setattr(_krylov, "BASIS_BYTES", 4 * 300 * 4 * rows)
+        probes = operator.random(4, torch.Generator().manual_seed(0))
+        run = lanczos_quadrature(operator, probes, 80)
+        moments = [
+            (function(run.nodes.clamp(min=0)) * run.weights).sum(1) for function in functions
+        ]
+        found[rows] = torch.stack(moments)
+        if rows == 2:
+            assert (run.nodes > 499).sum() > 4  # ghosts
+    shares = probes.double().square() / probes.double().square().sum(1, keepdim=True)
+    exact = torch.stack([shares @ function(values) for function in functions])
+    torch.testing.assert_close(found[80], exact, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found[2], exact, rtol=1e-3, atol=1e-5)
+
+
+def test_little_memory_gives_the_same_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, matrix = rotated(torch.linspace(-1, 3, 200, dtype=torch.float64))
+    blocks: list[int] = []
+
+    def multiply(vectors: Tensor) -> Tensor:
+        blocks.append(len(vectors))
+        return vectors @ matrix
+
+    small = Operator(multiply, operator.size, operator.like)
+    monkeypatch.setattr(_krylov, "BASIS_BYTES", 3 * 200 * 8)
+    found = hutchinson(small, 0.02, 4000, torch.Generator().manual_seed(0))
+    assert found.converged
+    assert found.interval[0] <= float(matrix.trace()) <= found.interval[1]
+    assert max(blocks) == 3
 
 
 def test_a_matrix_of_few_eigenvalues_ends_the_run_early() -> None:

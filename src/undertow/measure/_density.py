@@ -14,13 +14,18 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from undertow.measure._krylov import Curvature, Quadrature, curvature_operator, lanczos_quadrature
+from undertow.measure._krylov import (
+    Curvature,
+    Quadrature,
+    affordable,
+    curvature_operator,
+    lanczos_quadrature,
+)
 from undertow.measure._trace import Estimate
 from undertow.objective import Objective
 
-# Probes together in one block, and the memory that their Krylov bases may take.
+# Probes together in one block, as far as memory is meant for their Krylov bases.
 _BLOCK = 8
-_BASIS_BYTES = 2**28
 _POINTS = 1024
 # The kernel is at least this share of the distance between nodes, as it is where the mass lies: a
 # narrower one shows them one by one, and no error bar tells.
@@ -108,8 +113,7 @@ def spectral_density(
     if max_products < 2 * steps:
         raise ValueError(f"max_products must allow two probes of {steps} steps; got {max_products}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    row = steps * operator.size * operator.like.element_size()
-    block = max(2, min(_BLOCK, _BASIS_BYTES // row))
+    block = max(1, affordable(operator, _BLOCK * steps, 1) // steps)
     found: list[Quadrature] = []
     products = 0
     while True:
@@ -119,6 +123,8 @@ def spectral_density(
         with operator.fixed():
             found.append(lanczos_quadrature(operator, operator.random(count, generator), steps))
         products += found[-1].products
+        if sum(len(quadrature.nodes) for quadrature in found) < 2:
+            continue  # one probe has no error bar
         exact = found[-1].nodes.shape[1] < steps or steps == operator.size
         least = 0.0 if exact else _SPACINGS * _spacing(found)
         result = _density(found, operator.size, products, width, rtol, least)

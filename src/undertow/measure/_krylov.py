@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.measure._lengths import PIECE, inner, length, lengths
+from undertow.measure._lengths import PIECE, inner, inners, length, lengths
 from undertow.measure._orthogonality import Orthogonality
 from undertow.objective import Objective
 
@@ -74,9 +74,9 @@ def curvature_operator(objective: Objective, curvature: Curvature) -> Operator:
 
 
 def affordable(operator: Operator, rows: int, least: int) -> int:
-    """So many of these rows of a basis as memory is meant for, and no fewer than some."""
+    """So many of these rows as memory is meant for, and no fewer than some."""
     each = operator.size * operator.like.element_size()
-    return min(rows, operator.size, max(least, BASIS_BYTES // each))
+    return min(rows, max(least, BASIS_BYTES // each))
 
 
 class RitzBasis:
@@ -354,19 +354,24 @@ class Quadrature:
 def lanczos_quadrature(
     operator: Operator, probes: Float[Tensor, "probes params"], steps: int
 ) -> Quadrature:
-    """Lanczos with full reorthogonalisation from every probe at once, one block product a step."""
+    """Lanczos with reorthogonalisation from every probe at once, one block product a step.
+
+    Against all vectors, or the last ones that memory is meant for: where orthogonality is lost,
+    nodes of the same place share its weight, and the quadrature is as good (Greenbaum, 1989).
+    """
     count, size = probes.shape
-    basis = probes.new_zeros(count, steps, size)
+    held = affordable(operator, count * steps, 2 * count) // count
+    basis = probes.new_zeros(count, min(held, steps), size)
     diagonal = torch.zeros(count, steps, dtype=torch.float64)
     off_diagonal = torch.zeros(count, steps, dtype=torch.float64)
     current = probes / lengths(probes)[:, None].to(probes)
     eps = torch.finfo(probes.dtype).eps
     products = 0
     for step in range(steps):
-        basis[:, step] = current
+        basis[:, step % held] = current
         image = operator.multiply(current)
         products += count
-        diagonal[:, step] = (image * current).sum(1).double()
+        diagonal[:, step] = inners(image, current).cpu()
         known = basis[:, : step + 1]
         for _ in range(2):
             image = image - (known @ image[:, :, None]).transpose(1, 2).matmul(known)[:, 0]

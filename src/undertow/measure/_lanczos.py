@@ -59,7 +59,7 @@ def largest_pairs(
     Eigenvalues below rtol times the largest magnitude seen count as that large.
     """
     wanted = _SMALL if operator.size <= _SMALL else max(4 * k + 10, 40)
-    capacity = affordable(operator, wanted, k + _LEAST)
+    capacity = affordable(operator, min(wanted, operator.size), k + _LEAST)
     space = RitzBasis(operator, capacity, generator)
     start = operator.random(1, generator) if start is None else start[: max(1, max_products)]
     goal = _Goal(k, rtol, max_products)

@@ -23,6 +23,13 @@ def inner(one: Float[Tensor, " size"], other: Float[Tensor, " size"]) -> Float64
     return torch.stack([torch.dot(*piece) for piece in pieces]).double().sum()
 
 
+def inners(
+    rows: Float[Tensor, "rows size"], others: Float[Tensor, "rows size"]
+) -> Float64[Tensor, " rows"]:
+    """<row, other> of each pair."""
+    return torch.stack([inner(*pair) for pair in zip(rows, others, strict=True)])
+
+
 def length(vector: Float[Tensor, " size"]) -> Float64[Tensor, ""]:
     """||vector||."""
     return inner(vector, vector).sqrt()

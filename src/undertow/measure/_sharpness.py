@@ -284,7 +284,8 @@ class SharpnessTracker:
 
         `residuals` is the estimated error of the value.
         """
-        rows = affordable(self._operator, _TRACKED_BASIS, _TRACKED_LEAST)
+        wanted = min(self._operator.size, _TRACKED_BASIS)
+        rows = affordable(self._operator, wanted, _TRACKED_LEAST)
         space = RitzBasis(self._operator, rows, self._generator)
         # Where the last step led to another place, this one may too.
         jumped = abs(self._growth) > _JUMP * abs(self._value)

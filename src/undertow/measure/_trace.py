@@ -14,7 +14,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.measure._krylov import Curvature, Operator, RitzBasis, curvature_operator
+from undertow.measure._krylov import (
+    Curvature,
+    Operator,
+    RitzBasis,
+    affordable,
+    curvature_operator,
+)
+from undertow.measure._lengths import inners
 from undertow.objective import Objective
 
 # Probes before the first look at the standard error: fewer give no error bar to rely on.
@@ -23,7 +30,7 @@ _FIRST = 24
 _STOPPING = 2.0
 # Rounding errors that an interval allows for, in units of the trace's.
 _ROUNDING = 10.0
-# A look takes at most this many probes at once, and memory for two blocks of them.
+# A look takes at most this many probes at once, as far as memory is meant for.
 _BLOCK = 16
 # Deflation may spend this share of the products that remain without it, and no fewer than so many.
 _DEFLATION_SHARE = 0.095
@@ -114,12 +121,13 @@ def hutchinson(
     """
     from scipy import stats  # loads slowly
 
-    probes, images = _probe(operator, _FIRST, generator)
-    samples = (probes.double() * images.double()).sum(1)
+    # Deflation needs the first probes again.
+    undecided = affordable(operator, _FIRST, 1) == _FIRST
+    drawn = [_probe(operator, _FIRST, generator)] if undecided else []
+    samples = inners(*drawn[0]) if undecided else _sampled(operator, _FIRST, generator)
     products = _FIRST
     space: RitzBasis | None = None
     known = 0.0
-    undecided = True
     while True:
         count = len(samples)
         mean = float(samples.mean()) + known
@@ -134,15 +142,14 @@ def hutchinson(
             space = _krylov_space(operator, min(steps, operator.size // 2), generator)
             products += space.products
             known = float(space.projected.diagonal().sum())
-            samples = _deflated(space, probes, images)
+            samples = _deflated(space, *drawn[0])
             undecided = False
             continue
         undecided = False
-        for size in _blocks(max(1, min(more, room, 3 * count))):
-            probes, images = _probe(operator, size, generator, space)
-            fresh = (probes.double() * images.double()).sum(1)
-            samples = torch.cat([samples, fresh])
-            products += size
+        drawn.clear()
+        fresh = max(1, min(more, room, 3 * count))
+        samples = torch.cat([samples, _sampled(operator, fresh, generator, space)])
+        products += fresh
     half = float(stats.t.ppf(0.975, count - 1)) * stderr
     # To stop where the standard error happens to be small makes it small by a part of order 1 / n.
     half *= 1 + _STOPPING / count
@@ -161,18 +168,22 @@ def hutchinson(
     )
 
 
-def _blocks(total: int) -> list[int]:
-    return [min(_BLOCK, total - start) for start in range(0, total, _BLOCK)]
+def _sampled(
+    operator: Operator, count: int, generator: torch.Generator, space: RitzBasis | None = None
+) -> Float64[Tensor, " count"]:
+    """w^T H w of random signs without their part in a space, a block at a time."""
+    block = affordable(operator, _BLOCK, 1)
+    sizes = [min(block, count - start) for start in range(0, count, block)]
+    return torch.cat([inners(*_probe(operator, size, generator, space)) for size in sizes])
 
 
 def _probe(
     operator: Operator, count: int, generator: torch.Generator, space: RitzBasis | None = None
 ) -> tuple[Float[Tensor, "count params"], Float[Tensor, "count params"]]:
     """Random signs, without their part in a space, and their images."""
-    drawn = torch.randint(
-        0, 2, (count, operator.size), generator=generator, device=generator.device
-    )
-    signs = (2 * drawn - 1).to(operator.like)
+    shape = (count, operator.size)
+    drawn = torch.randint(2, shape, generator=generator, device=generator.device, dtype=torch.uint8)
+    signs = drawn.to(operator.like).mul_(2).sub_(1)
     if space is not None:
         signs = signs - (signs @ space.basis.T) @ space.basis
     return signs, operator.multiply(signs)
@@ -192,5 +203,8 @@ def _deflated(
     """w^T H w of w = z - V V^T z, from z and H z alone."""
     inside = (probes @ space.basis.T).double()
     across = (images @ space.basis.T).double()
-    samples = (probes.double() * images.double()).sum(1)
-    return samples - 2 * (inside * across).sum(1) + ((inside @ space.projected) * inside).sum(1)
+    return (
+        inners(probes, images)
+        - 2 * (inside * across).sum(1)
+        + ((inside @ space.projected) * inside).sum(1)
+    )

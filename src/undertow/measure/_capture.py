@@ -94,15 +94,24 @@ class Capture(TorchFunctionMode):
         del types
         kwargs = dict(kwargs or {})
         handler = _HANDLERS.get(func)
-        shared = [self._shared.get(id(value)) for value in flattened((args, kwargs))]
-        names = {found.name for found in shared if found is not None}
         self._noted.clear()
         output = func(*args, **kwargs) if handler is None else handler(self, func, args, kwargs)
-        missed = names - self._noted
+        missed = self._uses(args, kwargs) - self._noted
         # The rest reads a shape or a type, or detaches.
         if missed and any(isinstance(t, Tensor) and t.requires_grad for t in flattened(output)):
             self.unseen |= missed
         return output
+
+    def _uses(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
+        """The parameters among the arguments of a function."""
+        found: set[str] = set()
+        for argument in (*args, *kwargs.values()):
+            nested = isinstance(argument, tuple | list | dict)
+            for value in flattened(argument) if nested else (argument,):
+                shared = self._shared.get(id(value))
+                if shared is not None:
+                    found.add(shared.name)
+        return found
 
     def used_once(self, name: str) -> bool:
         """Whether no part of a parameter is used twice: cross terms have no formula."""

@@ -353,15 +353,13 @@ def _probe(objective: Objective, parameters: Parameters, inputs: Any, targets: T
         draw = torch.randn(outputs.shape[1:], generator=torch.Generator().manual_seed(0))
         sums = (outputs * draw.to(outputs)).flatten(1).sum(1) if outputs.ndim > 1 else outputs
         each = []
-        for alone in sums:
+        for alone in sums:  # each adds what is collected of that sample, and zeros
             gradients = torch.autograd.grad(
                 alone, list(leaves.values()), retain_graph=True, allow_unused=True
             )
             each.append(
                 [zeros[0] if g is None else square_rows(wide(g[None]))[0] for g in gradients]
             )
-        found = dict.fromkeys(objective.param_names, zeros)
-        torch.autograd.grad(sums.sum(), list(leaves.values()), allow_unused=True)
     expected = torch.stack([torch.stack(squares) for squares in each])
     precision = max(torch.finfo(leaf.dtype).eps for leaf in leaves.values())
     floor = expected.sum(1) * (100 * precision) ** 2

@@ -195,3 +195,17 @@ def test_little_memory_takes_more_restarts_and_gives_the_same(
     scarce = pairs_of(diagonal(values), 3)
     check(scarce, values, 1e-3)
     assert scarce.products < 2 * plenty.products
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3, 9])
+def test_ranks_below_the_number_of_pairs(rank: int) -> None:
+    """As of a Gauss-Newton matrix of few samples: the space is invariant from then on."""
+    values = torch.zeros(SIZE, dtype=torch.float64)
+    values[:rank] = torch.arange(rank, 0, -1)
+    found = pairs_of(diagonal(values), 5)
+    assert found.converged
+    expected = values.sort(descending=True).values[:5]
+    torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=1e-4)
+    gram = found.vectors @ found.vectors.T
+    torch.testing.assert_close(gram, torch.eye(5), rtol=0, atol=1e-5)
+    assert found.products <= rank + 16

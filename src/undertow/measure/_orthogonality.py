@@ -36,7 +36,7 @@ class Orthogonality:
         self._diagonal: list[float] = []  # alpha_0, alpha_1, ...
         self._beside: list[float] = [0.0]  # beta_0 = 0, beta_1, ...
         self._last: Vector = np.zeros(0)  # w_j-1,k for k <= j - 1
-        self._newest: Vector = np.zeros(1)  # w_j,k for k <= j
+        self._newest: Vector = np.ones(1)  # w_j,k for k <= j; w_j,j = 1
         self._again = False
 
     def step(self, diagonal: float, length: float) -> bool:

@@ -7,7 +7,7 @@ modules of any name are found alike; a parameter is known by its identity.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,6 +28,7 @@ from undertow.measure._layer_gradients import (
     shared_parameter,
     shared_rows,
 )
+from undertow.measure._nested import flattened, tensors
 
 _ALL = slice(None)
 
@@ -98,7 +99,7 @@ class Capture(TorchFunctionMode):
         output = func(*args, **kwargs) if handler is None else handler(self, func, args, kwargs)
         missed = self._uses(args, kwargs) - self._noted
         # The rest reads a shape or a type, or detaches.
-        if missed and any(isinstance(t, Tensor) and t.requires_grad for t in flattened(output)):
+        if missed and any(tensor.requires_grad for tensor in tensors(output)):
             self.unseen |= missed
         return output
 
@@ -375,17 +376,6 @@ _HANDLERS: dict[Any, _Handler] = {
     torch.conv2d: Capture._convolution,
     torch.conv3d: Capture._convolution,
 }
-
-
-def flattened(argument: Any) -> Iterator[Any]:
-    """What an argument holds: functions such as `torch.cat` take lists of tensors."""
-    if isinstance(argument, Mapping):
-        argument = list(argument.values())
-    if isinstance(argument, tuple | list):
-        for part in argument:
-            yield from flattened(part)
-    else:
-        yield argument
 
 
 def _given(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

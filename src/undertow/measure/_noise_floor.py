@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from undertow.measure._capture import flattened
+from undertow.measure._nested import flattened, tensors
 from undertow.measure._per_sample import taken
 from undertow.measure._spectrum import matrix_spectrum
 from undertow.measure._weights import WeightMatrix, weight_matrices
@@ -233,7 +233,7 @@ def _counted(objective: Objective) -> dict[str, int | None]:
     singles: dict[Any, tuple[Any, Tensor]] = {}
     for inputs, targets in objective.batches():
         single = taken(inputs, slice(0, 1)), targets[:1]
-        singles.setdefault(str([part.shape for part in _tensors(single)]), single)
+        singles.setdefault(str([part.shape for part in tensors(single)]), single)
     one = Objective(
         objective.model,
         objective.loss,
@@ -253,10 +253,6 @@ def _counted(objective: Objective) -> dict[str, int | None]:
 
     one._sweep(compute, lambda _: None)
     return counts
-
-
-def _tensors(argument: Any) -> list[Tensor]:
-    return [part for part in flattened(argument) if isinstance(part, Tensor)]
 
 
 class _Positions(TorchFunctionMode):
@@ -291,6 +287,6 @@ class _Positions(TorchFunctionMode):
             groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
             positions = len(output) * output.shape[2:].numel() * groups
             self.counts.update(dict.fromkeys(used, positions))
-        elif used and _tensors(output):
+        elif used and next(tensors(output), None) is not None:
             self.unknown.update(used)
         return output

@@ -14,10 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from undertow.measure._nested import tensors
+from undertow.measure._windows import adaptive_axis, sliding_axes, windows
 
 # Affine in all tensors that depend on the input, by the names of PyTorch's own operations.
 _AFFINE = frozenset(
@@ -256,11 +259,11 @@ class _Watcher(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = operation_name(func)
-        if name in _SHAPE_ONLY or not any(map(self._depends, _tensors((args, kwargs)))):
+        if name in _SHAPE_ONLY or not any(map(self._depends, tensors((args, kwargs)))):
             if torch.Tag.nondeterministic_seeded in func.tags:
                 raise ValueError(f"{self._where()} draws random numbers ({name}) in eval mode")
             return func(*args, **kwargs)
-        bounds = list(_tensors((args[1:], kwargs)))
+        bounds = list(tensors((args[1:], kwargs)))
         slope = name == "_prelu_kernel" and not any(map(self._depends, bounds))
         if name in _KINKS and (not bounds or slope):
             return self._kinked(func, name, args, kwargs)
@@ -273,7 +276,7 @@ class _Watcher(TorchDispatchMode):
                 "average and max pooling, sums and reshapes are taken"
             )
         outputs = func(*args, **kwargs)
-        for output in _tensors(outputs):
+        for output in tensors(outputs):
             if not output.is_floating_point() and output.numel():
                 raise ValueError(f"{self._where()} rounds to {output.dtype}, a step function")
             if output.is_floating_point() and torch.finfo(output.dtype).eps > self._precision:
@@ -289,13 +292,13 @@ class _Watcher(TorchDispatchMode):
             return True
         if name in _CHOICES:
             return not self._depends(args[_CHOICES[name]])
-        if name not in _PRODUCTS or any(map(self._depends, _tensors(kwargs))):
+        if name not in _PRODUCTS or any(map(self._depends, tensors(kwargs))):
             return False
         if kwargs.get("rounding_mode"):  # of a division
             return False
         if name in _TRAINING and args[_TRAINING[name]]:
             return False
-        dependent = {i for i, value in enumerate(args) if any(map(self._depends, _tensors(value)))}
+        dependent = {i for i, value in enumerate(args) if any(map(self._depends, tensors(value)))}
         dependent.discard(_ADDED.get(name, -1))
         return len(dependent) <= 1 and dependent <= set(_PRODUCTS[name])
 
@@ -327,10 +330,10 @@ class _Watcher(TorchDispatchMode):
         # What a window's maximum is ahead of the window's other elements by.
         sides, counts = tuple(inputs.shape[-dims:]), tuple(outputs.shape[-dims:])
         if name.startswith("adaptive"):
-            axes = list(map(_adaptive_axis, sides, counts))
+            axes = list(map(adaptive_axis, sides, counts))
         else:
-            axes = _sliding_axes(counts, args[1:])
-        taps, inside = _windows(sides, axes)
+            axes = sliding_axes(counts, args[1:])
+        taps, inside = windows(sides, axes)
         others = inputs.flatten(-dims)[..., taps.to(inputs.device)]
         ahead = outputs.flatten(-dims)[..., None] - others
         self._add(pattern, [torch.where(inside.to(inputs.device), ahead, 1.0)])
@@ -371,58 +374,3 @@ class _Watcher(TorchDispatchMode):
     def _mark(self, tensor: Tensor) -> None:
         self._alive.append(tensor)
         self._dependent.add(tensor.untyped_storage()._cdata)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
-
-
-# Of each pooling window along one axis, where its elements lie; outside the axis there are none.
-_Axis = Int[Tensor, "windows taps"]
-
-
-def _sliding_axes(counts: tuple[int, ...], shape: Sequence[Any]) -> list[_Axis]:
-    dims = len(counts)
-    given = [_per_axis(value, dims) for value in shape[:4]]
-    kernel, stride, padding, dilation = given + [[], [0] * dims, [1] * dims][len(given) - 1 :]
-    return [
-        torch.arange(count)[:, None] * step - pad + torch.arange(taps) * gap
-        for count, taps, step, pad, gap in zip(
-            counts, kernel, stride or kernel, padding, dilation, strict=True
-        )
-    ]
-
-
-def _adaptive_axis(size: int, count: int) -> _Axis:
-    window = torch.arange(count)[:, None]
-    starts, ends = window * size // count, -(-(window + 1) * size // count)
-    places = starts + torch.arange(int((ends - starts).max()))
-    return torch.where(places < ends, places, -1)
-
-
-def _windows(
-    sides: tuple[int, ...], axes: Sequence[_Axis]
-) -> tuple[Int[Tensor, "windows taps"], Tensor]:
-    """Flat positions of each pooling window's elements, and which of them are inside the input."""
-    dims = len(sides)
-    flat = torch.zeros([1] * (2 * dims), dtype=torch.int64)
-    inside = torch.ones([1] * (2 * dims), dtype=torch.bool)
-    for axis, (size, place) in enumerate(zip(sides, axes, strict=True)):
-        view = [1] * (2 * dims)
-        view[axis], view[dims + axis] = place.shape
-        place = place.view(view)
-        inside = inside & (place >= 0) & (place < size)
-        flat = flat * size + place.clamp(0, size - 1)
-    table = (math.prod(len(axis) for axis in axes), math.prod(axis.shape[1] for axis in axes))
-    return flat.reshape(table), inside.reshape(table)
-
-
-def _per_axis(value: Any, dims: int) -> list[int]:
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    return values * dims if len(values) == 1 else values

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dense_curvature import dense, draw, fill, product
-from undertow import _lean, _products
+from undertow import _curvature, _lean, _products
 from undertow.objective import Objective
 
 SAMPLES, CLASSES = 5, 3
@@ -253,6 +253,33 @@ def test_what_pytorch_refuses_is_recorded_plainly(recorded: list[_lean.LeanFunct
         block = draw(2, 2, len(matrix))
         objective = Objective(model, nn.CrossEntropyLoss(), (inputs, targets))
         torch.testing.assert_close(product(objective, kind, block), block @ matrix)
+
+
+@pytest.mark.parametrize("mode", ["batched", "forward"])
+def test_a_mode_that_fails_leaves_the_lean_graph_to_the_loop(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs, targets = case("relu, pooling")
+    objective = Objective(model, nn.CrossEntropyLoss(), (inputs, targets))
+    block = draw(2, 3, objective.num_params)
+    expected = objective.hvp(block)
+    (part,) = objective._products._kept["hessian"].parts
+
+    def refuse(*args: Any, batched: bool) -> Tensor:
+        if batched:
+            raise RuntimeError("no batching rule")
+        return pull_back(*args, batched=batched)
+
+    pull_back = _curvature.pull_back
+    monkeypatch.setattr(_curvature, "pull_back", refuse)
+    if mode == "forward":
+        monkeypatch.setattr(part, "_forward", lambda *args: refuse(batched=True))
+    graph = part._graph
+    with pytest.raises(RuntimeError, match="no batching rule"):
+        part.product(block, mode)
+    assert part._graph is graph
+    assert part._lean is not None
+    torch.testing.assert_close(part.product(block, "loop") / SAMPLES, expected)
 
 
 def test_errors_of_the_model_stay_its_own() -> None:

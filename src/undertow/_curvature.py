@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from undertow._lean import LeanFunctions
 from undertow._losses import OutputProduct
+from undertow._module import unfused
 
 Kind = Literal["hessian", "ggn"]
 Mode = Literal["loop", "batched", "forward"]
@@ -49,13 +50,8 @@ def seconds(device: torch.device) -> float:
 @contextmanager
 def second_order() -> Iterator[None]:
     """Attention by plain matrix products: the fused kernels have no second derivative."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with unfused(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def pull_back(
@@ -104,18 +100,22 @@ def pull_back(
 
 
 def _or_plainly(method: Method) -> Method:
-    """Where PyTorch refuses what was recorded leanly (`_lean`), the same again without."""
+    """Where PyTorch refuses what was recorded leanly (`_lean`), the same again without.
+
+    Not so for (vectors, mode, ...) of another mode than the loop, which has that to fall back on.
+    """
 
     @wraps(method)
-    def run(self: Linearization, *args: Any, **kwargs: Any) -> Any:
+    def run(self: Linearization, *args: Any) -> Any:
         try:
-            return method(self, *args, **kwargs)
+            return method(self, *args)
         except RuntimeError:
-            if self._lean is None or not self._lean.used:
+            mode = args[1] if len(args) > 1 else "loop"
+            if mode != "loop" or self._lean is None or not self._lean.used:
                 raise
             self._lean = None
             self.free()
-            return method(self, *args, **kwargs)
+            return method(self, *args)
 
     return cast(Method, run)
 
@@ -254,12 +254,10 @@ class Linearization:
         assert isinstance(graph, _GaussNewtonGraph)
         mine = shares[self.first : self.first + len(graph.outputs)]
         with self._recomputing():
-            moved = self._moved(graph, vectors, mode)
-        along = (moved * graph.slope).flatten(1)
-        along = along.reshape(len(vectors), len(mine), -1).sum(2) - torch.outer(means, mine)
-        shape = (*along.shape, *(1,) * (graph.slope.ndim - 1))
-        pushed = along.reshape(shape) * graph.slope
-        with self._recomputing():
+            along = (self._moved(graph, vectors, mode) * graph.slope).flatten(1)
+            along = along.reshape(len(vectors), len(mine), -1).sum(2) - torch.outer(means, mine)
+            shape = (*along.shape, *(1,) * (graph.slope.ndim - 1))
+            pushed = along.reshape(shape) * graph.slope
             pulled = pull_back([graph.outputs], self._leaves, [pushed], batched=mode == "batched")
         return torch.cat([pulled, (along @ mine)[:, None]], dim=1)
 

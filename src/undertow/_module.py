@@ -86,6 +86,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
                 module.training = flag
 
 
+@contextmanager
+def unfused() -> Iterator[None]:
+    """PyTorch's transformer layers operation by operation, not by their fused kernel."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def own_random_state(model: nn.Module) -> AbstractContextManager[None]:
     """A random state to be thrown away; the one before is put back at the end."""
     devices: set[int | None] = set()

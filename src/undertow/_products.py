@@ -134,22 +134,7 @@ class Products:
         Raises:
             ValueError: if an operation of the model or the loss has no second derivative.
         """
-        try:
-            return self._product(kind, block, expected_samples, multiply, columns)
-        except RuntimeError as error:
-            if "derivative for" not in str(error) or "not implemented" not in str(error):
-                raise
-            raise ValueError(f"the model or the loss has no second derivative: {error}") from error
-
-    def _product(
-        self,
-        kind: Kind,
-        block: Tensor,
-        expected_samples: int | None,
-        multiply: Multiply,
-        columns: int,
-    ) -> tuple[Tensor, Tensor, bool]:
-        with ExitStack() as stack:
+        with _naming_what_is_missing(), ExitStack() as stack:
             if self._current is None:
                 stack.enter_context(self._source.evaluating())
                 stack.enter_context(second_order())
@@ -296,6 +281,16 @@ class Products:
         return Linearization(
             evaluate, leaves, kind, lambda outputs: self._source.output_product(outputs, targets)
         )
+
+
+@contextmanager
+def _naming_what_is_missing() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "derivative for" not in str(error) or "not implemented" not in str(error):
+            raise
+        raise ValueError(f"the model or the loss has no second derivative: {error}") from error
 
 
 def _same(now: Tensor, then: Tensor) -> bool:

@@ -42,6 +42,7 @@ from undertow._module import (
 )
 from undertow._module import evaluating as evaluating
 from undertow._module import out_of_memory as out_of_memory
+from undertow._module import unfused as unfused
 from undertow._products import Products, Source, weighted_gradients
 
 Parameters = Mapping[str, Tensor]
@@ -181,12 +182,12 @@ class Objective:
         Raises:
             ValueError: if the loss depends on none of the parameters.
         """
-        reached = False
+        reached, own_type = False, torch.float32
 
         def contribution(
             parameters: Parameters, inputs: Any, targets: Tensor
         ) -> tuple[Tensor, Tensor]:
-            nonlocal reached
+            nonlocal reached, own_type
             with torch.enable_grad():
                 leaves = {n: parameters[n].detach().requires_grad_() for n in self.param_names}
                 total, count = self._loss({**parameters, **leaves}, inputs, targets)
@@ -204,12 +205,12 @@ class Objective:
                 for leaf, gradient in zip(leaves.values(), gradients, strict=True)
             ]
             flat = torch.cat([part.flatten() for part in parts])
+            own_type = flat.dtype
             return flat.to(product_type(flat)) * count, count
 
         gradient = self._mean(contribution)
         self._check_reached(reached)
-        named = dict(self.model.named_parameters())
-        return gradient.to(torch.cat([named[name].new_empty(0) for name in self.param_names]).dtype)
+        return gradient.to(own_type)
 
     def hvp(
         self, vectors: Float[Tensor, "directions params"]

@@ -171,6 +171,37 @@ def test_batches_of_keyword_arguments() -> None:
     assert found.vmapped == ("own",)
 
 
+class Doubled(torch.autograd.Function):
+    """A product by a function of the user's own, which PyTorch does not announce."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return 2 * x @ weight
+
+    @staticmethod
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return 2 * delta @ weight.T, 2 * x.T @ delta
+
+
+def test_parameters_of_a_function_of_the_users_own() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(draw(0, 6, CLASSES))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Doubled.apply(x, self.weight)
+
+    inputs, targets, net = draw(1, SAMPLES, 6), labels(), Own()
+    objective = Objective(net, nn.CrossEntropyLoss(), (inputs, targets))
+    found = per_sample_gradient_norms(objective)
+    gradients, _ = dense(objective, inputs, targets)
+    torch.testing.assert_close(found.norms, gradients.norm(dim=1))
+    assert found.vmapped == ("weight",)
+
+
 def test_batches_hold_other_things_than_tensors() -> None:
     class Flagged(nn.Module):
         def __init__(self) -> None:

@@ -116,7 +116,7 @@ class Capture(TorchFunctionMode):
 
     def used_once(self, name: str) -> bool:
         """Whether no part of a parameter is used twice: cross terms have no formula."""
-        if name in self.unseen:
+        if name in self.unseen or name not in self._parts:
             return False
         parts = sorted((part.start or 0, part.stop) for part in self._parts[name])
         return all(end is not None and end <= start for (_, end), (start, _) in pairwise(parts))

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from undertow.measure._evaluation import (
     class_scores,
     evaluating,
-    first,
     given,
     outputs_of,
     state_in,
 )
+from undertow.measure._nested import taken
 from undertow.measure._weights import weight_matrices
 from undertow.objective import Objective
 
@@ -202,7 +202,7 @@ class _Reader:
                 if isinstance(module, nn.Linear):
                     handles.append(module.register_forward_hook(record))
             inputs, _ = next(self.objective.batches())
-            outputs_of(model, state_in(model, self.dtype), first(inputs, 1), self.dtype)
+            outputs_of(model, state_in(model, self.dtype), taken(inputs, slice(1)), self.dtype)
         return last[0] if last else None
 
     def read(self, visit: Callable[[Tensor, Tensor, Tensor], None]) -> None:

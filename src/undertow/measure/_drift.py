@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from undertow.measure._pieces import SIGNED, operation_name
-from undertow.objective import Objective
+from undertow.objective import Objective, unfused
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,20 +121,9 @@ class _Batches:
 
 def _signs(module: nn.Module, objective: Objective, batch: Any) -> list[Tensor]:
     """Which ReLU inputs are positive on one batch, in the order in which they are computed."""
-    with _unfused(), _SignWatcher() as watcher:
+    with unfused(), _SignWatcher() as watcher:  # the fused kernel would hide the ReLU
         Objective(module, objective.loss, [batch]).predictions()
     return watcher.signs
-
-
-@contextmanager
-def _unfused() -> Iterator[None]:
-    """A transformer layer operation by operation: its fused kernel would hide the ReLU."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _SignWatcher(TorchDispatchMode):

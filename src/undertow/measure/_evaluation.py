@@ -71,21 +71,12 @@ def outputs_of(model: nn.Module, state: State, inputs: Any, dtype: torch.dtype |
             f"the model does not run in {dtype} ({error}); pass dtype=torch.float32, or take the "
             "casts out of its forward pass"
         ) from error
-    if isinstance(outputs, Mapping):
-        outputs = outputs.get("logits", outputs)
-    outputs = getattr(outputs, "logits", outputs)
+    outputs = objective.logits_of(outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"the model must return a tensor of outputs; got {type(outputs).__name__}")
     if not torch.isfinite(outputs).all():
         raise ValueError("the model's outputs are not finite although data and parameters are")
     return outputs
-
-
-def first(inputs: Any, samples: int) -> Any:
-    """The first so many samples of a batch of inputs, a tensor or a dictionary of them."""
-    if isinstance(inputs, Mapping):
-        return {name: first(part, samples) for name, part in inputs.items()}
-    return inputs[:samples] if isinstance(inputs, Tensor) else inputs
 
 
 def given(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from undertow.measure._evaluation import evaluating, first, outputs_of, state_in
+from undertow.measure._evaluation import evaluating, outputs_of, state_in
+from undertow.measure._nested import taken
 from undertow.objective import Objective
 
 # Near one, so that networks of thousands of layers stay within float64's range.
@@ -136,7 +137,7 @@ def homogeneity(
 def _first_inputs(objective: Objective, samples: int) -> list[Any]:
     found: list[Any] = []
     for inputs, targets in objective.batches():
-        found.append(first(inputs, samples))
+        found.append(taken(inputs, slice(samples)))
         samples -= len(targets)
         if samples <= 0:
             break

@@ -1,4 +1,4 @@
-"""What arguments hold that are nested: functions such as `torch.cat` take lists of tensors."""
+"""Nested arguments: lists of tensors, as `torch.cat` takes them, and dictionaries of inputs."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def flattened(argument: Any) -> Iterator[Any]:
 def tensors(argument: Any) -> Iterator[Tensor]:
     """The tensors among it."""
     return (part for part in flattened(argument) if isinstance(part, Tensor))
+
+
+def taken(inputs: Any, chosen: Any) -> Any:
+    """Some samples of a tensor, or of every tensor in a dictionary."""
+    if isinstance(inputs, Mapping):
+        return {name: taken(part, chosen) for name, part in inputs.items()}
+    return inputs[chosen] if isinstance(inputs, Tensor) else inputs

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from undertow.measure._nested import flattened, tensors
-from undertow.measure._per_sample import taken
+from undertow.measure._nested import flattened, taken, tensors
 from undertow.measure._spectrum import matrix_spectrum
 from undertow.measure._weights import WeightMatrix, weight_matrices
 from undertow.objective import Objective

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from undertow.measure._convolution import operator_spectrum
-from undertow.measure._evaluation import evaluating, first, given, outputs_of, state_in
+from undertow.measure._evaluation import evaluating, given, outputs_of, state_in
+from undertow.measure._nested import taken
 from undertow.measure._spectrum import matrix_spectrum
 from undertow.measure._weights import WeightMatrix, weight_matrices
 from undertow.objective import Objective
@@ -160,7 +161,7 @@ def layer_calls(objective: Objective) -> list[LayerCall]:
             if isinstance(module, nn.Linear | _ConvNd):
                 handles.append(module.register_forward_hook(record, with_kwargs=True))
         inputs, _ = next(objective.batches())
-        outputs_of(model, state_in(model, None), first(inputs, 1), None)
+        outputs_of(model, state_in(model, None), taken(inputs, slice(1)), None)
     return calls
 
 

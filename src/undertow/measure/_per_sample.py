@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from undertow.measure._capture import Capture, Layouts
 from undertow.measure._layer_gradients import Use, square_rows, wide
+from undertow.measure._nested import taken
 from undertow.objective import Objective, logits_of, out_of_memory
 
 # Per-sample gradients that have to be written down are held for so many bytes at a time.
@@ -320,13 +321,6 @@ def _axes(inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return {name: _axes(part) for name, part in inputs.items()}
     return 0 if isinstance(inputs, Tensor) else None
-
-
-def taken(inputs: Any, chosen: Any) -> Any:
-    """Some samples of a tensor, or of every tensor in a dictionary."""
-    if isinstance(inputs, Mapping):
-        return {name: taken(part, chosen) for name, part in inputs.items()}
-    return inputs[chosen] if isinstance(inputs, Tensor) else inputs
 
 
 def _probe(objective: Objective, parameters: Parameters, inputs: Any, targets: Tensor) -> Layouts:

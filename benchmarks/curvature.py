@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from undertow.measure import SharpnessTracker, hessian_trace, sharpness
-from undertow.measure._krylov import curvature_operator
+from undertow.measure.curvature._krylov import curvature_operator
 from undertow.objective import Objective
 
 Run = Callable[[], object]

@@ -12,44 +12,45 @@ import undertow
 
 SOURCE = Path(undertow.__file__).parent
 
-# A room, and the rooms of ours that it may import. `_data_files` is a part of `data`, and
-# `_arguments` of `cli`.
-# Private modules beside a room's own file are part of that room.
-BESIDE = dict.fromkeys(
-    (
-        "_batches",
-        "_curvature",
-        "_fastest",
-        "_gauss_newton_trace",
-        "_lean",
-        "_loss_terms",
-        "_losses",
-        "_module",
-        "_products",
-    ),
-    "objective",
-)
-ALLOWED = {
+# A room, and the rooms of ours that it may import.
+ALLOWED: dict[str, set[str]] = {
     "predict": set(),
     "lab": set(),
     "objective": set(),
-    "data": {"_data_files"},
-    "_data_files": set(),
+    "data": set(),
     "models": set(),
     "measure": {"objective", "predict"},
     "train": {"objective", "predict"},
     "apply": {"objective", "measure", "predict", "train", "lab"},
     "claims": {"objective", "measure", "predict", "train", "apply", "lab", "data", "models"},
     "integrations": {"objective", "measure", "predict", "train", "apply"},
-    "_arguments": {"claims"},
-    "cli": {"_arguments", "apply", "claims", "lab", "predict"},
+    "cli": {"apply", "claims", "lab", "predict"},
+    "__main__": {"cli"},
+}
+# The same between the rooms within a room; what lies beside them is open to all of them, and
+# imports none of them but for what stands here.
+WITHIN: dict[str, dict[str, set[str]]] = {
+    "measure": {
+        "weights": set(),
+        "curvature": set(),
+        "noise": {"weights"},
+        "function": {"weights"},
+        "_profile": {"weights", "curvature", "noise", "function"},
+    },
+    "train": {
+        "rules": set(),
+        "optim": {"rules"},
+        "ensemble": {"rules"},
+        "flows": set(),
+        "matrix": set(),
+    },
+    "apply": {"inspection": set(), "rescaling": set(), "forecasting": {"inspection", "rescaling"}},
 }
 # Rooms that may import only these packages beside the standard library and ours.
 PACKAGES = {
     "predict": {"numpy", "jaxtyping"},  # jaxtyping: shapes in signatures, no code
     "lab": {"numpy", "scipy", "polars", "rich", "loky", "altair", "vl_convert"},
-    "cli": {"rich"},
-    "_arguments": {"tyro"},
+    "cli": {"rich", "tyro"},
 }
 
 
@@ -73,14 +74,12 @@ def files() -> list[Path]:
 
 
 def room(path: Path) -> str:
-    own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    return BESIDE.get(own, own)
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
 def rooms_of(modules: set[str]) -> set[str]:
     """The rooms of ours that imported modules belong to."""
-    ours = {module.split(".")[1] for module in modules if module.startswith("undertow.")}
-    return {BESIDE.get(module, module) for module in ours}
+    return {module.split(".")[1] for module in modules if module.startswith("undertow.")}
 
 
 def name(path: Path) -> str:
@@ -101,17 +100,38 @@ def test_a_light_room_imports_only_its_packages(path: Path) -> None:
     assert not foreign, f"{room(path)} must not import {', '.join(sorted(foreign))}"
 
 
+def within(path: Path) -> tuple[str, str]:
+    """A file's room, and the part of it that it belongs to; its face is no part."""
+    parts = path.relative_to(SOURCE).parts
+    return (parts[0], parts[1].removesuffix(".py")) if len(parts) > 1 else (parts[0], "__init__")
+
+
+@pytest.mark.parametrize("path", [p for p in files() if within(p)[0] in WITHIN], ids=name)
+def test_arrows_within_a_room_point_one_way(path: Path) -> None:
+    own, part = within(path)
+    if part == "__init__":
+        return
+    parts = {m.split(".")[2] for m in imports(path) if m.startswith(f"undertow.{own}.")}
+    used = (parts & WITHIN[own].keys()) - {part}
+    allowed = WITHIN[own].get(part, set())
+    assert used <= allowed, f"{own}.{part} must not import {', '.join(sorted(used - allowed))}"
+
+
 @pytest.mark.parametrize("path", files(), ids=name)
 def test_private_modules_stay_in_their_room(path: Path) -> None:
-    own = room(path)
+    """`undertow.a.b._c` is open to what lies below `undertow.a.b`, and to nobody else."""
+    own = path.relative_to(SOURCE).parts[:-1]
     for module in imports(path):
-        parts = module.split(".")
-        if parts[0] == "undertow" and BESIDE.get(parts[1], parts[1]) != own:
-            private = [part for part in parts[2:] if part.startswith("_")]
-            private += [part for part in parts[1:2] if part in BESIDE]
-            assert not private, f"{name(path)} reaches into {module}"
+        first, *parts = module.split(".")
+        if first != "undertow":
+            continue
+        for depth, part in enumerate(parts):
+            if part.startswith("_") and not part.endswith("__"):
+                assert own[:depth] == tuple(parts[:depth]), f"{name(path)} reaches into {module}"
 
 
 def test_nobody_imports_the_command_line() -> None:
-    users = {name(path) for path in files() if "undertow.cli" in imports(path)}
-    assert not users
+    users = {
+        name(path) for path in files() if room(path) != "cli" and "cli" in rooms_of(imports(path))
+    }
+    assert users <= {"__main__.py"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from undertow.train import Member, rules
-from undertow.train._sampling import BatchStream, batch_sizes, spawn_generators
+from undertow.train.ensemble._sampling import BatchStream, batch_sizes, spawn_generators
 from undertow.train.rules import Rule
 from undertow.train.schedules import Cosine, StepDecay
 

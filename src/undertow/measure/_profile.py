@@ -14,12 +14,11 @@ from typing import Any
 
 import polars as pl
 
-from undertow.measure._gradient_noise import gradient_noise
 from undertow.measure._lengths import length
-from undertow.measure._margins import margins
-from undertow.measure._ranks import ranks
-from undertow.measure._sharpness import sharpness
-from undertow.measure._trace import hessian_trace
+from undertow.measure.curvature import hessian_trace, sharpness
+from undertow.measure.function import margins
+from undertow.measure.noise import gradient_noise
+from undertow.measure.weights import ranks
 from undertow.objective import Objective
 
 _LINE = 80  # columns

@@ -4,20 +4,20 @@ from undertow.train import flows as flows
 from undertow.train import optim as optim
 from undertow.train import rules as rules
 from undertow.train import schedules as schedules
-from undertow.train._completion import Completion as Completion
-from undertow.train._completion import nuclear_norm_completion as nuclear_norm_completion
-from undertow.train._completion import truncated_svd as truncated_svd
-from undertow.train._ensemble import Ensemble as Ensemble
-from undertow.train._ensemble import Evaluation as Evaluation
-from undertow.train._factored import factored_descent as factored_descent
-from undertow.train._greedy import GreedyLowRank as GreedyLowRank
-from undertow.train._greedy import GreedyPath as GreedyPath
-from undertow.train._greedy import GreedyPhase as GreedyPhase
-from undertow.train._greedy import greedy_low_rank as greedy_low_rank
-from undertow.train._matrix_losses import completion_loss as completion_loss
-from undertow.train._matrix_losses import gaussian_sensors as gaussian_sensors
-from undertow.train._matrix_losses import sensing_loss as sensing_loss
-from undertow.train._member import Member as Member
+from undertow.train.ensemble import Ensemble as Ensemble
+from undertow.train.ensemble import Evaluation as Evaluation
+from undertow.train.ensemble import Member as Member
+from undertow.train.matrix import Completion as Completion
+from undertow.train.matrix import GreedyLowRank as GreedyLowRank
+from undertow.train.matrix import GreedyPath as GreedyPath
+from undertow.train.matrix import GreedyPhase as GreedyPhase
+from undertow.train.matrix import completion_loss as completion_loss
+from undertow.train.matrix import factored_descent as factored_descent
+from undertow.train.matrix import gaussian_sensors as gaussian_sensors
+from undertow.train.matrix import greedy_low_rank as greedy_low_rank
+from undertow.train.matrix import nuclear_norm_completion as nuclear_norm_completion
+from undertow.train.matrix import sensing_loss as sensing_loss
+from undertow.train.matrix import truncated_svd as truncated_svd
 
 __all__ = [
     "Completion",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from undertow.train import rules
-from undertow.train._rule import COUNTERS, HYPER, Hyper, Rule
+from undertow.train.rules import COUNTERS, HYPER, Hyper, Rule
 
 # What optimizers of PyTorch do beside the recursions here.
 _OTHERS = ("amsgrad", "centered", "dampening", "maximize", "nesterov")

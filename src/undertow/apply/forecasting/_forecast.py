@@ -1,0 +1,447 @@
+"""What a run will do to a network's weights, from its hyperparameters and shapes alone.
+
+How much of the initial weights weight decay forgets (2206.05794), where normalised layers settle
+(2010.02916), what momentum amounts to (2307.15196), and what Local SGD would save (2310.14423).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from undertow import predict
+from undertow.apply._columns import finite
+from undertow.apply._start import initial_values, running_exponent
+from undertow.apply.forecasting._schedule import Schedule, lr_factors
+from undertow.apply.rescaling import family
+from undertow.predict import Equilibrium, Initializer, RankBound, SyncRounds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import polars as pl
+    from torch import nn
+
+    from undertow.apply.forecasting._records import Comparison
+
+_POINTS = 64  # of the curves over a run
+# QSR's growth coefficient over the peak learning rate in the paper's own runs: ResNet-152 trained
+# with SGD (0.2 / 0.8, 0.25 / 0.8) and ViT-B with AdamW (0.0175 / 0.008).
+_QSR_ALPHA = {"sgd": 0.25, "momentum": 0.25}
+_QSR_ALPHA_ADAPTIVE = 2.2
+_QSR_BASE = 4
+
+
+@dataclass(frozen=True)
+class LayerForecast:
+    """One weight matrix.
+
+    Attributes:
+        name: its name.
+        rows: and `cols`, its shape; a convolution's is c_out x (c_in / groups x taps).
+        cols: see `rows`.
+        norm: the Frobenius norm that ranks are relative to.
+        ranks: surviving initial directions at each of the forecast's `steps`.
+        bound: the rank bound of 2206.05794, infinite where the run is too short to forget its
+            start; None where it does not apply (momentum, Adam).
+    """
+
+    name: str
+    rows: int
+    cols: int
+    norm: float
+    ranks: tuple[int, ...]
+    bound: RankBound | None
+
+    @property
+    def final_rank(self) -> int:
+        """Surviving initial directions at the end."""
+        return self.ranks[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What hyperparameters say about a run before it starts.
+
+    Attributes:
+        decay_exponent: E, sum of lr x weight_decay over the run (over 1 - momentum where decay is
+            coupled).
+        residue: e^-E, what is left of the initial weights.
+        memory_steps: 1 / (lr weight_decay) at the peak rate: the steps back that weights remember;
+            infinite without decay.
+        memory_epochs: the same in epochs; None without the number of samples.
+        steps: at which the curves below are given, 0 and the last included.
+        exponents: E up to each of them.
+        layers: one entry a weight matrix.
+        equilibrium: of normalised layers; None without decay, or for methods it is not known for.
+        effective_lr: lr / (1 - momentum) at the peak; None for adaptive methods.
+        sync: the rounds of Local SGD under the quadratic rule.
+        sync_alpha: its growth coefficient.
+        sync_base: its least period.
+        comparison: forecast beside measurement, where records were given.
+        assumptions: what the numbers rest on.
+        notes: what was left out.
+    """
+
+    decay_exponent: float
+    residue: float
+    memory_steps: float
+    memory_epochs: float | None
+    steps: tuple[int, ...]
+    exponents: tuple[float, ...]
+    layers: tuple[LayerForecast, ...]
+    equilibrium: Equilibrium | None
+    effective_lr: float | None
+    sync: SyncRounds
+    sync_alpha: float
+    sync_base: int
+    threshold: float
+    comparison: Comparison | None = None
+    assumptions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """A row per layer: name, rows, cols, norm, rank_at_start, rank_half_way, final_rank,
+        rank_bound (null where it does not apply) and bound_says (whether it says anything).
+        """
+        import polars as pl
+
+        middle = len(self.steps) // 2
+        rows = [
+            {
+                "name": layer.name,
+                "rows": layer.rows,
+                "cols": layer.cols,
+                "norm": layer.norm,
+                "rank_at_start": layer.ranks[0],
+                "rank_half_way": layer.ranks[middle],
+                "final_rank": layer.final_rank,
+                "rank_bound": None if layer.bound is None else layer.bound.rank,
+                "bound_says": None if layer.bound is None else not layer.bound.vacuous,
+            }
+            for layer in self.layers
+        ]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole as one JSON object can hold it."""
+        settled = self.equilibrium
+        return {
+            "decay_exponent": self.decay_exponent,
+            "residue": self.residue,
+            "memory_steps": finite(self.memory_steps),
+            "memory_epochs": None if self.memory_epochs is None else finite(self.memory_epochs),
+            "effective_lr": self.effective_lr,
+            "equilibrium": settled
+            and {
+                "intrinsic_lr": settled.intrinsic_lr,
+                "mixing_steps": settled.mixing_steps,
+                "relaxation_steps": settled.relaxation_steps,
+                "angular_update": settled.angular_update,
+            },
+            "local_sgd": {
+                "alpha": self.sync_alpha,
+                "base": self.sync_base,
+                "rounds": len(self.sync.periods),
+                "longest_period": int(self.sync.periods.max(initial=0)),
+                "share_of_communication": self.sync.share,
+            },
+            "threshold": self.threshold,
+            "steps": list(self.steps),
+            "exponents": list(self.exponents),
+            "layers": [
+                {
+                    "name": layer.name,
+                    "rows": layer.rows,
+                    "cols": layer.cols,
+                    "norm": layer.norm,
+                    "ranks": list(layer.ranks),
+                    "rank_bound": None if layer.bound is None else finite(layer.bound.rank),
+                    "bound_vacuous": None if layer.bound is None else layer.bound.vacuous,
+                }
+                for layer in self.layers
+            ],
+            "comparison": None if self.comparison is None else self.comparison.as_json(),
+            "assumptions": list(self.assumptions),
+            "notes": list(self.notes),
+        }
+
+    def write_html(self, path: str | PathLike[str]) -> Path:
+        """Write the page with curves, as one file that needs no network."""
+        from undertow import lab
+        from undertow.apply.forecasting._forecast_page import forecast_page
+
+        return lab.write_report(forecast_page(self), path)
+
+    def text(self) -> str:
+        """The forecast in 80 columns."""
+        from undertow.apply.forecasting._forecast_text import forecast_text
+
+        return forecast_text(self)
+
+    def __repr__(self) -> str:
+        epochs = "" if self.memory_epochs is None else f" ({self.memory_epochs:.4g} epochs)"
+        memory = "no memory limit: there is no weight decay"
+        if math.isfinite(self.memory_steps):
+            memory = f"weights remember about {self.memory_steps:,.0f} steps{epochs}"
+        return (
+            f"Forecast: E = {self.decay_exponent:.4g}, {self.residue:.3g} of the initial weights "
+            f"left; {memory}."
+        )
+
+
+def forecast(
+    model_or_shapes: str | PathLike[str] | nn.Module | Mapping[str, Any] | None = None,
+    *,
+    lr: float,
+    weight_decay: float,
+    steps: int,
+    batch_size: int,
+    optimizer: str = "sgd",
+    momentum: float = 0.0,
+    schedule: Schedule = "constant",
+    warmup_steps: int = 0,
+    samples: int | None = None,
+    init: Initializer = "pytorch",
+    threshold: float = 1e-3,
+    norm_ratio: float = 1.0,
+    sync_alpha: float | None = None,
+    sync_base: int = _QSR_BASE,
+    records: Any = None,
+) -> Forecast:
+    """What a run's hyperparameters say about it, before a step is taken.
+
+    A layer's forecast rank counts the initial singular values that decay leaves above the
+    threshold, #{i : e^-E s_i > threshold ||W||}; what training adds is not forecast. The initial
+    spectrum is that of i.i.d. entries, and ||W|| that of the weights given, or `norm_ratio`
+    times its initial value where only shapes are. Where the learned part of a matrix has the
+    larger rank, that is its rank.
+
+    Args:
+        model_or_shapes: a checkpoint's path, a module, or a mapping from names to (rows, cols);
+            None leaves layers out.
+        lr: peak learning rate.
+        weight_decay: PyTorch's.
+        steps: optimizer steps of the run.
+        batch_size: samples a step over all workers.
+        optimizer: sgd, momentum, rmsprop, adam or adamw. Only AdamW's decay is decoupled; that of
+            RMSprop and Adam is divided by the gradient's size, and E does not describe it.
+        momentum: of SGD.
+        schedule: `constant`, `cosine`, `linear`, `step:0.1@3000,6000`, a function of the step, or
+            one factor a step.
+        warmup_steps: of linear warm-up before it.
+        samples: of the training set, to count epochs.
+        init: how weights are initialised, see `predict.initial_std`.
+        threshold: of the rank, relative to the Frobenius norm.
+        norm_ratio: ||W_T|| / ||W_0|| where only shapes are given.
+        sync_alpha: growth coefficient of the quadratic synchronisation rule; by default 0.25
+            times the peak rate for SGD and 2.2 times for Adam, as in the paper's own runs.
+        sync_base: its least period.
+        records: what a run has measured (a polars frame, a .parquet, .csv or .jsonl file, or the
+            folder of a run of the `low-rank` claim): see `compare_records`.
+
+    Raises:
+        ValueError: a value out of its range, a schedule that does not parse, lr x weight_decay
+            >= 1, or an optimizer that is not known.
+    """
+    rule = family(optimizer)
+    _positive_count("steps", steps)
+    _positive_count("batch_size", batch_size)
+    if not (math.isfinite(norm_ratio) and norm_ratio > 0):
+        raise ValueError(f"norm_ratio must be a finite number above 0; got {norm_ratio}")
+    if momentum and rule not in ("sgd", "momentum"):
+        raise ValueError(f"momentum is SGD's; {rule} has betas, which E does not depend on")
+    if rule == "momentum" and not momentum:
+        raise ValueError("momentum is needed for optimizer='momentum', such as 0.9; sgd has none")
+    factors = lr_factors(schedule, steps, warmup_steps=warmup_steps)
+    rates = lr * factors
+    total = predict.decay_exponent(rates, weight_decay, momentum=momentum)
+    notes: list[str] = []
+    if rule in ("adam", "rmsprop") and weight_decay:
+        notes.append(
+            f"the coupled decay of {rule} is divided by the gradient's size: E, the ranks and the "
+            "memory are those of a decoupled decay of the same size"
+        )
+    at = np.unique(np.linspace(0, steps, min(_POINTS, steps) + 1).round().astype(int))
+    running = running_exponent(rates, weight_decay, momentum)
+    exponents = running[at]
+    decay = lr * weight_decay / (1 - momentum)
+    memory = 1 / decay if decay else math.inf
+    shapes, norms, taps, read_notes = _shapes(model_or_shapes)
+    notes += read_notes
+    bound_of = None
+    if rule == "sgd" and not momentum:
+        bound_of = partial(
+            _bound, running=running, batch_size=batch_size, lr=lr, weight_decay=weight_decay
+        )
+    layers = tuple(
+        _layer(
+            name,
+            shape,
+            norms.get(name),
+            exponents,
+            taps=taps.get(name, 1),
+            init=init,
+            threshold=threshold,
+            norm_ratio=norm_ratio,
+            bound_of=bound_of,
+        )
+        for name, shape in shapes.items()
+    )
+    alpha = sync_alpha
+    if alpha is None:
+        alpha = lr * _QSR_ALPHA.get(rule, _QSR_ALPHA_ADAPTIVE)
+    linear = rule in ("sgd", "momentum")
+    comparison = None
+    if records is not None:
+        from undertow.apply.forecasting._records import compare_records
+
+        comparison = compare_records(
+            records,
+            lr=rates,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            threshold=threshold,
+            init=init,
+        )
+    count = None if samples is None else _positive_count("samples", samples)
+    return Forecast(
+        decay_exponent=total,
+        residue=math.exp(-total),
+        memory_steps=memory,
+        memory_epochs=None if count is None else memory * batch_size / count,
+        steps=tuple(int(step) for step in at),
+        exponents=tuple(float(value) for value in exponents),
+        layers=layers,
+        equilibrium=predict.equilibrium(lr, weight_decay, momentum=momentum)
+        if linear and weight_decay
+        else None,
+        effective_lr=predict.momentum_equivalent(lr, momentum).effective_lr if linear else None,
+        sync=predict.sync_rounds(rates, alpha=alpha, base=sync_base, warmup_steps=warmup_steps),
+        sync_alpha=alpha,
+        sync_base=sync_base,
+        threshold=threshold,
+        comparison=comparison,
+        assumptions=_assumptions(init, read=bool(norms), layers=layers, norm_ratio=norm_ratio),
+        notes=tuple(notes),
+    )
+
+
+def _positive_count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
+    return value
+
+
+def _shapes(
+    source: Any,
+) -> tuple[dict[str, tuple[int, int]], dict[str, float], dict[str, int], list[str]]:
+    """Shapes of the weight matrices by name; norms and taps where there are values; notes."""
+    if source is None:
+        return {}, {}, {}, []
+    if isinstance(source, Mapping) and all(
+        isinstance(shape, tuple | list) for shape in source.values()
+    ):
+        shapes: dict[str, tuple[int, int]] = {}
+        for name, shape in source.items():
+            if len(shape) != 2 or not all(isinstance(s, int) and s > 0 for s in shape):
+                raise ValueError(
+                    f"shape of {name} must be (rows, cols), whole and above 0: {shape}"
+                )
+            shapes[name] = (shape[0], shape[1])
+        return shapes, {}, {}, []
+    import torch
+
+    from undertow.apply.inspection import read_checkpoint, taps_of
+    from undertow.measure import weight_matrices
+
+    if isinstance(source, str | PathLike):
+        source = read_checkpoint(source)
+    weights, notes = weight_matrices(source)
+    return (
+        {item.name: (item.matrix.shape[0], item.matrix.shape[1]) for item in weights},
+        {item.name: float(torch.linalg.vector_norm(item.matrix.double())) for item in weights},
+        {item.name: taps_of(item) for item in weights},
+        list(notes),
+    )
+
+
+def _layer(
+    name: str,
+    shape: tuple[int, int],
+    norm: float | None,
+    exponents: np.ndarray,
+    *,
+    taps: int,
+    init: Initializer,
+    threshold: float,
+    norm_ratio: float,
+    bound_of: Callable[[tuple[int, int], float], RankBound] | None,
+) -> LayerForecast:
+    rows, cols = shape
+    spectrum = initial_values(init, rows, cols, taps)
+    if norm is None:
+        norm = norm_ratio * float(np.linalg.norm(spectrum))
+    survivors = predict.surviving_rank(
+        spectrum[None], exponents, final_norm=np.full(len(exponents), norm), threshold=threshold
+    )
+    bound = None if bound_of is None else bound_of(shape, threshold)
+    return LayerForecast(
+        name, rows, cols, norm, tuple(int(rank) for rank in np.atleast_1d(survivors)), bound
+    )
+
+
+def _bound(
+    shape: tuple[int, int],
+    threshold: float,
+    *,
+    running: np.ndarray,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+) -> RankBound:
+    """The bound of 2206.05794, at the mean rate of the steps that the last weights remember.
+
+    The paper's n = log(2 / threshold) / (lr weight_decay) steps are those over which E grows by
+    log(2 / threshold). A run whose E is smaller still holds its start, and nothing bounds its rank.
+    """
+    forgotten = math.log(2 / threshold) if 0 < threshold < 1 else 0.0
+    if running[-1] < forgotten:
+        return RankBound(math.inf, min(shape), True)
+    if forgotten:
+        since = np.searchsorted(running, running[-1] - forgotten, side="right") - 1
+        lr = float(running[-1] - running[since]) / ((len(running) - 1 - since) * weight_decay)
+    return predict.rank_bound(
+        batch_size=batch_size, lr=lr, weight_decay=weight_decay, shape=shape, threshold=threshold
+    )
+
+
+def _assumptions(
+    init: str, *, read: bool, layers: tuple[LayerForecast, ...], norm_ratio: float
+) -> tuple[str, ...]:
+    if not layers:
+        return ("the hyperparameters as given; name a checkpoint or shapes to forecast ranks",)
+    norm = f"weights whose norm ends at {norm_ratio:g} times what it was at the start"
+    if read:
+        norm = "the norms of the weights that were read"
+    elif norm_ratio == 1:
+        norm = "weights that end with the norm they started with"
+    said = [
+        f"{init} initialisation, and {norm}",
+        "ranks count what is left of the initial weights; what training adds comes on top",
+    ]
+    if any(layer.bound is not None for layer in layers):
+        said.append(
+            "the rank bound takes a matrix to see one position a sample: a convolution's is larger "
+            "by its number of positions"
+        )
+    else:
+        said.append("no rank bound: that of 2206.05794 is for SGD without momentum")
+    return tuple(said)

@@ -1,0 +1,4 @@
+from ._load import Dataset as Dataset
+from ._load import Text as Text
+from ._load import load as load
+from ._load import load_text as load_text

@@ -1,0 +1,21 @@
+"""Second derivatives: sharpness, traces and densities of the Hessian and Gauss-Newton matrices."""
+
+from undertow.measure.curvature._density import SpectralDensity as SpectralDensity
+from undertow.measure.curvature._density import spectral_density as spectral_density
+from undertow.measure.curvature._sharpness import Sharpness as Sharpness
+from undertow.measure.curvature._sharpness import SharpnessTracker as SharpnessTracker
+from undertow.measure.curvature._sharpness import sharpness as sharpness
+from undertow.measure.curvature._sharpness import spherical_sharpness as spherical_sharpness
+from undertow.measure.curvature._trace import Estimate as Estimate
+from undertow.measure.curvature._trace import hessian_trace as hessian_trace
+
+__all__ = [
+    "Estimate",
+    "Sharpness",
+    "SharpnessTracker",
+    "SpectralDensity",
+    "hessian_trace",
+    "sharpness",
+    "spectral_density",
+    "spherical_sharpness",
+]

@@ -1,0 +1,41 @@
+"""What a network computes: margins, collapse, homogeneity, functional rank, regions and depth."""
+
+from undertow.measure.function._bounds import NormBounds as NormBounds
+from undertow.measure.function._bounds import norm_bounds as norm_bounds
+from undertow.measure.function._collapse import NeuralCollapse as NeuralCollapse
+from undertow.measure.function._collapse import neural_collapse as neural_collapse
+from undertow.measure.function._depth import DepthConvergence as DepthConvergence
+from undertow.measure.function._depth import depth_convergence as depth_convergence
+from undertow.measure.function._functional_rank import FunctionalRank as FunctionalRank
+from undertow.measure.function._functional_rank import functional_rank as functional_rank
+from undertow.measure.function._homogeneity import Homogeneity as Homogeneity
+from undertow.measure.function._homogeneity import homogeneity as homogeneity
+from undertow.measure.function._margins import Margins as Margins
+from undertow.measure.function._margins import margins as margins
+from undertow.measure.function._margins import normalized_outputs as normalized_outputs
+from undertow.measure.function._regions import AffineRegion as AffineRegion
+from undertow.measure.function._regions import Boundary as Boundary
+from undertow.measure.function._regions import activation_region as activation_region
+from undertow.measure.function._regions import boundary_distance as boundary_distance
+from undertow.measure.function._regions import region_radius as region_radius
+
+__all__ = [
+    "AffineRegion",
+    "Boundary",
+    "DepthConvergence",
+    "FunctionalRank",
+    "Homogeneity",
+    "Margins",
+    "NeuralCollapse",
+    "NormBounds",
+    "activation_region",
+    "boundary_distance",
+    "depth_convergence",
+    "functional_rank",
+    "homogeneity",
+    "margins",
+    "neural_collapse",
+    "norm_bounds",
+    "normalized_outputs",
+    "region_radius",
+]

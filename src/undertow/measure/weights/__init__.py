@@ -1,0 +1,39 @@
+"""Read off weights alone: ranks, spectra, norms, and what is left of the initial ones."""
+
+from undertow.measure.weights._convolution import operator_spectrum as operator_spectrum
+from undertow.measure.weights._norms import LayerCall as LayerCall
+from undertow.measure.weights._norms import LayerNorms as LayerNorms
+from undertow.measure.weights._norms import layer_calls as layer_calls
+from undertow.measure.weights._norms import layer_norms as layer_norms
+from undertow.measure.weights._norms import toeplitz_norm as toeplitz_norm
+from undertow.measure.weights._ranks import Ranks as Ranks
+from undertow.measure.weights._ranks import ranks as ranks
+from undertow.measure.weights._spectrum import SpectrumRanks as SpectrumRanks
+from undertow.measure.weights._spectrum import matrix_ranks as matrix_ranks
+from undertow.measure.weights._spectrum import matrix_spectrum as matrix_spectrum
+from undertow.measure.weights._spectrum import spectrum_ranks as spectrum_ranks
+from undertow.measure.weights._split import InitSplit as InitSplit
+from undertow.measure.weights._split import split_init as split_init
+from undertow.measure.weights._weights import Include as Include
+from undertow.measure.weights._weights import WeightMatrix as WeightMatrix
+from undertow.measure.weights._weights import weight_matrices as weight_matrices
+
+__all__ = [
+    "Include",
+    "InitSplit",
+    "LayerCall",
+    "LayerNorms",
+    "Ranks",
+    "SpectrumRanks",
+    "WeightMatrix",
+    "layer_calls",
+    "layer_norms",
+    "matrix_ranks",
+    "matrix_spectrum",
+    "operator_spectrum",
+    "ranks",
+    "spectrum_ranks",
+    "split_init",
+    "toeplitz_norm",
+    "weight_matrices",
+]

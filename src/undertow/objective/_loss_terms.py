@@ -1,0 +1,267 @@
+"""What an objective needs of a loss: sums, denominators and curvature that add up over batches.
+
+The loss is given, or it is the one that a Hugging Face-style model computes from its labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from undertow.objective._losses import (
+    Loss,
+    OutputProduct,
+    as_module,
+    as_sum_and_count,
+    averages,
+    denominators,
+    in_type_of,
+    is_pytorchs,
+    logits_of,
+    output_hessian,
+    per_sample_sums,
+)
+
+# The label that the losses inside Hugging Face models ignore.
+_OWN_IGNORED = -100
+# What a loss keeps an option in.
+_OPTION = (int, float, str, bool, type(None))
+
+
+class LossState:
+    """Options, parameters and buffers of a loss at one time; equal while none changes."""
+
+    def __init__(self, loss: Any) -> None:
+        modules = list(loss.modules()) if isinstance(loss, nn.Module) else []
+        self._options = [
+            {name: value for name, value in vars(module).items() if isinstance(value, _OPTION)}
+            for module in modules
+        ]
+        state = [*loss.parameters(), *loss.buffers()] if modules else []
+        # Copies, as versions would not tell of changes through `.data`.
+        self._tensors = [tensor.detach().clone() for tensor in state]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LossState) or self._options != other._options:
+            return False
+        mine, others = self._tensors, other._tensors
+        return len(mine) == len(others) and all(map(torch.equal, mine, others))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class GivenLoss:
+    """A loss of (logits, targets).
+
+    Attributes:
+        known: whether denominators can be told from the targets alone.
+        averages: whether the mean over the first batch is that of the means over its halves; None
+            before there was one, and where there is no doubt (a value per sample, PyTorch's own).
+    """
+
+    known = True
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss = as_module(loss)
+        self._tried = is_pytorchs(self._loss)
+        self.averages: bool | None = None
+
+    def sum_and_count(self, outputs: Any, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """Sum and denominator of a microbatch, from half-precision outputs in float32."""
+        logits = logits_of(outputs)
+        if isinstance(logits, Tensor) and logits.is_floating_point():
+            logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        loss = in_type_of(self._loss, logits)
+        if not self._tried and samples > 1 and isinstance(logits, Tensor):
+            self._tried, self.averages = True, averages(loss, logits, targets)
+        return as_sum_and_count(loss)(logits, targets, samples)
+
+    def sum_by_logits(self, outputs: Any, targets: Tensor, samples: int) -> Tensor:
+        """The sum as a function of the logits."""
+        return self.sum_and_count(outputs, targets, samples)[0]
+
+    def denominators(self, targets: Tensor) -> Float[Tensor, " samples"]:
+        """What each sample adds to the denominator."""
+        return denominators(self._loss, targets)
+
+    def sample_sums(self, outputs: Any, targets: Tensor) -> Float[Tensor, " samples"]:
+        """What each sample adds to the sum."""
+        logits = logits_of(outputs)
+        return per_sample_sums(in_type_of(self._loss, logits), logits, targets)
+
+    def state(self) -> LossState:
+        """What the loss depends on beside outputs and targets, as far as a module shows it."""
+        return LossState(self._loss)
+
+    def output_product(self, logits: Tensor, targets: Tensor) -> OutputProduct | None:
+        """The closed-form Hessian product of the sum in the logits, if there is one."""
+        return output_hessian(in_type_of(self._loss, logits), logits, targets)
+
+
+class OwnLoss:
+    """The loss that a model returns beside its logits.
+
+    Attributes:
+        known: whether an evaluation has shown what its denominator is.
+    """
+
+    averages: bool | None = None
+
+    def __init__(self) -> None:
+        self.known = False
+        self._shift: int | None = None
+        self._beside = False
+
+    def learn(self, outputs: Any, targets: Tensor) -> None:
+        """Find the denominator from outputs with their graph, unless too few labels count.
+
+        Raises:
+            ValueError: if shifted labels would give the same loss.
+        """
+        value = _own_loss(outputs)
+        if not value.isfinite():  # the parameters', or no label counts once they are shifted
+            return
+        logits = logits_of(outputs)
+        if not isinstance(logits, Tensor):
+            self.known = True
+            return
+        slope = None
+        if value.requires_grad and logits.requires_grad:
+            (slope,) = torch.autograd.grad(value, logits, allow_unused=True)
+        self._shift = _shift(logits.detach(), targets, value.detach(), slope)
+        self._beside = slope is None and self._shift is not None
+        self.known = True
+
+    def sum_and_count(self, outputs: Any, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """Sum and denominator of a microbatch."""
+        value = _own_loss(outputs)
+        value = value.float() if value.dtype.itemsize < 4 else value
+        if not self.known and _may_count(targets):  # not finite
+            return value, value.new_ones(())
+        count = self.denominators(targets).sum().to(value)
+        return (value * count if count > 0 else torch.zeros_like(value)), count
+
+    def sum_by_logits(self, outputs: Any, targets: Tensor, samples: int) -> Tensor:
+        """The same sum as a function of the logits, also where the model reports copies of them."""
+        if self._beside and self._shift is not None:
+            return _sums(logits_of(outputs), targets, self._shift).sum()
+        return self.sum_and_count(outputs, targets, samples)[0]
+
+    def denominators(self, targets: Tensor) -> Float[Tensor, " samples"]:
+        """What each sample adds to the denominator."""
+        if not self.known:  # so far, every label has been ignored
+            return torch.zeros(len(targets), device=targets.device)
+        return _denominators(targets, self._shift)
+
+    def sample_sums(self, outputs: Any, targets: Tensor) -> Float[Tensor, " samples"]:
+        """What each sample adds to the sum.
+
+        Raises:
+            ValueError: if the loss is not the mean cross-entropy of the logits.
+        """
+        if self._shift is None:
+            raise ValueError(
+                "the model's own loss is not the mean cross-entropy of its logits, so its value "
+                "per sample is unknown; give a loss"
+            )
+        return _sums(logits_of(outputs), targets, self._shift)
+
+    def state(self) -> LossState:
+        """Nothing: the loss is the model's."""
+        return LossState(None)
+
+    def output_product(self, logits: Tensor, targets: Tensor) -> OutputProduct | None:
+        """None: the loss's graph is at hand."""
+        return None
+
+
+def _own_loss(outputs: Any) -> Tensor:
+    """The mean loss that a Hugging Face-style model returns beside its logits.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if not isinstance(found, Tensor) or found.ndim != 0:
+        raise TypeError(
+            f"loss is None, but the model's {type(outputs).__name__} has no 0-d .loss: give a "
+            "loss, or batches with the labels that the model computes its own from"
+        )
+    return found
+
+
+def _may_count(targets: Tensor) -> bool:
+    """Whether some label counts, shifted or not."""
+    if targets.is_floating_point():
+        return True
+    return bool((targets[:, 1:] if targets.ndim > 1 else targets).ne(_OWN_IGNORED).any())
+
+
+def _shift(logits: Tensor, targets: Tensor, value: Tensor, slope: Tensor | None) -> int | None:
+    """How far a model's own cross-entropy shifts its labels: 0, 1 (next token), None if it is none.
+
+    Found by computing both. An untrained network has nearly the same value either way, so that
+    the slope in the logits is compared too; only where the model reports a copy of its logits, it
+    is not at hand.
+
+    Raises:
+        ValueError: if both give the same.
+    """
+    if targets.is_floating_point() or logits.shape[:-1] != targets.shape:
+        return None
+    rounding = torch.finfo(logits.dtype).eps
+    found: list[int] = []
+    for shift in (0, 1)[: targets.ndim]:
+        count = _denominators(targets, shift).sum()
+        if count == 0:
+            continue
+        with torch.enable_grad():
+            own = (logits.float() if logits.dtype.itemsize < 4 else logits).requires_grad_()
+            mean = _sums(own, targets, shift).sum() / count
+            (expected,) = torch.autograd.grad(mean, own)
+        same = torch.isclose(mean.detach(), value.to(mean), rtol=max(1e-5, 4 * rounding))
+        if slope is not None:
+            error = torch.linalg.vector_norm(slope.to(expected) - expected)
+            relative = max(1e-3, 8 * rounding) * torch.linalg.vector_norm(expected)
+            # Labels that are fitted to the last digit leave slopes of rounding errors.
+            same = same & (error <= relative + rounding / count.sqrt())
+        if same:
+            found.append(shift)
+    if len(found) > 1:
+        raise ValueError(
+            "the model's own loss is the same with labels for each position and for the next one, "
+            "so that its denominator is unknown; give a loss"
+        )
+    return found[0] if found else None
+
+
+def _denominators(targets: Tensor, shift: int | None) -> Float[Tensor, " samples"]:
+    """What each sample adds to the denominator of a model's own loss.
+
+    Raises:
+        ValueError: if some labels are ignored and the loss is no cross-entropy that is known.
+    """
+    if shift is None:
+        if not targets.is_floating_point() and (targets == _OWN_IGNORED).any():
+            raise ValueError(
+                "labels are ignored, and the model's own loss is not the mean cross-entropy of "
+                "its logits, shifted or not: its denominator is unknown; give a loss"
+            )
+        return torch.ones(len(targets), device=targets.device)
+    counted = (targets if shift == 0 else targets[:, shift:]) != _OWN_IGNORED
+    return counted.reshape(len(targets), -1).sum(1).float()
+
+
+def _sums(logits: Tensor, targets: Tensor, shift: int) -> Float[Tensor, " samples"]:
+    """What each sample adds to the sum of a model's own cross-entropy."""
+    if shift:
+        logits, targets = logits[:, :-shift], targets[:, shift:]
+    flat = functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none"
+    )
+    return flat.reshape(len(targets), -1).sum(1)

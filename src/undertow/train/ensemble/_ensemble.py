@@ -1,0 +1,387 @@
+"""Ensembles: E networks of one shape, trained as one batched program.
+
+Each member has its own seed, hyperparameters and data order. A member's result does not depend on
+its neighbours, nor on which of the three execution paths ran it, beyond floating-point rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from undertow.train import rules
+from undertow.train._checks import whole_number
+from undertow.train.ensemble import _losses
+from undertow.train.ensemble._checks import batch_shape, check_data
+from undertow.train.ensemble._engines import Engine, Job, LoopEngine, VmapEngine
+from undertow.train.ensemble._fused import FusedEngine
+from undertow.train.ensemble._layers import recognise
+from undertow.train.ensemble._member import Member, stacked_hyper
+from undertow.train.ensemble._networks import Model, initialise, load_member, probe, random_state
+from undertow.train.ensemble._sampling import (
+    Batch,
+    BatchStream,
+    NoisyStream,
+    batch_sizes,
+    spawn_generators,
+)
+from undertow.train.rules import Rule
+
+Path = Literal["auto", "fused", "vmap", "loop"]
+
+_BLOCK = 128  # steps between two checks for divergence
+_TRIAL_STEPS = 4  # steps that the chooser times at once on each path
+_TRIAL_ROUNDS = 3
+_MAX_PERTURBED = 2**22  # numbers in the perturbed targets that are kept at once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and accuracy of every member on some data, each `[E]`.
+
+    Members that diverged have NaN. Accuracy is NaN where the targets are not class labels.
+    """
+
+    loss: Float[Tensor, " E"]
+    accuracy: Float[Tensor, " E"]
+    num_samples: int
+
+    def __repr__(self) -> str:
+        accuracy = float(self.accuracy.nanmean())
+        shown = f", accuracy {accuracy:.4g}" if accuracy == accuracy else ""
+        return (
+            f"{len(self.loss)} members on {self.num_samples} samples: "
+            f"mean loss {float(self.loss.nanmean()):.4g}{shown}"
+        )
+
+
+class Ensemble:
+    """E networks of one shape, trained together.
+
+    Args:
+        model: an `nn.Module`, whose present weights every member starts from; or a function that
+            makes one from a `torch.Generator`, called once a member with the member's own.
+            PyTorch's global random state is seeded alike meanwhile, for modules that draw from it.
+        loss: a module or function of (outputs, targets) that returns the batch's mean or one
+            value a sample. Cross-entropy and mean squared error have a closed form on the fused
+            path.
+        data: `(inputs, targets)` tensors with the samples along the first axis.
+        members: the networks.
+        batch_size: samples a step. Ignored by members with `order="full"`.
+        rule: the update rule, bare or wrapped. A member's hyperparameters and schedule are those
+            of the rule inside; `train` counts the steps of the rule given, `rule.steps_per_step`
+            for each of those. The first batch of a step is the one that the bare rule would see.
+        path: `fused` (batched matrix products without autograd; plain MLPs), `vmap`
+            (`torch.func.vmap`; modules without randomness), `loop` (one after another; anything),
+            or `auto`, which times the first steps on each path that can run the module and keeps
+            the fastest. Fix the path where records must be the same to the last bit.
+        dtype: the floating-point type to train in.
+        device: where to train. Initial weights and data order are drawn on the CPU, so that they
+            do not depend on it.
+
+    Raises:
+        ValueError: the data hold NaN, a label is out of range, the batch size exceeds the number
+            of samples, members disagree on the batch shape, or the path cannot run the module.
+        TypeError: `model` is neither a module nor a function that makes one, or the rule's label
+            noise is for targets of another kind.
+
+    Notes:
+        Batch norm trains in train mode; of a rule that needs several batches a step, each is
+        normalised by its own statistics, and the running ones see one after the other. Dropout
+        and other randomness in the forward pass uses a random state of the member's own, on the
+        `loop` path (on the CPU). Global random state is restored.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss: _losses.LossLike,
+        data: tuple[Tensor, Tensor],
+        members: Sequence[Member],
+        *,
+        batch_size: int,
+        rule: Rule = rules.sgd,
+        path: Path = "auto",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.members = tuple(members)
+        if not self.members:
+            raise ValueError("an ensemble needs at least one member, got none")
+        for member in self.members:
+            if not isinstance(member, Member):
+                raise TypeError(f"members must be train.Member, got {member!r}")
+        if not isinstance(rule, Rule):
+            raise TypeError(f"rule must be one of train.rules, such as rules.sgd, got {rule!r}")
+        if path not in get_args(Path):
+            raise ValueError(f"path must be one of {', '.join(get_args(Path))}, got {path!r}")
+        self.rule = rule
+        self._dtype = dtype
+        self._loss = _losses.named_module(loss)
+        inputs, targets = check_data(data, dtype, device)
+        targets = _losses.cast_targets(self._loss, targets, dtype)
+        count = len(inputs)
+        self._order, self.batch_size = batch_shape(self.members, batch_size, count)
+        # For weights, order, forward pass, label noise; then order and noise of each further batch.
+        spawned = [
+            spawn_generators(member.seed, 2 + 2 * len(rule.batch_weights))
+            for member in self.members
+        ]
+        first = [own[0] for own in spawned]
+        self._random_states = [own[2].get_state() for own in spawned]
+        self._template, params, fixed = initialise(model, first, dtype, device)
+        smallest = min(
+            batch_sizes(self._order, count, self.batch_size, 0, -(-count // self.batch_size))
+        )
+        outputs, self._random = probe(self._template, inputs, smallest, self._random_states[0])
+        batch_loss = _losses.resolve(
+            self._loss, outputs.to(device), targets, perturbed=rule.perturb is not None
+        )
+        self._streams = [
+            BatchStream(member.order, count, self.batch_size, generator)
+            for member, own in zip(self.members, spawned, strict=True)
+            for generator in (own[1], *own[4::2])
+        ]
+        self._noisy: list[NoisyStream] = []
+        if rule.perturb is not None:
+            noise = [generator for own in spawned for generator in own[3::2]]
+            self._noisy = [
+                NoisyStream(stream, targets, rule.perturb, own, batch_loss.check)
+                for stream, own in zip(self._streams, noise, strict=True)
+            ]
+            rule.perturb(targets[:1].clone(), torch.Generator())  # a kind that it cannot perturb
+        self._initial = (params, fixed)
+        self._job = Job(batch_loss, rule, stacked_hyper(self.members, device), inputs, targets)
+        self.steps_taken = 0
+        self.diverged_at: list[int | None] = [None] * len(self.members)
+        self.path_seconds: dict[str, float] = {}
+        self._engine: Engine | None = None
+        self._path: str = path
+        if path != "auto":
+            self._engine = self._build(path)
+
+    # ---- what a user calls
+
+    @property
+    def path(self) -> str:
+        """The execution path: `fused`, `vmap` or `loop`; `auto` until the first steps chose it."""
+        return self._path
+
+    def train(self, steps: int) -> Ensemble:
+        """Take `steps` updates of every member that has not diverged.
+
+        A member whose parameters leave the finite numbers is masked and recorded in `diverged_at`
+        with the step by which that was found.
+        """
+        steps = whole_number("steps", steps, least=0)
+        while steps:
+            count = min(steps, _BLOCK - self.steps_taken % _BLOCK)
+            rates = self._rates(count)
+            for own_rates in rates.split(self._steps_at_once(count)):
+                batches = self._take(len(own_rates))
+                if self._engine is None:
+                    self._choose(batches, own_rates)
+                assert self._engine is not None
+                self._engine.advance(batches, own_rates)
+                self.steps_taken += len(own_rates)
+            steps -= count
+            self._mask_diverged()
+        return self
+
+    def parameters(self) -> dict[str, Float[Tensor, "E ..."]]:
+        """Copies of all parameters, each `[E, ...]`; NaN for members that diverged."""
+        tensors = self._tensors()
+        return {name: tensors[name] for name, _ in self._template.named_parameters()}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of all buffers, each `[E, ...]`; NaN for members that diverged."""
+        tensors = self._tensors()
+        return {name: tensors[name] for name, _ in self._template.named_buffers()}
+
+    def module(self, member: int) -> nn.Module:
+        """A module of its own with one member's parameters and buffers."""
+        module = copy.deepcopy(self._template)
+        load_member(module, self._tensors(), member)
+        return module
+
+    def predict(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "E n ..."]:
+        """Every member's outputs, in eval mode (batch norm uses its running statistics)."""
+        inputs = inputs.to(self._job.inputs.device, self._job.inputs.dtype)
+        tensors = self._tensors()
+        template = copy.deepcopy(self._template).eval()
+        outputs = []
+        for e, state in enumerate(self._random_states):
+            own = {name: value[e] for name, value in tensors.items()}
+            with random_state(state), torch.no_grad():
+                outputs.append(functional_call(template, own, (inputs,)))
+        return torch.stack(outputs)
+
+    def evaluate(self, inputs: Float[Tensor, "n ..."], targets: Tensor) -> Evaluation:
+        """Mean loss and accuracy of every member on some data.
+
+        Raises:
+            ValueError: the data hold NaN, differ in length, or a label is out of range.
+        """
+        dtype, device = self._dtype, self._job.inputs.device
+        inputs, targets = check_data((inputs, targets), dtype, device)
+        targets = _losses.cast_targets(self._loss, targets, dtype)
+        outputs = self.predict(inputs)
+        loss = outputs.new_full((len(self.members),), float("nan"))
+        accuracy = loss.clone()
+        ignored = getattr(self._loss, "ignore_index", None)
+        counted = torch.ones_like(targets) == 1 if ignored is None else targets != ignored
+        for e, own in enumerate(outputs):
+            if self.diverged_at[e] is None:
+                total, count = self._job.loss.sum_and_count(own, targets, len(inputs))
+                loss[e] = total / count
+                if own.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
+                    right = (own.argmax(1) == targets)[counted]
+                    accuracy[e] = right.to(loss.dtype).mean()
+        return Evaluation(loss, accuracy, len(inputs))
+
+    def __repr__(self) -> str:
+        lost = sum(step is not None for step in self.diverged_at)
+        return (
+            f"Ensemble of {len(self.members)} members after {self.steps_taken} steps of "
+            f"{self.rule.name} at batch size {self.batch_size} ({self.path} path, {lost} diverged)"
+        )
+
+    # ---- inside
+
+    def _steps_at_once(self, count: int) -> int:
+        """How many of the steps to draw at once, as perturbed targets take memory."""
+        if not self._noisy:
+            return count
+        numbers = self._job.targets[0].numel() * self.batch_size * len(self._streams)
+        return min(count, max(1, _MAX_PERTURBED // numbers))
+
+    def _take(self, count: int) -> list[Batch]:
+        """The batches of the next `count` steps."""
+        sizes = batch_sizes(
+            self._order, len(self._job.inputs), self.batch_size, self.steps_taken, count
+        )
+        if not self._noisy:
+            index = torch.stack([stream.take(sum(sizes)) for stream in self._streams])
+            return [Batch(own) for own in self._by_step(index, sizes)]
+        taken = [stream.take(sum(sizes)) for stream in self._noisy]
+        index, targets = (torch.stack(part) for part in zip(*taken, strict=True))
+        both = zip(self._by_step(index, sizes), self._by_step(targets, sizes), strict=True)
+        return [Batch(own, own_targets) for own, own_targets in both]
+
+    def _by_step(
+        self, flat: Shaped[Tensor, "streams total ..."], sizes: Sequence[int]
+    ) -> Sequence[Shaped[Tensor, "E batches size ..."]]:
+        """What the streams gave, divided into steps."""
+        flat = flat.to(self._job.inputs.device).unflatten(0, (len(self.members), -1))
+        if len(set(sizes)) == 1:
+            blocks = flat.unflatten(2, (len(sizes), sizes[0])).movedim(2, 0).contiguous()
+            return blocks.unbind(0)
+        return [piece.contiguous() for piece in flat.split(list(sizes), dim=2)]
+
+    def _rates(self, count: int) -> Float[Tensor, "steps E"]:
+        steps = np.arange(self.steps_taken, self.steps_taken + count)
+        shown = np.floor(steps / self.rule.steps_per_step).astype(np.int64)
+        columns = []
+        for member, lost in zip(self.members, self.diverged_at, strict=True):
+            factors = np.ones(count)
+            if member.schedule is not None:
+                factors = np.asarray(member.schedule(shown), dtype=np.float64)
+            if factors.shape != (count,):
+                raise ValueError(
+                    f"a schedule must return one factor for each of the {count} steps that it is "
+                    f"given, got shape {factors.shape}"
+                )
+            columns.append(member.lr * factors * (lost is None))
+        rates = np.stack(columns, axis=1)
+        decay = np.array([member.weight_decay for member in self.members])
+        if not (np.isfinite(rates).all() and (rates >= 0).all() and (rates * decay < 1).all()):
+            raise ValueError(
+                "a schedule gave a learning rate that is negative, not finite, or at least "
+                f"1 / weight_decay, between steps {steps[0]} and {steps[-1]}"
+            )
+        return torch.from_numpy(rates).to(self._job.inputs.device)
+
+    def _build(self, path: str) -> Engine:
+        params, fixed = self._initial
+        if path == "fused":
+            layers = recognise(self._template, input_ndim=self._job.inputs.ndim)
+            if layers is None:
+                raise ValueError(
+                    "path='fused' runs plain MLPs only (a Sequential of Linear, elementwise "
+                    "activations and BatchNorm1d, all trainable, with a Flatten first where inputs "
+                    "have more than one axis a sample); use path='auto', 'vmap' or 'loop'"
+                )
+            return FusedEngine(layers, params, fixed, self._job)
+        if path == "vmap":
+            if self._random:
+                raise ValueError(
+                    "path='vmap' cannot keep each member's own randomness (dropout); use "
+                    "path='auto' or 'loop'"
+                )
+            return VmapEngine(self._template, params, fixed, self._job)
+        states = self._random_states if self._random else None
+        return LoopEngine(self._template, params, fixed, self._job, random_states=states)
+
+    def _choose(self, batches: Sequence[Batch], rates: Tensor) -> None:
+        """Time the first steps on each path that can run them, and start on the fastest."""
+        plain = recognise(self._template, input_ndim=self._job.inputs.ndim) is not None
+        candidates = ["loop"] if self._random else ["fused" if plain else "vmap", "loop"]
+        engines: dict[str, Engine] = {}
+        for path in candidates:
+            try:
+                engines[path] = self._build(path)
+                engines[path].advance(batches[:1], rates[:1])  # to warm up
+            except RuntimeError:  # what the path cannot run, the loop can
+                if path == "loop":
+                    raise
+                engines.pop(path, None)
+        # In turns, and the least of each: something else on the machine slows all paths alike.
+        for _ in range(_TRIAL_ROUNDS):
+            for path, engine in engines.items():
+                seconds = _seconds(engine, batches, rates)
+                self.path_seconds[path] = min(seconds, self.path_seconds.get(path, seconds))
+        self._path = min(self.path_seconds, key=self.path_seconds.__getitem__)
+        self._engine = self._build(self._path)
+
+    def _mask_diverged(self) -> None:
+        assert self._engine is not None
+        params = self._engine.parameters()
+        finite = torch.ones(len(self.members), dtype=torch.bool, device=self._job.inputs.device)
+        for value in params.values():
+            flat = value.reshape(len(finite), -1)
+            # The sum is cheap, but may overflow where every entry is finite.
+            if not bool(torch.isfinite(flat.sum(1)).all()):
+                finite &= torch.isfinite(flat).all(1)
+        for e in torch.nonzero(~finite).flatten().tolist():
+            if self.diverged_at[e] is None:
+                self.diverged_at[e] = self.steps_taken
+                self._engine.silence(e)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Copies of all parameters and buffers, each `[E, ...]`; NaN where a member diverged."""
+        if self._engine is None:
+            params, fixed = self._initial
+            return {name: value.clone() for name, value in {**params, **fixed}.items()}
+        tensors = {**self._engine.parameters(), **self._engine.fixed()}
+        lost = [e for e, step in enumerate(self.diverged_at) if step is not None]
+        for value in tensors.values():
+            if lost and value.is_floating_point():
+                value[lost] = float("nan")
+        return tensors
+
+
+def _seconds(engine: Engine, batches: Sequence[Batch], rates: Tensor) -> float:
+    """Seconds a step, over the first few."""
+    count = min(_TRIAL_STEPS, len(batches))
+    start = time.perf_counter()
+    engine.advance(batches[:count], rates[:count])
+    return (time.perf_counter() - start) / count

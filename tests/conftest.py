@@ -47,15 +47,15 @@ def toy_claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Claim:
     It draws no figures, which take a second each; `toy.CLAIM` does.
     """
     import toy
-    from undertow import claims
     from undertow.claims import _registry
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_registry, "ALL", ("toy", "coin"))
-    monkeypatch.setattr(claims, "ALL", ("toy", "coin"))
-    plain = replace(toy.CLAIM, figures=lambda records, knobs: ())
-    for claim in (plain, replace(plain, name="coin")):
-        module = ModuleType(claim.name)
-        module.CLAIM = claim  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, f"undertow.claims.{claim.name}", module)
-    return plain
+    for name in ("toy", "coin"):
+        module = ModuleType(name)
+        vars(module).update(vars(toy))
+        home = f"undertow.claims.{name}"
+        module.FIGURES = ()  # type: ignore[attr-defined]
+        module.CLAIM = replace(toy.CLAIM, name=name, home=home)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, home, module)
+    return _registry.get("toy")

@@ -2,32 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import polars as pl
 
-from undertow import lab
-from undertow.claims import Check, Claim, Figure, Verdict, check_below, decide
+from undertow.claims import Claim, Records
+from undertow.lab import (
+    Charts,
+    Count,
+    Experiment,
+    Knobs,
+    Prediction,
+    Seeds,
+    at_least,
+    figure,
+    grid,
+    near,
+    no_less,
+    of,
+    seeds,
+)
 
 
 @dataclass(frozen=True)
-class Knobs:
+class Coins(Knobs):
     """How coins are thrown.
 
     Attributes:
         flips: throws of each coin.
-        coins: how many coins.
+        seeds: how many coins.
         bias: chance of heads.
         mint: which mint made the coins, if one is known.
         crooked: hide a coin that cannot be thrown.
         lucky: throw with the left hand.
     """
 
-    flips: tuple[int, ...] = (64, 256)
-    coins: int = 6
+    flips: Annotated[tuple[int, ...], at_least(1)] = (64, 256)
+    seeds: Seeds = 6
     bias: float = 0.5
     mint: str | None = None
     crooked: bool = False
@@ -38,20 +52,20 @@ class Knobs:
 class Coin:
     """One coin."""
 
-    number: int
-    flips: int
+    flips: Count
     bias: float
     crooked: bool
     seed: int
 
 
-def trials(knobs: Knobs, seed: int) -> list[Coin]:
+def experiments(knobs: Coins, seed: int) -> dict[str, Experiment]:
     """Every number of throws with every coin."""
-    return [
-        Coin(number, flips, knobs.bias, knobs.crooked and number == 0, seed)
-        for flips in knobs.flips
-        for number in range(knobs.coins)
+    coins = [
+        {"seed": own, "crooked": knobs.crooked and index == 0}
+        for index, own in enumerate(seeds(seed, knobs.seeds))
     ]
+    thrown = grid(Coin, knobs, flips=knobs.flips, coin=coins)
+    return {"coins": Experiment(thrown, throw, together=("seed", "crooked"), group_size=4)}
 
 
 def throw(coins: Sequence[Coin]) -> list[Any]:
@@ -61,49 +75,39 @@ def throw(coins: Sequence[Coin]) -> list[Any]:
         if coin.crooked:
             results.append(ValueError("it stands on its edge."))
             continue
-        generator = np.random.default_rng([coin.number, coin.flips, coin.seed])
-        results.append([{"heads": float(np.mean(generator.random(coin.flips) < coin.bias))}])
+        generator = np.random.default_rng([coin.flips, coin.seed])
+        share = float(np.mean(generator.random(coin.flips) < coin.bias))
+        results.append([{"heads": share, "two_headed": 1.0}])
     return results
 
 
-def judge(records: pl.DataFrame, knobs: Knobs) -> Verdict:
+def predictions(knobs: Coins) -> dict[str, Prediction]:
     """Half are heads; two-headed coins, the control, are not."""
-    heads = float(np.average(records["heads"], weights=records["flips"]))
-    width = 1 / np.sqrt(records["flips"].sum())
-    distance = abs(heads - 0.5)
-    fair = check_below(
-        "distance from one half",
-        lab.Effect(
-            distance, (max(distance - width, 0), distance + width), None, len(records), "throws"
-        ),
-        bound=0.1,
-        rule="at most 0.1",
-    )
-    control = Check(
-        "two-headed coins differ", 1.0, (1.0, float("inf")), "at least 0.9", True, control=True
-    )
-    return decide([fair, control], f"{heads:.0%} of the throws were heads.")
+    return {
+        "share of heads": near(0.5, 0.25, of("coins", "heads"), "a fair coin"),
+        "two-headed coins": no_less(0.9, of("coins", "two_headed"), control=True),
+    }
 
 
-def figures(records: pl.DataFrame, knobs: Knobs) -> list[Figure]:
-    """One chart."""
-    import altair as alt
-
-    throws = alt.Chart(records.select("flips", "heads"))
-    chart = throws.mark_point().encode(x="flips:O", y="heads:Q")
-    return [Figure("heads", "Share of heads", "More throws, less spread.", chart)]
+def summary(records: Records, knobs: Coins) -> str:
+    """The share of all throws."""
+    heads = np.average(records["coins"]["heads"], weights=records["coins"]["flips"])
+    return f"{heads:.0%} of the throws were heads."
 
 
-def table(records: pl.DataFrame, knobs: Knobs) -> pl.DataFrame:
+@figure("Share of heads")
+def heads(records: Records, knobs: Coins) -> Any:
+    """More throws, less spread."""
+    return Charts(flips="throws").points(records["coins"], "flips", "heads")
+
+
+FIGURES: tuple[Any, ...] = (heads,)
+
+
+def table(records: Records, knobs: Coins) -> pl.DataFrame:
     """Means by number of throws."""
-    return records.group_by("flips", maintain_order=True).agg(pl.col("heads").mean())
+    return records["coins"].group_by("flips", maintain_order=True).agg(pl.col("heads").mean())
 
-
-PRESETS: Mapping[str, Knobs] = {
-    "smoke": Knobs(flips=(16,), coins=2),
-    "small": Knobs(),
-    "paper": Knobs(flips=(10_000,), coins=100),
-}
 
 CLAIM = Claim(
     name="toy",
@@ -111,14 +115,12 @@ CLAIM = Claim(
     paper="J. Bernoulli, Ars Conjectandi, 1713",
     statement="The share of heads of a fair coin comes as near to one half as you like.",
     corrections=("A finite number of throws may miss one half by any amount.",),
-    config=Knobs,
-    presets=PRESETS,
+    presets={
+        "smoke": Coins(flips=(16,), seeds=2),
+        "small": Coins(),
+        "paper": Coins(flips=(10_000,), seeds=100),
+    },
     costs={"smoke": "1 s", "small": "1 s", "paper": "10 s"},
-    trials=trials,
-    group=lambda coin: coin.flips,
-    group_size=4,
-    run=throw,
-    judge=judge,
-    figures=figures,
-    table=table,
+    home=__name__,
+    least_seeds=2,
 )

@@ -1,37 +1,8 @@
-"""One paper, one file: what each claims, put to the test with a verdict rule fixed beforehand."""
+"""What papers claim, put to the test: experiments, predictions written before the run, a verdict.
 
-from undertow.claims._claim import Check as Check
-from undertow.claims._claim import Claim as Claim
-from undertow.claims._claim import Figure as Figure
-from undertow.claims._claim import Verdict as Verdict
-from undertow.claims._claim import check_above as check_above
-from undertow.claims._claim import check_below as check_below
-from undertow.claims._claim import check_within as check_within
-from undertow.claims._claim import decide as decide
-from undertow.claims._page import checks_table as checks_table
-from undertow.claims._registry import ALL as ALL
-from undertow.claims._registry import get as get
-from undertow.claims._reproduce import Reproduction as Reproduction
-from undertow.claims._reproduce import last_verdicts as last_verdicts
-from undertow.claims._reproduce import report as report
-from undertow.claims._reproduce import reproduce as reproduce
-from undertow.claims._reproduce import resume as resume
+Names resolve on first use: a claim's knobs can be shown before anything heavy is loaded.
+"""
 
-__all__ = [
-    "ALL",
-    "Check",
-    "Claim",
-    "Figure",
-    "Reproduction",
-    "Verdict",
-    "check_above",
-    "check_below",
-    "check_within",
-    "checks_table",
-    "decide",
-    "get",
-    "last_verdicts",
-    "report",
-    "reproduce",
-    "resume",
-]
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal
 import polars as pl
 
 from undertow import lab
-from undertow.claims._claim import Check, Claim, Figure, Outcome, Verdict
+from undertow.claims._claim import Claim
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class Facts:
 
     preset: str
     seed: int
+    changed: Mapping[str, Any]
     knobs: Mapping[str, Any]
-    config: Any
     trials: int
     computed: int
     failures: tuple[lab.Failure, ...]
@@ -31,7 +30,11 @@ class Facts:
 
 
 def report_page(
-    claim: Claim, verdict: Verdict, figures: Sequence[Figure], table: pl.DataFrame, facts: Facts
+    claim: Claim,
+    verdict: lab.Verdict,
+    figures: Sequence[lab.Figure],
+    table: pl.DataFrame,
+    facts: Facts,
 ) -> lab.Page:
     """The page that `report.html` shows."""
     sections = [
@@ -49,7 +52,7 @@ def report_page(
         text = "They are left out of everything above; their tracebacks are in `failures/`."
         sections.append(lab.Section("Failed trials", text, table=_failed(facts.failures)))
     sections.append(lab.Section("How it was run", _how(facts), table=_knobs(facts)))
-    command = rerun_command(claim, preset=facts.preset, seed=facts.seed, knobs=facts.knobs)
+    command = rerun_command(claim, preset=facts.preset, seed=facts.seed, knobs=facts.changed)
     sections.append(lab.Section("Run it again", f"`{command}`"))
     return lab.Page(
         title=claim.title,
@@ -64,7 +67,7 @@ def report_page(
     )
 
 
-_TONES: dict[Outcome, Literal["good", "bad", "unsure"]] = {
+_TONES: dict[str, Literal["good", "bad", "unsure"]] = {
     "supported": "good",
     "refuted": "bad",
     "inconclusive": "unsure",
@@ -75,7 +78,7 @@ _CHECKS = (
 )
 
 
-def checks_table(verdict: Verdict) -> pl.DataFrame:
+def checks_table(verdict: lab.Verdict) -> pl.DataFrame:
     """One row a check: `check`, `value`, `95% interval`, `rule` and `result`."""
     return pl.DataFrame(
         {
@@ -83,7 +86,7 @@ def checks_table(verdict: Verdict) -> pl.DataFrame:
             "value": [check.value for check in verdict.checks],
             "95% interval": [_interval(check) for check in verdict.checks],
             "rule": [check.rule for check in verdict.checks],
-            "result": [_result(check) for check in verdict.checks],
+            "result": [check.result for check in verdict.checks],
         },
         schema_overrides={"check": pl.String, "value": pl.Float64},
     )
@@ -102,15 +105,9 @@ def rerun_command(claim: Claim, *, preset: str, seed: int, knobs: Mapping[str, A
     return " ".join(words)
 
 
-def _interval(check: Check) -> str:
+def _interval(check: lab.Check) -> str:
     low, high = check.interval
     return f"[{low:.4g}, {high:.4g}]"
-
-
-def _result(check: Check) -> str:
-    if check.passed:
-        return "passed"
-    return "refuted" if check.refuted else "not passed"
 
 
 def _how(facts: Facts) -> str:
@@ -133,12 +130,11 @@ def _how(facts: Facts) -> str:
 
 def _knobs(facts: Facts) -> pl.DataFrame:
     """Every knob's value, those that differ from the preset's marked."""
-    names = [knob.name for knob in dataclasses.fields(facts.config)]
     return pl.DataFrame(
         {
-            "knob": names,
-            "value": [_as_text(getattr(facts.config, name)) for name in names],
-            "from": ["the command" if name in facts.knobs else facts.preset for name in names],
+            "knob": list(facts.knobs),
+            "value": [_as_text(value) for value in facts.knobs.values()],
+            "from": ["the command" if k in facts.changed else facts.preset for k in facts.knobs],
         }
     )
 

@@ -6,24 +6,23 @@ report can be made again without running anything.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from undertow import lab
-from undertow.claims._claim import Claim, Verdict
+from undertow.claims._claim import BUILT_IN, Claim, Records
 from undertow.claims._page import Facts, report_page
-from undertow.claims._registry import get
+from undertow.claims._registry import by_value, get
 
 RUNS = Path("undertow-runs")
 _VERDICT = "verdict.json"
@@ -38,7 +37,7 @@ class Reproduction:
         preset: `smoke`, `small` or `paper`.
         seed: the base seed.
         verdict: the outcome, with each check.
-        records: one row per record of each trial, in the trials' order.
+        records: by experiment, a row per record of each trial, in the trials' order.
         seconds: wall time of the run that gave the verdict; NaN where none was noted.
         out: the folder with `report.html`, `verdict.json`, `figures/` and the store.
     """
@@ -46,8 +45,8 @@ class Reproduction:
     claim: str
     preset: str
     seed: int
-    verdict: Verdict
-    records: pl.DataFrame = field(repr=False)
+    verdict: lab.Verdict
+    records: Records = field(repr=False)
     seconds: float
     out: Path
 
@@ -142,16 +141,13 @@ def report(out: str | os.PathLike[str]) -> Reproduction:
     """
     store = lab.Store(Path(out), create=False)
     plan = _stored_plan(store)
-    study = plan.study()
-    failed = _failures(store, study)
-    missing = sum(not store.has(trial) for trial in study.hashes()) - len(failed)
-    if missing > 0:
+    results = lab.stored(plan.study, store)
+    if results.missing > 0:
         raise ValueError(
-            f"{missing} of the {len(study.trials)} trials in {store.path} have not been run yet;"
-            f" run them with: undertow resume {store.path}"
+            f"{results.missing} of the {len(plan.study)} trials in {store.path} have not been run"
+            f" yet; run them with: undertow resume {store.path}"
         )
-    records = store.records(study.hashes())
-    return _conclude(plan, store, records, seconds=_noted_seconds(store), computed=0)
+    return _conclude(plan, store, results, seconds=_noted_seconds(store))
 
 
 def last_verdicts(folder: str | os.PathLike[str] = RUNS) -> dict[str, dict[str, Any]]:
@@ -172,33 +168,34 @@ def last_verdicts(folder: str | os.PathLike[str] = RUNS) -> dict[str, dict[str, 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Everything that determines a run: `knobs` are those that differ from the preset's."""
+    """Everything that determines a run: `changed` are the knobs that differ from the preset's."""
 
     claim: Claim
     preset: str
     seed: int
-    knobs: Mapping[str, Any]
-    config: Any
+    changed: Mapping[str, Any]
+    knobs: Any
 
+    @cached_property
     def study(self) -> lab.Study:
+        experiments = self.claim.experiments(self.knobs, self.seed)
+        by_value(self.claim)
         return lab.Study(
-            name=self.claim.name,
-            trials=tuple(self.claim.trials(self.config, self.seed)),
-            function=self.claim.run,
-            group=self.claim.group,
-            group_size=self.claim.group_size,
+            self.claim.name,
+            experiments,
             config={
                 "claim": self.claim.name,
+                "source": self.claim.source,
                 "preset": self.preset,
                 "seed": self.seed,
-                "knobs": dict(self.knobs),
+                "knobs": dict(self.changed),
             },
         )
 
     def default_out(self) -> Path:
         name = f"{self.claim.name}-{self.preset}-seed{self.seed}"
-        if self.knobs:
-            content = json.dumps(dict(self.knobs), sort_keys=True).encode()
+        if self.changed:
+            content = json.dumps(dict(self.changed), sort_keys=True).encode()
             name += f"-{hashlib.sha256(content).hexdigest()[:8]}"
         return RUNS / name
 
@@ -209,13 +206,13 @@ def _plan(claim: Claim, preset: str, seed: int, overrides: Mapping[str, Any]) ->
             f"preset={preset!r} is unknown to {claim.name}; choose {', '.join(claim.presets)}."
         )
     base = claim.presets[preset]
-    names = [knob.name for knob in dataclasses.fields(claim.config)]
-    for name in overrides:
-        if name not in names:
-            close = difflib.get_close_matches(name, names) or names
-            raise ValueError(f"{claim.name} has no knob {name!r}; it has {', '.join(close)}.")
-    knobs = {name: value for name, value in overrides.items() if value != getattr(base, name)}
-    return _Plan(claim, preset, seed, knobs, dataclasses.replace(base, **knobs))
+    try:
+        knobs = base.with_values(overrides)
+    except ValueError as error:
+        raise ValueError(f"{claim.name}: {error}") from error
+    flat, given = base.flat(), knobs.flat()
+    changed = {name: given[name] for name in overrides if given[name] != flat[name]}
+    return _Plan(claim, preset, seed, changed, knobs)
 
 
 def _stored_plan(store: lab.Store) -> _Plan:
@@ -227,7 +224,15 @@ def _stored_plan(store: lab.Store) -> _Plan:
             f"{store.path} holds no run of a claim (its config.json has no {error.args[0]!r});"
             " start one with: undertow reproduce CLAIM"
         ) from error
-    return _plan(get(claim), preset, seed, {name: _as_knob(knobs[name]) for name in knobs})
+    source = stored.get("source", BUILT_IN)
+    try:
+        found = get(source if os.path.isabs(source) else claim)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{store.path} holds a run of the claim {claim}, whose file is no longer at {source};"
+            " put it back there"
+        ) from error
+    return _plan(found, preset, seed, {name: _as_knob(knobs[name]) for name in knobs})
 
 
 def _as_knob(value: Any) -> Any:
@@ -242,11 +247,9 @@ def _run(
     plan: _Plan, store: lab.Store, *, engine: str, workers: int | None, progress: bool
 ) -> Reproduction:
     start = time.perf_counter()
-    study = plan.study()
-    missing = sum(not store.has(trial) for trial in study.hashes())
-    records = lab.run(study, store, engine=engine, workers=workers, progress=progress)
-    seconds = time.perf_counter() - start if missing else _noted_seconds(store)
-    return _conclude(plan, store, records, seconds=seconds, computed=missing)
+    results = lab.run(plan.study, store, engine=engine, workers=workers, progress=progress)
+    seconds = time.perf_counter() - start if results.computed else _noted_seconds(store)
+    return _conclude(plan, store, results, seconds=seconds)
 
 
 def _noted_seconds(store: lab.Store) -> float:
@@ -258,27 +261,20 @@ def _noted_seconds(store: lab.Store) -> float:
         return math.nan
 
 
-def _failures(store: lab.Store, study: lab.Study) -> list[lab.Failure]:
-    """The failures of this study: its folder may hold those of other knobs."""
-    ours = set(study.hashes())
-    return [failure for failure in store.failures() if failure.trial in ours]
-
-
 def _conclude(
-    plan: _Plan, store: lab.Store, records: pl.DataFrame, *, seconds: float, computed: int
+    plan: _Plan, store: lab.Store, results: lab.Results, *, seconds: float
 ) -> Reproduction:
-    study = plan.study()
-    failures = _failures(store, study)
-    if len(failures) == len(study.trials):
+    claim, records, failures = plan.claim, results.records, results.failures
+    if len(failures) == len(plan.study):
         raise _cannot_judge(plan, store, failures, f"all {len(failures)}")
     try:
-        verdict = plan.claim.judge(records, plan.config)
-        figures = tuple(plan.claim.figures(records, plan.config))
-        table = plan.claim.table(records, plan.config)
+        verdict = claim.judge(records, plan.knobs)
+        figures = claim.figures(records, plan.knobs)
+        table = claim.table(records, plan.knobs)
     except pl.exceptions.PolarsError as error:
         if not failures:
             raise
-        some = f"{len(failures)} of {len(study.trials)}"
+        some = f"{len(failures)} of {len(plan.study)}"
         raise _cannot_judge(plan, store, failures, some) from error
     reproduction = Reproduction(
         claim=plan.claim.name,
@@ -295,11 +291,11 @@ def _conclude(
     facts = Facts(
         preset=plan.preset,
         seed=plan.seed,
-        knobs=plan.knobs,
-        config=plan.config,
-        trials=len(study.trials),
-        computed=computed,
-        failures=tuple(failures),
+        changed=plan.changed,
+        knobs=plan.knobs.flat(),
+        trials=len(plan.study),
+        computed=results.computed,
+        failures=failures,
         seconds=seconds,
         environment=json.loads((store.path / "environment.json").read_text(encoding="utf-8")),
     )
@@ -312,7 +308,7 @@ def _conclude(
 
 
 def _cannot_judge(
-    plan: _Plan, store: lab.Store, failures: list[lab.Failure], how_many: str
+    plan: _Plan, store: lab.Store, failures: Sequence[lab.Failure], how_many: str
 ) -> RuntimeError:
     first = failures[0]
     return RuntimeError(

@@ -2,3 +2,4 @@ from ._load import Dataset as Dataset
 from ._load import Text as Text
 from ._load import load as load
 from ._load import load_text as load_text
+from ._sources import Images as Images

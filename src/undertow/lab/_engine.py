@@ -25,6 +25,20 @@ GroupFunction = Callable[[Sequence[Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
+class Group:
+    """Trials that run as one, each with its identity, and the function that runs them."""
+
+    function: GroupFunction
+    identities: tuple[str, ...]
+    trials: tuple[Any, ...]
+
+    def alone(self) -> list[Group]:
+        """Each trial as a group of its own."""
+        pairs = zip(self.identities, self.trials, strict=True)
+        return [Group(self.function, (identity,), (trial,)) for identity, trial in pairs]
+
+
+@dataclass(frozen=True)
 class Failed:
     """Why a trial gave no records, as text: not every exception can cross between processes."""
 
@@ -39,9 +53,7 @@ Finished = Generator[
 ]  # a group's index, and its trials' outcomes in order
 
 
-def run_groups(
-    function: GroupFunction, groups: Sequence[Sequence[Any]], *, engine: str, workers: int | None
-) -> Finished:
+def run_groups(groups: Sequence[Group], *, engine: str, workers: int | None) -> Finished:
     """Run each group, yielding its index and outcomes as it finishes.
 
     Raises:
@@ -54,31 +66,32 @@ def run_groups(
     if workers is not None and workers < 1:
         raise ValueError(f"workers: expected at least 1, got {workers}")
     if engine == "inline":
-        return ((index, run_group(function, group)) for index, group in enumerate(groups))
-    return _run_local(function, groups, workers)
+        return ((index, run_group(group)) for index, group in enumerate(groups))
+    return _run_local(groups, workers)
 
 
-def run_group(function: GroupFunction, trials: Sequence[Any]) -> list[Outcome]:
+def run_group(group: Group) -> list[Outcome]:
     """The outcomes of one group. One that raises is run again, trial by trial."""
     try:
-        results = function(tuple(trials))
-        if len(results) != len(trials):
+        results = group.function(group.trials)
+        if len(results) != len(group.trials):
             raise ValueError(
-                f"the study's function gave {len(results)} results for {len(trials)} trials"
+                f"the study's function gave {len(results)} results for {len(group.trials)} trials"
             )
     # A function that calls sys.exit must not end the study.
     except (Exception, SystemExit) as error:
-        if len(trials) == 1:
+        if len(group.trials) == 1:
             return [_failed(error)]
-        return [run_group(function, [trial])[0] for trial in trials]
-    return [_encoded(trial, result) for trial, result in zip(trials, results, strict=True)]
+        return [run_group(own)[0] for own in group.alone()]
+    named = zip(group.identities, group.trials, results, strict=True)
+    return [_encoded(identity, trial, result) for identity, trial, result in named]
 
 
-def _encoded(trial: Any, result: Any) -> Outcome:
+def _encoded(identity: str, trial: Any, result: Any) -> Outcome:
     if isinstance(result, BaseException):
         return _failed(result)
     try:
-        return encode_records(trial, result)
+        return encode_records(identity, trial, result)
     except Exception as error:
         return _failed(error)
 
@@ -87,21 +100,19 @@ def _failed(error: BaseException) -> Failed:
     return Failed(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 
 
-def _run_local(
-    function: GroupFunction, groups: Sequence[Sequence[Any]], workers: int | None
-) -> Finished:
+def _run_local(groups: Sequence[Group], workers: int | None) -> Finished:
     from loky import cpu_count
 
     waiting = deque(range(len(groups)))
     while waiting:
         count = min(workers or cpu_count(), len(waiting))
-        suspects = yield from _run_until_death(function, groups, waiting, count)
+        suspects = yield from _run_until_death(groups, waiting, count)
         for index in suspects:
-            yield index, _run_alone(function, groups[index])
+            yield index, _run_alone(groups[index])
 
 
 def _run_until_death(
-    function: GroupFunction, groups: Sequence[Sequence[Any]], waiting: deque[int], workers: int
+    groups: Sequence[Group], waiting: deque[int], workers: int
 ) -> Generator[tuple[int, list[Outcome]], None, list[int]]:
     """Work through `waiting` until it is empty or a worker dies; returns the groups then running.
 
@@ -114,7 +125,7 @@ def _run_until_death(
             while waiting and len(running) < workers and not suspects:
                 index = waiting.popleft()
                 try:
-                    running[pool.submit(run_group, function, groups[index])] = index
+                    running[pool.submit(run_group, groups[index])] = index
                 except BrokenProcessPool:  # a worker died between two tasks
                     suspects.append(index)
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -134,15 +145,15 @@ def _run_until_death(
     return sorted(suspects)
 
 
-def _run_alone(function: GroupFunction, trials: Sequence[Any]) -> list[Outcome]:
+def _run_alone(group: Group) -> list[Outcome]:
     """Run a group in a process of its own; if that dies too, each of its trials in its own."""
     try:
         with _pool(1) as pool:
-            return pool.submit(run_group, function, trials).result()
+            return pool.submit(run_group, group).result()
     except BrokenProcessPool as error:
-        if len(trials) == 1:
+        if len(group.trials) == 1:
             return [_died(error)]
-    return [_run_alone(function, [trial])[0] for trial in trials]
+    return [_run_alone(own)[0] for own in group.alone()]
 
 
 def _died(error: BrokenProcessPool) -> Failed:

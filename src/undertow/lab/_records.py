@@ -8,15 +8,15 @@ from typing import Any
 
 import polars as pl
 
-from undertow.lab._trial import trial_columns, trial_hash
+from undertow.lab._trial import trial_columns
 
 Record = Mapping[str, Any]
 
 _SCALARS = (bool, int, float, str)
 
 
-def encode_records(trial: Any, rows: Sequence[Record]) -> bytes:
-    """A trial's Parquet file: columns `trial` (its hash), its fields, then the records' keys.
+def encode_records(identity: str, trial: Any, rows: Sequence[Record]) -> bytes:
+    """A trial's Parquet file: columns `trial` (its identity), its fields, then the records' keys.
 
     A value is None, a boolean, a number, a string, or a list of these at any depth; NumPy scalars,
     arrays and tensors are taken by their `tolist()`. Integers become floats in a column that also
@@ -26,7 +26,7 @@ def encode_records(trial: Any, rows: Sequence[Record]) -> bytes:
         TypeError: a record is not flat, or a column mixes kinds; the message names the column.
         ValueError: a record's key is also a field of the trial.
     """
-    fields = {"trial": trial_hash(trial), **trial_columns(trial)}
+    fields = {"trial": identity, **trial_columns(trial)}
     columns: dict[str, list[Any]] = {}
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):

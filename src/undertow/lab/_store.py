@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -17,7 +18,7 @@ import polars as pl
 
 from undertow.lab._files import TEMPORARY_SUFFIX, StoreError, json_bytes, write_atomically
 from undertow.lab._records import Record, encode_records, join_records
-from undertow.lab._trial import trial_columns, trial_hash
+from undertow.lab._trial import trial_hash
 
 try:
     import fcntl
@@ -136,7 +137,19 @@ class Store:
 
     def has(self, trial: str) -> bool:
         """Whether the records of the trial with this hash are here and can be read."""
-        return self._read(trial) is not None
+        return self.read(trial) is not None
+
+    def read(self, trial: str) -> pl.DataFrame | None:
+        """The records of the trial with this hash; None where they are not here."""
+        path = self.path / "trials" / f"{trial}.parquet"
+        try:
+            # Through memory: polars would take brackets in a folder's name for a pattern.
+            return pl.read_parquet(io.BytesIO(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            path.replace(path.with_name(f"{path.name}.corrupt"))
+            return None
 
     def hashes(self) -> tuple[str, ...]:
         """The hashes of the trials whose records are here, in ascending order."""
@@ -149,28 +162,23 @@ class Store:
         are relaxed to one that holds both; a trial that is not here has no rows.
         """
         wanted = self.hashes() if trials is None else trials
-        frames = (self._read(trial) for trial in wanted)
+        frames = (self.read(trial) for trial in wanted)
         return join_records(frame for frame in frames if frame is not None)
 
-    def write_records(self, trial: Any, rows: Sequence[Record]) -> None:
-        """Store the records of a trial (see `Study.function`), and forget its failure."""
-        self.write_encoded(trial_hash(trial), encode_records(trial, rows))
+    def write_records(self, trial: Any, rows: Sequence[Record], *, kind: str = "") -> None:
+        """Store the records of a trial (see `Experiment.run`), and forget its failure."""
+        identity = trial_hash(trial, kind)
+        self.write_encoded(identity, encode_records(identity, trial, rows))
 
     def write_encoded(self, trial: str, content: bytes) -> None:
         """Store the Parquet file of the trial with this hash, as a worker encoded it."""
         write_atomically(self.path / "trials" / f"{trial}.parquet", content)
         (self.path / "failures" / f"{trial}.json").unlink(missing_ok=True)
 
-    def write_failure(self, trial: Any, *, error: str, message: str, traceback: str = "") -> None:
+    def write_failure(self, failure: Failure) -> None:
         """Store why a trial gave no records; it is tried again by the next run."""
-        failure = {
-            "trial": trial_hash(trial),
-            "fields": trial_columns(trial),
-            "error": error,
-            "message": message,
-            "traceback": traceback,
-        }
-        write_atomically(self.path / "failures" / f"{failure['trial']}.json", json_bytes(failure))
+        content = json_bytes(dataclasses.asdict(failure))
+        write_atomically(self.path / "failures" / f"{failure.trial}.json", content)
 
     def failures(self) -> tuple[Failure, ...]:
         """The trials that failed when last tried, by ascending hash."""
@@ -220,17 +228,6 @@ class Store:
                 f"{self.path} was written by a newer Undertow (store format {version}, this one "
                 f"reads up to {FORMAT}); upgrade with: pip install --upgrade undertow"
             )
-
-    def _read(self, trial: str) -> pl.DataFrame | None:
-        path = self.path / "trials" / f"{trial}.parquet"
-        try:
-            # Through memory: polars would take brackets in a folder's name for a pattern.
-            return pl.read_parquet(io.BytesIO(path.read_bytes()))
-        except FileNotFoundError:
-            return None
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
-            path.replace(path.with_name(f"{path.name}.corrupt"))
-            return None
 
     def _note_environment(self) -> None:
         """A study resumed elsewhere keeps the earlier environments under `earlier`."""

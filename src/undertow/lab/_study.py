@@ -1,81 +1,157 @@
-"""A study: trials, the function that runs them in groups, and a run that survives being killed."""
+"""A study: experiments, each with its trials and records, and a run that survives being killed."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Mapping
+import dataclasses
+import io
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import polars as pl
 
-from undertow.lab._engine import Failed, GroupFunction, run_groups
+from undertow.lab._engine import Failed, Group, GroupFunction, run_groups
 from undertow.lab._progress import note, progress_bar
-from undertow.lab._store import Store
-from undertow.lab._trial import trial_hash
+from undertow.lab._records import join_records
+from undertow.lab._store import Failure, Store
+from undertow.lab._trial import trial_columns, trial_hash
 
 
-def _one_key(trial: Any) -> Hashable:
-    return None
+@dataclass(frozen=True)
+class Experiment:
+    """Trials of one kind, and what runs them. Their records make one frame of like rows.
+
+    Attributes:
+        trials: frozen dataclasses, each everything that determines its result (see `trial_hash`).
+        run: takes one trial and returns its records: flat dictionaries (of None, booleans, numbers,
+            strings, arrays, or lists of these), or one such dictionary. With `together` it takes a
+            tuple of trials and returns, for each in order, its records, or an exception instance
+            for a trial that failed. Worker processes import it: define it at the top level of a
+            module.
+        together: the fields in which trials that run as one may differ; none for one by one.
+        group_size: the most trials that run as one.
+
+    Raises:
+        ValueError: `group_size` below 1, or `together` names no field of the trials.
+    """
+
+    trials: Sequence[Any]
+    run: Callable[[Any], Any]
+    together: tuple[str, ...] = ()
+    group_size: int = 24
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {self.group_size}")
+        for trial in self.trials[:1]:
+            for name in self.together:
+                if not hasattr(trial, name):
+                    raise ValueError(
+                        f"together must name fields of {type(trial).__name__}, got {name!r}"
+                    )
+
+    @property
+    def function(self) -> GroupFunction:
+        """What runs a group of trials."""
+        return self.run if self.together else partial(_one_by_one, self.run)
+
+    def groups(self) -> Iterator[tuple[int, ...]]:
+        """The groups, as indices of trials: alike in the trials' order, cut at `group_size`.
+
+        They depend on the trials only, never on what is stored: a resumed study runs a trial beside
+        the same neighbours as one that was not stopped, and so gets the same digits.
+        """
+        if not self.together:
+            yield from ((index,) for index in range(len(self.trials)))
+            return
+        alike: dict[Hashable, list[int]] = {}
+        for index, trial in enumerate(self.trials):
+            names = (f.name for f in dataclasses.fields(trial) if f.name not in self.together)
+            key = repr([(name, getattr(trial, name)) for name in names])
+            alike.setdefault(key, []).append(index)
+        for indices in alike.values():
+            for start in range(0, len(indices), self.group_size):
+                yield tuple(indices[start : start + self.group_size])
+
+
+def _one_by_one(run: Callable[[Any], Any], trials: Sequence[Any]) -> list[Any]:
+    found = [run(trial) for trial in trials]
+    return [[rows] if isinstance(rows, Mapping) else rows for rows in found]
 
 
 @dataclass(frozen=True)
 class Study:
-    """Trials, and how to run them.
+    """Experiments by name, run in this order: the long ones first, so that no worker ends alone.
 
     Attributes:
         name: what the study is called; a store holds one study.
-        trials: frozen dataclasses, each everything that determines its result (see `trial_hash`).
-        function: takes a group of trials (a tuple) and returns, for each in order, a sequence of
-            flat records (dictionaries of None, booleans, numbers, strings, arrays, or lists of
-            these), or an exception instance for a trial that failed. Worker processes import it:
-            define it at the top level of a module.
-        group: trials for which it gives equal keys may run as one group.
-        group_size: the largest group.
+        experiments: each with its trials.
         config: the knobs that made the trials, for `config.json`; what JSON can hold.
 
     Raises:
-        ValueError: the same trial twice, or `group_size` below 1.
+        ValueError: the same trial twice in an experiment.
         TypeError: a trial that has no identity.
     """
 
     name: str
-    trials: tuple[Any, ...]
-    function: GroupFunction
-    group: Callable[[Any], Hashable] = _one_key
-    group_size: int = 1
+    experiments: Mapping[str, Experiment]
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.group_size < 1:
-            raise ValueError(f"group_size: expected at least 1, got {self.group_size}")
-        seen: set[str] = set()
-        for trial, identity in zip(self.trials, self.hashes(), strict=True):
-            if identity in seen:
-                raise ValueError(f"trials: given twice: {trial!r}")
-            seen.add(identity)
+        for experiment, identities in self.identities.items():
+            seen: set[str] = set()
+            for trial, identity in zip(
+                self.experiments[experiment].trials, identities, strict=True
+            ):
+                if identity in seen:
+                    raise ValueError(f"{experiment}: the same trial is given twice: {trial!r}")
+                seen.add(identity)
+
+    @cached_property
+    def identities(self) -> Mapping[str, tuple[str, ...]]:
+        """The trials' hashes by experiment, in the trials' order; worked out once."""
+        return {
+            name: tuple(trial_hash(trial, f"{self.name}/{name}") for trial in experiment.trials)
+            for name, experiment in self.experiments.items()
+        }
 
     def __repr__(self) -> str:
-        return f"study {self.name}: {len(self.trials)} trials in {len(self.groups())} groups"
+        groups = sum(1 for experiment in self.experiments.values() for _ in experiment.groups())
+        return f"study {self.name}: {len(self)} trials in {groups} groups"
 
-    def hashes(self) -> tuple[str, ...]:
-        """The trials' identities, in the trials' order."""
-        return tuple(trial_hash(trial) for trial in self.trials)
+    def __len__(self) -> int:
+        return sum(map(len, self.identities.values()))
 
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The groups, as indices of trials: equal keys in the trials' order, cut at `group_size`.
+    def groups(self) -> Iterator[Group]:
+        """What runs as one, in order."""
+        for name, experiment in self.experiments.items():
+            identities, function = self.identities[name], experiment.function
+            for indices in experiment.groups():
+                yield Group(
+                    function,
+                    tuple(identities[index] for index in indices),
+                    tuple(experiment.trials[index] for index in indices),
+                )
 
-        They depend on the study only, never on what is stored: a resumed study runs a trial beside
-        the same neighbours as one that was not stopped, and so gets the same digits.
-        """
-        by_key: dict[Hashable, list[int]] = {}
-        for index, trial in enumerate(self.trials):
-            by_key.setdefault(self.group(trial), []).append(index)
-        return tuple(
-            tuple(indices[start : start + self.group_size])
-            for indices in by_key.values()
-            for start in range(0, len(indices), self.group_size)
-        )
+
+@dataclass(frozen=True)
+class Results:
+    """What a study gave.
+
+    Attributes:
+        records: by experiment, a row per record in the trials' order: `trial` (its hash), its
+            fields, the record's keys.
+        failures: of the trials that gave no records.
+        computed: how many trials were run; the others were in the store.
+        missing: how many trials have neither records nor a failure.
+    """
+
+    records: Mapping[str, pl.DataFrame]
+    failures: tuple[Failure, ...]
+    computed: int = 0
+    missing: int = 0
 
 
 def run(
@@ -85,13 +161,13 @@ def run(
     engine: str = "local",
     workers: int | None = None,
     progress: bool = True,
-) -> pl.DataFrame:
+) -> Results:
     """Run the trials whose records are not in the store yet; returns the records of all of them.
 
     A group is stored as soon as it is finished, so that a run that was killed, however, goes on
     from there when started again and ends with the records of a run that was not. A trial that
-    fails, or whose worker process dies, is stored as a failure (`store.failures()`), the others go
-    on, and it is tried again by the next run.
+    fails, or whose worker process dies, is stored as a failure, the others go on, and it is tried
+    again by the next run.
 
     Args:
         study: what to run.
@@ -100,60 +176,79 @@ def run(
         workers: how many processes; by default as many as there are cores. Never more than groups.
         progress: whether to report on standard error.
 
-    Returns:
-        A row per record, in the trials' order: `trial` (its hash), its fields, the record's keys.
-
     Raises:
         ValueError: an unknown engine, or fewer than one worker.
-        TypeError: the function cannot be sent to a worker process.
+        TypeError: a function cannot be sent to a worker process.
         StoreError: the store holds another study or is in use, or the disk is full.
     """
-    hashes = study.hashes()
     with store.exclusive():
-        missing = {index for index, identity in enumerate(hashes) if not store.has(identity)}
-        groups = [group for group in study.groups() if not missing.isdisjoint(group)]
-        finished = run_groups(
-            study.function,
-            [[study.trials[index] for index in group] for group in groups],
-            engine=engine,
-            workers=workers,
-        )
+        frames = _stored(study, store)
+        stored = len(frames)
+        groups = [g for g in study.groups() if not frames.keys() >= set(g.identities)]
+        finished = run_groups(groups, engine=engine, workers=workers)
         store.begin(study.name, study.config)
-        total, failed = len(hashes), 0
-        stored = total - len(missing)
+        failures: list[Failure] = []
         try:
             with (
                 contextlib.closing(finished),
-                progress_bar(study.name, total=total, done=stored, shown=progress) as advance,
+                progress_bar(study.name, total=len(study), done=stored, shown=progress) as advance,
             ):
                 for index, outcomes in finished:
-                    for trial, outcome in zip(groups[index], outcomes, strict=True):
-                        if trial not in missing:
+                    group = groups[index]
+                    for identity, trial, outcome in zip(
+                        group.identities, group.trials, outcomes, strict=True
+                    ):
+                        if identity in frames:
                             continue
-                        _write(store, study.trials[trial], hashes[trial], outcome)
-                        failed += isinstance(outcome, Failed)
-                        stored += not isinstance(outcome, Failed)
+                        if isinstance(outcome, Failed):
+                            failures.append(_failure(identity, trial, outcome))
+                            store.write_failure(failures[-1])
+                        else:
+                            store.write_encoded(identity, outcome)
+                            frames[identity] = pl.read_parquet(io.BytesIO(outcome))
                         advance(1)
         except KeyboardInterrupt:
             note(
-                f"Stopped: {stored} of {total} trials are stored in {store.path}; "
+                f"Stopped: {len(frames)} of {len(study)} trials are stored in {store.path}; "
                 "run the same command again to go on from there.",
                 shown=progress,
             )
             raise
-    if failed:
+    if failures:
         note(
-            f"{failed} of {total} trials failed; why is in {store.path / 'failures'}. "
+            f"{len(failures)} of {len(study)} trials failed; why is in {store.path / 'failures'}. "
             "Run again to try them again.",
             shown=progress,
         )
-    return store.records(hashes)
+    return Results(_by_experiment(study, frames), tuple(failures), len(study) - stored)
 
 
-def _write(store: Store, trial: Any, identity: str, outcome: bytes | Failed) -> None:
-    if isinstance(outcome, Failed):
-        store.write_failure(
-            trial, error=outcome.error, message=outcome.message, traceback=outcome.traceback
-        )
-    else:
-        store.write_encoded(identity, outcome)
+def stored(study: Study, store: Store) -> Results:
+    """What a store holds of a study, running nothing."""
+    frames = _stored(study, store)
+    ours = {identity for identities in study.identities.values() for identity in identities}
+    failures = tuple(
+        failure
+        for failure in store.failures()
+        if failure.trial in ours and failure.trial not in frames
+    )
+    missing = len(ours) - len(frames) - len(failures)
+    return Results(_by_experiment(study, frames), failures, 0, missing)
+
+
+def _stored(study: Study, store: Store) -> dict[str, pl.DataFrame]:
+    every = (identity for identities in study.identities.values() for identity in identities)
+    found = ((identity, store.read(identity)) for identity in every)
+    return {identity: frame for identity, frame in found if frame is not None}
+
+
+def _by_experiment(study: Study, frames: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
+    return {
+        name: join_records(frames[identity] for identity in identities if identity in frames)
+        for name, identities in study.identities.items()
+    }
+
+
+def _failure(identity: str, trial: Any, failed: Failed) -> Failure:
+    fields = trial_columns(trial)
+    return Failure(identity, fields, failed.error, failed.message, failed.traceback)

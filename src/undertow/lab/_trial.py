@@ -13,8 +13,12 @@ from enum import Enum
 from typing import Any
 
 
-def trial_hash(trial: Any) -> str:
-    """The identity of a trial: 32 hexadecimal digits over its class name and its fields.
+def trial_hash(trial: Any, kind: str = "") -> str:
+    """The identity of a trial: 32 hexadecimal digits over its kind and its fields.
+
+    The kind says what is done with the trial: a study gives its own name and the experiment's. By
+    default it is the name of the trial's class. Where the class is defined plays no part, so that
+    code can move and results are still found.
 
     Equal on every machine and Python version, whatever the order of fields and of dictionary keys.
     Fields may be None, booleans, integers, floats (NaN and infinities too), strings, enums, tuples,
@@ -24,8 +28,7 @@ def trial_hash(trial: Any) -> str:
     takes none in `==`.
 
     The code that runs a trial is not part of its identity: give the trial a field such as
-    `version: int = 1` and raise it when results computed before must not be used again. A class
-    defined in a script carries the module name `__main__`.
+    `version: int = 1` and raise it when results computed before must not be used again.
 
     Raises:
         TypeError: not a frozen dataclass, or a field holds anything else; the message names the
@@ -36,7 +39,10 @@ def trial_hash(trial: Any) -> str:
             f"trial: expected an instance of a frozen dataclass, got {type(trial).__qualname__}; "
             "declare the class with @dataclass(frozen=True)"
         )
-    text = json.dumps(_canonical(trial, ""), sort_keys=True, separators=(",", ":"))
+    content = _canonical(trial, "")
+    if kind:
+        content["dataclass"] = kind
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -56,14 +62,10 @@ def _is_dataclass_instance(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _qualified(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 def _canonical(value: Any, where: str) -> Any:
     """`value` in JSON's own types; enums and dataclasses carry their class, so none collide."""
     if isinstance(value, Enum):  # before int and str, which an enum may also be
-        return {"enum": _qualified(type(value)), "name": value.name}
+        return {"enum": type(value).__name__, "name": value.name}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -79,7 +81,7 @@ def _canonical(value: Any, where: str) -> Any:
             for field in dataclasses.fields(value)
             if field.compare
         }
-        return {"dataclass": _qualified(type(value)), "fields": fields}
+        return {"dataclass": type(value).__name__, "fields": fields}
     raise TypeError(
         f"trial field {where}: cannot be part of a trial's identity: {type(value).__qualname__}; "
         "use plain numbers (int(x), float(x)), strings, enums, tuples, dictionaries or dataclasses"

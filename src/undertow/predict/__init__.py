@@ -13,6 +13,7 @@ from undertow.predict._local_sgd import sync_rounds as sync_rounds
 from undertow.predict._momentum import MomentumEquivalent as MomentumEquivalent
 from undertow.predict._momentum import averaged_lr as averaged_lr
 from undertow.predict._momentum import momentum_equivalent as momentum_equivalent
+from undertow.predict._momentum_gap import momentum_gap as momentum_gap
 from undertow.predict._rank_bound import RankBound as RankBound
 from undertow.predict._rank_bound import RankIdentity as RankIdentity
 from undertow.predict._rank_bound import patch_count as patch_count
@@ -49,6 +50,7 @@ __all__ = [
     "largest_batch",
     "local_drift_multiplier",
     "momentum_equivalent",
+    "momentum_gap",
     "null_space_decay",
     "patch_count",
     "rank_bound",

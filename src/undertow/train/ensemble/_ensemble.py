@@ -197,6 +197,27 @@ class Ensemble:
             self._mask_diverged()
         return self
 
+    def read_at(self, steps: Iterable[int]) -> Iterator[int]:
+        """Train up to each of these numbers of steps in turn, and yield it there.
+
+        They are counted from the start, taken in ascending order and each once.
+
+        Raises:
+            ValueError: a number that has been passed already.
+        """
+        for step in sorted(set(steps)):
+            if step < self.steps_taken:
+                raise ValueError(
+                    f"steps must not be below the {self.steps_taken} already taken, got {step}"
+                )
+            self.train(step - self.steps_taken)
+            yield step
+
+    @property
+    def alive(self) -> list[int]:
+        """The members that have not diverged."""
+        return [index for index, at in enumerate(self.diverged_at) if at is None]
+
     def parameters(self) -> dict[str, Float[Tensor, "E ..."]]:
         """Copies of all parameters, each `[E, ...]`; NaN for members that diverged."""
         tensors = self._tensors()

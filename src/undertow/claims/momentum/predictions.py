@@ -1,0 +1,148 @@
+"""What the paper predicts of momentum beside SGD, and where the prediction must fail."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from undertow import lab
+from undertow.claims import Records
+from undertow.claims.momentum import Momentum
+from undertow.claims.momentum.experiments import CURVATURES, NOISES, ORDERS
+from undertow.lab import Prediction, Reading, at_most, near, no_less, of, outside, worst
+
+
+def predictions(knobs: Momentum) -> dict[str, Prediction]:
+    """Orders, stationary variances and networks; the thresholds are the pilots'."""
+    small, large, finest = knobs.small_lr, knobs.large_lr, max(knobs.svag_levels)
+    independent = worst((variance("replacement", c, "predicted_ratio") for c in CURVATURES), 1)
+    orders = {}
+    for alpha in ORDERS:
+        for kind, read in (("exact", exact_order(alpha)), ("simulated", simulated_order(alpha))):
+            rule = near(1 - alpha, 0.1, read, "1 - alpha")
+            if alpha == 1:
+                rule = at_most(0.1, read, "the gap does not close", control=True)
+            orders[f"order of the weak error, alpha = {alpha:g}, {kind}"] = rule
+    return orders | {
+        "stationary variance ratio over its closed form": near(
+            1, 0.05, independent, f"at the worst of lr x sharpness {CURVATURES}"
+        ),
+        "stationary variance ratio at lr x sharpness 1": at_most(
+            0.8, variance("replacement", 1.0), "there the two are not alike", control=True
+        ),
+        "stationary variance ratio over shuffled epochs, lr x sharpness 0.1": at_most(
+            0.9,
+            variance("epochs", 0.1),
+            "where independent batches have 0.95: the noise must be independent",
+            control=True,
+        ),
+        f"train loss, momentum - SGD, lr {small:g}": near(
+            0, 0.02, gap("loss", small), "equivalent"
+        ),
+        f"test accuracy, momentum - SGD, lr {small:g}": near(
+            0, 0.01, gap("accuracy", small), "equivalent"
+        ),
+        f"train loss at the same raw lr, momentum - SGD, lr {small:g}": outside(
+            0, 0.02, gap("loss", small, method="raw"), "not without the factor", control=True
+        ),
+        f"train loss, momentum - SGD, lr {large:g}": at_most(
+            -0.05, gap("loss", large), "with large steps momentum is better"
+        ),
+        f"lr x sharpness of the momentum runs, lr {large:g}": no_less(
+            2, value("edge", large), "they go where plain descent is unstable"
+        ),
+        f"share of the log-loss gap left under SVAG, l = {finest}": near(
+            0, 0.25, share_left(large, finest), f"SVAG closes the gap at lr {large:g}"
+        ),
+        f"train loss, momentum - SGD, lr {large:g}, SVAG l = {finest}": near(
+            0, 0.02, gap("loss", large, finest), "equivalent"
+        ),
+    }
+
+
+def summary(records: Records, knobs: Momentum) -> str:
+    """How many networks diverged."""
+    networks = records["networks"]
+    return (
+        f"{networks['diverged'].sum()} of {len(networks)} networks diverged; the networks are "
+        f"compared at effective learning rates {knobs.small_lr:g} and {knobs.large_lr:g}."
+    )
+
+
+# ---- readings
+
+
+def value(column: str | pl.Expr, lr: float, level: int = 1, method: str = "momentum") -> Reading:
+    """A method's value in one cell."""
+    return of("networks", column, ~pl.col("diverged"), lr=lr, level=level, method=method)
+
+
+def gap(column: str, lr: float, level: int = 1, *, method: str = "momentum") -> Reading:
+    """A method's value less that of SGD."""
+    return value(column, lr, level, method) - value(column, lr, level, "sgd")
+
+
+def log_gap(lr: float, level: int) -> Reading:
+    """Log train loss of momentum less that of SGD at an SVAG level."""
+    logs = pl.col("loss").log()
+    return value(logs, lr, level) - value(logs, lr, level, "sgd")
+
+
+def share_left(lr: float, level: int) -> Reading:
+    """The log gap at an SVAG level, in parts of the mean without SVAG, of seeds that have both."""
+
+    def read(records: Records) -> lab.PerSeed:
+        before, after = log_gap(lr, 1)(records), log_gap(lr, level)(records)
+        both = lab.PerSeed({s: before.values[s] for s in (before - after).values})
+        return lab.PerSeed({s: after.values[s] for s in both.values}) / both.mean()
+
+    return Reading(read)
+
+
+def variance(order: str, curvature: float, over: str | None = None) -> Reading:
+    """The ratio of stationary variances at one lr x sharpness, or of it over a column."""
+    ratio = pl.col("measured_ratio") / (pl.col(over) if over else 1.0)
+    return of("stationary", ratio, order=order, curvature=curvature)
+
+
+def exact_order(alpha: float) -> Reading:
+    """The slope of log gap on log lr, of the noise at which it is farther from 1 - alpha."""
+
+    def slope(noise: str) -> Reading:
+        def read(records: Records) -> lab.Effect:
+            rows = records["recursions"].filter(alpha=alpha, noise=noise).sort("exponent")
+            return lab.slope(log_lr(rows), np.log(rows["exact_gap"].to_numpy()))
+
+        return Reading(read)
+
+    return worst(map(slope, NOISES), 1 - alpha)
+
+
+def simulated_order(alpha: float) -> Reading:
+    """The same of the simulated paths, averaged over seeds before the largest gap is taken."""
+
+    def slope(rows: pl.DataFrame) -> float:
+        found = largest_gaps(rows)
+        return float(np.polyfit(log_lr(found), np.log(found["gap"].to_numpy()), 1)[0])
+
+    def read(records: Records) -> lab.Effect:
+        rows = records["paths"].filter(alpha=alpha).sort("seed", "exponent")
+        return lab.resampled(rows, slope)
+
+    return Reading(read)
+
+
+def log_lr(rows: pl.DataFrame) -> Any:
+    """Log learning rate, of rows with its exponent."""
+    return -math.log(2) * rows["exponent"].to_numpy()
+
+
+def largest_gaps(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of each `exponent` the largest `gap` over the times, of means over seeds."""
+    place = pl.int_range(pl.len()) % rows["path_gaps"].list.len().first()
+    times = rows.select("exponent", gap="path_gaps").explode("gap").with_columns(time=place)
+    means = times.group_by("exponent", "time").agg(pl.col("gap").mean())
+    return means.group_by("exponent").agg(pl.col("gap").abs().max()).sort("exponent")

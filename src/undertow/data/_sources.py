@@ -1,0 +1,81 @@
+"""Sources of data as knobs: what a trial trains on, as plain values that can be hashed and stored.
+
+Nothing here imports torch; `load` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from undertow.data._load import Dataset
+    from undertow.data._load import Text as Windows
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images.
+
+    Attributes:
+        data: digits, fashion-mnist, mnist-5k or cifar10.
+        data_root: folder of a dataset that you have.
+        train_size: training images; None for all.
+        image_size: side after averaging; None as they are.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    data: str = "digits"
+    data_root: str | None = None
+    train_size: int | None = None
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Hold the sizes against their bounds."""
+        _check_sizes(train_size=self.train_size, image_size=self.image_size)
+
+    def load(self, **more: Any) -> Dataset:
+        """The images, as `undertow.data.load` gives them; `more` are its other arguments."""
+        from undertow.data._load import load
+
+        sizes = {"train_size": self.train_size, "image_size": self.image_size}
+        return load(self.data, root=self.data_root, **(sizes | more))
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows of a text, character by character.
+
+    Attributes:
+        text: python-docs or austen.
+        text_root: folder of a text that you have.
+        windows: training windows; None for all.
+        context: characters in a window.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    text: str = "python-docs"
+    text_root: str | None = None
+    windows: int | None = None
+    context: int = 32
+
+    def __post_init__(self) -> None:
+        """Hold the sizes against their bounds."""
+        _check_sizes(windows=self.windows, context=self.context)
+
+    def load(self, **more: Any) -> Windows:
+        """The windows, as `undertow.data.load_text` gives them; `more` are its other arguments."""
+        from undertow.data._load import load_text
+
+        sizes = {"context": self.context, "train_size": self.windows}
+        return load_text(self.text, root=self.text_root, **(sizes | more))
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")

@@ -1,0 +1,37 @@
+"""Trials from a grid of values, and the seeds they run with."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+Trial = TypeVar("Trial")
+
+_APART = 10_000  # seeds of one base seed
+
+
+def seeds(base: int, count: int) -> list[int]:
+    """`count` seeds that no other base seed gives; the first of a longer list are a shorter one."""
+    return [base * _APART + index for index in range(count)]
+
+
+def grid(kind: type[Trial], knobs: Any, **axes: Iterable[Any]) -> list[Trial]:
+    """A trial for each combination along the axes, the last axis fastest; no trial twice.
+
+    Fields that no axis sets are the knobs of their names. A point of an axis that is a mapping sets
+    the fields it names, whatever the axis is called; a later axis goes before an earlier one.
+
+    Raises:
+        TypeError: a field is neither a knob nor set by an axis, and has no default.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    shared = {name: getattr(knobs, name) for name in names if hasattr(knobs, name)}
+    made: dict[Trial, None] = {}
+    for point in itertools.product(*map(list, axes.values())):
+        own = dict(shared)
+        for name, value in zip(axes, point, strict=True):
+            own |= value if isinstance(value, Mapping) else {name: value}
+        made[kind(**own)] = None
+    return list(made)

@@ -1,0 +1,137 @@
+"""Knobs: the numbers that a study can be turned by, each with its bounds in its annotation.
+
+    @dataclass(frozen=True)
+    class Coins(Knobs):
+        flips: Annotated[tuple[int, ...], at_least(1), DISTINCT] = (64, 256)  # throws of each coin
+
+The words of an error come from the bound. Nothing here imports anything heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Self, get_type_hints
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a knob's value must be, in words and as a test; of each item of a tuple.
+
+    With `whole` the tuple itself is tested.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+    whole: bool = False
+
+
+def at_least(least: float) -> Bound:
+    """`least` or more."""
+    return Bound(f"at least {least:g}", lambda value: value >= least)
+
+
+def above(least: float) -> Bound:
+    """More than `least`."""
+    return Bound(f"above {least:g}", lambda value: value > least)
+
+
+def up_to(most: float) -> Bound:
+    """`most` or less."""
+    return Bound(f"at most {most:g}", lambda value: value <= most)
+
+
+def between(low: float, high: float) -> Bound:
+    """Strictly between the two."""
+    return Bound(f"between {low:g} and {high:g}", lambda value: low < value < high)
+
+
+def one_of(*choices: Any) -> Bound:
+    """One of a few values."""
+    return Bound(f"one of {', '.join(map(str, choices))}", lambda value: value in choices)
+
+
+def some(least: int = 1) -> Bound:
+    """A tuple of so many values or more."""
+    words = f"at least {least} value{'s' * (least > 1)}"
+    return Bound(words, lambda values: len(values) >= least, whole=True)
+
+
+DISTINCT = Bound("values without one twice", lambda v: len(set(v)) == len(v), whole=True)
+Count = Annotated[int, at_least(1)]
+Seeds = Annotated[int, at_least(2)]
+Share = Annotated[float, between(0, 1)]
+
+
+class Knobs:
+    """What a frozen dataclass of knobs inherits.
+
+    A knob may itself be a frozen dataclass, such as a source of data: its fields count as knobs of
+    their own names. Rules between knobs go into `rules`.
+
+    Raises:
+        ValueError: on construction, for a value out of its bounds; the message names the knob,
+            says what it must be and what was given.
+    """
+
+    def rules(self) -> Mapping[str, bool]:
+        """What must hold between knobs: the message of an error, and whether it holds."""
+        return {}
+
+    def __post_init__(self) -> None:
+        """Hold every knob against its bounds, then the rules."""
+        for name, bounds in _bounds(type(self)).items():
+            value = getattr(self, name)
+            for bound in bounds:
+                given = value if isinstance(value, tuple) and not bound.whole else (value,)
+                if value is not None and not all(map(bound.holds, given)):
+                    raise ValueError(f"{name} must be {bound.words}, got {value}")
+        for message, holds in self.rules().items():
+            if not holds:
+                raise ValueError(message)
+
+    def flat(self) -> dict[str, Any]:
+        """Every knob by name, those of nested dataclasses among them."""
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            nested = dataclasses.is_dataclass(value)
+            found |= _flat_fields(value) if nested else {field.name: value}
+        return found
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """The same with some knobs, by their flat names, set to other values.
+
+        Raises:
+            ValueError: no knob has that name, or a value is out of bounds.
+        """
+        known = self.flat()
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(name, known) or known
+                raise ValueError(f"it has no knob {name!r}; it has {', '.join(close)}")
+        changed: dict[str, Any] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if dataclasses.is_dataclass(value):
+                own = {n: values[n] for n in _flat_fields(value) if n in values}
+                if own:
+                    changed[field.name] = dataclasses.replace(value, **own)  # type: ignore[type-var]
+            elif field.name in values:
+                changed[field.name] = values[field.name]
+        return dataclasses.replace(self, **changed)  # type: ignore[type-var]
+
+
+def _flat_fields(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _bounds(kind: type) -> dict[str, tuple[Bound, ...]]:
+    hints = get_type_hints(kind, include_extras=True)
+    found = {
+        name: tuple(b for b in getattr(hint, "__metadata__", ()) if isinstance(b, Bound))
+        for name, hint in hints.items()
+    }
+    return {name: bounds for name, bounds in found.items() if bounds}

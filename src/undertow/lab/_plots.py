@@ -1,0 +1,297 @@
+"""The charts that claims are drawn with: a frame, two columns, and what tells the series apart.
+
+    draw = Charts(lr="learning rate", loss="train loss")
+    draw.lines(means, "lr", "loss", by="method", log="xy")
+
+A frame with columns `low` and `high` gets an interval at each point. Charts are altair's, so that
+`+` lays one over another; altair is imported when the first is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from undertow.lab._readings import PerSeed, Records
+
+_WIDE, _PANEL = (560, 290), (265, 250)
+_DASH = [5, 4]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One chart (an altair chart) with a title and a caption that says what to see in it."""
+
+    name: str
+    title: str
+    caption: str
+    chart: Any
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A function that draws a figure, with its title; its docstring is the caption.
+
+    Knobs' values stand in the caption in braces, as in a format string.
+    """
+
+    title: str
+    draw: Callable[[Records, Any], Any]
+
+    @property
+    def caption(self) -> str:
+        """The caption, its knobs not filled in."""
+        return " ".join((self.draw.__doc__ or "").split())
+
+    def __call__(self, records: Records, knobs: Any) -> Figure | None:
+        """The figure; None where the records hold nothing to draw."""
+        chart = self.draw(records, knobs)
+        if chart is None:
+            return None
+        name = self.draw.__name__.replace("_", "-")
+        return Figure(name, self.title, self.caption.format_map(vars(knobs)), chart)
+
+
+def figure(title: str) -> Callable[[Callable[[Records, Any], Any]], Drawing]:
+    """Makes a drawing of a function (records, knobs) -> chart, or None where nothing can be drawn.
+
+    The function's name is the figure's, its docstring the caption.
+    """
+    return lambda draw: Drawing(title, draw)
+
+
+def intervals(readings: Mapping[Any, PerSeed], *columns: str, value: str = "value") -> pl.DataFrame:
+    """The effects of readings, as rows of the key's `columns`, the value, `low` and `high`.
+
+    Args:
+        readings: a key of as many parts as there are columns (one part: itself) to one number a
+            seed. Those whose effect is unknown are left out.
+        columns: what the parts of a key are called.
+        value: what the effect's column is called.
+    """
+    rows = []
+    for key, reading in readings.items():
+        effect = reading.effect()
+        if effect.value == effect.value:  # not NaN
+            parts = key if isinstance(key, tuple) else (key,)
+            rows.append((*parts, effect.value, *effect.interval))
+    return pl.DataFrame(rows, schema=[*columns, value, "low", "high"], orient="row")
+
+
+def beside(*charts: Any, shared: str = "") -> Any:
+    """Panels side by side, each with its own scales and legends but for the channels `shared`."""
+    import altair as alt
+
+    panels = [chart.properties(width=_PANEL[0], height=_PANEL[1]) for chart in charts]
+    own = [name for name in ("color", "shape", "strokeDash") if name not in shared.split()]
+    return alt.hconcat(*panels).resolve_scale(**dict.fromkeys(own, "independent"))
+
+
+class Charts:
+    """Charts of frames whose columns are called so.
+
+    Args:
+        words: the title of an axis, by its column's name.
+
+    The methods take a frame, the columns of the axes, and
+
+    - `by`: a column that colours tell apart, in the order of its first appearance;
+    - `log`: the axes that are logarithmic, "", "x", "y" or "xy";
+    - `columns`, `rows`: columns of which each value gets a panel of its own;
+    - `domain`: of the vertical axis; what lies outside is cut off.
+    """
+
+    def __init__(self, **words: str) -> None:
+        self._words = words
+
+    def lines(
+        self,
+        frame: pl.DataFrame,
+        x: str,
+        y: str,
+        by: str = "",
+        *,
+        dash: bool | str = False,
+        detail: str = "",
+        log: str = "",
+        columns: str = "",
+        rows: str = "",
+        domain: Sequence[float] | None = None,
+    ) -> Any:
+        """Lines through the points in the order of x, with points where there are few.
+
+        `dash` is true for dashed lines, or a column that dashes tell apart; `detail` a column of
+        which each value has a line of its own that looks like the others.
+        """
+        import altair as alt
+
+        encoded = self._axes(x, y, log, domain) | self._series(by, "color")
+        if isinstance(dash, str):
+            encoded["strokeDash"] = alt.StrokeDash(f"{dash}:N", sort=None, legend=_legend())
+        if detail:
+            encoded["detail"] = alt.Detail(f"{detail}:N")
+        style: dict[str, Any] = {"strokeDash": _DASH} if dash is True else {}
+        style["point"] = dash is not True and not detail and len(frame) <= 200
+        if detail:
+            style |= {"strokeWidth": 1, "opacity": 0.6}
+        drawn = alt.Chart().mark_line(clip=domain is not None, **style).encode(**encoded)
+        return self._panels(frame, [drawn], encoded, columns, rows)
+
+    def points(
+        self,
+        frame: pl.DataFrame,
+        x: str,
+        y: str,
+        by: str = "",
+        *,
+        shape: str = "",
+        log: str = "",
+        columns: str = "",
+        rows: str = "",
+        domain: Sequence[float] | None = None,
+    ) -> Any:
+        """Points; `shape` is a column that shapes tell apart."""
+        import altair as alt
+
+        encoded = self._axes(x, y, log, domain) | self._series(by, "color")
+        encoded |= self._series(shape, "shape")
+        few = {"size": 50} if len(frame) <= 200 else {"size": 25, "opacity": 0.6}
+        drawn = (
+            alt.Chart().mark_point(filled=True, clip=domain is not None, **few).encode(**encoded)
+        )
+        return self._panels(frame, [drawn], encoded, columns, rows)
+
+    def bars(
+        self,
+        frame: pl.DataFrame,
+        x: str,
+        y: str,
+        by: str = "",
+        *,
+        columns: str = "",
+        rows: str = "",
+        domain: Sequence[float] | None = None,
+    ) -> Any:
+        """Bars from zero over a column of names, those of `by` side by side."""
+        import altair as alt
+
+        encoded = self._axes(x, y, "", domain) | self._series(by, "color")
+        encoded["x"] = alt.X(f"{x}:N", sort=None, title=self._title(x), axis=alt.Axis(labelAngle=0))
+        if by:
+            encoded["xOffset"] = alt.XOffset(f"{by}:N", sort=None)
+        drawn = alt.Chart().mark_bar(clip=domain is not None).encode(**encoded)
+        return self._panels(frame, [drawn], encoded, columns, rows)
+
+    def measured_against_predicted(
+        self,
+        frame: pl.DataFrame,
+        x: str,
+        measured: str,
+        predicted: str,
+        by: str = "",
+        *,
+        log: str = "",
+        columns: str = "",
+        rows: str = "",
+        domain: Sequence[float] | None = None,
+    ) -> Any:
+        """What was measured as points, and what was predicted as a dashed line of its colour."""
+        import altair as alt
+
+        encoded = self._axes(x, measured, log, domain) | self._series(by, "color")
+        line = encoded | {"y": self._axis("y", predicted, log, domain, self._title(measured))}
+        drawn = [
+            alt.Chart().mark_line(clip=domain is not None, strokeDash=_DASH).encode(**line),
+            alt.Chart().mark_point(filled=True, clip=domain is not None, size=45).encode(**encoded),
+        ]
+        return self._panels(frame, drawn, encoded, columns, rows)
+
+    def spectra(
+        self, spectra: Mapping[str, Sequence[float]], *, x: str = "index", y: str = "value"
+    ) -> Any:
+        """Singular values or eigenvalues in descending order, logarithmic, a line for each name."""
+        rows = [
+            (name, index, float(value))
+            for name, values in spectra.items()
+            for index, value in enumerate(sorted(values, reverse=True), start=1)
+            if value > 0
+        ]
+        frame = pl.DataFrame(rows, schema=["spectrum", x, y], orient="row")
+        return self.lines(frame, x, y, "spectrum", log="y")
+
+    def level(self, value: float, axis: str = "y", *, across: str = "", log: str = "") -> Any:
+        """A dashed line at a value of the axis; `across` is the column that the axis shows."""
+        import altair as alt
+
+        frame = pl.DataFrame({across or axis: [float(value)]})
+        name = across or axis
+        kind = alt.Y if axis == "y" else alt.X
+        scale = alt.Scale(type="log", nice=False) if axis in log else alt.Undefined
+        encoded = {axis: kind(f"{name}:Q", title=self._title(name), scale=scale)}
+        return alt.Chart(frame).mark_rule(strokeDash=_DASH, opacity=0.6).encode(**encoded)
+
+    def _title(self, column: str) -> str:
+        return self._words.get(column, column.replace("_", " "))
+
+    def _axis(
+        self, axis: str, column: str, log: str, domain: Sequence[float] | None, title: str
+    ) -> Any:
+        import altair as alt
+
+        options: dict[str, Any] = {"zero": False}
+        if axis in log:
+            options = {"type": "log", "nice": False, "padding": 8}
+        if domain is not None and axis == "y":
+            options |= {"domain": list(domain)}
+        kind = alt.X if axis == "x" else alt.Y
+        return kind(f"{column}:Q", scale=alt.Scale(**options), title=title)
+
+    def _axes(self, x: str, y: str, log: str, domain: Sequence[float] | None) -> dict[str, Any]:
+        return {
+            "x": self._axis("x", x, log, None, self._title(x)),
+            "y": self._axis("y", y, log, domain, self._title(y)),
+        }
+
+    def _series(self, column: str, channel: str) -> dict[str, Any]:
+        import altair as alt
+
+        if not column:
+            return {}
+        kind = alt.Color if channel == "color" else alt.Shape
+        return {channel: kind(f"{column}:N", sort=None, legend=_legend())}
+
+    def _panels(
+        self,
+        frame: pl.DataFrame,
+        drawn: Iterable[Any],
+        encoded: Mapping[str, Any],
+        columns: str,
+        rows: str,
+    ) -> Any:
+        import altair as alt
+
+        layers = list(drawn)
+        if {"low", "high"} <= set(frame.columns):
+            kept = {k: v for k, v in encoded.items() if k in ("x", "color", "xOffset")}
+            rule = alt.Chart().mark_rule(clip=True).encode(**kept, y="low:Q", y2="high:Q")
+            layers.append(rule)
+        chart = alt.layer(*layers, data=frame)
+        if not columns and not rows:
+            return chart.properties(width=_WIDE[0], height=_WIDE[1])
+        panels = {
+            name: kind(f"{column}:N", sort=None, title=None)
+            for name, kind, column in (("column", alt.Column, columns), ("row", alt.Row, rows))
+            if column
+        }
+        count = frame[columns].n_unique() if columns else 1
+        width = max(140, _WIDE[0] // max(count, 1) - 30) if count > 1 else _PANEL[0]
+        return chart.properties(width=width, height=_PANEL[1] - 50).facet(**panels)
+
+
+def _legend() -> Any:
+    import altair as alt
+
+    return alt.Legend(orient="top", title=None, labelLimit=0)

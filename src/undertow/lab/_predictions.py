@@ -1,0 +1,234 @@
+"""Predictions: what must be read off the records, written down before there are any.
+
+    {"share of heads": near(0.5, 0.05, of("coins", "heads"), "a fair coin"), ...}
+
+A prediction is data: its rule can be printed before anything has run, its words come from its
+numbers, and what is unknown (NaN, too few runs) never passes and never refutes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from undertow.lab._effect import Effect
+from undertow.lab._readings import Reading, Records
+
+Outcome = Literal["supported", "refuted", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was predicted, with what was measured.
+
+    `interval` is the 95% confidence interval of `value`. `rule` is the threshold in words.
+    `refuted` is true when the evidence is against the prediction, not only short of it.
+    A control has `control=True`; its `passed` means that it failed, as it must.
+    """
+
+    name: str
+    value: float
+    interval: tuple[float, float]
+    rule: str
+    passed: bool
+    refuted: bool = False
+    control: bool = False
+
+    @property
+    def result(self) -> str:
+        """`passed`, `refuted` or `not passed`."""
+        return "passed" if self.passed else "refuted" if self.refuted else "not passed"
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        kind = "control" if self.control else "check"
+        return (
+            f"{kind} {self.result}: {self.name} = {self.value:.4g}"
+            f" [{low:.4g}, {high:.4g}] ({self.rule})"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Supported when every check and control passed; refuted when a check's evidence is against it.
+
+    Anything else is inconclusive, a control that did not fail as it must included: then the
+    experiment cannot tell.
+    """
+
+    outcome: Outcome
+    checks: tuple[Check, ...]
+    summary: str
+
+    def __repr__(self) -> str:
+        passed = sum(check.passed for check in self.checks)
+        return f"{self.outcome}: {passed} of {len(self.checks)} checks passed. {self.summary}"
+
+
+def decide(checks: Sequence[Check], summary: str = "", *, promises_verdict: bool = True) -> Verdict:
+    """The verdict that a list of checks amounts to.
+
+    A preset that is too small to tell (`promises_verdict=False`) is inconclusive whatever it saw.
+    """
+    outcome: Outcome = "inconclusive"
+    if promises_verdict:
+        controls_hold = all(check.passed for check in checks if check.control)
+        if controls_hold and any(check.refuted for check in checks if not check.control):
+            outcome = "refuted"
+        elif all(check.passed for check in checks):
+            outcome = "supported"
+    return Verdict(outcome, tuple(checks), summary)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """That a reading lies in a range, its whole 95% interval within it.
+
+    It is refuted where the whole interval lies outside. Made by `at_most`, `no_less`, `near`,
+    `within`, `outside`, `every_seed` and `no_seed`.
+
+    Attributes:
+        read: from the records to one number a seed, or to an effect.
+        words: the rule, from its numbers, and why.
+        judge: from an effect that is known to whether it passed and whether it is refuted.
+        control: the mechanism is taken away, and the prediction is that the effect goes.
+    """
+
+    read: Callable[[Records], object]
+    words: str
+    judge: Callable[[Effect], tuple[bool, bool]]
+    control: bool = False
+
+    def check(self, name: str, records: Records) -> Check:
+        """Hold the prediction against records."""
+        effect = Reading(self.read).effect(records)
+        known = not math.isnan(effect.value)
+        passed, refuted = self.judge(effect) if known else (False, False)
+        return Check(name, effect.value, effect.interval, self.words, passed, refuted, self.control)
+
+
+def check_all(predictions: Mapping[str, Prediction], records: Records) -> list[Check]:
+    """Each prediction held against the records, in order."""
+    return [prediction.check(name, records) for name, prediction in predictions.items()]
+
+
+def at_most(
+    high: float, read: Callable[[Records], object], note: str = "", *, control: bool = False
+) -> Prediction:
+    """That it is `high` or less."""
+    return _ranged(-math.inf, high, f"at most {high:.6g}", read, note, control)
+
+
+def no_less(
+    low: float, read: Callable[[Records], object], note: str = "", *, control: bool = False
+) -> Prediction:
+    """That it is `low` or more."""
+    return _ranged(low, math.inf, f"at least {low:.6g}", read, note, control)
+
+
+def within(
+    low: float,
+    high: float,
+    read: Callable[[Records], object],
+    note: str = "",
+    *,
+    control: bool = False,
+) -> Prediction:
+    """That it lies between two bounds."""
+    return _ranged(low, high, f"{low:.6g} to {high:.6g}", read, note, control)
+
+
+def near(
+    target: float,
+    by: float,
+    read: Callable[[Records], object],
+    note: str = "",
+    *,
+    control: bool = False,
+) -> Prediction:
+    """That it lies within `by` of `target`."""
+    words = f"{target:.6g} within {by:.6g}"
+    return _ranged(target - by, target + by, words, read, note, control)
+
+
+def outside(
+    target: float,
+    by: float,
+    read: Callable[[Records], object],
+    note: str = "",
+    *,
+    control: bool = False,
+) -> Prediction:
+    """That it lies farther than `by` from `target`, on either side: two things are not alike."""
+    low, high = target - by, target + by
+
+    def judge(effect: Effect) -> tuple[bool, bool]:
+        least, most = effect.interval
+        return most < low or least > high, low <= least and most <= high and not control
+
+    words = f"farther than {by:.6g} from {target:.6g}"
+    return Prediction(read, _with(words, note), judge, control)
+
+
+def every_seed(
+    read: Callable[[Records], object],
+    note: str = "",
+    *,
+    control: bool = False,
+    exact: bool = False,
+) -> Prediction:
+    """That something holds in every seed: of a share of seeds, that it is one.
+
+    One seed that breaks it leaves it open, unless it is `exact`: then that refutes it. It is
+    refuted where the share is below one half, with its whole interval.
+    """
+    return _share(1.0, "in every seed", read, note, control, exact)
+
+
+def no_seed(
+    read: Callable[[Records], object],
+    note: str = "",
+    *,
+    control: bool = False,
+    exact: bool = False,
+) -> Prediction:
+    """That something holds in no seed: of a share of seeds, that it is zero. As `every_seed`."""
+    return _share(0.0, "in no seed", read, note, control, exact)
+
+
+def _share(
+    share: float,
+    words: str,
+    read: Callable[[Records], object],
+    note: str,
+    control: bool,
+    exact: bool,
+) -> Prediction:
+    def judge(effect: Effect) -> tuple[bool, bool]:
+        low, high = effect.interval
+        passed = effect.value == share
+        against = high < 0.5 if share else low > 0.5
+        return passed, not passed and (exact or against)
+
+    return Prediction(read, _with(words, note), judge, control)
+
+
+def _ranged(
+    low: float,
+    high: float,
+    words: str,
+    read: Callable[[Records], object],
+    note: str,
+    control: bool,
+) -> Prediction:
+    def judge(effect: Effect) -> tuple[bool, bool]:
+        least, most = effect.interval
+        return low <= least and most <= high, most < low or least > high
+
+    return Prediction(read, _with(words, note), judge, control)
+
+
+def _with(words: str, note: str) -> str:
+    return f"{words}: {note}" if note else words

@@ -1,0 +1,249 @@
+"""Readings: from the records of a study to one number a seed, or to an effect.
+
+    loss = of("networks", "loss", method="momentum") - of("networks", "loss", method="sgd")
+
+The unit of every interval is the seed. One policy holds for all readings:
+
+- what is null is not there; a seed without a value takes no part, and pairs are seeds with both;
+- a value that is NaN or infinite makes the effect unknown, unless `known()` leaves it out;
+- a ratio is the geometric mean of ratios within seeds; a zero counts as the smallest number there
+  is, so that a rank of zero has a ratio too, and a negative number makes the ratio unknown;
+- fewer than two seeds leave the effect unknown.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from undertow.lab._effect import UNKNOWN, Effect
+from undertow.lab._statistics import bootstrap_interval, paired_ratio, proportion
+
+Records = Mapping[str, pl.DataFrame]
+How = Literal["mean", "median", "min", "max", "first", "last", "all", "any"]
+
+
+def unknown(count: int = 0, why: str = "too few runs are left") -> Effect:
+    """An effect of which nothing is known."""
+    return Effect(math.nan, UNKNOWN, None, count, why)
+
+
+@dataclass(frozen=True)
+class PerSeed:
+    """One number a seed.
+
+    Arithmetic is within seeds: with another `PerSeed`, of the seeds that both have. The quotient of
+    two is a ratio, whose effect is a geometric mean; of anything else it is the mean.
+    """
+
+    values: Mapping[int, float]
+    is_ratio: bool = False
+
+    def __sub__(self, other: PerSeed | float) -> PerSeed:
+        return self._with(other, operator.sub)
+
+    def __add__(self, other: PerSeed | float) -> PerSeed:
+        return self._with(other, operator.add)
+
+    def __mul__(self, other: PerSeed | float) -> PerSeed:
+        return self._with(other, operator.mul)
+
+    def __truediv__(self, other: PerSeed | float) -> PerSeed:
+        if not isinstance(other, PerSeed):
+            return self._with(other, operator.truediv)
+        return PerSeed(self._with(other, _quotient).values, is_ratio=True)
+
+    def __neg__(self) -> PerSeed:
+        return self.map(operator.neg)
+
+    def __abs__(self) -> PerSeed:
+        return self.map(abs)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def map(self, function: Callable[[float], float]) -> PerSeed:
+        """The function of each seed's number."""
+        return PerSeed({seed: function(value) for seed, value in self.values.items()})
+
+    def plain(self) -> PerSeed:
+        """The same numbers, whose effect is their mean also where they are ratios."""
+        return PerSeed(self.values)
+
+    def known(self, least: float = 0.0, of: int | None = None) -> PerSeed:
+        """Without the seeds whose value is NaN or infinite.
+
+        None of them where fewer than the share `least` of `of` seeds (by default, of these) is
+        left: the survivors of many that were lost are no fair sample.
+        """
+        kept = {seed: value for seed, value in self.values.items() if math.isfinite(value)}
+        enough = len(kept) >= least * (len(self.values) if of is None else of)
+        return PerSeed(kept if enough else {}, self.is_ratio)
+
+    def mean(self) -> float:
+        """The mean over seeds; NaN of none."""
+        return float(np.mean(list(self.values.values()))) if self.values else math.nan
+
+    def share(self) -> Effect:
+        """The share of seeds whose number is not zero, with its exact interval."""
+        return proportion(sum(map(bool, self.values.values())), len(self.values))
+
+    def effect(self) -> Effect:
+        """The mean, or of ratios the geometric mean, with its 95% interval over seeds."""
+        array = np.array([self.values[seed] for seed in sorted(self.values)], dtype=np.float64)
+        if len(array) < 2:
+            return unknown(len(array))
+        odd = int(np.count_nonzero(~np.isfinite(array)))
+        if odd:
+            return unknown(len(array), f"{odd} of {len(array)} seeds have no finite value")
+        if not self.is_ratio:
+            return bootstrap_interval(array)
+        if (array <= 0).any():
+            return unknown(len(array), "a ratio is not positive")
+        return paired_ratio(array, np.ones_like(array))
+
+    def _with(self, other: PerSeed | float, combine: Callable[[float, float], float]) -> PerSeed:
+        if not isinstance(other, PerSeed):
+            own = {seed: combine(value, other) for seed, value in self.values.items()}
+            return PerSeed(own, self.is_ratio)
+        both = sorted(self.values.keys() & other.values.keys())
+        return PerSeed({s: combine(self.values[s], other.values[s]) for s in both})
+
+
+def _quotient(first: float, second: float) -> float:
+    limits = np.finfo(np.float64)
+    found = (first or limits.tiny) / (second or limits.tiny)
+    return found if math.isnan(found) else min(max(found, -limits.max), limits.max)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A function from records to `PerSeed` or `Effect`, with the arithmetic of what it gives."""
+
+    read: Callable[[Records], Any]
+
+    def __call__(self, records: Records) -> Any:
+        return self.read(records)
+
+    def __sub__(self, other: Reading | float) -> Reading:
+        return self._with(other, operator.sub)
+
+    def __add__(self, other: Reading | float) -> Reading:
+        return self._with(other, operator.add)
+
+    def __mul__(self, other: Reading | float) -> Reading:
+        return self._with(other, operator.mul)
+
+    def __truediv__(self, other: Reading | float) -> Reading:
+        return self._with(other, operator.truediv)
+
+    def __neg__(self) -> Reading:
+        return self.then(operator.neg)
+
+    def __abs__(self) -> Reading:
+        return self.then(abs)
+
+    def then(self, function: Callable[[Any], Any]) -> Reading:
+        """The function of what is read, such as `PerSeed.known` or `PerSeed.share`."""
+        return Reading(lambda records: function(self.read(records)))
+
+    def effect(self, records: Records) -> Effect:
+        """What is read, as an effect."""
+        found = self.read(records)
+        return found.effect() if isinstance(found, PerSeed) else found
+
+    def _with(self, other: Reading | float, combine: Callable[[Any, Any], Any]) -> Reading:
+        if not isinstance(other, Reading):
+            return self.then(lambda found: combine(found, other))
+        return Reading(lambda records: combine(self.read(records), other.read(records)))
+
+
+def per_seed(
+    frame: pl.DataFrame,
+    value: str | pl.Expr,
+    *conditions: pl.Expr | str,
+    how: How = "mean",
+    **where: Any,
+) -> PerSeed:
+    """One number a seed from a frame: of the rows that meet the conditions, in the frame's order.
+
+    Args:
+        frame: with a column `seed`.
+        value: a column, or an expression of columns.
+        conditions: expressions or names of boolean columns, all of which must hold.
+        how: what becomes of several rows of a seed.
+        where: what columns must equal.
+    """
+    expression = pl.col(value) if isinstance(value, str) else value
+    rows = frame.filter(*conditions, **where).select("seed", value=expression)
+    found = rows.group_by("seed").agg(getattr(pl.col("value").drop_nulls(), how)())
+    return PerSeed(
+        {seed: float(number) for seed, number in found.drop_nulls().sort("seed").iter_rows()}
+    )
+
+
+def of(
+    experiment: str,
+    value: str | pl.Expr,
+    *conditions: pl.Expr | str,
+    how: How = "mean",
+    **where: Any,
+) -> Reading:
+    """The reading of `per_seed` from the records of one experiment."""
+    return Reading(
+        lambda records: per_seed(records[experiment], value, *conditions, how=how, **where)
+    )
+
+
+def share(
+    experiment: str, holds: pl.Expr | str, *conditions: pl.Expr | str, **where: Any
+) -> Reading:
+    """The share of seeds in all of whose rows something holds, with its exact interval."""
+    return of(experiment, holds, *conditions, how="all", **where).then(PerSeed.share)
+
+
+def worst(readings: Iterable[Reading], target: float = 0.0) -> Reading:
+    """Of several readings the effect that lies farthest from its target; the unknown first."""
+
+    def read(records: Records) -> Effect:
+        effects = [reading.effect(records) for reading in readings]
+        for effect in effects:
+            if math.isnan(effect.value):
+                return effect
+        return max(effects, key=lambda effect: abs(effect.value - target), default=unknown())
+
+    return Reading(read)
+
+
+def resampled(
+    frame: pl.DataFrame,
+    statistic: Callable[[pl.DataFrame], float],
+    *,
+    least: int = 8,
+    resamples: int = 1000,
+) -> Effect:
+    """A statistic of all seeds together, with its interval from resampling whole seeds.
+
+    Args:
+        frame: with a column `seed`.
+        statistic: from rows to a number; it may be given a seed's rows several times.
+        least: of fewer seeds than this there is no interval.
+        resamples: how many times the seeds are drawn anew.
+    """
+    parts: Sequence[pl.DataFrame] = frame.partition_by("seed", maintain_order=True)
+    if not parts:
+        return unknown()
+
+    def of_chosen(chosen: np.ndarray) -> float:
+        return statistic(pl.concat([parts[int(index)] for index in chosen]))
+
+    every = np.arange(len(parts))
+    if len(parts) < least:
+        return Effect(of_chosen(every), UNKNOWN, None, len(parts), "too few seeds")
+    return bootstrap_interval(every, of_chosen, resamples=resamples)

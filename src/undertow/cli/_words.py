@@ -13,7 +13,7 @@ import io
 import textwrap
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -43,10 +43,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag as it was given, such as `--batch-size`, and the words after it."""
+    """A flag as it was given, such as `--batch-size`, and the words after it.
+
+    Where it is `joined` to the first by an equals sign, that one is a value whatever it looks like.
+    """
 
     given: str
     values: tuple[str, ...]
+    joined: bool = False
 
     @property
     def name(self) -> str:
@@ -71,7 +75,7 @@ def parse(kind: type[_Options], words: Sequence[str], *, command: str, summary: 
     whole = []
     for flag in flags:
         taken = _taken(kind, flag, spare=len(wanted) - len(loose) if flag is flags[-1] else 0)
-        whole.append(Flag(flag.given, flag.values[:taken]))
+        whole.append(replace(flag, values=flag.values[:taken]))
         loose += flag.values[taken:]
     if len(loose) > len(wanted):
         raise UsageError(
@@ -98,16 +102,18 @@ def by_flag(words: Sequence[str]) -> tuple[list[str], list[Flag]]:
         UsageError: a word is like a flag, with one hyphen.
     """
     loose: list[str] = []
-    groups: list[list[str]] = []
+    flags: list[Flag] = []
     for word in words:
         if word[:1] == "-" and word[1:2].isalpha() and word not in ("-h", "-inf"):
             raise UsageError(f"no flag {word!r}; flags start with --")
         if word.startswith("--") or word == "-h":
             given, equals, value = word.partition("=")
-            groups.append([given, value] if equals else [given])
+            flags.append(Flag(given, (value,) if equals else (), joined=bool(equals)))
+        elif flags:
+            flags[-1] = replace(flags[-1], values=(*flags[-1].values, word))
         else:
-            (groups[-1] if groups else loose).append(word)
-    return loose, [Flag(given, tuple(values)) for given, *values in groups]
+            loose.append(word)
+    return loose, flags
 
 
 def refuse_unknown(
@@ -255,9 +261,11 @@ def _taken(kind: type, flag: Flag, *, spare: int) -> int:
     name = _field_of(kind, flag)
     hint = _without_none(get_type_hints(kind)[name or flag.name])
     if get_origin(hint) is not tuple:
-        return 0 if hint is bool else 1
+        return int(flag.joined) if hint is bool else 1
     items = get_args(hint)
-    return len(items) if Ellipsis not in items else max(len(flag.values) - max(spare, 0), 0)
+    if Ellipsis not in items:
+        return len(items)
+    return max(len(flag.values) - max(spare, 0), int(flag.joined))
 
 
 # --- types: how they are written, what they take ----------------------------------------------
@@ -300,10 +308,13 @@ def _read(hint: Any, flag: Flag, command: str) -> Any:
     """The value of one flag, by a parser for it alone: so what fails is known, and said here."""
     import tyro
 
+    words = ["--value", *flag.values]
+    if flag.joined:
+        words[:2] = [f"--value={flag.values[0]}"]
     alone = dataclasses.make_dataclass("alone", [("value", hint)])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(alone, args=["--value", *flag.values]).value
+            return tyro.cli(alone, args=words).value
     except SystemExit:
         got = " ".join(flag.values) or "nothing"
         raise UsageError(f"{command}: {flag.given} takes {_takes(hint)}, got {got}") from None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from undertow.cli._output import EXPECTED_ERRORS, complain, one_line, print_json, undisturbed
 from undertow.cli._words import (
@@ -171,7 +171,7 @@ def _chosen(names: Sequence[str], flags: Sequence[Flag]) -> list[Claim]:
         raise UsageError(str(error)) from error
 
 
-def _show_help(chosen: Sequence[Claim]) -> None:
+def _show_help(chosen: Sequence[Claim]) -> NoReturn:
     """Show the options, with the knobs of the claim if there is one; raises `HelpShown`."""
     if len(chosen) == 1:
         (claim,) = chosen

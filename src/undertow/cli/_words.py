@@ -16,7 +16,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 # Options that say what becomes of a result. Every other one is an argument of the library's
 # function that the command calls, under its name or one that the command's PARAMETERS give.
@@ -185,7 +195,7 @@ def close_to(given: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
 
 
-def show_help(usage: str, summary: str, *parts: Any) -> None:
+def show_help(usage: str, summary: str, *parts: Any) -> NoReturn:
     """Print what a command does and its options.
 
     Args:

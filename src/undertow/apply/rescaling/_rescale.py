@@ -144,7 +144,7 @@ def rescale(
     from_batch: int | None = None,
     to_batch: int,
     from_workers: int = 1,
-    to_workers: int = 1,
+    to_workers: int | None = None,
     optimizer: str | None = None,
     noise_scale: float | None = None,
     sharpness: float | None = None,
@@ -164,7 +164,7 @@ def rescale(
         from_batch: samples a step on one worker, now. By default what the configuration says.
         to_batch: the same, after.
         from_workers: data-parallel workers now; 1 where the configuration counts them.
-        to_workers: and after.
+        to_workers: and after; by default as many.
         optimizer: sgd, momentum, rmsprop, adam or adamw, where the configuration does not say.
         noise_scale: B_simple in samples, see `predict.rescale`.
         sharpness: largest eigenvalue of the Hessian, see there.
@@ -176,6 +176,7 @@ def rescale(
             the rule does not reach; the message names the largest factor.
         TypeError: the first argument is none of these.
     """
+    to_workers = from_workers if to_workers is None else to_workers
     running = hasattr(optimizer_or_dict, "param_groups")
     if running:
         configs = read_groups(optimizer_or_dict)

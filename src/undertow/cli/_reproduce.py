@@ -1,0 +1,194 @@
+"""`undertow reproduce`: claims put to the test (`claims.reproduce`), and how the end is told.
+
+The knobs of a claim are flags too: the fields of its configuration, with the preset's values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+from undertow.cli._output import EXPECTED_ERRORS, complain, one_line, print_json, undisturbed
+from undertow.cli._words import (
+    Flag,
+    Shown,
+    UsageError,
+    arguments,
+    by_flag,
+    read_values,
+    refuse_unknown,
+    show_help,
+)
+
+if TYPE_CHECKING:
+    from undertow.claims import Claim, Reproduction
+
+SYNOPSIS = "CLAIM..."
+SUMMARY = "put claims to the test (--all: each one)"
+PARAMETERS: dict[str, str] = {}  # claims and their knobs are `claim` and `overrides`
+
+Outcome = Literal["supported", "refuted", "inconclusive"]
+Expected = Annotated[Outcome | None, Shown("VERDICT")]
+
+_COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+_RESULT_COLOURS = {"passed": "green", "refuted": "red", "not passed": "yellow"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `reproduce` takes for every claim."""
+
+    preset: Literal["smoke", "small", "paper"] = "small"
+    """smoke (seconds), small or paper (scale)."""
+    seed: int = 0
+    """Base seed."""
+    engine: Literal["local", "inline"] = "local"
+    """local (worker processes) or inline."""
+    workers: int | None = None
+    """Worker processes; one a core by default."""
+    out: Annotated[Path | None, Shown("DIR")] = None
+    """Folder of the run."""
+    expect: Expected = None
+    """Exit with 3 on any other verdict."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the claims named, one after the other, and say how each ended."""
+    options, chosen = _parse(words)
+    from undertow import claims
+
+    def one(claim: Claim, knobs: dict[str, Any]) -> Reproduction:
+        given = arguments(options, PARAMETERS)
+        if options.out is not None and len(chosen) > 1:
+            given["out"] = options.out / claim.name
+        return claims.reproduce(claim, overrides=knobs, **given)
+
+    runs = {claim.name: partial(one, claim, knobs) for claim, knobs in chosen}
+    return finish(runs, expect=options.expect, as_json=options.json)
+
+
+def finish(
+    runs: Mapping[str, Callable[[], Reproduction]], *, expect: Outcome | None, as_json: bool
+) -> int:
+    """Run each and say how it ended; when one could not be done, the others still are."""
+    results: list[dict[str, Any]] = []
+    status = 0
+    for name, one in runs.items():
+        try:
+            with undisturbed(as_json):
+                reproduction = one()
+        except EXPECTED_ERRORS as error:
+            complain(error)
+            results.append({"claim": name, "error": one_line(error)})
+            status = 1
+            continue
+        results.append(reproduction.as_json())
+        if not as_json:
+            _show(reproduction)
+        outcome = reproduction.verdict.outcome
+        if expect not in (None, outcome):
+            complain(f"{reproduction.claim} is {outcome}, not {expect} as expected")
+            status = status or 3
+    if as_json:
+        print_json(results[0] if len(results) == 1 else {"results": results})
+    return status
+
+
+def _show(reproduction: Reproduction) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from undertow import claims
+
+    console = Console(highlight=False)
+    verdict = reproduction.verdict
+    outcome = (verdict.outcome, f"bold {_COLOURS[verdict.outcome]}")
+    console.print()
+    console.print(Text.assemble((reproduction.claim, "bold"), " is ", outcome))
+    console.print(Text(verdict.summary))
+    # Names and rules are sentences: under each other, they leave 80 columns readable.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    table.add_column("result", no_wrap=True)
+    table.add_column("check, rule", ratio=1)
+    table.add_column(Text("value [95%]"), justify="right", no_wrap=True)
+    for check, value, interval, rule, result in claims.checks_table(verdict).iter_rows():
+        table.add_row(
+            Text(result, _RESULT_COLOURS[result]),
+            Text.assemble(check, "\n", (rule, "dim")),
+            Text.assemble(f"{value:.4g}", "\n", (interval, "dim")),
+        )
+    console.print(table)
+    console.print(f"report   {reproduction.out / 'report.html'}", soft_wrap=True, markup=False)
+    console.print(f"seconds  {reproduction.seconds:.1f}\n")
+
+
+# --- words: claims, then flags ----------------------------------------------------------------
+
+
+def _parse(words: Sequence[str]) -> tuple[Options, list[tuple[Claim, dict[str, Any]]]]:
+    """The options, and each claim with the knobs that the words set.
+
+    A knob must belong to one of the claims; the others (as with `--all`) do without it.
+
+    Raises:
+        UsageError: no claim, an unknown one, a flag that is no option and no claim's knob, or a
+            value that it does not take.
+    """
+    names, flags = by_flag(words)
+    chosen = _chosen(names, flags)
+    if any(flag.name == "help" for flag in flags):
+        _show_help(chosen)
+    flags = [flag for flag in flags if flag.name != "all"]
+    command = ", ".join(claim.name for claim in chosen)
+    refuse_unknown(flags, [Options, *(claim.config for claim in chosen)], command, noun="knob")
+
+    options = Options(**read_values(Options, flags, "reproduce"))
+    return options, [(claim, _knobs(claim, flags, options.preset)) for claim in chosen]
+
+
+def _chosen(names: Sequence[str], flags: Sequence[Flag]) -> list[Claim]:
+    from undertow import claims
+
+    if any(flag.name == "all" for flag in flags):
+        if names:
+            raise UsageError("reproduce: give claims or --all, not both")
+        names = claims.ALL
+    elif not names and all(flag.name != "help" for flag in flags):
+        raise UsageError(
+            f"reproduce: name the claims first, of {', '.join(claims.ALL)}; or give --all"
+        )
+    try:
+        return [claims.get(name) for name in names]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _show_help(chosen: Sequence[Claim]) -> NoReturn:
+    """Show the options, with the knobs of the claim if there is one; raises `HelpShown`."""
+    if len(chosen) == 1:
+        (claim,) = chosen
+        show_help(f"reproduce {claim.name}", claim.title, Options, claim.presets["small"])
+    from undertow import claims
+
+    summary = f"Claims: {', '.join(claims.ALL)}; --all for each. A claim's --help shows its knobs."
+    show_help("reproduce CLAIM...", summary, Options)
+
+
+def _knobs(claim: Claim, flags: Iterable[Flag], preset: str) -> dict[str, Any]:
+    """The knobs that differ from the preset's, by name."""
+    base = claim.presets[preset]
+    given = read_values(claim.config, flags, claim.name)
+    knobs = {name: value for name, value in given.items() if value != getattr(base, name)}
+    try:
+        dataclasses.replace(base, **knobs)
+    except ValueError as error:
+        raise UsageError(f"{claim.name}: {error}") from error
+    return knobs

@@ -90,12 +90,17 @@ def test_the_help_of_a_claim_loads_nothing_that_the_claim_does_not() -> None:
     assert added.isdisjoint((HEAVY | {"numpy"}) - {"tyro"})
 
 
-def test_reading_a_claims_knobs_loads_no_torch() -> None:
+def test_a_claim_and_its_knobs_load_nothing_heavy() -> None:
+    program = "from undertow import claims; [claims.get(name).presets for name in claims.ALL]"
+    assert loaded_by(program).isdisjoint(HEAVY | {"numpy", "polars"})
+
+
+def test_trials_and_predictions_load_no_torch_and_no_altair() -> None:
     program = """
 from undertow import claims
-for name in claims.ALL:
-    claim = claims.get(name)
+for claim in map(claims.get, claims.ALL):
     for preset in claim.presets.values():
-        claim.trials(preset, 0)
+        claim.experiments(preset, 0)
+        claim.predictions(preset)
 """
-    assert "torch" not in loaded_by(program)
+    assert loaded_by(program).isdisjoint({"torch", "altair"})

@@ -22,8 +22,9 @@ CALLED: dict[str, Callable[..., Any]] = {
     "reproduce": claims.reproduce,
     "resume": claims.resume,
     "report": claims.report,
+    "claims": claims.overview,
+    "new": claims.write_template,
 }
-CALLING_NOTHING = {"claims"}  # it lists what there is
 
 
 def options_of(command: str) -> Any:
@@ -35,9 +36,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 def test_every_command_is_held_to_it() -> None:
-    assert set(CALLED) | CALLING_NOTHING == set(COMMANDS)
-    for command in CALLING_NOTHING:
-        assert {field.name for field in dataclasses.fields(options_of(command))} <= OUTPUT
+    assert set(CALLED) == set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", CALLED)

@@ -55,8 +55,8 @@ def test_reproduce_ends_with_verdict_checks_report_and_seconds(
     assert main(["reproduce", "toy", *INLINE]) == 0
     captured = capsys.readouterr()
     assert "toy is supported" in captured.out
-    assert "control: two-headed coins differ" in captured.out
-    assert "at most 0.1" in captured.out
+    assert "control: two-headed coins" in captured.out
+    assert "0.5 within 0.25: a fair coin" in captured.out
     assert "undertow-runs/toy-small-seed0/report.html" in captured.out
     assert "seconds" in captured.out
     assert max(map(len, captured.out.splitlines())) <= 80
@@ -76,7 +76,7 @@ def test_json_is_one_object_on_standard_output(capsys: pytest.CaptureFixture[str
 
 
 def test_several_claims_are_several_results(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["reproduce", "coin", "toy", "--json", "--coins", "2", "--out", "runs", *INLINE]
+    words = ["reproduce", "coin", "toy", "--json", "--seeds", "2", "--out", "runs", *INLINE]
     assert main(words) == 0
     results = json.loads(capsys.readouterr().out)["results"]
     assert [result["out"] for result in results] == ["runs/coin", "runs/toy"]
@@ -136,11 +136,10 @@ def test_wrong_usage_is_one_line_and_status_2(
 
 
 def test_a_value_that_a_claim_refuses_is_wrong_usage(
-    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    refused: Callable[..., str],
 ) -> None:
-    monkeypatch.undo()  # the claims of coins, which refuse nothing
-    line = refused("reproduce", "low-rank", "--widths", "3")
-    assert line == "undertow: low-rank: widths needs at least two hidden layers, got (3,)"
+    line = refused("reproduce", "toy", "--flips", "3", "0")
+    assert line == "undertow: toy: flips must be at least 1, got (3, 0)"
 
 
 def test_what_could_not_be_done_is_one_line_and_status_1(
@@ -150,18 +149,16 @@ def test_what_could_not_be_done_is_one_line_and_status_1(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("undertow: nowhere is not an Undertow store")
 
-    assert main(["reproduce", "toy", "--crooked", "--coins", "1", "--json", *INLINE]) == 1
+    assert main(["reproduce", "toy", "--all-crooked", "--json", *INLINE]) == 1
     captured = capsys.readouterr()
     assert "stands on its edge" in json.loads(captured.out)["error"]
     assert "Traceback" not in captured.err
-    assert captured.err.splitlines()[-1].startswith("undertow: all 2 trials of toy failed")
+    assert captured.err.splitlines()[-1].startswith("undertow: all 12 trials of toy failed")
 
 
 INTERRUPTED = """
 import sys, time
 import toy
-from dataclasses import replace
-from undertow import claims
 from undertow.claims import _registry
 from undertow.cli import main
 
@@ -169,9 +166,8 @@ def slow(coins):
     print("running", flush=True)
     time.sleep(60)
 
-claim = replace(toy.CLAIM, run=slow)
-_registry.ALL = claims.ALL = ("toy",)
-toy.CLAIM = claim
+toy.throw = slow
+_registry.ALL = ("toy",)
 sys.modules["undertow.claims.toy"] = toy
 sys.exit(main(["reproduce", "toy", "--engine", "inline"]))
 """

@@ -17,6 +17,7 @@ from undertow.lab import (
     above,
     at_least,
     between,
+    comments,
     one_of,
     some,
     up_to,
@@ -94,3 +95,23 @@ def test_an_unknown_knob_is_answered_with_those_alike() -> None:
         Made().with_values({"coun": 1})
     with pytest.raises(ValueError, match="size must be at least 1"):
         Made().with_values({"size": 0})
+
+
+def test_comments_beside_and_above_a_field_are_its_words() -> None:
+    @dataclass(frozen=True)
+    class Said:
+        # Above it,
+        # over two lines.
+        above: int = 1
+        beside: int = 2  # beside it
+        both: tuple[int, ...] = (  # not a "#" in text
+            1,
+        )
+        nothing: str = "# no comment"
+
+    assert comments(Said) == {
+        "above": "Above it, over two lines.",
+        "beside": "beside it",
+        "both": 'not a "#" in text',
+    }
+    assert comments(int) == {}

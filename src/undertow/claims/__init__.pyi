@@ -9,3 +9,4 @@ from ._reproduce import last_verdicts as last_verdicts
 from ._reproduce import report as report
 from ._reproduce import reproduce as reproduce
 from ._reproduce import resume as resume
+from ._template import write_template as write_template

@@ -31,7 +31,7 @@ def run(words: Sequence[str]) -> int:
     from undertow import claims
 
     last = claims.last_verdicts()
-    listed = [(claims.get(name), last.get(name)) for name in claims.ALL]
+    listed = [(claims.get(name), last.get(name)) for name in claims.names()]
     if options.json:
         table = [
             {

@@ -14,7 +14,10 @@ from undertow.cli._words import HelpShown, UsageError, close_to
 
 # In the order in which they are shown. The command `inspect` is the module `_inspect`, imported
 # when it is called; to add a command, write its module (see `Command`) and name it here.
-COMMANDS = ("inspect", "rescale", "forecast", "reproduce", "claims", "resume", "report")
+COMMANDS = (
+    *("inspect", "rescale", "forecast"),
+    *("reproduce", "claims", "resume", "report", "new"),
+)
 
 _LEAD = """\
 usage: undertow COMMAND ...

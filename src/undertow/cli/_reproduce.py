@@ -148,7 +148,8 @@ def _parse(words: Sequence[str]) -> tuple[Options, list[tuple[Claim, dict[str, A
         _show_help(chosen)
     flags = [flag for flag in flags if flag.name != "all"]
     command = ", ".join(claim.name for claim in chosen)
-    refuse_unknown(flags, [Options, *(claim.config for claim in chosen)], command, noun="knob")
+    kinds = [type(part) for claim in chosen for part in _parts(claim.presets["small"])]
+    refuse_unknown(flags, [Options, *kinds], command, noun="knob")
 
     options = Options(**read_values(Options, flags, "reproduce"))
     return options, [(claim, _knobs(claim, flags, options.preset)) for claim in chosen]
@@ -160,10 +161,10 @@ def _chosen(names: Sequence[str], flags: Sequence[Flag]) -> list[Claim]:
     if any(flag.name == "all" for flag in flags):
         if names:
             raise UsageError("reproduce: give claims or --all, not both")
-        names = claims.ALL
+        names = claims.names()
     elif not names and all(flag.name != "help" for flag in flags):
         raise UsageError(
-            f"reproduce: name the claims first, of {', '.join(claims.ALL)}; or give --all"
+            f"reproduce: name the claims first, of {', '.join(claims.names())}; or give --all"
         )
     try:
         return [claims.get(name) for name in names]
@@ -175,20 +176,30 @@ def _show_help(chosen: Sequence[Claim]) -> NoReturn:
     """Show the options, with the knobs of the claim if there is one; raises `HelpShown`."""
     if len(chosen) == 1:
         (claim,) = chosen
-        show_help(f"reproduce {claim.name}", claim.title, Options, claim.presets["small"])
+        show_help(f"reproduce {claim.name}", claim.title, Options, *_parts(claim.presets["small"]))
     from undertow import claims
 
-    summary = f"Claims: {', '.join(claims.ALL)}; --all for each. A claim's --help shows its knobs."
+    summary = (
+        f"Claims: {', '.join(claims.names())}; --all for each. A claim's --help shows its knobs."
+    )
     show_help("reproduce CLAIM...", summary, Options)
 
 
 def _knobs(claim: Claim, flags: Iterable[Flag], preset: str) -> dict[str, Any]:
     """The knobs that differ from the preset's, by name."""
     base = claim.presets[preset]
-    given = read_values(claim.config, flags, claim.name)
-    knobs = {name: value for name, value in given.items() if value != getattr(base, name)}
+    given: dict[str, Any] = {}
+    for part in _parts(base):
+        given |= read_values(type(part), flags, claim.name)
     try:
-        dataclasses.replace(base, **knobs)
+        base.with_values(given)
     except ValueError as error:
         raise UsageError(f"{claim.name}: {error}") from error
-    return knobs
+    flat = base.flat()
+    return {name: value for name, value in given.items() if value != flat[name]}
+
+
+def _parts(knobs: Any) -> list[Any]:
+    """The knobs, and the dataclasses nested in them, whose fields are knobs too."""
+    values = (getattr(knobs, field.name) for field in dataclasses.fields(knobs))
+    return [knobs, *(value for value in values if dataclasses.is_dataclass(value))]

@@ -234,8 +234,11 @@ def _positional(kind: type) -> list[str]:
 
 
 def _flag_fields(kind: type) -> list[str]:
-    fields = dataclasses.fields(kind)
-    return [field.name for field in fields if field.name not in _positional(kind)]
+    """The fields that have a flag: a nested dataclass has none, its own fields do."""
+    hints = get_type_hints(kind)
+    fields = [field.name for field in dataclasses.fields(kind)]
+    skipped = {*_positional(kind), *(n for n in fields if dataclasses.is_dataclass(hints[n]))}
+    return [name for name in fields if name not in skipped]
 
 
 def _field_of(kind: type, flag: Flag) -> str | None:
@@ -334,8 +337,10 @@ def _dressed(part: Any) -> Any:
     """The same dataclass with short placeholders, and without defaults that say nothing."""
     import tyro
 
+    from undertow.lab import comments
+
     kind = part if isinstance(part, type) else type(part)
-    hints = get_type_hints(kind)
+    hints, said = get_type_hints(kind), comments(kind)
     fields: list[tuple[str, Any, Any]] = []
     for field in dataclasses.fields(kind):
         name, filled, hint = field.name, dataclasses.field(), None
@@ -343,8 +348,11 @@ def _dressed(part: Any) -> Any:
             filled = dataclasses.field(default_factory=partial(getattr, part, name))
             default = getattr(part, name)
             hint = "" if default is None or default is False else None
+        if dataclasses.is_dataclass(hints[name]):
+            fields.append((name, Annotated[hints[name], tyro.conf.Suppress], filled))
+            continue
         metavar = None if hints[name] is bool else _metavar(kind, name)
-        look = [tyro.conf.arg(metavar=metavar, help_behavior_hint=hint)]
+        look = [tyro.conf.arg(metavar=metavar, help=said.get(name), help_behavior_hint=hint)]
         if name in _positional(kind):
             look.append(tyro.conf.Positional)
         fields.append((name, Annotated[hints[name], *look], filled))

@@ -15,6 +15,7 @@ from ._knobs import Share as Share
 from ._knobs import above as above
 from ._knobs import at_least as at_least
 from ._knobs import between as between
+from ._knobs import comments as comments
 from ._knobs import one_of as one_of
 from ._knobs import some as some
 from ._knobs import up_to as up_to

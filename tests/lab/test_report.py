@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from undertow.lab._tables import format_number
 
 from undertow import lab
-from undertow.lab._tables import format_number
 
 FRAME = pl.DataFrame(
     {

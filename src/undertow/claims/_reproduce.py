@@ -22,7 +22,7 @@ import polars as pl
 
 from undertow import lab
 from undertow.claims._claim import Claim, Verdict
-from undertow.claims._page import Facts, report_page
+from undertow.claims._page import Facts, claim_document
 from undertow.claims._registry import get
 
 RUNS = Path("undertow-runs")
@@ -50,6 +50,11 @@ class Reproduction:
     records: pl.DataFrame = field(repr=False)
     seconds: float
     out: Path
+    _document: lab.Document = field(repr=False, compare=False)
+
+    def document(self) -> lab.Document:
+        """Verdict and checks; on a page also the figures, the numbers, and how it was run."""
+        return dataclasses.replace(self._document, data=self.as_json())
 
     def __repr__(self) -> str:
         return (
@@ -280,15 +285,6 @@ def _conclude(
             raise
         some = f"{len(failures)} of {len(study.trials)}"
         raise _cannot_judge(plan, store, failures, some) from error
-    reproduction = Reproduction(
-        claim=plan.claim.name,
-        preset=plan.preset,
-        seed=plan.seed,
-        verdict=verdict,
-        records=records,
-        seconds=seconds,
-        out=store.path,
-    )
     for figure in figures:
         for suffix in ("svg", "png"):
             lab.save_chart(figure.chart, store.path / "figures" / f"{figure.name}.{suffix}")
@@ -303,9 +299,17 @@ def _conclude(
         seconds=seconds,
         environment=json.loads((store.path / "environment.json").read_text(encoding="utf-8")),
     )
-    lab.write_report(
-        report_page(plan.claim, verdict, figures, table, facts), store.path / "report.html"
+    reproduction = Reproduction(
+        claim=plan.claim.name,
+        preset=plan.preset,
+        seed=plan.seed,
+        verdict=verdict,
+        records=records,
+        seconds=seconds,
+        out=store.path,
+        _document=claim_document(plan.claim, verdict, figures, table, facts),
     )
+    lab.write_page(reproduction.document(), store.path / "report.html")
     # Last, so that a verdict is only ever beside the report that explains it.
     store.write_json(_VERDICT, reproduction.as_json())
     return reproduction

@@ -26,6 +26,7 @@ from undertow.cli._options import (
 
 if TYPE_CHECKING:
     from undertow.claims import Claim, Reproduction
+    from undertow.lab import Document
 
 _HELP = """\
 usage: undertow COMMAND ...
@@ -49,8 +50,6 @@ progress on standard error.
 
 Exit status: 0 done, 1 could not be done, 2 wrong usage, 3 --expect not met.
 """
-_COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
-_RESULT_COLOURS = {"passed": "green", "refuted": "red", "not passed": "yellow"}
 _EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
 
 
@@ -167,7 +166,7 @@ def _inspect(words: Sequence[str]) -> int:
         lab.write_atomically(options.csv, found.table.write_csv().encode())
     if options.html is not None:
         found.write_html(options.html)
-    print(json.dumps(found.as_json()) if options.json else found.text(every=options.every))
+    _show(found.document(every=options.every), options.json)
     return 0
 
 
@@ -191,7 +190,7 @@ def _rescale(words: Sequence[str]) -> int:
         sharpness=options.sharpness,
         objective=None if options.verify is None else apply.load_objective(options.verify),
     )
-    print(json.dumps(found.as_json()) if options.json else found.text())
+    _show(found.document(), options.json)
     return 0
 
 
@@ -207,7 +206,7 @@ def _forecast(words: Sequence[str]) -> int:
     )
     if options.html is not None:
         found.write_html(options.html)
-    print(json.dumps(found.as_json()) if options.json else found.text())
+    _show(found.document(), options.json)
     return 0
 
 
@@ -243,7 +242,8 @@ def _finish(
             continue
         results.append(reproduction.as_json())
         if not as_json:
-            _show(reproduction)
+            _show(reproduction.document(), as_json=False)
+            print(f"\nreport   {reproduction.out / 'report.html'}\n")
         outcome = reproduction.verdict.outcome
         if expect not in (None, outcome):
             _complain(f"{reproduction.claim} is {outcome}, not {expect} as expected")
@@ -253,34 +253,13 @@ def _finish(
     return status
 
 
-def _show(reproduction: Reproduction) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _show(document: Document, as_json: bool) -> None:
+    from undertow import lab
 
-    from undertow import claims
-
-    console = Console(highlight=False)
-    verdict = reproduction.verdict
-    outcome = (verdict.outcome, f"bold {_COLOURS[verdict.outcome]}")
-    console.print()
-    console.print(Text.assemble((reproduction.claim, "bold"), " is ", outcome))
-    console.print(Text(verdict.summary))
-    # Names and rules are sentences: under each other, they leave 80 columns readable.
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
-    table.add_column("result", no_wrap=True)
-    table.add_column("check, rule", ratio=1)
-    table.add_column(Text("value [95%]"), justify="right", no_wrap=True)
-    for check, value, interval, rule, result in claims.checks_table(verdict).iter_rows():
-        table.add_row(
-            Text(result, _RESULT_COLOURS[result]),
-            Text.assemble(check, "\n", (rule, "dim")),
-            Text.assemble(f"{value:.4g}", "\n", (interval, "dim")),
-        )
-    console.print(table)
-    console.print(f"report   {reproduction.out / 'report.html'}", soft_wrap=True, markup=False)
-    console.print(f"seconds  {reproduction.seconds:.1f}\n")
+    if as_json:
+        print(lab.as_json(document))
+    else:
+        lab.print_document(document)
 
 
 def _complain(error: Exception | str) -> None:

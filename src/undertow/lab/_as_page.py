@@ -1,4 +1,4 @@
-"""A report: one HTML file that needs no network, for light, dark, print and a phone."""
+"""A document as a page: one HTML file that needs no network, for light, dark, print and a phone."""
 
 from __future__ import annotations
 
@@ -6,141 +6,133 @@ import html
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from importlib import resources
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import polars as pl
-
+from undertow.lab._cells import Column, columns_of, paragraphs, printable
 from undertow.lab._charts import chart_config, chart_spec, vega_lite_version
+from undertow.lab._document import Chart, Document, Item, Section, Table
 from undertow.lab._files import write_atomically
-from undertow.lab._tables import html_table
-
-Tone = Literal["good", "bad", "unsure", "neutral"]
 
 
-@dataclass(frozen=True)
-class Badge:
-    """A verdict in a word or two; `tone` gives its colour."""
-
-    text: str
-    tone: Tone = "neutral"
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a page: a heading, then text, chart and table, each where given.
-
-    Attributes:
-        heading: its title.
-        text: paragraphs, parted by empty lines; `code` in backquotes.
-        table: shown below the text, with the frame's column names.
-        chart: an altair chart. One without a width of its own fills the page's.
-        caption: what to see in the chart.
-        badge: beside the heading.
-    """
-
-    heading: str
-    text: str = ""
-    table: pl.DataFrame | None = None
-    chart: Any = None
-    caption: str = ""
-    badge: Badge | None = None
-
-
-@dataclass(frozen=True)
-class Page:
-    """A report's content.
-
-    Attributes:
-        title: the page's title.
-        lead: what the page says, in a paragraph.
-        sections: its parts, in order.
-        badge: the verdict, above the title.
-        facts: short named values below the lead, such as the preset and the seed.
-        footer: the last line.
-    """
-
-    title: str
-    lead: str
-    sections: tuple[Section, ...] = ()
-    badge: Badge | None = None
-    facts: Mapping[str, str] = field(default_factory=dict)
-    footer: str = ""
-
-
-def write_report(page: Page, path: str | os.PathLike[str]) -> Path:
-    """Write the page as one HTML file; returns its path.
-
-    Charts are interactive (values under the pointer, export to SVG and PNG), and what draws them is
-    in the file, once. It is about 0.9 MB with a chart, a few kB without.
+def write_page(document: Document, path: str | os.PathLike[str]) -> Path:
+    """Write the document as one HTML file, all of it or nothing; returns its path.
 
     Raises:
         StoreError: the file could not be written.
     """
     target = Path(path)
-    write_atomically(target, _document(page).encode())
+    write_atomically(target, as_page(document).encode())
     return target
 
 
-def _document(page: Page) -> str:
-    sections = "\n".join(
-        _section(section, f"chart-{number}") for number, section in enumerate(page.sections, 1)
-    )
-    badge = ""
-    if page.badge is not None:
-        badge = f'<div class="badge large {page.badge.tone}">{_text(page.badge.text)}</div>'
-    facts = "".join(
-        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>"
-        for name, value in page.facts.items()
-    )
-    scripts = ""
-    if any(section.chart is not None for section in page.sections):
-        scripts = _scripts()
+def as_page(document: Document) -> str:
+    """The document as one HTML file that asks nobody for anything.
+
+    Charts are interactive (values under the pointer, export to SVG and PNG), and what draws them is
+    in the file, once. It is about 0.9 MB with a chart, a few kB without.
+    """
+    names = (f"chart-{number}" for number in count(1))
+    sections = "\n".join(_section(part, names) for part in document.sections if any(part.items))
+    charted = any(isinstance(item, Chart) for part in document.sections for item in part.items)
+    state = ""
+    if document.state is not None:
+        tone, word = document.state.tone, _text(document.state.text)
+        state = f'<div class="badge {tone}">{word}</div>\n'
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_text(page.title)}</title>
+<title>{_text(document.title)}</title>
 <style>
 {_resource("_page.css")}</style>
 </head>
 <body>
 <main>
 <header>
-{badge}
-<h1>{_text(page.title)}</h1>
-{_paragraphs(page.lead, "lead")}
-{f"<dl>{facts}</dl>" if facts else ""}
+{state}<h1>{_text(document.title)}</h1>
+{_paragraphs(document.summary, "lead")}
+{_facts(document.facts)}
 </header>
 {sections}
-{f"<footer>{_text(page.footer)}</footer>" if page.footer else ""}
 </main>
-{scripts}</body>
+{_scripts() if charted else ""}</body>
 </html>
 """
 
 
-def _section(section: Section, identity: str) -> str:
-    badge = ""
-    if section.badge is not None:
-        badge = f'<span class="badge {section.badge.tone}">{_text(section.badge.text)}</span>'
-    parts = [
-        f'<div class="heading"><h2>{_text(section.heading)}</h2>{badge}</div>',
-        _paragraphs(section.text),
-    ]
-    if section.chart is not None:
-        caption = f"<figcaption>{_inline(section.caption)}</figcaption>" if section.caption else ""
-        parts.append(
-            f'<figure><div class="chart" id="{identity}"><div></div>'
-            f"{_json_script(_filling(chart_spec(section.chart)))}</div>{caption}</figure>"
-        )
-    if section.table is not None:
-        parts.append(html_table(section.table))
+def _section(section: Section, names: Iterator[str]) -> str:
+    heading = f"<h2>{_text(section.heading)}</h2>" if section.heading else ""
+    parts = [heading, *(_item(item, names) for item in section.items)]
     return "<section>\n" + "\n".join(part for part in parts if part) + "\n</section>"
+
+
+def _item(item: Item, names: Iterator[str]) -> str:
+    if isinstance(item, str):
+        return _paragraphs(item)
+    if isinstance(item, Table):
+        return _table(item)
+    if isinstance(item, Chart):
+        return _chart(item, next(names))
+    if isinstance(item, Mapping):
+        return _facts(item)
+    if len(item) == 1:
+        return _paragraphs(item[0])
+    entries = "".join(f"<li>{_inline(printable(entry))}</li>" for entry in item)
+    return f"<ul>{entries}</ul>" if entries else ""
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    entries = "".join(
+        f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items()
+    )
+    return f"<dl>{entries}</dl>" if entries else ""
+
+
+def _table(table: Table) -> str:
+    columns = list(columns_of(table).values())
+    head = "".join(
+        f'<th scope="col"{_kind(column)}>{_text(column.head)}</th>' for column in columns
+    )
+    rows = zip(*(column.cells for column in columns), strict=True)
+    body = "\n".join(
+        "<tr>"
+        + "".join(
+            f"<td{_kind(column)}>{_toned(cell, table)}</td>"
+            for column, cell in zip(columns, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return _figure(
+        f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>",
+        f"{table.note}\n\n{table.caption}",
+    )
+
+
+def _kind(column: Column) -> str:
+    return ' class="number"' if column.numeric else ""
+
+
+def _toned(cell: str, table: Table) -> str:
+    tone = table.tones.get(cell)
+    return f'<span class="tone {tone}">{_text(cell)}</span>' if tone else _text(cell)
+
+
+def _chart(chart: Chart, name: str) -> str:
+    drawing = chart.drawing() if callable(chart.drawing) else chart.drawing
+    spec = _json_script(_filling(chart_spec(drawing)))
+    return _figure(f'<div class="chart" id="{name}"><div></div>{spec}</div>', chart.caption)
+
+
+def _figure(content: str, caption: str) -> str:
+    said = _paragraphs(caption)
+    return f"<figure>{content}{f'<figcaption>{said}</figcaption>' if said else ''}</figure>"
 
 
 def _filling(spec: dict[str, Any]) -> dict[str, Any]:
@@ -179,8 +171,7 @@ def _json_script(value: Any, attributes: str = "") -> str:
 
 def _paragraphs(text: str, kind: str = "") -> str:
     attribute = f' class="{kind}"' if kind else ""
-    paragraphs = [part for part in re.split(r"\n\s*\n", text.strip()) if part]
-    return "\n".join(f"<p{attribute}>{_inline(paragraph)}</p>" for paragraph in paragraphs)
+    return "\n".join(f"<p{attribute}>{_inline(part)}</p>" for part in paragraphs(text))
 
 
 def _inline(text: str) -> str:
@@ -188,7 +179,7 @@ def _inline(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(text)
+    return html.escape(printable(text))
 
 
 def _resource(name: str) -> str:

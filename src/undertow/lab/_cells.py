@@ -1,16 +1,57 @@
-"""Tables for people: numbers with sensible digits, as text for a terminal or as HTML for a page."""
+"""Cells and words for people: numbers with sensible digits, nothing that could mislead the eye.
+
+Names come from files, and files from strangers: what would move a terminal's cursor or turn the
+direction of reading is written out, an escape character as a backslash and `x1b`.
+"""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
+from undertow.lab._document import Table
 
 _LONGEST_LIST = 4
+_JOINERS = "\u200c\u200d"  # scripts and emoji need them
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column as it is printed: whether it holds numbers, and the text of each cell."""
+
+    head: str
+    numeric: bool
+    cells: tuple[str, ...]
+
+
+def columns_of(table: Table) -> dict[str, Column]:
+    """The columns of a table by their names."""
+    return {
+        name: Column(
+            head=printable(name.replace("_", " ")),
+            numeric=_is_numeric(values),
+            cells=tuple(printable(table.formats.get(name, cell)(value)) for value in values),
+        )
+        for name, values in table.values().items()
+    }
+
+
+def cell(value: Any) -> str:
+    """A value as a cell shows it: four digits, yes or no, – for none, a long list by its length."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return format_number(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if len(value) > _LONGEST_LIST:
+            return f"{len(value)} values"
+        return f"[{', '.join(cell(item) for item in value)}]"
+    return str(value)
 
 
 def format_number(value: float, digits: int = 4) -> str:
@@ -27,104 +68,33 @@ def format_number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def text_table(frame: pl.DataFrame, width: int = 80) -> str:
-    """The frame as a plain text table no wider than `width` columns.
-
-    Numbers stand right-aligned and are never cut. Columns that do not fit go into further blocks
-    below, each starting with the first column again; long text is folded.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    cells = [[_cell(value) for value in frame[name]] for name in frame.columns]
-    natural = [
-        max(map(len, [name, *column])) for name, column in zip(frame.columns, cells, strict=True)
-    ]
-    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
-    for number, block in enumerate(_blocks(natural, width)):
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for index in block:
-            numeric = _is_numeric(frame.dtypes[index])
-            table.add_column(
-                frame.columns[index],
-                justify="right" if numeric else "left",
-                no_wrap=numeric,
-                overflow="fold",
-            )
-        for row in range(frame.height):
-            table.add_row(*(_escape_markup(cells[index][row]) for index in block))
-        if number:
-            console.print()
-        console.print(table)
-    assert isinstance(console.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+def printable(text: str) -> str:
+    """Text in one line; control characters and marks that turn its direction are written out."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_written(character) for character in text)
 
 
-def html_table(frame: pl.DataFrame) -> str:
-    """The frame as an HTML table; cells carry the class `number`, `text` or `list`."""
-    kinds = [_html_class(dtype) for dtype in frame.dtypes]
-    head = "".join(
-        f'<th scope="col"{kind}>{html.escape(name.replace("_", " "))}</th>'
-        for name, kind in zip(frame.columns, kinds, strict=True)
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs of a text, parted by empty lines, each printable and in one line."""
+    parts: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        if line.strip():
+            parts[-1].append(line)
+        else:
+            parts.append([])
+    return [printable(" ".join(" ".join(part).split())) for part in parts if part]
+
+
+def _written(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind not in ("Cc", "Cf", "Cs", "Zl", "Zp") or character in _JOINERS:
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _is_numeric(values: Sequence[Any]) -> bool:
+    known = [value for value in values if value is not None]
+    return bool(known) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in known
     )
-    rows = (
-        "".join(
-            f"<td{kind}>{html.escape(_cell(value))}</td>"
-            for value, kind in zip(row, kinds, strict=True)
-        )
-        for row in frame.iter_rows()
-    )
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _html_class(dtype: Any) -> str:
-    if _is_numeric(dtype):
-        return ' class="number"'
-    if dtype == pl.String:
-        return ' class="text"'
-    return ' class="list"' if isinstance(dtype, pl.List) else ""
-
-
-def _is_numeric(dtype: Any) -> bool:
-    return bool(dtype.is_numeric())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return format_number(value)
-    if isinstance(value, pl.Series):
-        value = value.to_list()
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        if len(value) > _LONGEST_LIST:
-            return f"{len(value)} values"
-        return f"[{', '.join(_cell(item) for item in value)}]"
-    return str(value)
-
-
-def _escape_markup(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-def _blocks(natural: Sequence[int], width: int) -> Iterator[list[int]]:
-    """Columns in runs that fit `width`; every run starts with the first column."""
-    gap = 2
-    if not natural:
-        return
-    lead = min(natural[0], width // 2)
-    block, used = [0], lead
-    for index in range(1, len(natural)):
-        if used + gap + natural[index] > width and len(block) > 1:
-            yield block
-            block, used = [0], lead
-        block.append(index)
-        used += gap + natural[index]
-    yield block

@@ -1,70 +1,27 @@
-"""The page of a forecast: how the start is forgotten, layer by layer."""
+"""The charts of a forecast: how the start is forgotten, layer by layer.
+
+What draws is imported when something is drawn: a forecast at a terminal needs none of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import polars as pl
-
-from undertow import lab
-from undertow.apply.forecasting._forecast_text import facts_of
+import numpy as np
 
 if TYPE_CHECKING:
-    from undertow.apply.forecasting._forecast import Forecast
+    import polars as pl
 
-_LINES = 40  # layers that are drawn
-
-
-def forecast_page(found: Forecast) -> lab.Page:
-    """The forecast as a page that `lab.write_report` writes."""
-    sections = [
-        lab.Section(
-            "What is left of the initial weights",
-            "Weight decay multiplies what was there before by 1 - lr x weight_decay at every step: "
-            "the residue is e^-E, E the sum of these products.",
-            chart=_residue_chart(found),
-            caption="The dashed line is 1 / e, one memory length.",
-        )
-    ]
-    if found.layers:
-        sections.append(
-            lab.Section(
-                "Surviving initial directions",
-                "Singular values of the initialisation that decay leaves above "
-                f"{found.threshold:g} of each matrix's norm. Below the number of directions that "
-                "training itself needs, the learned part is what shows.",
-                chart=_rank_chart(found),
-                caption="Shares of the full rank; one line for each shape.",
-            )
-        )
-        sections.append(lab.Section("Every matrix", table=found.table))
-    if found.comparison is not None:
-        sections.append(
-            lab.Section(
-                "Beside what was measured",
-                repr(found.comparison),
-                chart=_comparison_chart(found.comparison.table),
-                caption="Each point is a record; on the line forecast and measurement agree.",
-            )
-        )
-    sections.append(
-        lab.Section(
-            "Local SGD",
-            "Steps between two averages under the quadratic rule H = max(base, (alpha / lr)^2).",
-            chart=_sync_chart(found),
-            caption=f"{found.sync.share:.1%} of the communication of averaging at every step.",
-        )
-    )
-    said = "\n\n".join([*found.notes, *found.assumptions])
-    sections.append(lab.Section("What this rests on", said))
-    return lab.Page("Forecast", repr(found), tuple(sections), facts=facts_of(found))
+_LINES = 40  # shapes that are drawn
 
 
-def _residue_chart(found: Forecast) -> Any:
+def residue_chart(steps: Sequence[int], exponents: Sequence[float]) -> Any:
+    """The share e^-E of the initial weights that is left, by step."""
     import altair as alt
-    import numpy as np
+    import polars as pl
 
-    frame = pl.DataFrame({"step": found.steps, "residue": np.exp(-np.array(found.exponents))})
+    frame = pl.DataFrame({"step": steps, "residue": np.exp(-np.array(exponents))})
     curve = (
         alt.Chart(frame)
         .mark_line()
@@ -77,20 +34,16 @@ def _residue_chart(found: Forecast) -> Any:
     return curve + alt.Chart(level).mark_rule(strokeDash=[5, 4]).encode(y="level:Q")
 
 
-def _rank_chart(found: Forecast) -> Any:
+def rank_chart(steps: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Any:
+    """The share of its full rank that a matrix of each shape keeps, by step."""
     import altair as alt
+    import polars as pl
 
     rows: dict[str, list[Any]] = {"shape": [], "step": [], "share": []}
-    seen: set[str] = set()
-    for layer in found.layers:
-        shape = f"{layer.rows} x {layer.cols}"
-        if shape in seen or len(seen) >= _LINES:
-            continue
-        seen.add(shape)
-        full = min(layer.rows, layer.cols)
-        rows["shape"] += [shape] * len(found.steps)
-        rows["step"] += found.steps
-        rows["share"] += [rank / full for rank in layer.ranks]
+    for shape in list(shares)[:_LINES]:
+        rows["shape"] += [shape] * len(steps)
+        rows["step"] += steps
+        rows["share"] += shares[shape]
     return (
         alt.Chart(pl.DataFrame(rows))
         .mark_line()
@@ -103,13 +56,14 @@ def _rank_chart(found: Forecast) -> Any:
     )
 
 
-def _sync_chart(found: Forecast) -> Any:
+def sync_chart(starts: np.ndarray, periods: np.ndarray) -> Any:
+    """The steps between two averages of Local SGD, by the step at which a round starts."""
     import altair as alt
-    import numpy as np
+    import polars as pl
 
-    count = len(found.sync.starts)
+    count = len(starts)
     chosen = np.unique(np.linspace(0, count - 1, min(count, 500)).round().astype(int))
-    frame = pl.DataFrame({"step": found.sync.starts[chosen], "period": found.sync.periods[chosen]})
+    frame = pl.DataFrame({"step": starts[chosen], "period": periods[chosen]})
     return (
         alt.Chart(frame)
         .mark_line(interpolate="step-after")
@@ -120,8 +74,10 @@ def _sync_chart(found: Forecast) -> Any:
     )
 
 
-def _comparison_chart(table: pl.DataFrame) -> Any:
+def comparison_chart(table: pl.DataFrame) -> Any:
+    """Forecast against measured rank, a point a record, beside the line on which they agree."""
     import altair as alt
+    import polars as pl
 
     shown = table if len(table) <= 3000 else table.sample(3000, seed=0)
     points = (

@@ -1,20 +1,15 @@
-"""The page of an inspection: spectra, and what each role takes at a given error."""
+"""The charts of an inspection: spectra, and what each role takes at a given error."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
 from torch import Tensor
 
-from undertow import lab
-from undertow.apply._columns import role
-
-if TYPE_CHECKING:
-    from undertow.apply.inspection._inspection import Inspection
+from undertow.apply._names import role
 
 # Points of a spectrum that are drawn, and all spectra together: the page stays below 3 MB.
 _POINTS = 64
@@ -22,41 +17,11 @@ _ALL_POINTS = 12_000
 _FLOOR = 1e-9
 
 
-def inspection_page(found: Inspection, lead: str) -> lab.Page:
-    """The report of an inspection as a page that `lab.write_report` writes."""
-    facts = {
-        "read": found.source,
-        "matrices": str(len(found.table)),
-        "parameters": f"{found.parameters:,}",
-    }
-    if found.residue is not None:
-        facts["E"] = f"{found.residue.decay_exponent:.4g}"
-        facts["left of the start"] = f"{found.residue.factor:.3g}"
-    notes = "\n\n".join(f"Note: {note}." for note in found.notes)
-    sections = (
-        lab.Section(
-            "Spectra",
-            "Singular values over the Frobenius norm, against their place in the order. A spectrum "
-            "that falls off a cliff is a matrix of low rank; a straight line is none.",
-            chart=_spectra_chart(found),
-            caption=f"One line a matrix; the rule is the threshold, {found.threshold:g}.",
-        ),
-        lab.Section(
-            "How far they compress",
-            "The share of its numbers that a matrix takes as the product of two thin factors, or "
-            "as it is where that is cheaper; means over the matrices of a role.",
-            chart=_compression_chart(found),
-            caption="By relative error in the Frobenius norm.",
-        ),
-        lab.Section("Every matrix", notes, table=found.table),
-    )
-    return lab.Page(f"Inspection of {Path(found.source).name}", lead, sections, facts=facts)
-
-
-def _spectra_chart(found: Inspection) -> Any:
+def spectra_chart(spectra: Mapping[str, Tensor], threshold: float) -> Any:
+    """Singular values over the norm, against their place; the rule is the threshold."""
     import altair as alt
 
-    points = _points(found.spectra)
+    points = _points(spectra)
     frame = pl.DataFrame(points).with_columns(
         role=pl.Series([role(name) for name in points["matrix"]], dtype=pl.String)
     )
@@ -73,7 +38,7 @@ def _spectra_chart(found: Inspection) -> Any:
             tooltip=["matrix:N", "place:Q", "value:Q"],
         )
     )
-    rule = alt.Chart(pl.DataFrame({"threshold": [found.threshold]})).mark_rule(strokeDash=[5, 4])
+    rule = alt.Chart(pl.DataFrame({"threshold": [threshold]})).mark_rule(strokeDash=[5, 4])
     return lines + rule.encode(y="threshold:Q")
 
 
@@ -90,18 +55,19 @@ def _points(spectra: Mapping[str, Tensor]) -> dict[str, list[Any]]:
     return drawn
 
 
-def _compression_chart(found: Inspection) -> Any:
+def compression_chart(table: pl.DataFrame, errors: Mapping[str, str]) -> Any:
+    """The mean share of its parameters that each role takes, a bar for each relative error.
+
+    `errors` maps what an error is called to the table's column of parameters for it.
+    """
     import altair as alt
 
-    from undertow.apply.inspection._inspection import percent
-
     shares: dict[str, list[Any]] = {"role": [], "error": [], "share": []}
-    errors: Sequence[str] = [f"{percent(error)}%" for error in found.errors]
-    for row in found.table.iter_rows(named=True):
-        for error, label in zip(found.errors, errors, strict=True):
+    for row in table.iter_rows(named=True):
+        for label, column in errors.items():
             shares["role"].append(role(row["name"]))
             shares["error"].append(label)
-            shares["share"].append(row[f"parameters_at_{percent(error)}"] / row["parameters"])
+            shares["share"].append(row[column] / row["parameters"])
     frame = pl.DataFrame(shares).group_by("role", "error", maintain_order=True).mean()
     count = frame["role"].n_unique()
     return (
@@ -110,8 +76,8 @@ def _compression_chart(found: Inspection) -> Any:
         .encode(
             alt.Y("role:N").title(None).sort(None).axis(labelLimit=280),
             alt.X("share:Q").title("share of the parameters").axis(format="%"),
-            alt.YOffset("error:N").sort(errors),
-            alt.Color("error:N").title("relative error").sort(errors).legend(orient="bottom"),
+            alt.YOffset("error:N").sort(list(errors)),
+            alt.Color("error:N").title("relative error").sort(list(errors)).legend(orient="bottom"),
             tooltip=["role:N", "error:N", alt.Tooltip("share:Q", format=".1%")],
         )
         .properties(height=max(120, 34 * count))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from undertow import lab, measure, predict
-from undertow.apply._columns import finite
+from undertow.apply._names import finite
 from undertow.apply.rescaling._configs import Config
 from undertow.objective import Objective
 from undertow.train import Ensemble, Member, rules

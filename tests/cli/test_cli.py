@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def test_reproduce_ends_with_verdict_checks_report_and_seconds(
 ) -> None:
     assert status("reproduce", "toy", *INLINE) == 0
     captured = capsys.readouterr()
-    assert "toy is supported" in captured.out
+    assert "supported. " in captured.out
+    assert re.search(r"claim +toy\n", captured.out)
     assert "control: two-headed coins differ" in captured.out
     assert "at most 0.1" in captured.out
     assert "undertow-runs/toy-small-seed0/report.html" in captured.out

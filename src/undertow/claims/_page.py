@@ -80,7 +80,7 @@ _FAILURES = "They are left out of everything above; their tracebacks are in `fai
 
 def _checks(verdict: Verdict) -> lab.Table:
     return lab.Table(
-        checks_table(verdict),
+        checks_table(verdict).select("result", "check", "value", "95% interval", "rule"),
         caption=_CHECKS,
         tones={"passed": "good", "refuted": "bad", "not passed": "unsure"},
         # Names and rules are sentences: under each other, they leave 80 columns readable.

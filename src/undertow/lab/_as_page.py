@@ -17,6 +17,8 @@ from undertow.lab._charts import chart_config, chart_spec, vega_lite_version
 from undertow.lab._document import Chart, Document, Item, Section, Table
 from undertow.lab._files import write_atomically
 
+_SHORT = 28  # characters that stay in one line of a table
+
 
 def write_page(document: Document, path: str | os.PathLike[str]) -> Path:
     """Write the document as one HTML file, all of it or nothing; returns its path.
@@ -116,7 +118,10 @@ def _table(table: Table) -> str:
 
 
 def _kind(column: Column) -> str:
-    return ' class="number"' if column.numeric else ""
+    if column.numeric:
+        return ' class="number"'
+    short = max(map(len, column.cells), default=0) <= _SHORT
+    return ' class="short"' if short else ""
 
 
 def _toned(cell: str, table: Table) -> str:

@@ -78,7 +78,7 @@ def _headline(document: Document, width: int) -> Iterator[_Line]:
         yield from _prose(document.summary, width)
         return
     word = printable(state.text)
-    said = f"{word}: {document.summary}" if document.summary else word
+    said = f"{word}. {document.summary}" if document.summary else word
     for number, line in enumerate(_prose(said, width)):
         ((text, _),) = line or [("", "")]
         if number or not text.startswith(word):

@@ -97,7 +97,7 @@ class Inspection:
         compression = partial(compression_chart, self.table, self._labels())
         return lab.Document(
             title=f"Inspection of {Path(self.source).name}{against}",
-            summary=" ".join(self._sentences()[1:]),
+            summary=" ".join(self._sentences()),
             facts=self._facts(),
             sections=(
                 lab.Section("Ranks and compressibility", (self._overview(every),)),
@@ -137,18 +137,17 @@ class Inspection:
         return content
 
     def __repr__(self) -> str:
-        return "\n".join(self._sentences())
+        against = "" if self.against is None else f" against {self.against}"
+        return "\n".join([f"{self.source}{against}", *self._sentences()])
 
     def _labels(self) -> dict[str, str]:
         """Each relative error as a reader sees it, and the table's column of parameters for it."""
         return {f"{percent(e)}%": f"parameters_at_{percent(e)}" for e in self.errors}
 
     def _facts(self) -> dict[str, str]:
-        facts = {"read": self.source}
-        if self.against is not None:
-            facts["against"] = self.against
-        facts["matrices"] = str(len(self.table))
-        facts["parameters"] = f"{self.parameters:,}"
+        read = {"read": self.source, "against": self.against or ""}
+        # A name alone stands in the title already.
+        facts = {what: path for what, path in read.items() if Path(path).name != path}
         if self.residue is not None:
             facts["decay exponent E"] = f"{self.residue.decay_exponent:.4g}"
             facts["left of the start, e^-E"] = f"{self.residue.factor:.3g}"
@@ -156,14 +155,13 @@ class Inspection:
 
     def _sentences(self) -> list[str]:
         plural = "matrix" if len(self.table) == 1 else "matrices"
-        what, source = f"weight {plural}", self.source
+        what = f"weight {plural}"
         if self.against is not None:
             what = "difference" if len(self.table) == 1 else "differences"
-            source = f"{self.source} against {self.against}"
         shares = [share(self.parameters_at(error), self.parameters) for error in self.errors]
         errors = [f"{percent(error)}%" for error in self.errors]
         lines = [
-            f"{source}: {len(self.table)} {what}, {self.parameters:,} parameters.",
+            f"{len(self.table)} {what}, {self.parameters:,} parameters.",
             f"At low rank, to a relative error of {' / '.join(errors)}, they take "
             f"{' / '.join(shares)} of their parameters.",
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from itertools import takewhile
@@ -40,8 +39,3 @@ def share(part: float, whole: float) -> str:
 def digits(value: float) -> str:
     """A rank as it is shown: with a decimal where that says something."""
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def finite(value: float) -> float | None:
-    """A number as JSON can hold it: infinities and NaN are null."""
-    return value if math.isfinite(value) else None

@@ -48,27 +48,30 @@ class Table:
     terminal: Sequence[str | tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
-        there = set(self.values())
-        shown = {name for stack in self.stacks() for name in stack}
-        for argument, names in (("formats", self.formats.keys()), ("terminal", shown)):
-            if unknown := sorted(set(names) - there):
+        there = self.names()
+        shown = [name for stack in self.stacks() for name in stack]
+        for argument, names in (("formats", self.formats), ("terminal", shown)):
+            if unknown := sorted(set(names) - set(there)):
                 raise ValueError(
-                    f"{argument} must name columns of the table, {', '.join(sorted(there))}; got"
+                    f"{argument} must name columns of the table, {', '.join(there)}; got"
                     f" {', '.join(unknown)}"
                 )
 
+    def names(self) -> list[str]:
+        """The names of the columns."""
+        return list(getattr(self.columns, "columns", self.columns))
+
     def values(self) -> dict[str, list[Any]]:
         """The cells of each column, as Python values."""
-        names = list(getattr(self.columns, "columns", self.columns))
-        cells = (self.columns[name] for name in names)
+        columns = {name: self.columns[name] for name in self.names()}
         return {
             name: column.to_list() if hasattr(column, "to_list") else list(column)
-            for name, column in zip(names, cells, strict=True)
+            for name, column in columns.items()
         }
 
     def stacks(self) -> list[tuple[str, ...]]:
         """The columns of a terminal, each as the names that stand under each other in it."""
-        shown = self.values() if self.terminal is None else self.terminal
+        shown = self.names() if self.terminal is None else self.terminal
         return [(stack,) if isinstance(stack, str) else tuple(stack) for stack in shown]
 
 

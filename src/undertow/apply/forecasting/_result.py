@@ -105,19 +105,19 @@ class Forecast:
         """
         import polars as pl
 
-        return pl.DataFrame(self._columns(), infer_schema_length=None)
+        return pl.DataFrame(self._columns())
 
     def document(self) -> lab.Document:
         """What the hyperparameters say, with the ranks of each matrix where there are some."""
-        ranks = f"Initial directions above {self.threshold:g} of each matrix's norm, by step"
-        layers = (ranks, (self._overview(),)) if self.layers else ("", ())
+        heading = f"Initial directions above {self.threshold:g} of each matrix's norm, by step"
+        ranks = (self._overview(),) if self.layers else ()
         return lab.Document(
             title="Forecast",
             summary=repr(self).removeprefix("Forecast: "),
             facts=self._facts(),
             sections=(
-                lab.Section(*layers),
-                *self._charts(),
+                lab.Section(heading, ranks),
+                *self._drawn(),
                 lab.Section("Notes", (self.notes,)),
                 lab.Section("It assumes", (self.assumptions,)),
             ),
@@ -189,7 +189,7 @@ class Forecast:
             "matrix": short_names(names, [len(row) for row in rows]),
             "shape": [f"{row[0].rows}x{row[0].cols}" for row in rows],
         }
-        formats: dict[str, Callable[[Any], str]] = {"rank bound": _bound}
+        formats: dict[str, Callable[[Any], str]] = {}
         for at in (0, len(self.steps) // 2, len(self.steps) - 1):
             head = f"at {self.steps[at]}"
             columns[head] = [
@@ -198,13 +198,13 @@ class Forecast:
             ]
             formats[head] = _rank
         bounds = [row[0].bound for row in rows]
-        columns["rank bound"] = [b.rank if b and not b.vacuous else None for b in bounds]
-        if not any(bounds):
-            del columns["rank bound"], formats["rank bound"]
+        if any(bounds):
+            columns["rank bound"] = [b.rank if b and not b.vacuous else None for b in bounds]
+            formats["rank bound"] = _bound
         note = MEANS if len(rows) < len(self.layers) else ""
         return lab.Table(columns, note, formats=formats)
 
-    def _charts(self) -> Iterator[lab.Section]:
+    def _drawn(self) -> Iterator[lab.Section]:
         """What the page draws; the figures of a comparison stand on a terminal too."""
         yield lab.Section(
             "What is left of the initial weights",

@@ -138,7 +138,7 @@ class Inspection:
 
     def __repr__(self) -> str:
         against = "" if self.against is None else f" against {self.against}"
-        return "\n".join([f"{self.source}{against}", *self._sentences()])
+        return f"{self.source}{against}: " + "\n".join(self._sentences())
 
     def _labels(self) -> dict[str, str]:
         """Each relative error as a reader sees it, and the table's column of parameters for it."""

@@ -121,7 +121,9 @@ def test_when_every_trial_fails_the_first_failure_is_quoted() -> None:
 def test_bad_arguments_say_what_would_do(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'tpy'; did you mean toy"):
         get("tpy")
-    with pytest.raises(ValueError, match=r"preset='large' .* smoke, small, paper"):
+    with pytest.raises(
+        ValueError, match=r"preset must be one of smoke, small, paper for toy, got 'large'"
+    ):
         run(preset="large")
     with pytest.raises(ValueError, match=r"toy: it has no knob 'flip'; it has flips"):
         run(overrides={"flip": 3})

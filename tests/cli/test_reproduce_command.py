@@ -54,9 +54,9 @@ def test_reproduce_ends_with_verdict_checks_report_and_seconds(
 ) -> None:
     assert main(["reproduce", "toy", *INLINE]) == 0
     captured = capsys.readouterr()
-    assert "toy is supported" in captured.out
+    assert "supported. " in captured.out
     assert "control: two-headed coins" in captured.out
-    assert "0.5 within 0.25: a fair coin" in captured.out
+    assert "within 0.25 of 0.5: a fair coin" in captured.out
     assert "undertow-runs/toy-small-seed0/report.html" in captured.out
     assert "seconds" in captured.out
     assert max(map(len, captured.out.splitlines())) <= 80
@@ -119,7 +119,7 @@ def test_expect_decides_the_exit_status(capsys: pytest.CaptureFixture[str]) -> N
         (["--preset", "smoke", "toy"], "name the claims first, of toy"),
         (["tpy"], "did you mean toy?"),
         (["toy", "--flip", "3"], "no knob --flip; did you mean --flips?"),
-        (["toy", "--wingspan=3"], "no knob --wingspan; there are --bias"),
+        (["toy", "--wingspan=3"], "no knob --wingspan; there are --all-crooked, --bias"),
         (["toy", "--all"], "give claims or --all, not both"),
         (["toy", "-x"], "no flag '-x'"),
         (["toy", "--seed", "x"], "reproduce: --seed takes a whole number, got x"),

@@ -92,7 +92,7 @@ def test_words_come_from_numbers_and_the_note_follows() -> None:
     read = reads(0, 0, 0)
     assert at_most(0.65, read, "why").words == "at most 0.65: why"
     assert no_less(2, read).words == "at least 2"
-    assert near(1, 0.05, read).words == "1 within 0.05"
+    assert near(1, 0.05, read).words == "within 0.05 of 1"
     assert within(0.8, 1.25, read).words == "0.8 to 1.25"
     assert outside(0, 0.02, read).words == "farther than 0.02 from 0"
     assert every_seed(read).words == "in every seed"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from undertow.cli._output import print_json
+from undertow.cli._output import show
 from undertow.cli._words import Shown, UsageError, arguments, parse
 
 SYNOPSIS = "--lr X ..."
@@ -78,8 +78,5 @@ def run(words: Sequence[str]) -> int:
     found = apply.forecast(**given)
     if options.html is not None:
         found.write_html(options.html)
-    if options.json:
-        print_json(found.as_json())
-    else:
-        print(found.text())
+    show(found.document(), options.json)
     return 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from undertow.cli._output import print_json
+from undertow.cli._output import show
 from undertow.cli._words import Shown, arguments, parse
 
 SYNOPSIS = "CHECKPOINT"
@@ -64,8 +64,5 @@ def run(words: Sequence[str]) -> int:
         lab.write_atomically(options.csv, found.table.write_csv().encode())
     if options.html is not None:
         found.write_html(options.html)
-    if options.json:
-        print_json(found.as_json())
-    else:
-        print(found.text(every=options.every))
+    show(found.document(every=options.every), options.json)
     return 0

@@ -6,7 +6,10 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from undertow.lab import Document
 
 # What a library call may raise when it cannot be done: one line, no traceback.
 EXPECTED_ERRORS = (ValueError, TypeError, OSError, RuntimeError, ImportError)
@@ -17,6 +20,16 @@ def undisturbed(as_json: bool) -> Iterator[None]:
     """Keep standard output for the one JSON object, whatever code that is not ours prints."""
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         yield
+
+
+def show(document: Document, as_json: bool) -> None:
+    """A result, as a person at a terminal or a program reads it."""
+    from undertow import lab
+
+    if as_json:
+        print(lab.as_json(document))
+    else:
+        lab.print_document(document)
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -12,7 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
-from undertow.cli._output import EXPECTED_ERRORS, complain, one_line, print_json, undisturbed
+from undertow.cli._output import (
+    EXPECTED_ERRORS,
+    complain,
+    one_line,
+    print_json,
+    show,
+    undisturbed,
+)
 from undertow.cli._words import (
     Flag,
     Shown,
@@ -33,9 +40,6 @@ PARAMETERS: dict[str, str] = {}  # claims and their knobs are `claim` and `overr
 
 Outcome = Literal["supported", "refuted", "inconclusive"]
 Expected = Annotated[Outcome | None, Shown("VERDICT")]
-
-_COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
-_RESULT_COLOURS = {"passed": "green", "refuted": "red", "not passed": "yellow"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def finish(
             continue
         results.append(reproduction.as_json())
         if not as_json:
-            _show(reproduction)
+            show(reproduction.document(), as_json=False)
+            print(f"\nreport   {reproduction.out / 'report.html'}\n")
         outcome = reproduction.verdict.outcome
         if expect not in (None, outcome):
             complain(f"{reproduction.claim} is {outcome}, not {expect} as expected")
@@ -98,36 +103,6 @@ def finish(
     if as_json:
         print_json(results[0] if len(results) == 1 else {"results": results})
     return status
-
-
-def _show(reproduction: Reproduction) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from undertow import claims
-
-    console = Console(highlight=False)
-    verdict = reproduction.verdict
-    outcome = (verdict.outcome, f"bold {_COLOURS[verdict.outcome]}")
-    console.print()
-    console.print(Text.assemble((reproduction.claim, "bold"), " is ", outcome))
-    console.print(Text(verdict.summary))
-    # Names and rules are sentences: under each other, they leave 80 columns readable.
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
-    table.add_column("result", no_wrap=True)
-    table.add_column("check, rule", ratio=1)
-    table.add_column(Text("value [95%]"), justify="right", no_wrap=True)
-    for check, value, interval, rule, result in claims.checks_table(verdict).iter_rows():
-        table.add_row(
-            Text(result, _RESULT_COLOURS[result]),
-            Text.assemble(check, "\n", (rule, "dim")),
-            Text.assemble(f"{value:.4g}", "\n", (interval, "dim")),
-        )
-    console.print(table)
-    console.print(f"report   {reproduction.out / 'report.html'}", soft_wrap=True, markup=False)
-    console.print(f"seconds  {reproduction.seconds:.1f}\n")
 
 
 # --- words: claims, then flags ----------------------------------------------------------------

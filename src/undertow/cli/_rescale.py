@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from undertow.cli._output import print_json, undisturbed
+from undertow.cli._output import show, undisturbed
 from undertow.cli._words import Shown, arguments, parse
 
 SYNOPSIS = "--lr X ..."
@@ -84,8 +84,5 @@ def run(words: Sequence[str]) -> int:
         found = apply.rescale(
             {name: value for name, value in hyper.items() if value is not None}, **given
         )
-    if options.json:
-        print_json(found.as_json())
-    else:
-        print(found.text())
+    show(found.document(), options.json)
     return 0

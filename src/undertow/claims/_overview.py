@@ -65,8 +65,7 @@ def _list(claims: list[Claim], last: Mapping[str, Any]) -> lab.Document:
     return lab.Document(
         "Claims",
         sections=tuple(
-            lab.Section(claim.name, (f"{claim.title}\n\n{claim.paper}", _facts(claim, last)))
-            for claim in claims
+            lab.Section(claim.name, (claim.title, _facts(claim, last))) for claim in claims
         ),
         data={"claims": [_data(claim, last.get(claim.name)) for claim in claims]},
     )
@@ -76,11 +75,9 @@ def _about(claim: Claim, last: Any) -> lab.Document:
     return lab.Document(
         claim.title,
         claim.statement,
-        facts={"claim": claim.name, "paper": claim.paper, "found": claim.source},
-        sections=(
-            lab.Section("Cost", (_facts(claim, {claim.name: last} if last else {}),)),
-            lab.Section("Corrections of the literature", ("\n\n".join(claim.corrections),)),
-        ),
+        facts={"claim": claim.name, "found": claim.source}
+        | _facts(claim, {claim.name: last} if last else {}),
+        sections=(lab.Section("Corrections of the literature", ("\n\n".join(claim.corrections),)),),
         data=_data(claim, last),
     )
 
@@ -110,7 +107,8 @@ _RULES = (
 
 
 def _facts(claim: Claim, last: Mapping[str, Any]) -> dict[str, str]:
-    facts = dict(claim.costs)
+    costs = "; ".join(f"{preset}: {cost}" for preset, cost in claim.costs.items())
+    facts = {"paper": claim.paper, "costs": costs}
     if claim.name in last:
         verdict = last[claim.name]
         facts["last"] = f"{verdict['verdict']} ({verdict['preset']}), in {verdict['out']}"

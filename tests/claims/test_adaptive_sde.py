@@ -1,188 +1,225 @@
-"""The claim adaptive-sde: oscillator, scaled runs, and its verdict rule on made-up records."""
+"""The claim adaptive-sde: its world, and the laws of its runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-import torch
+from contract import Contract
 
-from undertow import lab
-from undertow.claims import _noisy_oscillator, adaptive_sde
-from undertow.claims.adaptive_sde import Config, Limit, Oscillator, Run
+from undertow import claims, lab
+from undertow.claims import Records
+from undertow.claims.adaptive_sde import AdaptiveSde, experiments, predictions
+from undertow.claims.adaptive_sde.experiments import ImageRun, Limit
+from undertow.data import Images, Text
+from undertow.train import rules
 
-CONFIG = Config(
-    levels=(1, 2, 4),
-    paths=2**10,
-    blocks=6,
-    limit_levels=(1, 2, 4),
-    inits=6,
-    samples=256,
-    epochs=4,
-    factors=(4, 16),
-    text_samples=64,
+TINY = AdaptiveSde(
+    images=Images(train_size=256),
+    text=Text(windows=16, context=4),
+    levels=(1, 2, 3),
+    paths=64,
+    blocks=2,
+    limit_levels=(1, 2, 3),
+    limit_steps=8,
+    replicas=2,
+    inits=2,
+    epochs=1,
+    factors=(4,),
     text_epochs=1,
-    seeds=12,
-    text_seeds=6,
+    text_factors=(4,),
+    seeds=2,
+    text_seeds=2,
 )
-TRIALS = adaptive_sde.trials(CONFIG, 3)
+KNOBS = replace(
+    TINY,
+    levels=(1, 2, 4),
+    limit_levels=(1, 2, 4),
+    factors=(4, 16),
+    text=Text(windows=64, context=4),
+    text_factors=(4, 16),
+    blocks=12,
+    inits=12,
+    seeds=12,
+    text_seeds=12,
+)
+CLAIM = claims.get("adaptive-sde")
 
 
-def named(verdict, name: str):
-    (check,) = [check for check in verdict.checks if name in check.name]
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """What differs from a world in which every prediction holds."""
+
+    sgd_order: float = 1.0
+    adaptive_order: float = 2.0
+    weak_error: float = 0.2  # of weaker noise on the oscillator
+    near_gap: float = 0.25  # of the network's level before the last, over that of level 1
+    weak_gap: float = 3.0  # the same of weaker noise
+    noisy_gap: float = 0.01  # of the bare optimizer on noisy labels
+    rule: float = 0.003  # deviation by the square-root rule
+    rate_only: float = 0.02  # and by the learning rate only
+    slow: float = 0.075  # and without scaling; here it is as predicted
+    clean: float = 10.0  # factor of the rule's deviation on clean labels
+    short: float = 1.0  # power of k with which it grows where the memory is short
+    kept_accuracy: float = 0.9  # by the square-root rule
+    lost_accuracy: float = 0.8  # without scaling
+
+    def oscillator(self, trial: Any, jitter: float) -> list[dict[str, Any]]:
+        order = self.sgd_order if trial.process == "sgd" else self.adaptive_order
+        error = self.weak_error if trial.weights == "too weak" else 0.1 / trial.level**order
+        return [{"moment": 0.5 + error * jitter, "sde": 0.5}]
+
+    def limit(self, trial: Limit, jitter: float) -> list[dict[str, Any]]:
+        gap = 0.05 * {1: 1.0, 2: self.near_gap, 4: 0.0}[trial.level]
+        if trial.weights == "too weak":
+            gap = 0.05 * self.weak_gap
+        if trial.label_noise:
+            gap = self.noisy_gap if trial.level == 1 else 0.0
+        return [
+            {"time": t, "log_loss": 0.8 - t / 8 * 0.5 + gap * jitter * (t > 0), "lost": 0}
+            for t in experiments.times(trial)
+        ]
+
+    def run(self, trial: Any, jitter: float) -> list[dict[str, Any]]:
+        gaps = {
+            "square root": self.rule,
+            "learning rate only": self.rate_only,
+            "linear": 0.03,
+            "none": self.slow,
+        }
+        gap = gaps.get(trial.scaling, 0.0) * jitter
+        if trial.scaling == "square root" and trial.series == "clean labels":
+            gap *= self.clean
+        if trial.scaling == "square root" and trial.series == "short memory":
+            gap *= (trial.factor / 4) ** self.short
+        accuracies = {"none": self.lost_accuracy, "square root": self.kept_accuracy}
+        facts = {
+            "diverged": False,
+            "clipped": False,
+            "accuracy": accuracies.get(trial.scaling, 0.9),
+            "test_log_loss": 0.0,
+            "noise_to_signal": 20.0 if trial.scaling == "base" else None,
+        }
+        return [
+            {"epoch": epoch, "log_loss": 0.8 - 0.1 * epoch + gap * (epoch > 0), **facts}
+            for epoch in (0.0, 1.0, 2.0)
+        ]
+
+
+def world(seeds: int = 12, **broken: float) -> Records:
+    """Records of a world in which every prediction holds, but for what is given otherwise."""
+    generator = np.random.default_rng(0)
+    own = Broken(**broken)
+    knobs = replace(KNOBS, blocks=seeds, inits=seeds, seeds=seeds, text_seeds=seeds)
+    write = {"text": own.run, "images": own.run, "limits": own.limit, "oscillators": own.oscillator}
+    return {
+        name: pl.DataFrame(
+            [
+                {"trial": f"{name} {place}", **_plain(trial), **row}
+                for place, trial in enumerate(experiment.trials)
+                for row in write[name](trial, 1 + 0.02 * generator.standard_normal())
+            ],
+            infer_schema_length=None,
+        )
+        for name, experiment in experiments.experiments(knobs, 3).items()
+    }
+
+
+def _plain(trial: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(trial).items() if not dataclasses.is_dataclass(v)}
+
+
+CONTRACT = Contract(
+    claim="adaptive-sde",
+    tiny=TINY,
+    world=world,
+    knobs=KNOBS,
+    refuted=[
+        ({"sgd_order": 0.5}, "weak order of SVAG, SGD"),
+        ({"adaptive_order": 1.0}, "weak order of SVAG, RMSprop"),
+        ({"adaptive_order": 1.0}, "weak order of SVAG, Adam"),
+        ({"near_gap": 0.8}, "Adam, SVAG(2) over SVAG(1)"),
+        ({"near_gap": 0.8}, "RMSprop, SVAG(2) over SVAG(1)"),
+        ({"noisy_gap": 0.1}, "Adam's own distance"),
+        ({"noisy_gap": 0.1}, "RMSprop's own distance"),
+        ({"rule": 0.05}, "noisy labels, k = 4: square root over linear"),
+        ({"rule": 0.05}, "RMSprop, k = 16: square root over no scaling"),
+        ({"rule": 0.05}, "text, k = 4: square root over no scaling"),
+        ({"rule": 0.05}, "text, k = 16: square root over linear"),
+        ({"slow": 0.15}, "no scaling, k = 4: predicted over measured"),
+        ({"kept_accuracy": 0.8}, "change of test accuracy, square root"),
+        ({"rate_only": 0.003}, "betas of 0.998 and 0.9995"),
+        ({"rate_only": 0.003}, "RMSprop, k = 4: learning rate only"),
+        ({"rate_only": 0.003}, "text, k = 4: learning rate only"),
+    ],
+    left_open=[
+        ({"weak_error": 1e-3}, "error kept with weaker noise, SGD"),
+        ({"weak_error": 1e-3}, "error kept with weaker noise, RMSprop"),
+        ({"weak_error": 1e-3}, "error kept with weaker noise, Adam"),
+        ({"weak_gap": 0.1}, "Adam with weaker noise"),
+        ({"weak_gap": 0.1}, "RMSprop with weaker noise"),
+        ({"lost_accuracy": 0.9}, "change of test accuracy, no scaling"),
+        ({"clean": 1.0}, "clean over noisy labels"),
+        ({"short": 0.1}, "beta1 = 0.9 at k = 64"),
+    ],
+    bad_knobs=[
+        ({"levels": (2, 4, 8)}, "levels must be values that rise from 1"),
+        ({"levels": (1, 4, 2)}, "levels must be values that rise from 1"),
+        ({"limit_levels": (1, 4)}, "limit_levels must be at least 3 values"),
+        ({"factors": (2, 8)}, "factors must be values with 4 among them"),
+        ({"text_factors": (4, 1)}, "text_factors must be at least 2"),
+        ({"label_noise": 1.0}, "label_noise must be between 0 and 1"),
+        ({"images": Images(train_size=1000)}, "train_size must be a multiple of every batch"),
+        ({"images": Images()}, "train_size must be a multiple of every batch"),
+        ({"images": Images(train_size=768), "factors": (4, 5)}, "train_size must be a multiple"),
+        ({"text": Text(windows=1000)}, "windows must be a multiple of every batch"),
+        ({"blocks": 0}, "blocks must be at least 1"),
+        ({"inits": 0}, "inits must be at least 1"),
+        ({"text_seeds": 1}, "text_seeds must be at least 2"),
+    ],
+)
+
+
+def changed(world: Records, name: str, rows: pl.Expr, column: str, value: pl.Expr) -> Records:
+    """The world with other values of a column in some rows of an experiment."""
+    new = pl.when(rows).then(value).otherwise(pl.col(column)).alias(column)
+    return {**world, name: world[name].with_columns(new)}
+
+
+def named(records: Records, start: str) -> lab.Check:
+    (check,) = (c for c in CLAIM.judge(records, KNOBS).checks if c.name.startswith(start))
     return check
 
 
-# --- trials ---------------------------------------------------------------------------------
+# ---- runs
 
 
-def test_trials_are_distinct_and_groups_share_a_batch_size():
-    assert len({lab.trial_hash(trial) for trial in TRIALS}) == len(TRIALS)
-    assert {type(trial) for trial in TRIALS} == {Oscillator, Limit, Run}
-    groups: dict[Any, set[Any]] = {}
-    for trial in TRIALS:
-        if isinstance(trial, Run):
-            facts = (trial.series, trial.batch_size * trial.factor, trial.optimizer)
-            groups.setdefault(adaptive_sde.group(trial), set()).add(facts)
-    assert all(len(facts) == 1 for facts in groups.values())
-
-
-@pytest.mark.parametrize(
-    "knob",
-    [
-        {"levels": (2, 4, 8)},
-        {"limit_levels": (1, 4)},
-        {"factors": (2, 8)},
-        {"text_factors": (4, 1)},
-        {"label_noise": 1.0},
-        {"samples": 1000},
-        {"text_samples": 1000},
-        {"text_samples": 0},
-        {"samples": 768, "factors": (4, 5, 16)},
-        {"blocks": 0},
-        {"inits": 0},
-        {"seeds": 1},
-    ],
-)
-def test_a_knob_out_of_range_is_named(knob: dict[str, Any]):
-    with pytest.raises(ValueError, match=next(iter(knob))):
-        Config(**knob)
-
-
-# --- the oscillator -------------------------------------------------------------------------
-
-
-def oscillator(process: str, l: int, *, weights: str = "svag", paths: int = 2**15) -> dict:  # noqa: E741
-    return adaptive_sde._oscillate(Oscillator(process, weights, l, paths, 5))
-
-
-@pytest.mark.parametrize(("l", "weights"), [(1, "svag"), (4, "svag"), (4, "too weak")])
-def test_the_sgd_oscillator_has_the_moment_of_its_recursion(l: int, weights: str):  # noqa: E741
-    variance = {"svag": l, "too weak": (1 + l) / 2}[weights]
-    rate, moment = 0.5 / l, 1.0
-    for _ in range(4 * l):
-        moment = (1 - rate) ** 2 * moment + rate**2 * variance
-    assert oscillator("sgd", l, weights=weights)["moment"] == pytest.approx(moment, abs=0.01)
-
-
-def test_the_sde_of_sgd_is_the_limit_of_that_recursion():
-    l, moment = 10_000, 1.0  # noqa: E741
-    for _ in range(4 * l):
-        moment = (1 - 0.5 / l) ** 2 * moment + (0.5 / l) ** 2 * l
-    assert _noisy_oscillator.sde_moment("sgd") == pytest.approx(moment, abs=1e-4)
-
-
-@pytest.mark.parametrize("process", ["rmsprop", "adam", "adam from step 0"])
-def test_the_sde_of_an_adaptive_rule_is_the_limit_of_its_linear_companion(process: str):
-    level = 200
-    companion = _noisy_oscillator._Companion(
-        rate=0.5 / level,
-        beta1=0.0 if process == "rmsprop" else 1 - 0.5 / level**2,
-        scale=level * 2 * 1.1,
-        corrected=process == "adam from step 0",
-    )
-    moment = companion.moment(0.0, (2 * level) ** 2, round(2 / (0.5 / level) ** 2))
-    assert _noisy_oscillator.sde_moment(process) == pytest.approx(moment, rel=2e-3)
-
-
-@pytest.mark.parametrize("corrected", [True, False])
-def test_the_companions_moment_is_that_of_its_paths(corrected: bool):
-    companion = _noisy_oscillator._Companion(rate=0.2, beta1=0.7, scale=1.5, corrected=corrected)
-    generator = torch.Generator().manual_seed(1)
-    x = torch.ones(200_000, dtype=torch.float64)
-    mean = torch.zeros_like(x)
-    for step in range(1, 6):
-        noise = 2 * torch.randn(len(x), dtype=torch.float64, generator=generator)
-        mean = 0.7 * mean + 0.3 * (x + noise)
-        x = x - companion.gain(step) * mean
-    assert companion.moment(1.0, 4.0, 5) == pytest.approx(float(x.square().mean()), rel=0.02)
-
-
-@pytest.mark.parametrize("corrected", [True, False])
-def test_a_bias_correction_from_step_0_adds_a_logarithm_to_the_weak_error(corrected: bool):
-    def moment(l: int) -> float:  # noqa: E741
-        companion = _noisy_oscillator._Companion(
-            rate=0.25 / l, beta1=1 - 0.25 / l**2, scale=4.4 * l, corrected=corrected
-        )
-        return companion.moment(1.0, (4 * l) ** 2, 16 * l**2)
-
-    # Of order 1/l^2 these would be equal; with log(l) / l^2 they go on in equal steps.
-    scaled = [(moment(l) - moment(2 * l)) * l**2 for l in (8, 16, 32)]  # noqa: E741
-    steps = np.abs(np.diff(scaled))
-    if corrected:
-        assert steps[1] == pytest.approx(steps[0], rel=0.1)
-        assert steps[1] > 0.05 * abs(scaled[0])
-    else:
-        assert steps.max() < 0.01 * abs(scaled[0])
-
-
-@pytest.mark.parametrize("process", ["rmsprop", "adam"])
-def test_svag_brings_an_adaptive_oscillator_to_its_sde_and_weaker_noise_does_not(process: str):
-    bare, fine, weak = (
-        oscillator(process, *point)
-        if len(point) == 1
-        else oscillator(process, point[0], weights=point[1])
-        for point in ((1,), (4,), (4, "too weak"))
-    )
-    errors = [abs(record["moment"] - record["sde"]) for record in (bare, fine, weak)]
-    assert errors[1] < errors[0] / 10
-    assert errors[2] > errors[0] / 2
-
-
-def test_noise_values_have_the_moments_that_svag_promises():
-    from undertow.train import rules
-
+def test_weaker_noise_has_the_variance_that_it_says() -> None:
     for rule, power in ((rules.sgd, 1), (rules.adam, 2)):
         for level in (1, 3):
             right, weak = (
-                _noisy_oscillator._noise_values(_noisy_oscillator.noisier(rule, level, weights))
+                np.array(experiments.noisier(rule, level, weights).batch_weights)
                 for weights in ("svag", "too weak")
             )
-            assert float(right.mean()) == pytest.approx(0, abs=1e-12)
-            assert float(right.square().mean()) == pytest.approx(level**power)
+            assert right.sum() == pytest.approx(1)
+            assert weak.sum() == pytest.approx(1)
+            assert (right**2).sum() == pytest.approx(level**power)
             expected = (1 + level) / 2 if power == 1 else level
-            assert float(weak.square().mean()) == pytest.approx(expected)
+            assert (weak**2).sum() == pytest.approx(expected)
 
 
-# --- scaled runs ----------------------------------------------------------------------------
+def scaled(scaling: str, factor: int = 4, **own: Any) -> tuple[dict[str, Any], bool]:
+    fixed: dict[str, Any] = {"images": Images(), "series": "", "label_noise": 0.0, "epochs": 1}
+    run = ImageRun(factor=factor, scaling=scaling, data_seed=0, seed=0, **fixed, **own)
+    return experiments.hyper(run)
 
 
-def scaled(scaling: str, *, factor: int = 4, beta1: float = 0.99) -> tuple[dict, bool]:
-    (run,) = [
-        trial
-        for trial in TRIALS
-        if isinstance(trial, Run)
-        and (trial.series, trial.scaling, trial.factor) == ("noisy labels", "base", 1)
-        and trial.seed == 30_000
-    ]
-    return adaptive_sde._scaled(replace(run, scaling=scaling, factor=factor, beta1=beta1))
-
-
-def test_scalings_differ_as_their_names_say():
+def test_scalings_differ_as_their_names_say() -> None:
     base, _ = scaled("base", factor=1)
     assert base == {"lr": 1e-4, "beta1": 0.99, "beta2": 0.999, "eps": 1e-8}
     assert scaled("none") == (base, False)
@@ -191,204 +228,115 @@ def test_scalings_differ_as_their_names_say():
     assert rule == pytest.approx({"lr": 2e-4, "beta1": 0.96, "beta2": 0.996, "eps": 5e-9})
     assert scaled("linear")[0] == pytest.approx({**rule, "lr": 4e-4})
     assert scaled("learning rate only")[0] == pytest.approx({**base, "lr": 2e-4})
+    assert scaled("square root", optimizer="rmsprop")[0] == pytest.approx({**rule, "beta1": 0.0})
 
 
-def test_beta1_is_cut_off_only_where_the_rule_ends():
+def test_beta1_is_cut_off_only_where_the_rule_ends() -> None:
     values, clipped = scaled("square root", factor=16, beta1=0.9)
     assert clipped
     assert values == pytest.approx({"lr": 4e-4, "beta1": 0.0, "beta2": 0.984, "eps": 2.5e-9})
     assert not scaled("square root", factor=8, beta1=0.9)[1]
 
 
-def test_one_network_and_data_order_for_every_batch_size(global_rng_untouched: None):
-    small = replace(CONFIG, samples=256, epochs=1, seeds=2)
-    runs = [
-        trial
-        for trial in adaptive_sde.trials(small, 1)
-        if isinstance(trial, Run) and trial.series == "long memory"
-    ]
-    by_key: dict[Any, list[Run]] = {}
-    for trial in runs:
-        by_key.setdefault(adaptive_sde.group(trial), []).append(trial)
-    rows = [
-        {**asdict(trial), **row}
-        for members in by_key.values()
-        for trial, own in zip(members, adaptive_sde.run(members), strict=True)
-        for row in own
-    ]
-    frame = pl.DataFrame(rows)
-    first = frame.filter(pl.col("epoch") == 0)
+def test_one_network_and_data_order_for_every_batch_size(global_rng_untouched: None) -> None:
+    experiment = experiments.experiments(TINY, 1)["images"]
+    trials = [trial for trial in experiment.trials if trial.series == "long memory"]
+    factors = {trial.factor: [t for t in trials if t.factor == trial.factor] for trial in trials}
+    rows = pl.DataFrame(
+        [
+            {"seed": trial.seed, **row}
+            for group in factors.values()
+            for trial, own in zip(group, experiments.on_images(group), strict=True)
+            for row in own
+        ]
+    )
+    first, last = rows.filter(epoch=0.0), rows.filter(epoch=1.0, seed=10_000)
     assert first.group_by("seed").agg(pl.col("log_loss").n_unique())["log_loss"].to_list() == [1, 1]
     assert first["log_loss"].n_unique() == 2
-    last = frame.filter(pl.col("epoch") == 1, pl.col("seed") == 10_000)
     assert last["log_loss"].n_unique() == len(last)
-    assert not frame["diverged"].any()
+    assert not rows["diverged"].any()
 
 
-def test_replicas_of_a_limit_share_their_start(global_rng_untouched: None):
-    trial = Limit("adam", 0.5, "svag", 2, 4, 3, 64, 1, 7)
-    together = adaptive_sde.run([trial, replace(trial, seed=8)])
-    alone = adaptive_sde.run([trial])
-    assert [row["time"] for row in alone[0]] == [4 * step / 8 for step in range(9)]
-    for ours, theirs in zip(together[0], alone[0], strict=True):
-        assert ours["log_loss"] == pytest.approx(theirs["log_loss"], rel=1e-5)
-    assert together[0][0]["log_loss"] != together[1][0]["log_loss"]
+def test_replicas_of_a_limit_share_their_start(global_rng_untouched: None) -> None:
+    trial = Limit(Images(train_size=64), "adam", 0.5, "svag", 2, 4, 3, 1, 7)
+    ours, other = experiments.limit_curves((trial, replace(trial, seed=8)))
+    (fewer,) = experiments.limit_curves((replace(trial, replicas=1),))
+    assert [row["time"] for row in ours] == [4 * step / 8 for step in range(9)]
+    assert ours[0]["log_loss"] == pytest.approx(fewer[0]["log_loss"], rel=1e-5)
+    assert ours[-1]["log_loss"] != fewer[-1]["log_loss"]
+    assert ours[0]["log_loss"] != other[0]["log_loss"]
 
 
-def test_the_transformer_runs_on_text():
-    runs = [
-        trial
-        for trial in TRIALS
-        if isinstance(trial, Run) and trial.series == "text" and trial.factor == 16
-    ]
-    records = adaptive_sde.run(runs[:2])
-    assert all(row["log_loss"] < math.log(6) for row in records[0])
-    assert records[0][-1]["log_loss"] < records[0][0]["log_loss"]
+def test_the_transformer_learns_text() -> None:
+    trials = [t for t in experiments.experiments(KNOBS, 3)["text"].trials if t.factor == 4]
+    (curve,) = experiments.on_text(trials[:1])
+    assert curve[0]["log_loss"] < math.log(6)
+    assert curve[-1]["log_loss"] < curve[0]["log_loss"]
 
 
-# --- the verdict on made-up records ---------------------------------------------------------
+# ---- the verdict
 
 
-def world(trial: Oscillator | Limit | Run, generator: np.random.Generator) -> list[dict[str, Any]]:
-    """What a trial records where every prediction holds."""
-    jitter = 1 + 0.02 * generator.standard_normal()
-    if isinstance(trial, Oscillator):
-        power = 1 if trial.process == "sgd" else 2
-        error = 0.1 / trial.l**power if trial.weights == "svag" else -0.2
-        return [{"moment": 0.5 + error * jitter, "sde": 0.5}]
-    if isinstance(trial, Limit):
-        coarse = 1 / trial.l**2 if trial.weights == "svag" else 3.0
-        gap = coarse * (0.05 if trial.label_noise == 0 else 0.01) * jitter
-        return [
-            {"time": time, "log_loss": 0.8 - time / 64 + gap * (time > 0), "lost": 0}
-            for time in (0.0, 32.0, 64.0)
-        ]
-    sizes = {"square root": 0.003, "learning rate only": 0.02, "linear": 0.03, "none": 0.075}
-    gap = sizes.get(trial.scaling, 0.0) * jitter
-    if trial.scaling != "none":
-        gap *= math.sqrt(trial.factor / 4)
-    if trial.scaling == "square root":
-        gap *= {"clean labels": 10, "short memory": trial.factor / 16}.get(trial.series, 1)
-    accuracy = 0.9 - (0.1 if trial.scaling == "none" else 0.0)
-    facts = {"diverged": False, "clipped": False, "accuracy": accuracy, "test_log_loss": 0.0}
-    facts["noise_to_signal"] = 20.0 if trial.scaling == "base" else None
-    return [
-        {"epoch": epoch, "log_loss": 0.8 - 0.1 * epoch + gap * (epoch > 0), **facts}
-        for epoch in (0.0, 1.0, 2.0)
-    ]
+def test_orders_are_those_of_the_errors() -> None:
+    records = world()
+    assert named(records, "weak order of SVAG, SGD").value == pytest.approx(-1, abs=0.02)
+    assert named(records, "weak order of SVAG, Adam").value == pytest.approx(-2, abs=0.05)
 
 
-@pytest.fixture(scope="module")
-def records() -> pl.DataFrame:
-    generator = np.random.default_rng(0)
-    rows = [
-        {"trial": lab.trial_hash(trial), **asdict(trial), **row}
-        for trial in TRIALS
-        for row in world(trial, generator)
-    ]
-    return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def changed(records: pl.DataFrame, rows: pl.Expr, column: str, value: pl.Expr) -> pl.DataFrame:
-    return records.with_columns(pl.when(rows).then(value).otherwise(pl.col(column)).alias(column))
-
-
-def test_a_world_in_which_everything_holds_is_supported(records):
-    verdict = adaptive_sde.judge(records, CONFIG)
-    assert verdict.outcome == "supported", [check for check in verdict.checks if not check.passed]
-    assert named(verdict, "weak order of SVAG, SGD").value == pytest.approx(-1, abs=0.02)
-    assert named(verdict, "weak order of SVAG, Adam").value == pytest.approx(-2, abs=0.05)
-
-
-def test_a_rule_no_better_than_linear_scaling_is_refuted(records):
-    moved = (pl.col("scaling") == "square root") & (pl.col("epoch") > 0)
-    worse = changed(records, moved, "log_loss", pl.col("log_loss") + 0.06)
-    verdict = adaptive_sde.judge(worse, CONFIG)
-    assert named(verdict, "noisy labels, k = 4: square root over linear").refuted
-    assert verdict.outcome != "supported"
-
-
-def test_svag_that_converges_too_slowly_is_refuted(records):
-    adaptive = (pl.col("process") == "adam") & (pl.col("weights") == "svag")
-    slow = changed(records, adaptive, "moment", pl.col("sde") + 0.1 / pl.col("l"))
-    verdict = adaptive_sde.judge(slow, CONFIG)
-    assert verdict.outcome == "refuted"
-    assert named(verdict, "weak order of SVAG, Adam").refuted
-
-
-def test_noise_that_may_be_weaker_breaks_the_control(records):
-    weak = (pl.col("process") == "sgd") & (pl.col("weights") == "too weak")
-    harmless = changed(records, weak, "moment", pl.col("sde") + 1e-3)
-    verdict = adaptive_sde.judge(harmless, CONFIG)
-    assert verdict.outcome == "inconclusive"
-    assert not named(verdict, "error kept with weaker noise, SGD").passed
-
-
-def test_a_rule_that_never_breaks_breaks_the_control(records):
-    clean = (pl.col("series") == "clean labels") & (pl.col("scaling") == "square root")
-    base = pl.col("log_loss").filter(pl.col("scaling") == "base").first()
-    perfect = changed(
-        records,
-        clean & (pl.col("epoch") > 0),
-        "log_loss",
-        base.over("series", "seed", "epoch") + 1e-4,
-    )
-    verdict = adaptive_sde.judge(perfect, CONFIG)
-    assert verdict.outcome == "inconclusive"
-    assert not named(verdict, "clean over noisy labels").passed
-
-
-def test_few_seeds_promise_no_verdict(records):
-    few = replace(CONFIG, seeds=3)
-    assert adaptive_sde.judge(records, few).outcome == "inconclusive"
-
-
-def test_diverged_runs_are_counted_and_left_out(records):
-    one = (pl.col("scaling") == "linear") & (pl.col("series") == "text")
-    lost = changed(records, one & (pl.col("seed") == 30_000), "diverged", pl.lit(True))
-    verdict = adaptive_sde.judge(lost, CONFIG)
+def test_diverged_runs_are_counted_and_left_out() -> None:
+    one = pl.col("scaling").eq("linear") & pl.col("seed").eq(30_000)
+    lost = changed(world(), "text", one, "diverged", pl.lit(value=True))
+    verdict = CLAIM.judge(lost, KNOBS)
     assert verdict.summary.startswith("2 training runs diverged")
     assert verdict.outcome == "supported"
 
 
-def test_starts_are_paired_by_seed_where_some_are_lost(records):
-    limit = pl.col("replicas").is_not_null() & (pl.col("label_noise") == 0)
-    first = pl.col("seed") == records.filter(limit)["seed"].min()
+def test_starts_are_paired_by_seed_where_some_are_lost() -> None:
+    records = world()
+    first = pl.col("seed").eq(30_000) & pl.col("label_noise").eq(0)
+    bare = first & pl.col("level").eq(1)
     # The first start's own curves lie far off; one of them failed and one became infinite.
-    far = changed(records, limit & first, "log_loss", pl.col("log_loss") + 5)
-    one = limit & first & (pl.col("optimizer") == "adam")
-    failed = far.filter(~(one & (pl.col("l") == 1)).fill_null(value=False))
-    lost = changed(
-        failed,
-        limit & first & (pl.col("optimizer") == "rmsprop") & (pl.col("l") == 1),
-        "log_loss",
-        pl.lit(math.nan),
+    far = changed(records, "limits", first, "log_loss", pl.col("log_loss") + 5)
+    odd = changed(
+        far, "limits", bare & pl.col("optimizer").eq("rmsprop"), "log_loss", pl.lit(math.nan)
     )
+    lost = {**odd, "limits": odd["limits"].filter(~(bare & pl.col("optimizer").eq("adam")))}
     for name in ("Adam, SVAG(", "RMSprop, SVAG("):
-        whole, kept = (named(adaptive_sde.judge(own, CONFIG), name) for own in (records, lost))
-        assert kept.value == pytest.approx(whole.value, rel=0.3)
-    level = (pl.col("l") == CONFIG.limit_levels[1]) & limit
-    gone = records.filter(~level.fill_null(value=False))
-    names = [figure.name for figure in adaptive_sde.figures(gone, CONFIG)]
+        assert named(lost, name).value == pytest.approx(named(records, name).value, rel=0.3)
+
+
+def test_a_level_that_is_lost_leaves_the_other_figures() -> None:
+    records = world()
+    gone = {**records, "limits": records["limits"].filter(pl.col("level") != 2)}
+    names = [figure.name for figure in CLAIM.figures(gone, KNOBS)]
     assert names == ["order", "limit", "rule", "curves"]
+    assert math.isnan(named(gone, "Adam, SVAG(").value)
 
 
-def test_no_check_is_made_twice(records):
-    config = replace(CONFIG, text_factors=(4,))
-    names = [check.name for check in adaptive_sde.judge(records, config).checks]
-    assert len(names) == len(set(names))
-
-
-def test_no_scaling_is_predicted_to_run_the_base_curve_slower(records):
-    predicted = adaptive_sde._predicted(records).filter(
-        series="noisy labels", factor=4, seed=30_000
-    )
+def test_no_scaling_is_predicted_to_run_the_base_curve_slower() -> None:
+    predicted = predictions.slower_bases(world()["images"])
+    own = predicted.filter(series="noisy labels", factor=4, seed=30_000)
     # A straight line at half the speed: behind by half of what the line fell, 0.05 and 0.1.
-    assert predicted["predicted"].item() == pytest.approx(0.075)
-    assert predicted["predicted share"].item() == pytest.approx(0.075 / 0.2)
+    assert own["predicted"].item() == pytest.approx(0.075)
+    assert own["share"].item() == pytest.approx(0.075 / 0.2)
 
 
-def test_table_and_figures_can_be_drawn(records):
-    assert "noise over signal" in adaptive_sde.table(records, CONFIG).columns
-    names = [figure.name for figure in adaptive_sde.figures(records, CONFIG)]
-    assert names == ["order", "limit", "rule", "curves"]
+def test_half_is_judged_by_signed_ranks_too_where_there_are_runs_enough() -> None:
+    def judged(seeds: int) -> lab.Check:
+        # In two seeds both are a thousand times as large, and own is more than half.
+        odd = [seed < 2 for seed in range(seeds)]
+        frame = pl.DataFrame(
+            {
+                "seed": range(seeds),
+                "own": [510.0 if o else 0.1 + 0.001 * s for s, o in enumerate(odd)],
+                "rival": [1000.0 if o else 1.0 for o in odd],
+            }
+        )
+        own, rival = lab.of("runs", "own"), lab.of("runs", "rival")
+        return predictions.at_most_half(own, rival).check("", {"runs": frame})
+
+    assert judged(9).passed
+    assert judged(10).interval[1] < 0.5
+    assert not judged(10).passed
+    assert not judged(10).refuted
+    assert judged(40).passed

@@ -1,5 +1,6 @@
 from ._load import Dataset as Dataset
-from ._load import Text as Text
+from ._load import Windows as Windows
 from ._load import load as load
 from ._load import load_text as load_text
 from ._sources import Images as Images
+from ._sources import Text as Text

@@ -112,7 +112,7 @@ def load(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Text:
+class Windows:
     """Windows of a text, character by character, with the character that follows each.
 
     Inputs and targets are int64 positions in `characters`; `targets[i, j]` is the character after
@@ -153,7 +153,7 @@ def load_text(
     train_size: int | None = None,
     test_size: int | None = None,
     seed: int = 0,
-) -> Text:
+) -> Windows:
     """Load a text by name, cut into windows, all of them or a seeded subset.
 
     `python-docs` is the language reference that comes with Python for its `help()`, 0.5 million
@@ -188,7 +188,7 @@ def load_text(
     train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
     train = _windows(encoded[:boundary], context, train_size, train_seed, "train_size")
     test = _windows(encoded[boundary:], context, test_size, test_seed, "test_size")
-    return Text(name, *train, *test, characters=characters, source=source)
+    return Windows(name, *train, *test, characters=characters, source=source)
 
 
 # --- subsets and scaling --------------------------------------------------------------------

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from undertow.data._load import Dataset
-    from undertow.data._load import Text as Windows
+    from undertow.data._load import Dataset, Windows
 
 
 @dataclass(frozen=True)

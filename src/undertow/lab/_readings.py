@@ -243,7 +243,51 @@ def resampled(
     def of_chosen(chosen: np.ndarray) -> float:
         return statistic(pl.concat([parts[int(index)] for index in chosen]))
 
-    every = np.arange(len(parts))
-    if len(parts) < least:
-        return Effect(of_chosen(every), UNKNOWN, None, len(parts), "too few seeds")
+    return _over_seeds(len(parts), of_chosen, least, resamples)
+
+
+def of_means(
+    readings: Sequence[Reading],
+    statistic: Callable[[np.ndarray], float],
+    *,
+    least: int = 4,
+    resamples: int = 1000,
+) -> Reading:
+    """A statistic of the means of several readings, over the seeds that all of them have.
+
+    Its interval is from resampling whole seeds, for what no single seed has: the slope of a mean
+    curve, the distance between two.
+
+    Args:
+        readings: each to one number a seed.
+        statistic: from their means `[readings]` to a number.
+        least: of fewer seeds than this there is no interval.
+        resamples: how many times the seeds are drawn anew.
+    """
+
+    def read(records: Records) -> Effect:
+        found = [reading(records).values for reading in readings]
+        seeds = sorted(set.intersection(*map(set, found)))
+        if not seeds:
+            return unknown()
+        values = np.array([[own[seed] for own in found] for seed in seeds])
+        odd = int((~np.isfinite(values)).any(axis=1).sum())
+        if odd:
+            return unknown(len(seeds), f"{odd} of {len(seeds)} seeds have no finite value")
+
+        def of_chosen(chosen: np.ndarray) -> float:
+            return statistic(values[chosen.astype(int)].mean(axis=0))
+
+        return _over_seeds(len(seeds), of_chosen, least, resamples)
+
+    return Reading(read)
+
+
+def _over_seeds(
+    count: int, of_chosen: Callable[[np.ndarray], float], least: int, resamples: int
+) -> Effect:
+    """A statistic of the seeds whose places it is given."""
+    every = np.arange(count)
+    if count < least:
+        return Effect(of_chosen(every), UNKNOWN, None, count, "too few seeds")
     return bootstrap_interval(every, of_chosen, resamples=resamples)

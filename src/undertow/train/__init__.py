@@ -4,6 +4,7 @@ from undertow.train import flows as flows
 from undertow.train import optim as optim
 from undertow.train import rules as rules
 from undertow.train import schedules as schedules
+from undertow.train._oscillator import NoisyOscillator as NoisyOscillator
 from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
 from undertow.train.ensemble import Member as Member
@@ -27,6 +28,7 @@ __all__ = [
     "GreedyPath",
     "GreedyPhase",
     "Member",
+    "NoisyOscillator",
     "completion_loss",
     "factored_descent",
     "flows",

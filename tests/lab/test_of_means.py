@@ -1,0 +1,69 @@
+"""A statistic of means over seeds: what it says of curves, and of seeds that are lost."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+
+from undertow import lab
+from undertow.lab import of, of_means
+
+LEVELS = (1, 2, 4)
+
+
+def records(seeds: int, noise: float = 0.5) -> dict[str, pl.DataFrame]:
+    """Errors 1 / level with noise that only the mean over seeds is free of."""
+    draw = np.random.default_rng(0).normal(0, noise, (seeds, len(LEVELS)))
+    draw -= draw.mean(0)
+    rows = [
+        {"seed": seed, "level": level, "error": 1 / level + draw[seed, place]}
+        for seed in range(seeds)
+        for place, level in enumerate(LEVELS)
+    ]
+    return {"runs": pl.DataFrame(rows)}
+
+
+def slope(means: np.ndarray) -> float:
+    return float(np.polyfit(np.log(LEVELS), np.log(np.abs(means)), 1)[0])
+
+
+READINGS = [of("runs", "error", level=level) for level in LEVELS]
+
+
+def test_the_statistic_is_taken_of_means_not_the_mean_of_the_statistic() -> None:
+    effect = of_means(READINGS, slope)(records(20))
+    assert effect.value == pytest.approx(-1)
+    assert effect.interval[0] < -1 < effect.interval[1]
+
+
+def test_of_a_mean_it_is_the_bootstrap_of_whole_seeds() -> None:
+    (reading,) = READINGS[:1]
+    effect = of_means([reading], lambda means: float(means[0]))(records(12))
+    values = np.array(list(reading(records(12)).values.values()))
+
+    def mean(chosen: np.ndarray) -> float:
+        return float(values[chosen.astype(int)].mean())
+
+    expected = lab.bootstrap_interval(np.arange(12), mean, resamples=1000)
+    assert effect.interval == pytest.approx(expected.interval)
+
+
+def test_seeds_that_one_reading_lacks_take_no_part_and_a_nan_leaves_it_unknown() -> None:
+    whole = records(12)["runs"]
+    first, last = pl.col("seed") == 0, pl.col("level") == 4
+    fewer = of_means(READINGS, slope)({"runs": whole.filter(~(first & last))})
+    assert fewer.count == 11
+    odd = whole.with_columns(error=pl.when(first & last).then(math.nan).otherwise("error"))
+    assert math.isnan(of_means(READINGS, slope)({"runs": odd}).value)
+    known = [reading.then(lab.PerSeed.known) for reading in READINGS]
+    assert of_means(known, slope)({"runs": odd}) == fewer
+
+
+def test_few_seeds_have_a_value_without_an_interval_and_none_have_nothing() -> None:
+    few = of_means(READINGS, slope)(records(3))
+    assert few.value == pytest.approx(-1)
+    assert math.isnan(few.interval[0])
+    assert math.isnan(of_means(READINGS, slope)({"runs": records(3)["runs"][:2]}).value)

@@ -7,6 +7,7 @@ from undertow.train import schedules as schedules
 from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
 from undertow.train.ensemble import Member as Member
+from undertow.train.ensemble import spawn_generators as spawn_generators
 from undertow.train.matrix import Completion as Completion
 from undertow.train.matrix import GreedyLowRank as GreedyLowRank
 from undertow.train.matrix import GreedyPath as GreedyPath
@@ -37,5 +38,6 @@ __all__ = [
     "rules",
     "schedules",
     "sensing_loss",
+    "spawn_generators",
     "truncated_svd",
 ]

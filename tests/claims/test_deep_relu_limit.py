@@ -14,8 +14,9 @@ from contract import Contract
 from undertow import lab
 from undertow.claims import Records
 from undertow.claims.deep_relu_limit import CLAIM, DeepReluLimit, experiments
-from undertow.claims.deep_relu_limit.experiments import Limit, Training, deepen, generators
+from undertow.claims.deep_relu_limit.experiments import Limit, Training, deepen
 from undertow.data import Images
+from undertow.train import spawn_generators
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -221,7 +222,7 @@ def test_aligned_perturbations_follow_their_closed_form() -> None:
 def test_the_counterexamples_stop_without_approaching_the_identity() -> None:
     shrinking, mixing = deepen([limit("shrinking", 0.0), limit("mixing", 0.0)])
     assert shrinking[0]["limit_ratio"] < 1e-100
-    x = torch.rand(6, generator=generators(100)[0], dtype=torch.float64)
+    x = torch.rand(6, generator=spawn_generators(100, 3)[0], dtype=torch.float64)
     expected = float(x.mean() * 6**0.5 / x.norm())
     assert mixing[0]["limit_ratio"] == pytest.approx(expected)
     assert mixing[0]["slope"] is None

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
     from torch import Generator, Tensor
 
-_POINTS_PER_DOUBLING = 2
 _BLOCK = 256  # layers whose noise is drawn at once
 _STOPPED = 0.5  # ||W_n - I|| of the networks that converge without W_n -> I
 
@@ -83,25 +82,16 @@ def nets(knobs: DeepReluLimit) -> tuple[tuple[str, int], ...]:
     return ("identity-plus-noise", deep), ("he", deep), ("he", shallow)
 
 
-def generators(seed: int) -> list[Generator]:
-    """Independent generators of a seed's input, perturbations and biases."""
-    import numpy as np
-    import torch
-
-    children = np.random.SeedSequence(seed).spawn(3)
-    return [
-        torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        for child in children
-    ]
-
-
 def deepen(trials: Sequence[Limit]) -> list[Rows]:
     """Networks of one size side by side: d(n) at each depth, and what holds of all layers."""
     import torch
 
+    from undertow.train import spawn_generators
+
     layers = read_at(trials[0].depth)
     wanted = {*layers, *(2 * n for n in layers)}
-    own = {seed: generators(seed) for seed in dict.fromkeys(trial.seed for trial in trials)}
+    # A seed's generators of its input, of perturbations and of biases.
+    own = {trial.seed: spawn_generators(trial.seed, 3) for trial in trials}
     start = _inputs(trials, own)
     norm = start.norm(dim=1)
     kept: dict[int, Tensor] = {}
@@ -144,10 +134,10 @@ def _inputs(trials: Sequence[Limit], own: dict[int, list[Generator]]) -> Float64
 
     width = trials[0].width
     drawn = {s: torch.rand(width, generator=g[0], dtype=torch.float64) for s, g in own.items()}
-    signs = torch.ones(width, dtype=torch.float64)
-    signs[::2] = -1
-    mixed = [signs if trial.kind == "mixed-sign" else signs.abs() for trial in trials]
-    return torch.stack([drawn[trial.seed] for trial in trials]) * torch.stack(mixed)
+    inputs = torch.stack([drawn[trial.seed] for trial in trials])
+    mixed = [e for e, trial in enumerate(trials) if trial.kind == "mixed-sign"]
+    inputs[mixed, ::2] *= -1
+    return inputs
 
 
 def _states(
@@ -205,10 +195,9 @@ def _norm(vectors: Float64[Tensor, "E m"]) -> Float64[Tensor, " E"]:
 
 
 def read_at(depth: int) -> list[int]:
-    """Depths n, equally spaced on a logarithmic scale, of which 2 n is reached too."""
-    doublings = math.log2(depth / 2 / BURN_IN)
-    steps = math.floor(doublings * _POINTS_PER_DOUBLING + 1e-9)
-    return [round(BURN_IN * 2 ** (step / _POINTS_PER_DOUBLING)) for step in range(steps + 1)]
+    """Depths n, two in each doubling, of which 2 n is reached too."""
+    steps = math.floor(2 * math.log2(depth / 2 / BURN_IN) + 1e-9)
+    return [round(BURN_IN * 2 ** (step / 2)) for step in range(steps + 1)]
 
 
 def slope(layers: list[int], doubling: list[float]) -> float | None:

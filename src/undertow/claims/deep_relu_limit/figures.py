@@ -27,7 +27,7 @@ def rates(records: Records, knobs: DeepReluLimit) -> Any:
     means = records["limits"].filter(*shown).group_by(*own, "layers").agg(d.log().mean().exp())
     growth = pl.col("layers") / pl.col("layers").first().over(own)
     law = d.first().over(own) * growth.pow(predicted(knobs))
-    rows = means.sort("power", "layers").with_columns(predicted=law)
+    rows = means.sort("power", "kind", "layers").with_columns(predicted=law)
     if rows.is_empty():
         return None
     named = rows.with_columns(

@@ -134,8 +134,12 @@ class MatrixSplit:
         if not threshold >= 0:
             raise ValueError(f"threshold must be >= 0; got {threshold}")
         limit = threshold * self.norm[..., None]
-        parts = (self.spectra, self.residue_spectra, self.learned_spectra)
-        return SplitRanks(*((part > limit).sum(-1) for part in parts), threshold)
+        return SplitRanks(
+            rank=(self.spectra > limit).sum(-1),
+            surviving_rank=(self.residue_spectra > limit).sum(-1),
+            learned_rank=(self.learned_spectra > limit).sum(-1),
+            threshold=threshold,
+        )
 
     def __repr__(self) -> str:
         return f"Split of {self.decay_factor.numel()} matrices. {self.ranks()!r}"
@@ -170,8 +174,10 @@ def split_matrices(
         raise ValueError(f"decay_factor must lie in [0, 1]; got {decay_factor}")
     factor = factor.expand(final.shape[:-2])
     learned = trained - factor[..., None, None] * start
-    spectra = matrix_spectrum(torch.stack([trained, start, learned]))
-    return MatrixSplit(*spectra, factor)
+    spectra, initial_spectra, learned_spectra = matrix_spectrum(
+        torch.stack([trained, start, learned])
+    )
+    return MatrixSplit(spectra, initial_spectra, learned_spectra, factor)
 
 
 def split_init(

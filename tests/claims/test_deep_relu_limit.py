@@ -1,184 +1,206 @@
-"""The claim deep-relu-limit: its verdict rule on made-up records, and its runs in miniature."""
+"""The claim deep-relu-limit: its world, and the laws of its runs."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from dataclasses import replace
+from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from contract import Contract
 
 from undertow import lab
-from undertow.claims import Verdict, get
-from undertow.claims.deep_relu_limit import (
-    CLAIM,
-    Config,
-    Limit,
-    Training,
-    _generators,
-    group,
-    judge,
-    run,
-    trials,
-)
+from undertow.claims import Records
+from undertow.claims.deep_relu_limit import CLAIM, DeepReluLimit, experiments
+from undertow.claims.deep_relu_limit.experiments import Limit, Training, deepen
+from undertow.data import Images
+from undertow.train import spawn_generators
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
-CONFIG = dataclasses.replace(CLAIM.presets["small"], seeds=10)
+KNOBS = DeepReluLimit(seeds=10)
+TINY = DeepReluLimit(
+    width=6,
+    depth=512,
+    aligned_powers=(2.0,),
+    random_powers=(1.0,),
+    bias_powers=(1.0,),
+    images=Images(train_size=64),
+    net_width=8,
+    net_depth=4,
+    lrs=(0.01,),
+    steps=5,
+    seeds=2,
+    net_seeds=2,
+)
 
 
-def ideal(trial: Limit | Training) -> list[dict[str, object]]:
-    """What the claim predicts, with a little spread over seeds."""
+def world(
+    seeds: int = 10,
+    *,
+    where: dict[str, Any] | None = None,
+    other: dict[str, Any] | None = None,
+    **facts: Any,
+) -> Records:
+    """Records of a world in which every prediction holds, but for facts of the rows `where`.
+
+    `other` are facts of the aligned perturbations n^-1.5.
+    """
+    made = experiments.experiments(replace(KNOBS, seeds=seeds), 0)
+    frames = {
+        "networks": pl.DataFrame([trained(trial) for trial in made["networks"].trials]),
+        "limits": pl.DataFrame([row for trial in made["limits"].trials for row in ideal(trial)]),
+    }
+    for given, changes in ((where, facts), ({"kind": "aligned", "power": 1.5}, other or {})):
+        for name, frame in frames.items():
+            if given is not None and set(given) <= set(frame.columns):
+                chosen = pl.when(**given)
+                changed = [chosen.then(pl.lit(v)).otherwise(k).alias(k) for k, v in changes.items()]
+                frames[name] = frame.with_columns(changed)
+    return frames
+
+
+def trained(trial: Training) -> dict[str, Any]:
+    failing = trial.init == "he" and trial.net_depth == KNOBS.net_depth
+    accuracy = (0.15 if failing else 0.97) + 1e-3 * math.sin(trial.seed + 1)
+    fields = {name: getattr(trial, name) for name in ("init", "net_depth", "lr", "seed")}
+    found = {"diverged": False, "train_accuracy": accuracy, "test_accuracy": accuracy - 0.02}
+    return fields | found
+
+
+def ideal(trial: Limit) -> list[dict[str, Any]]:
     wobble = 1e-3 * math.sin(trial.seed + 1)
-    if isinstance(trial, Training):
-        failing = trial.init == "he" and trial.net_depth == CONFIG.net_depth
-        accuracy = (0.15 if failing else 0.97) + wobble
-        return [{"diverged": False, "train_accuracy": accuracy, "test_accuracy": accuracy - 0.02}]
     slope = {
         "aligned": 1 - trial.power if trial.power > 1 else trial.scale,
         "random": 0.5 - trial.power,
         "bias": 0.5 - trial.power,
     }.get(trial.kind)
-    stopped = trial.kind in ("shrinking", "mixing")
     facts = {
+        "kind": trial.kind,
+        "power": trial.power,
+        "seed": trial.seed,
         "diverged": False,
         "slope": None if slope is None else slope + wobble,
         "excess": 0.6 + wobble if trial.kind == "mixed-sign" else 1e-17,
         "log_norm_ratio": -0.3 + wobble,
         "limit_ratio": 0.0 if trial.kind == "shrinking" else 0.87 + wobble,
         "off_average": 0.0 if trial.kind == "mixing" else 1.0,
-        "last_ratio": 0.0 if stopped else 0.1,
+        "last_ratio": 0.0 if trial.kind in ("shrinking", "mixing") else 0.1,
     }
     shape = -1.0 if slope is None else slope
-    return [{"layers": n, "doubling": float(n) ** shape, **facts} for n in (128, 256, 512)]
+    return [facts | {"layers": n, "doubling": float(n) ** shape} for n in (128, 256, 512)]
 
 
-def frame(changes: dict[str, object] | None = None, **where: object) -> pl.DataFrame:
-    """Ideal records, with some facts changed where the trial's fields are as given."""
-    rows = []
-    for trial in trials(CONFIG, 0):
-        fields = dataclasses.asdict(trial)
-        hit = changes is not None and all(fields.get(k) == v for k, v in where.items())
-        rows += [fields | record | (changes if hit else {}) for record in ideal(trial)]
-    return pl.DataFrame(rows, infer_schema_length=None)
+def kind(kind: str, power: float | None = None, **more: Any) -> dict[str, Any]:
+    return {"kind": kind} | ({} if power is None else {"power": power}) | more
 
 
-def failed(verdict: Verdict) -> list[str]:
+HE, SHALLOW, DEEP = (
+    {"init": init, "net_depth": depth}
+    for init, depth in (("he", 100), ("he", 3), ("identity-plus-noise", 100))
+)
+LEFT_OPEN: list[tuple[dict[str, Any], str]] = [
+    ({"where": kind("random", 0.0), "slope": -0.2}, "random perturbations n^-0, "),
+    ({"where": kind("random", 0.4), "slope": -0.1}, "random perturbations n^-0.4"),
+    ({"where": kind("mixed-sign"), "excess": 0.0}, "one-step bound, mixed-sign"),
+    ({"where": HE, "train_accuracy": 0.8}, "100 layers, He"),
+    ({"where": SHALLOW, "train_accuracy": 0.2}, "3 layers, He"),
+]
+CONTRACT = Contract(
+    claim="deep-relu-limit",
+    tiny=TINY,
+    world=world,
+    knobs=KNOBS,
+    refuted=[
+        ({"where": kind("aligned", 1.5), "slope": -0.4}, "aligned perturbations n^-1.5"),
+        ({"where": kind("aligned", 1.0), "slope": -0.1}, "aligned perturbations n^-1,"),
+        ({"where": kind("random", 1.0), "slope": 0.0}, "random perturbations n^-1,"),
+        ({"where": kind("bias", 1.5), "slope": -1.1}, "random biases n^-1.5"),
+        ({"where": kind("random", 2.0), "excess": 1e-6}, "one-step bound violated"),
+        # In one network of one seed: a mean over seeds would hide it.
+        ({"where": kind("random", 2.0, seed=4), "excess": 1e-9}, "one-step bound violated"),
+        ({"where": kind("random", 2.0, seed=4), "excess": math.nan}, "one-step bound violated"),
+        ({"where": kind("bias", 1.0), "log_norm_ratio": 0.1}, "norm bound violated"),
+        ({"where": kind("mixing"), "last_ratio": 1e-3}, "W_n stays 0.5 away from I"),
+        ({"where": kind("mixing"), "limit_ratio": 0.0}, "the same, ||limit|| over"),
+        ({"where": kind("mixing"), "off_average": 0.1}, "the same, ||limit - mean of x||"),
+        ({"where": DEEP, "train_accuracy": 0.7}, "100 layers, I + c n^-p G, training"),
+        ({"where": DEEP, "test_accuracy": 0.3}, "100 layers, test accuracy"),
+    ],
+    left_open=[
+        *LEFT_OPEN,
+        *((broken | {"other": {"slope": -0.4}}, check) for broken, check in LEFT_OPEN),
+        # He's initialisation is judged at its best learning rate.
+        ({"where": HE | {"lr": 0.003}, "train_accuracy": 0.6}, "100 layers, He"),
+    ],
+    bad_knobs=[
+        ({"depth": 100}, "depth must be at least 512, got 100"),
+        ({"aligned_powers": (1.0,)}, "aligned_powers must be above 1"),
+        ({"random_powers": (0.5,)}, r"random_powers must be above 0\.5"),
+        ({"random_powers": (1.0, 1.0)}, "random_powers must be values without one twice"),
+        ({"bias_powers": ()}, "bias_powers must be at least 1 value"),
+        ({"lrs": ()}, "lrs must be at least 1 value"),
+        ({"lrs": (0.0,)}, "lrs must be above 0"),
+        *(({"scale": scale}, "scale must be above 0") for scale in (0.0, -0.5)),
+        ({"scale": math.inf}, "scale must be finite"),
+        *(
+            ({name: 0}, f"{name} must be at least")
+            for name in ("width", "seeds", "net_seeds", "steps", "shallow_depth")
+        ),
+        ({"net_depth": 3}, "shallow_depth must be below net_depth = 3"),
+    ],
+)
+
+
+def failed(records: Records) -> list[str]:
+    verdict = CLAIM.judge(records, KNOBS)
     return [check.name for check in verdict.checks if not check.passed]
 
 
-def test_the_prediction_is_supported() -> None:
-    verdict = judge(frame(), CONFIG)
-    assert verdict.outcome == "supported", failed(verdict)
-    assert sum(check.control for check in verdict.checks) == 5
-    assert all(not math.isnan(bound) for check in verdict.checks for bound in check.interval)
-
-
-@pytest.mark.parametrize(
-    ("where", "changes"),
-    [
-        ({"kind": "aligned", "power": 1.5}, {"slope": -0.4}),
-        ({"kind": "aligned", "power": 1.0}, {"slope": -0.1}),
-        ({"kind": "random", "power": 1.0}, {"slope": 0.0}),
-        ({"kind": "bias", "power": 1.5}, {"slope": -1.1}),
-        ({"kind": "random", "power": 2.0}, {"excess": 1e-6}),
-        ({"kind": "bias", "power": 1.0}, {"log_norm_ratio": 0.1}),
-        ({"kind": "mixing"}, {"last_ratio": 1e-3}),
-        ({"kind": "mixing"}, {"limit_ratio": 0.0}),
-        ({"kind": "mixing"}, {"off_average": 0.1}),
-        ({"init": "identity-plus-noise"}, {"train_accuracy": 0.7}),
-        ({"init": "identity-plus-noise"}, {"test_accuracy": 0.3}),
-    ],
-)
-def test_evidence_against_any_part_refutes_it(
-    where: dict[str, object], changes: dict[str, object]
-) -> None:
-    verdict = judge(frame(changes, **where), CONFIG)
-    assert verdict.outcome == "refuted"
-    assert len(failed(verdict)) == 1
-
-
-@pytest.mark.parametrize(
-    ("where", "changes"),
-    [
-        ({"kind": "random", "power": 0.0}, {"slope": -0.2}),
-        ({"kind": "random", "power": 0.4}, {"slope": -0.1}),
-        ({"kind": "mixed-sign"}, {"excess": 0.0}),
-        ({"init": "he", "net_depth": CONFIG.net_depth}, {"train_accuracy": 0.8}),
-        ({"init": "he", "net_depth": CONFIG.shallow_depth}, {"train_accuracy": 0.2}),
-    ],
-)
-def test_a_broken_control_is_inconclusive_even_beside_a_refutation(
-    where: dict[str, object], changes: dict[str, object]
-) -> None:
-    records = frame(changes, **where)
-    assert judge(records, CONFIG).outcome == "inconclusive"
-    wrong = pl.when(kind="aligned", power=1.5).then(-0.4).otherwise("slope").alias("slope")
-    assert judge(records.with_columns(wrong), CONFIG).outcome == "inconclusive"
-
-
-@pytest.mark.parametrize("changes", [{"excess": 1e-9}, {"excess": math.nan}])
-def test_one_violation_in_one_network_refutes_it(changes: dict[str, object]) -> None:
-    """A mean over seeds would hide it."""
-    verdict = judge(frame(changes, kind="random", power=2.0, seed=4), CONFIG)
-    assert verdict.outcome == "refuted"
-    assert failed(verdict) == ["one-step bound violated"]
+def test_each_refutation_is_of_one_check() -> None:
+    for broken, check in CONTRACT.refuted:
+        (name,) = failed(world(**broken))
+        assert name.startswith(check)
 
 
 def test_a_rate_is_not_read_off_the_few_that_survived() -> None:
-    records = frame()
+    records = dict(world())
     few = (pl.col("kind") == "random") & (pl.col("power") == 1.0) & (pl.col("seed") > 5)
-    died = records.with_columns(pl.when(few).then(None).otherwise("slope").alias("slope"))
-    assert judge(died, CONFIG).outcome == "inconclusive"
+    died = pl.when(~few).then("slope").alias("slope")
+    records["limits"] = records["limits"].with_columns(died)
+    assert failed(records) == ["random perturbations n^-1, slope of d(n)"]
+    assert CLAIM.judge(records, KNOBS).outcome == "inconclusive"
 
 
 def test_networks_that_overflowed_are_left_out() -> None:
     lost = {"diverged": True, "slope": None, "excess": math.nan, "log_norm_ratio": math.nan}
-    verdict = judge(frame(lost, kind="random", power=0.0), CONFIG)
-    assert verdict.outcome == "inconclusive"
-    assert failed(verdict) == ["random perturbations n^-0, slope of d(n)"]
+    records = world(where=kind("random", 0.0), **lost)
+    assert CLAIM.judge(records, KNOBS).outcome == "inconclusive"
+    assert failed(records) == ["random perturbations n^-0, slope of d(n)"]
 
 
 def test_a_learning_rate_that_was_not_run_promises_nothing() -> None:
     """He's initialisation might have trained at it."""
-    missing = (pl.col("init") == "he") & (pl.col("net_depth") == CONFIG.net_depth)
-    missing &= pl.col("lr") == CONFIG.lrs[-1]
-    kept = frame().filter(~missing.fill_null(value=False))
-    assert failed(judge(kept, CONFIG)) == []
-    assert judge(kept, CONFIG).outcome == "inconclusive"
+    records = dict(world())
+    missing = (pl.col("init") == "he") & (pl.col("net_depth") == 100) & (pl.col("lr") == 0.03)
+    records["networks"] = records["networks"].filter(~missing)
+    assert failed(records) == []
+    assert CLAIM.judge(records, KNOBS).outcome == "inconclusive"
 
 
 def test_networks_that_died_are_left_out_and_counted() -> None:
-    records = frame({"slope": None}, kind="random", power=1.0, seed=3)
-    verdict = judge(records, CONFIG)
+    verdict = CLAIM.judge(world(where=kind("random", 1.0, seed=3), slope=None), KNOBS)
     assert verdict.outcome == "supported"
     assert verdict.summary.startswith("1 of ")
 
 
-def test_he_is_judged_at_its_best_learning_rate() -> None:
-    better = {"train_accuracy": 0.6, "test_accuracy": 0.55}
-    records = frame(better, init="he", net_depth=CONFIG.net_depth, lr=CONFIG.lrs[1])
-    assert judge(records, CONFIG).outcome == "inconclusive"
-
-
-def test_too_few_seeds_promise_nothing() -> None:
-    few = dataclasses.replace(CONFIG, net_seeds=2)
-    records = frame().filter((pl.col("seed") < 2) | pl.col("init").is_null())
-    assert judge(records, few).outcome == "inconclusive"
-
-
-@pytest.mark.parametrize("preset", ["smoke", "small", "paper"])
-def test_trials_are_distinct_and_seeds_apart(preset: str) -> None:
-    config = CLAIM.presets[preset]
-    first = [lab.trial_hash(trial) for trial in trials(config, 0)]
-    second = [lab.trial_hash(trial) for trial in trials(config, 1)]
-    assert len(set(first + second)) == len(first + second)
-
-
-def test_the_registry_knows_it() -> None:
-    assert get("deep-relu-limit") is CLAIM
-    assert set(CLAIM.presets) == {"smoke", "small", "paper"}
+def test_too_few_trainings_promise_nothing() -> None:
+    few = replace(KNOBS, net_seeds=2)
+    records = dict(world())
+    records["networks"] = records["networks"].filter(pl.col("seed") < 2)
+    assert CLAIM.judge(records, few).outcome == "inconclusive"
 
 
 def limit(kind: str, power: float, seed: int = 100, depth: int = 1024) -> Limit:
@@ -187,7 +209,7 @@ def limit(kind: str, power: float, seed: int = 100, depth: int = 1024) -> Limit:
 
 def test_aligned_perturbations_follow_their_closed_form() -> None:
     """Without ReLU cuts and at vanishing biases N_n is x times the product of 1 + c i^-p."""
-    (rows,) = run([limit("aligned", 3.0)])
+    (rows,) = deepen([limit("aligned", 3.0)])
     growth = torch.cumprod(1 + 0.5 * torch.arange(1, 1025, dtype=torch.float64) ** -3.0, 0)
     for row in rows:
         n = row["layers"]
@@ -198,9 +220,9 @@ def test_aligned_perturbations_follow_their_closed_form() -> None:
 
 
 def test_the_counterexamples_stop_without_approaching_the_identity() -> None:
-    shrinking, mixing = run([limit("shrinking", 0.0), limit("mixing", 0.0)])
+    shrinking, mixing = deepen([limit("shrinking", 0.0), limit("mixing", 0.0)])
     assert shrinking[0]["limit_ratio"] < 1e-100
-    x = torch.rand(6, generator=_generators(100)[0], dtype=torch.float64)
+    x = torch.rand(6, generator=spawn_generators(100, 3)[0], dtype=torch.float64)
     expected = float(x.mean() * 6**0.5 / x.norm())
     assert mixing[0]["limit_ratio"] == pytest.approx(expected)
     assert mixing[0]["slope"] is None
@@ -215,9 +237,8 @@ def test_a_network_does_not_depend_on_its_group() -> None:
         limit("random", 1.0, 100),
         limit("mixed-sign", 0.0, 101),
     ]
-    assert len({group(trial) for trial in crowd}) == 1
-    alone = run([crowd[2]])[0]
-    together = run(crowd)
+    assert len(list(lab.Experiment(crowd, deepen, ("kind", "power", "seed")).groups())) == 1
+    (alone,), together = deepen([crowd[2]]), deepen(crowd)
     for row, other in zip(alone, together[2], strict=True):
         assert row["doubling"] == pytest.approx(other["doubling"], rel=1e-9)
     assert together[0][0]["excess"] <= 1e-12 < together[3][0]["excess"]
@@ -225,54 +246,32 @@ def test_a_network_does_not_depend_on_its_group() -> None:
 
 def test_a_network_that_overflows_says_so() -> None:
     """Perturbations that do not fall, of a size at which 1,024 layers leave float64's range."""
-    (rows,) = run([dataclasses.replace(limit("random", 0.0), scale=50.0)])
+    (rows,) = deepen([replace(limit("random", 0.0), scale=50.0)])
     assert all(row["diverged"] for row in rows)
     assert rows[0]["slope"] is None
 
 
 def test_a_network_whose_square_overflows_is_measured_all_the_same() -> None:
     """Constant perturbations at the depth of the paper preset grow beyond 1e154."""
-    (rows,) = run([dataclasses.replace(limit("random", 0.0), width=20, scale=4.0)])
+    (rows,) = deepen([replace(limit("random", 0.0), width=20, scale=4.0)])
     assert 1e154 < rows[-1]["doubling"] < math.inf
     assert not rows[0]["diverged"]
     assert rows[0]["slope"] > 100
     assert rows[0]["excess"] <= 1e-12
 
 
-def test_a_training_group_in_miniature() -> None:
-    config = dataclasses.replace(
-        CLAIM.presets["smoke"], net_depth=4, net_width=8, steps=5, lrs=(0.01, 1e30), net_seeds=2
-    )
-    tiny = [t for t in trials(config, 100) if isinstance(t, Training) and t.init != "he"]
-    assert len({group(trial) for trial in tiny}) == 1
-    found = [records[0] for records in run(tiny)]
-    assert all(0 <= record["train_accuracy"] <= 1 for record in found)
-    assert [record["diverged"] for record in found] == [False, False, True, True]
-    assert all(r["train_accuracy"] == 0 for r in found if r["diverged"])
+def test_a_training_that_blew_up_has_learned_nothing() -> None:
+    wild = replace(TINY, lrs=(0.01, 1e30))
+    trials = experiments.experiments(wild, 100)["networks"].trials[:4]
+    found = [rows[0] for rows in experiments.train(trials)]
+    assert all(0 <= row["train_accuracy"] <= 1 for row in found)
+    assert [row["diverged"] for row in found] == [False, False, True, True]
+    assert all(row["train_accuracy"] == 0 for row in found if row["diverged"])
 
 
-def test_bad_knobs_say_what_would_do() -> None:
-    with pytest.raises(ValueError, match="depth must be at least 512, got 100"):
-        Config(depth=100)
-    with pytest.raises(ValueError, match=r"random_powers must all exceed 0\.5"):
-        Config(random_powers=(0.5,))
-    with pytest.raises(ValueError, match="lrs must be positive"):
-        Config(lrs=())
-    with pytest.raises(ValueError, match="random_powers must not hold a value twice"):
-        Config(random_powers=(1.0, 1.0))
-    for scale in (0.0, -0.5, math.inf):
-        with pytest.raises(ValueError, match="scale must be positive"):
-            Config(scale=scale)
-    for name in ("width", "seeds", "net_seeds", "steps", "shallow_depth"):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-            dataclasses.replace(CLAIM.presets["small"], **{name: 0})
-    with pytest.raises(ValueError, match="shallow_depth must be below net_depth = 3"):
-        Config(net_depth=3)
-
-
-def test_table_and_figures_are_made() -> None:
-    records = frame()
-    table = CLAIM.table(records, CONFIG)
+def test_the_table_has_the_predicted_slopes_where_there_is_a_limit() -> None:
+    table = CLAIM.table(world(), KNOBS)
     assert table.filter(kind="aligned", power=2.0)["predicted"].item() == -1.0
     assert table.filter(kind="random", power=0.4)["predicted"].item() is None
-    assert [figure.name for figure in CLAIM.figures(records, CONFIG)] == ["rates", "training"]
+    names = [figure.name for figure in CLAIM.figures(world(), KNOBS)]
+    assert names == ["rates", "training"]

@@ -53,6 +53,12 @@ def test_axes_carry_the_words_and_colours_the_order_of_appearance() -> None:
     assert layer["encoding"]["color"]["sort"] is None
 
 
+def test_panels_stand_in_the_order_of_appearance() -> None:
+    spec = draw.lines(FRAME, "x", "y", columns="by", rows="panel").to_dict()
+    assert spec["facet"]["column"]["sort"] == ["b", "a"]
+    assert spec["facet"]["row"]["sort"] == ["left", "right"]
+
+
 def test_layers_lie_on_each_other_and_panels_beside(tmp_path: Path) -> None:
     one = draw.lines(FRAME, "x", "y", "by") + draw.level(2.0, across="y")
     lab.save_chart(beside(one, draw.spectra({"w": [3.0, 1.0, 0.0]})), tmp_path / "two.png")

@@ -100,7 +100,7 @@ class Charts:
 
     - `by`: a column that colours tell apart, in the order of its first appearance;
     - `log`: the axes that are logarithmic, "", "x", "y" or "xy";
-    - `columns`, `rows`: columns of which each value gets a panel of its own;
+    - `columns`, `rows`: columns of which each value gets a panel of its own, in that order too;
     - `domain`: of the vertical axis; what lies outside is cut off.
     """
 
@@ -281,14 +281,19 @@ class Charts:
         chart = alt.layer(*layers, data=frame)
         if not columns and not rows:
             return chart.properties(width=_WIDE[0], height=_WIDE[1])
+        # Panels have no order of appearance of their own: without a list theirs is the alphabet's.
         panels = {
-            name: kind(f"{column}:N", sort=None, title=None)
+            name: kind(f"{column}:N", sort=_appearance(frame, column), title=None)
             for name, kind, column in (("column", alt.Column, columns), ("row", alt.Row, rows))
             if column
         }
         count = frame[columns].n_unique() if columns else 1
         width = max(140, _WIDE[0] // max(count, 1) - 30) if count > 1 else _PANEL[0]
         return chart.properties(width=width, height=_PANEL[1] - 50).facet(**panels)
+
+
+def _appearance(frame: pl.DataFrame, column: str) -> list[Any]:
+    return frame[column].unique(maintain_order=True).to_list()
 
 
 def _legend() -> Any:

@@ -43,8 +43,10 @@ from undertow.measure.noise import noise_floor as noise_floor
 from undertow.measure.noise import per_sample_gradient_norms as per_sample_gradient_norms
 from undertow.measure.weights import InitSplit as InitSplit
 from undertow.measure.weights import LayerNorms as LayerNorms
+from undertow.measure.weights import MatrixSplit as MatrixSplit
 from undertow.measure.weights import Ranks as Ranks
 from undertow.measure.weights import SpectrumRanks as SpectrumRanks
+from undertow.measure.weights import SplitRanks as SplitRanks
 from undertow.measure.weights import WeightMatrix as WeightMatrix
 from undertow.measure.weights import layer_norms as layer_norms
 from undertow.measure.weights import matrix_ranks as matrix_ranks
@@ -53,6 +55,7 @@ from undertow.measure.weights import operator_spectrum as operator_spectrum
 from undertow.measure.weights import ranks as ranks
 from undertow.measure.weights import spectrum_ranks as spectrum_ranks
 from undertow.measure.weights import split_init as split_init
+from undertow.measure.weights import split_matrices as split_matrices
 from undertow.measure.weights import toeplitz_norm as toeplitz_norm
 from undertow.measure.weights import weight_matrices as weight_matrices
 
@@ -68,6 +71,7 @@ __all__ = [
     "LayerNorms",
     "LocalDrift",
     "Margins",
+    "MatrixSplit",
     "NeuralCollapse",
     "NoiseAlignment",
     "NoiseCovariance",
@@ -82,6 +86,7 @@ __all__ = [
     "SharpnessTracker",
     "SpectralDensity",
     "SpectrumRanks",
+    "SplitRanks",
     "WeightMatrix",
     "activation_region",
     "boundary_distance",
@@ -110,6 +115,7 @@ __all__ = [
     "spectrum_ranks",
     "spherical_sharpness",
     "split_init",
+    "split_matrices",
     "toeplitz_norm",
     "weight_matrices",
 ]

@@ -8,6 +8,7 @@ from undertow.train._oscillator import NoisyOscillator as NoisyOscillator
 from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
 from undertow.train.ensemble import Member as Member
+from undertow.train.ensemble import spawn_generators as spawn_generators
 from undertow.train.matrix import Completion as Completion
 from undertow.train.matrix import GreedyLowRank as GreedyLowRank
 from undertow.train.matrix import GreedyPath as GreedyPath
@@ -39,5 +40,6 @@ __all__ = [
     "rules",
     "schedules",
     "sensing_loss",
+    "spawn_generators",
     "truncated_svd",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from undertow import predict
-from undertow.measure import ranks, split_init
+from undertow.measure import ranks, split_init, split_matrices
 from undertow.models import mlp
 
 
@@ -73,6 +73,33 @@ def test_parts_add_up_and_their_ranks_are_counted_against_the_whole() -> None:
     torch.testing.assert_close(found.residue_spectra["weight"], survivors)
     expected = torch.linalg.svdvals(learned)
     torch.testing.assert_close(found.learned_spectra["weight"], expected, rtol=1e-6, atol=1e-12)
+
+
+def test_a_stack_of_matrices_is_split_as_each_of_them_is() -> None:
+    initial = draw(1, 3, 9, 14)
+    factors = torch.tensor([1.0, 0.3, 0.02], dtype=torch.float64)
+    final = factors[:, None, None] * initial + draw(2, 3, 9, 2) @ draw(3, 3, 2, 14)
+    found = split_matrices(final, initial, factors)
+    for e, factor in enumerate(factors.tolist()):
+        one = split_init(layer(final[e]), layer(initial[e]), decay_factor=factor, threshold=0.05)
+        row = one.table.row(0, named=True)
+        for name in ("rank", "surviving_rank", "learned_rank"):
+            assert int(getattr(found.ranks(0.05), name)[e]) == row[name]
+        assert float(found.norm[e]) == pytest.approx(row["norm"])
+        torch.testing.assert_close(found.residue_spectra[e], one.residue_spectra["weight"])
+    assert found.ranks(0.05).learned_rank.tolist() == [2, 2, 2]
+    assert "3 matrices" in repr(found)
+    assert "initial residue" in repr(found.ranks())
+
+
+def test_a_stack_that_cannot_be_split_is_refused() -> None:
+    stack = draw(1, 3, 4, 5)
+    with pytest.raises(ValueError, match=r"initial must have the shape of final, \(3, 4, 5\)"):
+        split_matrices(stack, stack[0], 1.0)
+    with pytest.raises(ValueError, match=r"decay_factor must lie in \[0, 1\]; got 1\.5"):
+        split_matrices(stack, stack, 1.5)
+    with pytest.raises(ValueError, match="threshold must be >= 0; got -1"):
+        split_matrices(stack, stack, 1.0).ranks(-1)
 
 
 def test_nothing_learned_and_everything_forgotten() -> None:

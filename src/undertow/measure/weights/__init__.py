@@ -13,7 +13,10 @@ from undertow.measure.weights._spectrum import matrix_ranks as matrix_ranks
 from undertow.measure.weights._spectrum import matrix_spectrum as matrix_spectrum
 from undertow.measure.weights._spectrum import spectrum_ranks as spectrum_ranks
 from undertow.measure.weights._split import InitSplit as InitSplit
+from undertow.measure.weights._split import MatrixSplit as MatrixSplit
+from undertow.measure.weights._split import SplitRanks as SplitRanks
 from undertow.measure.weights._split import split_init as split_init
+from undertow.measure.weights._split import split_matrices as split_matrices
 from undertow.measure.weights._weights import Include as Include
 from undertow.measure.weights._weights import WeightMatrix as WeightMatrix
 from undertow.measure.weights._weights import weight_matrices as weight_matrices
@@ -23,8 +26,10 @@ __all__ = [
     "InitSplit",
     "LayerCall",
     "LayerNorms",
+    "MatrixSplit",
     "Ranks",
     "SpectrumRanks",
+    "SplitRanks",
     "WeightMatrix",
     "layer_calls",
     "layer_norms",
@@ -34,6 +39,7 @@ __all__ = [
     "ranks",
     "spectrum_ranks",
     "split_init",
+    "split_matrices",
     "toeplitz_norm",
     "weight_matrices",
 ]

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
-from jaxtyping import Float64
+import torch
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
-from undertow.measure.weights._spectrum import SpectrumRanks, matrix_ranks
+from undertow.measure.weights._spectrum import SpectrumRanks, matrix_ranks, matrix_spectrum
 from undertow.measure.weights._weights import Include, WeightMatrix, weight_matrices
 from undertow.predict import forecast_rank
 
@@ -71,6 +72,112 @@ class InitSplit:
             lines.append(f"  and {len(self.table) - len(shown)} more in .table")
         lines.extend(f"  note: {note}" for note in self.notes)
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitRanks:
+    """How many singular values of W_T, f W_0 and G_T exceed threshold ||W_T||_F.
+
+    Attributes:
+        rank: of W_T, its threshold rank.
+        surviving_rank: of the initial residue f W_0.
+        learned_rank: of the learned part G_T.
+        threshold: relative to ||W_T||_F.
+    """
+
+    rank: Int64[Tensor, "*batch"]
+    surviving_rank: Int64[Tensor, "*batch"]
+    learned_rank: Int64[Tensor, "*batch"]
+    threshold: float
+
+    def __repr__(self) -> str:
+        parts = (self.rank, self.surviving_rank, self.learned_rank)
+        means = [f"{part.double().mean().item():.4g}" for part in parts]
+        return (
+            f"Of {means[0]} singular values above {self.threshold:g} of the Frobenius norm on "
+            f"average, the initial residue alone has {means[1]} and the learned part {means[2]}."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixSplit:
+    """A stack of matrices W_T = f W_0 + G_T, by singular values in descending order.
+
+    Attributes:
+        spectra: of W_T.
+        initial_spectra: of W_0.
+        learned_spectra: of G_T.
+        decay_factor: f.
+    """
+
+    spectra: Float64[Tensor, "*batch values"]
+    initial_spectra: Float64[Tensor, "*batch values"]
+    learned_spectra: Float64[Tensor, "*batch values"]
+    decay_factor: Float64[Tensor, "*batch"]
+
+    @property
+    def residue_spectra(self) -> Float64[Tensor, "*batch values"]:
+        """Of the initial residue f W_0."""
+        return self.decay_factor[..., None] * self.initial_spectra
+
+    @property
+    def norm(self) -> Float64[Tensor, "*batch"]:
+        """||W_T||_F."""
+        return self.spectra.norm(dim=-1)
+
+    def ranks(self, threshold: float = 1e-3) -> SplitRanks:
+        """The ranks at a threshold relative to ||W_T||_F.
+
+        Raises:
+            ValueError: a negative threshold.
+        """
+        if not threshold >= 0:
+            raise ValueError(f"threshold must be >= 0; got {threshold}")
+        limit = threshold * self.norm[..., None]
+        return SplitRanks(
+            rank=(self.spectra > limit).sum(-1),
+            surviving_rank=(self.residue_spectra > limit).sum(-1),
+            learned_rank=(self.learned_spectra > limit).sum(-1),
+            threshold=threshold,
+        )
+
+    def __repr__(self) -> str:
+        return f"Split of {self.decay_factor.numel()} matrices. {self.ranks()!r}"
+
+
+def split_matrices(
+    final: Shaped[Tensor, "*batch rows cols"],
+    initial: Shaped[Tensor, "*batch rows cols"],
+    decay_factor: float | Float[Tensor, "*batch"],
+) -> MatrixSplit:
+    """Splits a stack of trained matrices, such as one layer of E networks, by singular values.
+
+    As `split_init` does for one network; the ranks at any threshold follow from the spectra, which
+    are those of `matrix_spectrum`.
+
+    Args:
+        final: W_T.
+        initial: W_0.
+        decay_factor: f in [0, 1], of the whole stack or one a matrix (`predict.decay_factor`).
+
+    Raises:
+        ValueError: the shapes differ, a factor is not in [0, 1], or as in `matrix_spectrum`.
+    """
+    if final.shape != initial.shape:
+        raise ValueError(
+            f"initial must have the shape of final, {tuple(final.shape)}; "
+            f"got {tuple(initial.shape)}"
+        )
+    trained, start = final.detach().double(), initial.detach().to(final.device).double()
+    factor = torch.as_tensor(decay_factor, dtype=torch.float64, device=final.device)
+    if not ((factor >= 0) & (factor <= 1)).all():
+        raise ValueError(f"decay_factor must lie in [0, 1]; got {decay_factor}")
+    factor = factor.expand(final.shape[:-2])
+    learned = trained - factor[..., None, None] * start
+    spectra, initial_spectra, learned_spectra = matrix_spectrum(
+        torch.stack([trained, start, learned])
+    )
+    return MatrixSplit(spectra, initial_spectra, learned_spectra, factor)
 
 
 def split_init(

@@ -3,9 +3,11 @@
 from undertow.train.ensemble._ensemble import Ensemble as Ensemble
 from undertow.train.ensemble._ensemble import Evaluation as Evaluation
 from undertow.train.ensemble._member import Member as Member
+from undertow.train.ensemble._sampling import spawn_generators as spawn_generators
 
 __all__ = [
     "Ensemble",
     "Evaluation",
     "Member",
+    "spawn_generators",
 ]

@@ -25,7 +25,11 @@ _NOISE_CHUNK = 4096  # targets perturbed at once, or one batch where that is mor
 
 
 def spawn_generators(seed: int, count: int) -> list[torch.Generator]:
-    """`count` independent generators derived from one seed."""
+    """`count` independent generators derived from one seed, on the CPU.
+
+    By `numpy.random.SeedSequence.spawn`: neighbouring seeds share no draws, and the first of a
+    longer list are the shorter one.
+    """
     return [
         torch.Generator().manual_seed(int(child.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         for child in np.random.SeedSequence(seed).spawn(count)

@@ -1,0 +1,128 @@
+"""The figures of low-rank: ranks against batch size and E, survivors, spectra, accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from undertow import predict
+from undertow.claims import Records
+from undertow.claims.low_rank import LowRank
+from undertow.claims.low_rank.experiments import RULES, cell
+from undertow.claims.low_rank.predictions import fitted, snapshots, value
+from undertow.lab import Charts, figure, intervals
+
+SERIES = {
+    "rank": "measured rank",
+    "survivors": "survivors of the initial weights",
+    "survivors_theory": "the same, forecast without training",
+    "learned_rank": "learned part",
+}
+draw = Charts(decay_exponent="decay exponent E", value="singular value / norm")
+
+
+@figure("Smaller batches give lower rank, until the steps are matched")
+def batch_size(records: Records, knobs: LowRank) -> Any:
+    """Mean threshold rank of the hidden matrices with 95% intervals over seeds. At the same
+    number of epochs a smaller batch takes more steps, so weight decay shrinks the initial weights
+    further. At the same number of steps the effect of the batch size is gone.
+    """
+    sizes = sorted(knobs.batch_sizes)
+    cells = {
+        ("same epochs (E differs)", n): cell(knobs, batch_size=n, steps_as=n) for n in sizes
+    } | {("same steps (same E)", n): cell(knobs, batch_size=n) for n in sizes}
+    ranks = {key: value(knobs, "rank", where)(records) for key, where in cells.items()}
+    rows = intervals(ranks, "compared", "batch_size", value="rank")
+    return None if rows.is_empty() else draw.lines(rows, "batch_size", "rank", "compared", log="x")
+
+
+@figure("Rank follows the decay exponent, not the batch size")
+def collapse(records: Records, knobs: LowRank) -> Any:
+    """Every snapshot of every run that had fitted, at all batch sizes, learning rates, weight
+    decays and numbers of steps. E = sum of lr x weight decay (over 1 - momentum).
+    """
+    rows = snapshots(records, knobs).sort("batch_size", maintain_order=True)
+    if rows.is_empty():
+        return None
+    named = rows.with_columns(pl.format("batch size {}", "batch_size"))
+    return draw.points(named, "decay_exponent", "rank", "batch_size", shape="rule")
+
+
+@figure("What is left of the initial weights, and what was learned")
+def survivors(records: Records, knobs: LowRank) -> Any:
+    """W = f W_0 + G: the initial residue keeps as many directions above the threshold as the
+    survivor law says, until the learned part G takes over. The forecast without training uses the
+    Marchenko-Pastur spectrum of the initialiser, E and the final norm.
+    """
+    kept = records["training"].filter(*fitted(knobs))
+    runs = pl.concat(kept.filter(**cell(knobs, rule)) for rule in RULES)
+    at = ("rule", "decay_exponent")
+    means = runs.group_by(at, maintain_order=True).agg(pl.col(*SERIES).mean())
+    rows = means.rename(SERIES).unpivot(index=at, variable_name="what", value_name="rank")
+    if rows.is_empty():
+        return None
+    return draw.lines(rows, "decay_exponent", "rank", "what", dash="what", columns="rule")
+
+
+@figure("Singular values of one hidden matrix at the end of training")
+def spectra(records: Records, knobs: LowRank) -> Any:
+    """One seed; the dashed line is the rank threshold, {threshold:g}."""
+    large = max(knobs.batch_sizes)
+    cells = {
+        "small batch": cell(knobs),
+        "large batch": cell(knobs, batch_size=large, steps_as=large),
+        "large batch, same steps": cell(knobs, batch_size=large),
+    }
+    kept = records["training"].filter(*fitted(knobs), "final").sort("seed", "layer")
+    found = {name: kept.filter(**where)["spectrum"].head(1) for name, where in cells.items()}
+    drawn = {name: spectrum[0] for name, spectrum in found.items() if len(spectrum)}
+    if not drawn:
+        return None
+    return draw.spectra(drawn) + draw.level(knobs.threshold, across="value", log="y")
+
+
+@figure("Rank and test accuracy are only loosely linked")
+def accuracy(records: Records, knobs: LowRank) -> Any:
+    """One point a run that fitted the training set."""
+    ends = records["training"].filter(*fitted(knobs), "final")
+    run = ("trial", "rule", "test_accuracy")
+    rows = ends.group_by(run, maintain_order=True).agg(pl.col("rank").mean())
+    return None if rows.is_empty() else draw.points(rows, "rank", "test_accuracy", "rule")
+
+
+FIGURES = (batch_size, collapse, survivors, spectra, accuracy)
+
+
+def table(records: Records, knobs: LowRank) -> pl.DataFrame:
+    """One row a setting: E, ranks, the bound of the paper, accuracies, runs that fitted."""
+    own = ("rule", "batch_size", "lr", "weight_decay", "step")
+    means = {
+        "rank": "rank",
+        "survivors": "survivors",
+        "survivors_theory": "forecast",
+        "learned_rank": "learned",
+        "test_accuracy": "test",
+    }
+    fit = pl.all_horizontal(*fitted(knobs)).cast(pl.Float64)
+    rows = (
+        records["training"]
+        .filter("final")
+        .group_by(own)
+        .agg(
+            pl.col("decay_exponent").drop_nulls().first().alias("E"),
+            pl.col(*means).mean().name.map(means.__getitem__),
+            fit.mean().alias("fitted"),
+            pl.col("rows", "cols").max(),
+        )
+        .sort(own, descending=[True, *[False] * 4])
+    )
+    bounds = [_bound(knobs, **row) for row in rows.select(*own, "rows", "cols").to_dicts()]
+    return rows.drop("rows", "cols").with_columns(pl.Series("paper's bound", bounds))
+
+
+def _bound(knobs: LowRank, *, rule: str, step: int, rows: int | None, cols: int, **own: Any) -> str:
+    if rule != "sgd" or rows is None:
+        return "does not apply"
+    bound = predict.rank_bound(shape=(rows, cols), threshold=knobs.threshold, **own)
+    return f"{bound.rank:.3g}{' (vacuous)' if bound.vacuous else ''}"

@@ -101,7 +101,7 @@ class Charts:
     - `x`, a column of numbers, or of names in the order of their first appearance;
     - `by`: a column that colours tell apart, in the order of its first appearance;
     - `log`: the axes that are logarithmic, "", "x", "y" or "xy";
-    - `columns`, `rows`: columns of which each value gets a panel of its own;
+    - `columns`, `rows`: columns of which each value gets a panel of its own, in that order too;
     - `domain`: of the vertical axis; what lies outside is cut off.
     """
 
@@ -290,12 +290,14 @@ class Charts:
         chart = alt.layer(*layers, data=frame)
         if not columns and not rows:
             return chart.properties(width=_WIDE[0], height=_WIDE[1])
+        # A facet without a sort is in the alphabet's order, not in that of the data.
+        shown = {c: frame[c].unique(maintain_order=True).to_list() for c in (columns, rows) if c}
         panels = {
-            name: kind(f"{column}:N", sort=None, title=None)
+            name: kind(f"{column}:N", sort=shown[column], title=None)
             for name, kind, column in (("column", alt.Column, columns), ("row", alt.Row, rows))
             if column
         }
-        count = frame[columns].n_unique() if columns else 1
+        count = len(shown[columns]) if columns else 1
         width = max(140, _WIDE[0] // max(count, 1) - 30) if count > 1 else _PANEL[0]
         return chart.properties(width=width, height=_PANEL[1] - 50).facet(**panels)
 

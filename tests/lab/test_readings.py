@@ -7,7 +7,7 @@ import math
 import polars as pl
 import pytest
 
-from undertow.lab import greatest, of, slope_of
+from undertow.lab import greatest, of, slope_of, worst
 
 RECORDS = {
     "one": pl.DataFrame({"seed": [1, 1, 2, 3], "x": [1.0, 5.0, 2.0, math.nan]}),
@@ -22,6 +22,11 @@ def test_the_greatest_of_several_readings_is_taken_within_seeds() -> None:
         assert {seed: values[seed] for seed in (1, 2, 4)} == {1: 5, 2: 7, 4: 4}
         assert math.isnan(values[3])
     assert not greatest([])(RECORDS).values
+
+
+def test_the_worst_reading_can_be_read_again() -> None:
+    farthest = worst((of("other", "x") + shift for shift in (0.0, 10.0)), target=3.0)
+    assert farthest(RECORDS).value == farthest(RECORDS).value == pytest.approx(13.75)
 
 
 def test_a_slope_over_seeds_is_the_mean_of_their_own_and_may_be_unknown() -> None:

@@ -228,9 +228,10 @@ def greatest(readings: Iterable[Reading]) -> Reading:
 
 def worst(readings: Iterable[Reading], target: float = 0.0) -> Reading:
     """Of several readings the effect that lies farthest from its target; the unknown first."""
+    every = list(readings)
 
     def read(records: Records) -> Effect:
-        effects = [reading.effect(records) for reading in readings]
+        effects = [reading.effect(records) for reading in every]
         for effect in effects:
             if math.isnan(effect.value):
                 return effect

@@ -38,7 +38,7 @@ def answer_seconds(repeats: int = 7) -> dict[str, float]:
     for _ in range(repeats):
         for words, own in times.items():
             start = time.perf_counter()
-            command = [sys.executable, "-m", "undertow.cli", *words.split()]
+            command = [sys.executable, "-m", "undertow", *words.split()]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             own.append(time.perf_counter() - start)
     return {words: statistics.median(own) for words, own in times.items()}
@@ -77,7 +77,7 @@ def _tree_kilobytes(root: int) -> int:
 
 def claim_cost(claim: str, preset: str) -> tuple[float, float]:
     """Wall seconds and peak GB of `undertow reproduce CLAIM --preset PRESET` in a new folder."""
-    command = [sys.executable, "-m", "undertow.cli", "reproduce", claim, "--preset", preset]
+    command = [sys.executable, "-m", "undertow", "reproduce", claim, "--preset", preset]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         process = subprocess.Popen(

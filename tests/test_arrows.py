@@ -19,7 +19,8 @@ ALLOWED: dict[str, set[str]] = {
     "objective": set(),
     "data": set(),
     "models": set(),
-    "measure": {"objective", "predict"},
+    # A profile is a result: it gives a document, a plain record that names what lab prints.
+    "measure": {"objective", "predict", "lab"},
     "train": {"objective", "predict"},
     "apply": {"objective", "measure", "predict", "train", "lab"},
     "claims": {"objective", "measure", "predict", "train", "apply", "lab", "data", "models"},
@@ -49,7 +50,7 @@ WITHIN: dict[str, dict[str, set[str]]] = {
 # Rooms that may import only these packages beside the standard library and ours.
 PACKAGES = {
     "predict": {"numpy", "jaxtyping"},  # jaxtyping: shapes in signatures, no code
-    "lab": {"numpy", "scipy", "polars", "rich", "loky", "altair", "vl_convert"},
+    "lab": {"numpy", "scipy", "polars", "rich", "loky", "altair", "vl_convert", "lazy_loader"},
     "cli": {"rich", "tyro"},
 }
 
@@ -128,6 +129,31 @@ def test_private_modules_stay_in_their_room(path: Path) -> None:
         for depth, part in enumerate(parts):
             if part.startswith("_") and not part.endswith("__"):
                 assert own[:depth] == tuple(parts[:depth]), f"{name(path)} reaches into {module}"
+
+
+def test_no_circles() -> None:
+    """No two of our modules import each other, directly or by way of others."""
+    known = {
+        ".".join(("undertow", *path.relative_to(SOURCE).with_suffix("").parts)): path
+        for path in files()
+    }
+    graph = {
+        module: imports(path) & known.keys()
+        for module, path in known.items()
+        if not module.endswith("__init__")
+    }
+    done: dict[str, bool] = {}
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert done.get(module, True), " -> ".join((*trail, module))
+        if module not in done:
+            done[module] = False
+            for other in sorted(graph.get(module, ())):
+                visit(other, (*trail, module))
+            done[module] = True
+
+    for module in graph:
+        visit(module, ())
 
 
 def test_nobody_imports_the_command_line() -> None:

@@ -38,7 +38,13 @@ def test_measure_and_train_load_no_scipy() -> None:
     assert loaded_by("import undertow as ut; ut.ranks; ut.train").isdisjoint({"scipy", "altair"})
 
 
-@pytest.mark.parametrize("command", [["--help"], ["--version"], ["claims"], ["claims", "--json"]])
+@pytest.mark.parametrize("command", ["--help", "--version"])
+def test_the_first_help_loads_next_to_nothing(command: str) -> None:
+    program = f"from undertow.cli import main; assert main([{command!r}]) == 0"
+    assert loaded_by(program).isdisjoint(HEAVY | {"numpy"})
+
+
+@pytest.mark.parametrize("command", [["claims"], ["claims", "--json"]])
 def test_the_quick_commands_load_no_torch(command: list[str]) -> None:
     program = f"from undertow.cli import main; assert main({command!r}) == 0"
     assert "torch" not in loaded_by(program)
@@ -50,7 +56,7 @@ _FORECAST = "forecast --lr 0.1 --weight-decay 5e-4 --steps 1000 --batch-size 64 
 @pytest.mark.parametrize(
     "words",
     [
-        "rescale --lr 0.1 --batch-size 8 --to 16",
+        "rescale --optimizer sgd --lr 0.1 --batch-size 8 --to 16",
         "rescale --lr 3e-4 --batch-size 8 --to 16 --optimizer adamw --json",
         _FORECAST,
         f"{_FORECAST} --json",
@@ -61,24 +67,40 @@ def test_closed_forms_answer_without_torch(words: str) -> None:
     assert loaded_by(program).isdisjoint(HEAVY - {"tyro"})
 
 
-@pytest.mark.parametrize("command", ["inspect", "rescale", "forecast"])
-def test_the_help_of_a_command_loads_no_torch(command: str) -> None:
-    program = f"""
+@pytest.mark.parametrize("command", ["inspect", "rescale", "forecast", "resume", "report"])
+def test_the_help_of_a_command_needs_tyro_only(command: str) -> None:
+    program = f"from undertow.cli import main; assert main([{command!r}, '--help']) == 0"
+    assert loaded_by(program).isdisjoint((HEAVY | {"numpy"}) - {"tyro"})
+
+
+def test_only_the_module_of_the_command_called_is_imported() -> None:
+    program = """
+import sys
 from undertow.cli import main
-try:
-    main([{command!r}, "--help"])
-except SystemExit:
-    pass
+assert main(["inspect", "--help"]) == 0
+assert not any(f"undertow.cli._{name}" in sys.modules for name in ("rescale", "reproduce"))
 """
-    assert "torch" not in loaded_by(program)
+    loaded_by(program)
 
 
-def test_reading_a_claims_knobs_loads_no_torch() -> None:
+def test_the_help_of_a_claim_loads_nothing_that_the_claim_does_not() -> None:
+    claim = "from undertow import claims; claims.get('momentum')"
+    program = "from undertow.cli import main; main(['reproduce', 'momentum', '--help'])"
+    added = loaded_by(program) - loaded_by(claim)
+    assert added.isdisjoint((HEAVY | {"numpy"}) - {"tyro"})
+
+
+def test_a_claim_and_its_knobs_load_nothing_heavy() -> None:
+    program = "from undertow import claims; [claims.get(name).presets for name in claims.ALL]"
+    assert loaded_by(program).isdisjoint(HEAVY | {"numpy", "polars"})
+
+
+def test_trials_and_predictions_load_no_torch_and_no_altair() -> None:
     program = """
 from undertow import claims
-for name in claims.ALL:
-    claim = claims.get(name)
+for claim in map(claims.get, claims.ALL):
     for preset in claim.presets.values():
-        claim.trials(preset, 0)
+        claim.experiments(preset, 0)
+        claim.predictions(preset)
 """
-    assert "torch" not in loaded_by(program)
+    assert loaded_by(program).isdisjoint({"torch", "altair"})

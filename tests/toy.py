@@ -12,7 +12,6 @@ import polars as pl
 from undertow.claims import Claim, Records
 from undertow.lab import (
     Charts,
-    Count,
     Experiment,
     Knobs,
     Prediction,
@@ -37,6 +36,7 @@ class Coins(Knobs):
         bias: chance of heads.
         mint: which mint made the coins, if one is known.
         crooked: hide a coin that cannot be thrown.
+        all_crooked: hide nothing else.
         lucky: throw with the left hand.
     """
 
@@ -45,6 +45,7 @@ class Coins(Knobs):
     bias: float = 0.5
     mint: str | None = None
     crooked: bool = False
+    all_crooked: bool = False
     lucky: bool = True
 
 
@@ -52,7 +53,7 @@ class Coins(Knobs):
 class Coin:
     """One coin."""
 
-    flips: Count
+    flips: int
     bias: float
     crooked: bool
     seed: int
@@ -61,7 +62,7 @@ class Coin:
 def experiments(knobs: Coins, seed: int) -> dict[str, Experiment]:
     """Every number of throws with every coin."""
     coins = [
-        {"seed": own, "crooked": knobs.crooked and index == 0}
+        {"seed": own, "crooked": knobs.all_crooked or (knobs.crooked and index == 0)}
         for index, own in enumerate(seeds(seed, knobs.seeds))
     ]
     thrown = grid(Coin, knobs, flips=knobs.flips, coin=coins)

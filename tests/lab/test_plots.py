@@ -1,11 +1,91 @@
-"""The charts that claims are drawn with."""
+"""Charts: every kind draws, from every shape of frame; captions are filled in from knobs."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import polars as pl
 import pytest
 
-from undertow.lab import Charts
+from undertow import lab
+from undertow.lab import Charts, PerSeed, beside, figure, intervals
+
+FRAME = pl.DataFrame(
+    {
+        "x": [1.0, 2.0, 4.0] * 4,
+        "y": [1.0, 3.0, 2.0] * 4,
+        "z": [1.1, 2.9, 2.2] * 4,
+        "by": ["b"] * 6 + ["a"] * 6,
+        "panel": (["left"] * 3 + ["right"] * 3) * 2,
+    }
+)
+BANDED = FRAME.with_columns(low=pl.col("y") - 0.2, high=pl.col("y") + 0.2)
+draw = Charts(x="the words of x")
+
+
+@pytest.mark.parametrize("frame", [FRAME, BANDED], ids=["plain", "banded"])
+@pytest.mark.parametrize("panels", [{}, {"columns": "panel"}, {"columns": "by", "rows": "panel"}])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda frame, **o: draw.lines(frame, "x", "y", "by", log="xy", **o),
+        lambda frame, **o: draw.lines(frame, "x", "y", "by", dash="panel", **o),
+        lambda frame, **o: draw.lines(frame, "x", "y", detail="by", **o),
+        lambda frame, **o: draw.points(frame, "x", "y", "by", shape="panel", **o),
+        lambda frame, **o: draw.bars(frame, "panel", "y", "by", domain=(0, 4), **o),
+        lambda frame, **o: draw.measured_against_predicted(frame, "x", "y", "z", "by", **o),
+    ],
+)
+def test_every_kind_of_chart_draws(
+    kind: Any, panels: dict[str, str], frame: pl.DataFrame, tmp_path: Path
+) -> None:
+    written = lab.save_chart(kind(frame, **panels), tmp_path / "chart.svg")
+    assert written.read_text().startswith("<svg")
+
+
+def test_axes_carry_the_words_and_colours_the_order_of_appearance() -> None:
+    spec = draw.lines(FRAME, "x", "y", "by").to_dict()
+    (layer,) = spec["layer"]
+    assert layer["encoding"]["x"]["title"] == "the words of x"
+    assert layer["encoding"]["y"]["title"] == "y"
+    assert layer["encoding"]["color"]["sort"] is None
+
+
+def test_layers_lie_on_each_other_and_panels_beside(tmp_path: Path) -> None:
+    one = draw.lines(FRAME, "x", "y", "by") + draw.level(2.0, across="y")
+    lab.save_chart(beside(one, draw.spectra({"w": [3.0, 1.0, 0.0]})), tmp_path / "two.png")
+
+
+def test_a_spectrum_is_drawn_in_descending_order_without_its_zeros() -> None:
+    spec = draw.spectra({"w": [1.0, 3.0, 0.0]}).to_dict()
+    (rows,) = spec["datasets"].values()
+    assert [row["value"] for row in rows] == [3.0, 1.0]
+
+
+def test_intervals_are_a_row_a_reading_and_leave_out_what_is_unknown() -> None:
+    readings = {("a", 1): PerSeed({0: 1.0, 1: 3.0}), ("b", 2): PerSeed({0: 1.0})}
+    frame = intervals(readings, "name", "x", value="y")
+    assert frame.columns == ["name", "x", "y", "low", "high"]
+    assert frame.select("name", "x", "y").rows() == [("a", 1, 2.0)]
+    assert intervals({}, "x").columns == ["x", "value", "low", "high"]
+    assert intervals({3: PerSeed({0: 1.0, 1: 2.0})}, "x")["x"].to_list() == [3]
+
+
+def test_a_docstring_is_the_caption_with_the_knobs_filled_in() -> None:
+    @figure("A title")
+    def rate_of_fall(records: Any, knobs: Any) -> Any:
+        """Drawn at {lr:g},
+        over two lines.
+        """
+        return records or None
+
+    drawn = rate_of_fall({"any": FRAME}, SimpleNamespace(lr=0.50))
+    assert drawn is not None
+    assert (drawn.name, drawn.title) == ("rate-of-fall", "A title")
+    assert drawn.caption == "Drawn at 0.5, over two lines."
+    assert rate_of_fall({}, SimpleNamespace(lr=1)) is None
 
 
 @pytest.mark.parametrize("kind", ["lines", "points", "bars"])

@@ -1,13 +1,145 @@
-"""Readings: from records to one number a seed, or to an effect."""
+"""Readings: arithmetic within seeds, and one policy for what is missing, odd or zero."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from undertow.lab import greatest, of, slope_of, worst
+from undertow import lab
+from undertow.lab import (
+    PerSeed,
+    Reading,
+    greatest,
+    of,
+    per_seed,
+    resampled,
+    share,
+    slope_of,
+    unknown,
+    worst,
+)
+
+numbers = st.floats(0.1, 10)
+per_seeds = st.dictionaries(st.integers(0, 9), numbers, min_size=2, max_size=8).map(PerSeed)
+
+FRAME = pl.DataFrame(
+    {
+        "seed": [1, 1, 0, 0, 2, 2],
+        "kind": ["a", "b", "a", "b", "a", "b"],
+        "value": [3.0, 1.0, 2.0, 6.0, None, 4.0],
+        "good": [True, True, False, True, True, True],
+    }
+)
+
+
+@given(per_seeds, per_seeds)
+def test_pairs_are_the_seeds_that_both_have(first: PerSeed, second: PerSeed) -> None:
+    both = set(first.values) & set(second.values)
+    for found in (first - second, first + second, first * second, first / second):
+        assert set(found.values) == both
+    difference = first - second
+    assert all(difference.values[s] == first.values[s] - second.values[s] for s in both)
+
+
+@given(per_seeds, per_seeds)
+def test_a_ratio_is_geometric_and_turns_over_with_its_pair(first: PerSeed, second: PerSeed) -> None:
+    one, other = (first / second).effect(), (second / first).effect()
+    if math.isnan(one.value):
+        assert len(set(first.values) & set(second.values)) < 2
+    else:
+        assert one.value == pytest.approx(1 / other.value)
+
+
+def test_means_of_ratios_are_geometric_and_of_anything_else_arithmetic() -> None:
+    numerator, ones = PerSeed({0: 1.0, 1: 4.0}), PerSeed({0: 1.0, 1: 1.0})
+    assert (numerator / ones).effect().value == pytest.approx(2.0)
+    assert (numerator / ones).plain().effect().value == pytest.approx(2.5)
+    assert (numerator / 1.0).effect().value == pytest.approx(2.5)
+
+
+def test_zero_over_zero_is_one_and_zero_has_a_ratio() -> None:
+    zero, one = PerSeed({0: 0.0, 1: 0.0}), PerSeed({0: 1.0, 1: 1.0})
+    assert (zero / zero).effect().value == 1.0
+    assert (zero / one).effect().value < 1e-300
+    assert (one / zero).effect().value > 1e300
+    assert math.isnan((PerSeed({0: -1.0, 1: 1.0}) / one).effect().value)
+
+
+def test_what_is_not_finite_makes_the_effect_unknown_unless_it_is_left_out() -> None:
+    odd = PerSeed({0: 1.0, 1: math.nan, 2: 3.0})
+    assert math.isnan(odd.effect().value)
+    assert "1 of 3 seeds" in odd.effect().method
+    assert odd.known().effect().value == 2.0
+    assert len(odd.known(least=0.9)) == 0
+    assert len(odd.known(least=0.2, of=10)) == 2
+
+
+def test_fewer_than_two_seeds_are_unknown() -> None:
+    for few in (PerSeed({}), PerSeed({0: 1.0})):
+        assert math.isnan(few.effect().value)
+        assert all(map(math.isnan, few.effect().interval))
+
+
+def test_rows_of_a_seed_are_one_number() -> None:
+    assert per_seed(FRAME, "value").values == {0: 4.0, 1: 2.0, 2: 4.0}
+    assert per_seed(FRAME, "value", how="max").values == {0: 6.0, 1: 3.0, 2: 4.0}
+    assert per_seed(FRAME, "value", kind="a").values == {0: 2.0, 1: 3.0}
+    assert per_seed(FRAME, pl.col("value") * 2, "good", kind="b", how="first").values == {
+        0: 12.0,
+        1: 2.0,
+        2: 8.0,
+    }
+    assert list(per_seed(FRAME, "value").values) == [0, 1, 2]
+
+
+def test_a_reading_is_of_one_experiment_and_adds_up_as_its_values_do() -> None:
+    records = {"runs": FRAME}
+    gap = of("runs", "value", kind="a") - of("runs", "value", kind="b")
+    assert gap(records).values == {0: -4.0, 1: 2.0}
+    assert abs(gap)(records).values == {0: 4.0, 1: 2.0}
+    assert (-gap)(records).values == {0: 4.0, 1: -2.0}
+    assert (gap / 2.0)(records).values == {0: -2.0, 1: 1.0}
+    assert gap.effect(records) == gap(records).effect()
+
+
+def test_a_share_is_of_seeds_in_all_of_whose_rows_it_holds() -> None:
+    found = share("runs", "good").effect({"runs": FRAME})
+    assert found.value == pytest.approx(2 / 3)
+    assert found.count == 3
+    assert found.interval == lab.proportion(2, 3).interval
+
+
+def test_the_worst_lies_farthest_from_its_target_and_what_is_unknown_is_worse() -> None:
+    effects = [lab.Effect(value, (value, value), None, 9, "") for value in (0.9, 1.3, 0.6)]
+    readings = [Reading(lambda records, effect=effect: effect) for effect in effects]
+    assert worst(readings, 1.0).effect({}).value == 0.6
+    lost = Reading(lambda records: unknown())
+    assert math.isnan(worst([*readings, lost], 1.0).effect({}).value)
+    assert math.isnan(worst([]).effect({}).value)
+
+
+def test_a_statistic_of_whole_seeds_is_resampled_by_seeds() -> None:
+    generator = np.random.default_rng(0)
+    frame = pl.DataFrame(
+        {"seed": np.repeat(np.arange(12), 5), "x": np.repeat(generator.normal(size=12), 5)}
+    )
+
+    def mean(rows: pl.DataFrame) -> float:
+        return float(rows["x"].mean())  # type: ignore[arg-type]
+
+    found = resampled(frame, mean)
+    assert found.value == pytest.approx(mean(frame))
+    low, high = found.interval
+    spread = float(frame.unique("seed")["x"].std()) / math.sqrt(12)  # type: ignore[arg-type]
+    assert 2.5 * spread < high - low < 6.5 * spread  # of 12 seeds, not of 60 rows
+    assert math.isnan(resampled(frame.filter(pl.col("seed") < 4), mean).interval[0])
+    assert math.isnan(resampled(frame.clear(), mean).value)
+
 
 RECORDS = {
     "one": pl.DataFrame({"seed": [1, 1, 2, 3], "x": [1.0, 5.0, 2.0, math.nan]}),

@@ -75,7 +75,7 @@ def test_kinds_that_cannot_be_joined_are_named(store: lab.Store) -> None:
 def test_numbers_survive_whatever_their_mixture(values: list[list[float]]) -> None:
     """Left alone, polars would read [[1], [0.5]] as integers and cut the half."""
     rows = [{"x": value} for value in values]
-    stored = pl.read_parquet(encode_records(Walk(0), rows))["x"].to_list()
+    stored = pl.read_parquet(encode_records("identity", Walk(0), rows))["x"].to_list()
     assert stored == values
 
 
@@ -100,7 +100,11 @@ def test_records_that_are_not_tidy_are_refused(store: lab.Store, rows: Any, mess
 
 
 def test_a_failure_is_kept_until_the_trial_succeeds(store: lab.Store) -> None:
-    store.write_failure(Walk(5), error="RuntimeError", message="lost", traceback="line 1")
+    store.write_failure(
+        lab.Failure(
+            lab.trial_hash(Walk(5)), {"seed": 5}, "RuntimeError", "lost", traceback="line 1"
+        )
+    )
     (failure,) = store.failures()
     assert (failure.trial, failure.error, failure.message) == (
         lab.trial_hash(Walk(5)), "RuntimeError", "lost",

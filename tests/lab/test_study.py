@@ -16,12 +16,20 @@ import pytest
 import toy_study
 from polars.testing import assert_frame_equal
 from toy_study import Walk, walk
+from toy_study import walks as study
 
 from undertow import lab
 
 
-def study(*trials: Walk, size: int = 2, name: str = "walks") -> lab.Study:
-    return lab.Study(name, trials, walk, group_size=size)
+def run(made: lab.Study, store: lab.Store, **options: Any) -> pl.DataFrame:
+    """The records of a study of one experiment."""
+    (frame,) = lab.run(made, store, **options).records.values()
+    return frame
+
+
+def one_by_one(function: Any, *trials: Walk) -> lab.Study:
+    """A study whose function takes one trial."""
+    return lab.Study("walks", {"walks": lab.Experiment(trials, function)})
 
 
 def contents(store: lab.Store) -> dict[str, bytes]:
@@ -31,8 +39,8 @@ def contents(store: lab.Store) -> dict[str, bytes]:
 def test_engines_give_the_same_bytes_in_the_trials_order(tmp_path: Path) -> None:
     trials = [Walk(seed, steps=seed) for seed in (3, 1, 2, 0)]
     inline, local = lab.Store(tmp_path / "inline"), lab.Store(tmp_path / "local")
-    here = lab.run(study(*trials), inline, engine="inline", progress=False)
-    there = lab.run(study(*trials), local, workers=2, progress=False)
+    here = run(study(*trials), inline, engine="inline", progress=False)
+    there = run(study(*trials), local, workers=2, progress=False)
     assert here["seed"].to_list() == [3, 3, 3, 1, 2, 2]
     assert_frame_equal(here, there)
     assert contents(inline) == contents(local)
@@ -41,9 +49,9 @@ def test_engines_give_the_same_bytes_in_the_trials_order(tmp_path: Path) -> None
 def test_groups_do_not_depend_on_what_is_stored(tmp_path: Path) -> None:
     store = lab.Store(tmp_path / "runs")
     trials = [Walk(seed) for seed in range(4)]
-    whole = lab.run(study(*trials, size=4), lab.Store(tmp_path / "whole"), engine="inline")
-    store.write_records(trials[1], [{"step": 0, "beside": -1}])
-    resumed = lab.run(study(*trials, size=4), store, engine="inline")
+    whole = run(study(*trials, size=4), lab.Store(tmp_path / "whole"), engine="inline")
+    store.write_records(trials[1], [{"step": 0, "beside": -1}], kind="walks/walks")
+    resumed = run(study(*trials, size=4), store, engine="inline")
     fresh = pl.col("seed") != 1
     assert_frame_equal(resumed.filter(fresh), whole.filter(fresh), check_column_order=False)
     assert resumed.filter(~fresh)["beside"].to_list() == [-1]
@@ -51,20 +59,63 @@ def test_groups_do_not_depend_on_what_is_stored(tmp_path: Path) -> None:
 
 def test_only_what_is_missing_runs(tmp_path: Path) -> None:
     store = lab.Store(tmp_path / "runs")
-    lab.run(study(Walk(0), Walk(1)), store, engine="inline")
+    run(study(Walk(0), Walk(1)), store, engine="inline")
     before = {path: path.stat().st_mtime_ns for path in store.path.glob("trials/*")}
-    both = lab.run(study(Walk(0), Walk(1), Walk(2)), store, engine="inline")
+    both = run(study(Walk(0), Walk(1), Walk(2)), store, engine="inline")
     assert both["seed"].unique().sort().to_list() == [0, 1, 2]
     assert all(path.stat().st_mtime_ns == moment for path, moment in before.items())
-    one = lab.run(study(Walk(2)), store, engine="inline")
+    one = run(study(Walk(2)), store, engine="inline")
     assert one["seed"].unique().to_list() == [2]
 
 
-def test_groups_follow_keys_and_size() -> None:
-    walks = tuple(Walk(seed) for seed in range(5))
-    made = lab.Study("s", walks, walk, group=lambda trial: trial.seed % 2, group_size=2)
-    assert made.groups() == ((0, 2), (4,), (1, 3))
-    assert "5 trials in 3 groups" in repr(made)
+def test_groups_are_alike_but_for_what_may_differ() -> None:
+    trials = [Walk(seed, steps=seed % 2) for seed in range(5)]
+    experiment = lab.Experiment(trials, walk, together=("seed",), group_size=2)
+    assert [*experiment.groups()] == [(0, 2), (4,), (1, 3)]
+    assert "5 trials in 3 groups" in repr(lab.Study("s", {"walks": experiment}))
+    assert [*lab.Experiment(trials, walk).groups()] == [(0,), (1,), (2,), (3,), (4,)]
+
+
+def test_each_experiment_has_records_of_its_own(tmp_path: Path) -> None:
+    """One trial or several at a time, one record or several; the same trial in two experiments."""
+    trials = (Walk(0, steps=2), Walk(1, steps=2))
+    made = lab.Study(
+        "both",
+        {
+            "ends": lab.Experiment(trials, lambda trial: {"end": trial.seed + 0.5}),
+            "walks": lab.Experiment(trials, walk, together=("seed",)),
+        },
+    )
+    results = lab.run(made, lab.Store(tmp_path / "runs"), engine="inline", progress=False)
+    assert results.records["ends"].select("seed", "end").rows() == [(0, 0.5), (1, 1.5)]
+    assert results.records["walks"]["step"].to_list() == [0, 1, 0, 1]
+    assert "end" not in results.records["walks"].columns
+    assert (results.computed, results.missing) == (4, 0)
+    stored = lab.stored(made, lab.Store(tmp_path / "runs"))
+    for name, frame in results.records.items():
+        assert_frame_equal(stored.records[name], frame)
+
+
+def test_what_is_stored_is_told_from_what_failed_and_what_is_missing(tmp_path: Path) -> None:
+    store = lab.Store(tmp_path / "runs")
+    run(study(Walk(0), Walk(1, fate="raises")), store, engine="inline", progress=False)
+    found = lab.stored(study(Walk(0), Walk(1, fate="raises"), Walk(2)), store)
+    assert (len(found.failures), found.computed, found.missing) == (1, 0, 1)
+
+
+def test_a_trial_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from undertow.lab import _study
+
+    hashed: list[Any] = []
+
+    def counted(trial: Any, kind: str = "") -> str:
+        hashed.append(trial)
+        return lab.trial_hash(trial, kind)
+
+    monkeypatch.setattr(_study, "trial_hash", counted)
+    made = study(*(Walk(seed) for seed in range(5)))
+    run(made, lab.Store(tmp_path / "runs"), engine="inline", progress=False)
+    assert len(hashed) == 5
 
 
 @pytest.mark.parametrize(
@@ -73,7 +124,7 @@ def test_groups_follow_keys_and_size() -> None:
 def test_a_failing_trial_takes_no_other_with_it(tmp_path: Path, fate: str, error: str) -> None:
     store = lab.Store(tmp_path / "runs")
     trials = [Walk(0), Walk(1, fate=fate), Walk(2)]
-    frame = lab.run(study(*trials, size=3), store, engine="inline")
+    frame = run(study(*trials, size=3), store, engine="inline")
     assert frame["seed"].unique(maintain_order=True).to_list() == [0, 2]
     (failure,) = store.failures()
     assert failure.error == error
@@ -83,8 +134,9 @@ def test_a_failing_trial_takes_no_other_with_it(tmp_path: Path, fate: str, error
 
 def test_failed_trials_are_tried_again(tmp_path: Path) -> None:
     store = lab.Store(tmp_path / "runs")
-    store.write_failure(Walk(0), error="OSError", message="network")
-    lab.run(study(Walk(0)), store, engine="inline")
+    identity = lab.trial_hash(Walk(0), "walks/walks")
+    store.write_failure(lab.Failure(identity, {"seed": 0}, "OSError", "network"))
+    run(study(Walk(0)), store, engine="inline")
     assert store.failures() == ()
 
 
@@ -92,7 +144,7 @@ def test_failed_trials_are_tried_again(tmp_path: Path) -> None:
 def test_a_dying_worker_is_isolated_to_its_trial(tmp_path: Path, fate: str) -> None:
     store = lab.Store(tmp_path / "runs")
     trials = [Walk(seed, fate=fate if seed == 3 else "lives") for seed in range(6)]
-    frame = lab.run(study(*trials), store, workers=2, progress=False)
+    frame = run(study(*trials), store, workers=2, progress=False)
     assert frame["seed"].unique(maintain_order=True).to_list() == [0, 1, 2, 4, 5]
     (failure,) = store.failures()
     assert (failure.fields["seed"], failure.message) == (3, "worker process died")
@@ -101,14 +153,16 @@ def test_a_dying_worker_is_isolated_to_its_trial(tmp_path: Path, fate: str) -> N
 
 def test_wrong_results_are_failures_that_say_so(tmp_path: Path) -> None:
     store = lab.Store(tmp_path / "runs")
-    empty = lab.Study("s", (Walk(0),), lambda trials: [], group_size=1)
-    assert lab.run(empty, store, engine="inline").is_empty()
+    empty = lab.Study(
+        "s", {"walks": lab.Experiment((Walk(0),), lambda trials: [], together=("seed",))}
+    )
+    assert run(empty, store, engine="inline").is_empty()
     assert "0 results for 1 trials" in store.failures()[0].message
 
 
 def test_workers_compute_in_one_thread(tmp_path: Path) -> None:
-    single = lab.Study("threads", (Walk(0),), toy_study.threads)
-    frame = lab.run(single, lab.Store(tmp_path / "runs"), workers=2, progress=False)
+    single = one_by_one(toy_study.threads, Walk(0))
+    frame = run(single, lab.Store(tmp_path / "runs"), workers=2, progress=False)
     assert frame.select("torch", "polars").row(0) == (1, 1)
 
 
@@ -116,9 +170,9 @@ def test_a_function_that_cannot_travel_is_named(tmp_path: Path) -> None:
     import threading
 
     lock = threading.Lock()
-    closed = lab.Study("s", (Walk(0),), lambda trials: [[{"locked": lock.locked()}]])
+    closed = one_by_one(lambda trial: {"locked": lock.locked()}, Walk(0))
     with pytest.raises(TypeError, match="function: cannot be sent"):
-        lab.run(closed, lab.Store(tmp_path / "runs"), progress=False)
+        run(closed, lab.Store(tmp_path / "runs"), progress=False)
 
 
 def test_no_more_workers_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,31 +187,31 @@ def test_no_more_workers_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(loky, "ProcessPoolExecutor", Counted)
     store = lab.Store(tmp_path / "runs")
-    lab.run(study(Walk(0), Walk(1)), store, workers=8, progress=False)
-    lab.run(study(Walk(0), Walk(1)), store, workers=8, progress=False)
+    run(study(Walk(0), Walk(1)), store, workers=8, progress=False)
+    run(study(Walk(0), Walk(1)), store, workers=8, progress=False)
     assert asked == [1]  # one group, then nothing left to do
 
 
 def test_kill_at_any_moment_then_resume_gives_the_same_bytes(tmp_path: Path) -> None:
     whole, killed = lab.Store(tmp_path / "whole"), tmp_path / "killed"
-    expected = lab.run(toy_study.killable(), whole, engine="inline")
+    expected = run(toy_study.killable(), whole, engine="inline")
     script = str(Path(toy_study.__file__))
     counts = []
     for stored in (1, 7, 14):  # killed as soon as so many trials are stored
-        run = subprocess.Popen([sys.executable, script, str(killed)])
+        process = subprocess.Popen([sys.executable, script, str(killed)])
         deadline = time.monotonic() + 30
         while len(list(killed.glob("trials/*.parquet"))) < stored and time.monotonic() < deadline:
             time.sleep(0.005)
-        children = descendants(run.pid)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
+        children = descendants(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         counts.append(len(list(killed.glob("trials/*.parquet"))))
         assert children
         while any(map(alive, children)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(alive, children))
     assert 1 <= counts[0] < counts[1] < counts[2] < 24
-    resumed = lab.run(toy_study.killable(), lab.Store(killed), engine="inline")
+    resumed = run(toy_study.killable(), lab.Store(killed), engine="inline")
     assert_frame_equal(resumed, expected)
     assert contents(lab.Store(killed)) == contents(whole)
     assert not list(killed.rglob("*.tmp"))
@@ -185,7 +239,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, replace = lab.Store(tmp_path / "runs"), os.replace
-    full = toy_study.lab.trial_hash(Walk(2))
+    full = lab.trial_hash(Walk(2), "walks/walks")
 
     def fills_up(source: Any, target: Any) -> None:
         if full in str(target):
@@ -196,23 +250,23 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_done(
     with monkeypatch.context() as patched:
         patched.setattr(os, "replace", fills_up)
         with pytest.raises(lab.StoreError, match="disk is full"):
-            lab.run(study(*trials, size=1), store, engine="inline")
+            run(study(*trials, size=1), store, engine="inline")
     assert store.records()["seed"].unique().sort().to_list() == [0, 1]
     assert not list(store.path.rglob("*.tmp"))
-    assert lab.run(study(*trials, size=1), store, engine="inline")["seed"].n_unique() == 4
+    assert run(study(*trials, size=1), store, engine="inline")["seed"].n_unique() == 4
 
 
 def test_ctrl_c_says_how_to_resume(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store = lab.Store(tmp_path / "runs")
 
-    def interrupted(trials: Any) -> Any:
-        if trials[0].seed == 1:
+    def interrupted(trial: Walk) -> Any:
+        if trial.seed == 1:
             raise KeyboardInterrupt
-        return walk(trials)
+        return walk((trial,))[0]
 
-    three = lab.Study("walks", tuple(Walk(seed) for seed in range(3)), interrupted)
+    three = one_by_one(interrupted, *(Walk(seed) for seed in range(3)))
     with pytest.raises(KeyboardInterrupt):
-        lab.run(three, store, engine="inline")
+        run(three, store, engine="inline")
     out, error = capfd.readouterr()
     assert out == ""
     assert "1 of 3 trials are stored" in error
@@ -222,11 +276,11 @@ def test_ctrl_c_says_how_to_resume(tmp_path: Path, capfd: pytest.CaptureFixture[
 def test_progress_is_two_plain_lines_away_from_a_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    lab.run(study(Walk(0), Walk(1)), lab.Store(tmp_path / "runs"), engine="inline")
+    run(study(Walk(0), Walk(1)), lab.Store(tmp_path / "runs"), engine="inline")
     out, error = capfd.readouterr()
     assert out == ""
     assert [line.split(":")[0] for line in error.splitlines()] == ["walks", "walks"]
-    lab.run(study(Walk(2)), lab.Store(tmp_path / "runs"), engine="inline", progress=False)
+    run(study(Walk(2)), lab.Store(tmp_path / "runs"), engine="inline", progress=False)
     assert capfd.readouterr() == ("", "")
 
 
@@ -240,17 +294,19 @@ def test_progress_is_two_plain_lines_away_from_a_terminal(
 )
 def test_bad_options_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        lab.run(study(Walk(0)), lab.Store(tmp_path / "runs"), **options)
+        run(study(Walk(0)), lab.Store(tmp_path / "runs"), **options)
 
 
 def test_bad_studies_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="walks: the same trial is given twice"):
         study(Walk(0), Walk(0))
     with pytest.raises(ValueError, match="group_size"):
         study(Walk(0), size=0)
     with pytest.raises(TypeError, match="frozen dataclass"):
-        lab.Study("s", ({"seed": 0},), walk)
+        lab.Study("s", {"walks": lab.Experiment(({"seed": 0},), walk)})
+    with pytest.raises(ValueError, match="together must name fields of Walk, got 'sed'"):
+        lab.Experiment((Walk(0),), walk, together=("sed",))
     store = lab.Store(tmp_path / "runs")
-    lab.run(study(Walk(0)), store, engine="inline")
+    run(study(Walk(0)), store, engine="inline")
     with pytest.raises(lab.StoreError, match="another folder"):
-        lab.run(study(Walk(0), name="other"), store, engine="inline")
+        run(study(Walk(0), name="other"), store, engine="inline")

@@ -68,6 +68,17 @@ def test_order_of_fields_does_not_matter() -> None:
     assert lab.trial_hash(one) == lab.trial_hash(other)
 
 
+def test_code_may_move_and_results_are_still_found() -> None:
+    """A class in another module, or renamed under the same kind, has the same identity."""
+    here, there = trial_class(["a"]), trial_class(["a"])
+    there.__module__ = "somewhere.else"
+    assert lab.trial_hash(here(1)) == lab.trial_hash(there(1))
+    there.__name__ = "Renamed"
+    assert lab.trial_hash(here(1)) != lab.trial_hash(there(1))
+    assert lab.trial_hash(here(1), "study/kind") == lab.trial_hash(there(1), "study/kind")
+    assert lab.trial_hash(here(1), "study/kind") != lab.trial_hash(here(1), "study/other")
+
+
 def test_a_label_is_no_part_of_identity() -> None:
     assert lab.trial_hash(Trial(1, label="x")) == lab.trial_hash(Trial(1, label="y"))
 

@@ -48,20 +48,24 @@ def walk(trials: Sequence[Walk]) -> list[Any]:
     return results
 
 
-def threads(trials: Sequence[Walk]) -> list[Any]:
+def threads(trial: Walk) -> dict[str, int]:
     import polars as pl
     import torch
 
-    counts = {"torch": torch.get_num_threads(), "polars": pl.thread_pool_size()}
-    return [[counts] for _ in trials]
+    return {"torch": torch.get_num_threads(), "polars": pl.thread_pool_size()}
+
+
+def walks(*trials: Walk, size: int = 2, name: str = "walks") -> lab.Study:
+    """A study of walks, any of which may run beside any other."""
+    together = ("seed", "steps", "pause", "fate")
+    return lab.Study(name, {"walks": lab.Experiment(trials, walk, together, size)})
 
 
 def killable() -> lab.Study:
-    trials = tuple(Walk(seed, pause=0.03) for seed in range(24))
-    return lab.Study("walks", trials, walk, group=lambda trial: trial.seed % 2, group_size=3)
+    return walks(*(Walk(seed, pause=0.1) for seed in range(24)), size=3)
 
 
 if __name__ == "__main__":
-    import toy_study  # not as __main__: a class's module is part of its trials' identity
+    import toy_study  # not as __main__, which worker processes could not import
 
     lab.run(toy_study.killable(), lab.Store(sys.argv[1]), workers=2, progress=False)

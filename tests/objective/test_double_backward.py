@@ -1,4 +1,4 @@
-"""Functions recorded leanly against dense float64 matrices, which PyTorch records by itself."""
+"""Functions recorded for a second backward pass, against dense matrices by PyTorch alone."""
 
 from __future__ import annotations
 
@@ -147,16 +147,16 @@ def case(name: str) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[_double_backward.LeanFunctions]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[_double_backward.DoubleBackwardMode]:
     """The modes that products were built under."""
-    made: list[_double_backward.LeanFunctions] = []
-    begin = _double_backward.LeanFunctions.__init__
+    made: list[_double_backward.DoubleBackwardMode] = []
+    begin = _double_backward.DoubleBackwardMode.__init__
 
-    def remember(self: _double_backward.LeanFunctions, **options: Any) -> None:
+    def remember(self: _double_backward.DoubleBackwardMode, **options: Any) -> None:
         begin(self, **options)
         made.append(self)
 
-    monkeypatch.setattr(_double_backward.LeanFunctions, "__init__", remember)
+    monkeypatch.setattr(_double_backward.DoubleBackwardMode, "__init__", remember)
     return made
 
 
@@ -168,7 +168,7 @@ def test_products_are_those_of_the_dense_matrix(
     mode: str,
     kind: str,
     monkeypatch: pytest.MonkeyPatch,
-    recorded: list[_double_backward.LeanFunctions],
+    recorded: list[_double_backward.DoubleBackwardMode],
 ) -> None:
     monkeypatch.setattr(_curvature_products, "fastest_mode", lambda *args, **kwargs: (mode, None))
     model, inputs, targets = case(name)
@@ -234,7 +234,7 @@ def test_single_precision_is_as_exact_as_pytorchs_own(
 
 
 def test_what_pytorch_refuses_is_recorded_plainly(
-    recorded: list[_double_backward.LeanFunctions],
+    recorded: list[_double_backward.DoubleBackwardMode],
 ) -> None:
     """Functions of Python's own cannot be mapped by torch.func inside a model."""
 
@@ -257,14 +257,14 @@ def test_what_pytorch_refuses_is_recorded_plainly(
 
 
 @pytest.mark.parametrize("mode", ["batched", "forward"])
-def test_a_mode_that_fails_leaves_the_lean_graph_to_the_loop(
+def test_a_mode_that_fails_leaves_the_graph_to_the_loop(
     mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, inputs, targets = case("relu, pooling")
     objective = Objective(model, nn.CrossEntropyLoss(), (inputs, targets))
     block = draw(2, 3, objective.num_params)
     expected = objective.hvp(block)
-    (part,) = objective._products._kept["hessian"].parts
+    (part,) = objective.products._kept["hessian"].parts
 
     def refuse(*args: Any, batched: bool) -> Tensor:
         if batched:
@@ -279,7 +279,7 @@ def test_a_mode_that_fails_leaves_the_lean_graph_to_the_loop(
     with pytest.raises(RuntimeError, match="no batching rule"):
         part.product(block, mode)
     assert part._graph is graph
-    assert part._lean is not None
+    assert part._double_backward is not None
     torch.testing.assert_close(part.product(block, "loop") / SAMPLES, expected)
 
 

@@ -161,7 +161,7 @@ def test_what_would_be_misread_is_refused() -> None:
     flattened = nn.Sequential(network(1), nn.Flatten(0))
     with pytest.raises(ValueError, match="take the 11 samples for classes"):
         Objective(flattened, nn.CrossEntropyLoss(), (inputs, torch.rand(SAMPLES))).value()
-    with pytest.raises(ValueError, match=r"floating-point numbers; got torch\.bool"):
+    with pytest.raises(ValueError, match=r"floating-point numbers, got torch\.bool"):
         Objective(network(), lambda o, t: o.argmax(1) == t, (inputs, labels())).value()
 
 

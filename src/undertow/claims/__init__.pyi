@@ -1,11 +1,14 @@
 from ._claim import Claim as Claim
 from ._claim import Records as Records
+from ._overview import last_verdicts as last_verdicts
+from ._overview import overview as overview
+from ._overview import predictions_table as predictions_table
 from ._page import checks_table as checks_table
 from ._registry import ALL as ALL
 from ._registry import get as get
 from ._registry import names as names
 from ._reproduce import Reproduction as Reproduction
-from ._reproduce import last_verdicts as last_verdicts
 from ._reproduce import report as report
 from ._reproduce import reproduce as reproduce
 from ._reproduce import resume as resume
+from ._template import write_template as write_template

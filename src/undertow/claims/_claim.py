@@ -67,6 +67,17 @@ class Claim:
         """The frozen dataclass of knobs."""
         return type(self.presets["small"])
 
+    def preset(self, name: str) -> Any:
+        """The knobs of a preset.
+
+        Raises:
+            ValueError: there is no such preset; the message says which there are.
+        """
+        if name not in self.presets:
+            known = ", ".join(self.presets)
+            raise ValueError(f"preset must be one of {known} for {self.name}, got {name!r}")
+        return self.presets[name]
+
     def experiments(self, knobs: Any, seed: int) -> Mapping[str, lab.Experiment]:
         """The experiments of a configuration and a base seed."""
         found: Mapping[str, lab.Experiment] = self.part("experiments").experiments(knobs, seed)

@@ -1,4 +1,4 @@
-"""A claim's report as a page of sections: verdict, checks, figures, numbers, how to rerun it."""
+"""What a claim's report says: verdict, checks, figures, numbers, and how it was run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -29,45 +29,47 @@ class Facts:
     environment: Mapping[str, Any]
 
 
-def report_page(
+def claim_document(
     claim: Claim,
     verdict: lab.Verdict,
     figures: Sequence[lab.Figure],
     table: pl.DataFrame,
     facts: Facts,
-) -> lab.Page:
-    """The page that `report.html` shows."""
-    sections = [
-        lab.Section("Checks", f"{verdict.summary}\n\n{_CHECKS}", table=checks_table(verdict)),
-        *(
-            lab.Section(figure.title, chart=figure.chart, caption=figure.caption)
-            for figure in figures
-        ),
-        lab.Section("Results", table=table),
-    ]
-    if claim.corrections:
-        text = "\n\n".join(claim.corrections)
-        sections.append(lab.Section("Corrections of the literature", text))
-    if facts.failures:
-        text = "They are left out of everything above; their tracebacks are in `failures/`."
-        sections.append(lab.Section("Failed trials", text, table=_failed(facts.failures)))
-    sections.append(lab.Section("How it was run", _how(facts), table=_knobs(facts)))
+) -> lab.Document:
+    """The document of a run: a terminal shows verdict and checks, `report.html` the whole."""
     command = rerun_command(claim, preset=facts.preset, seed=facts.seed, knobs=facts.changed)
-    sections.append(lab.Section("Run it again", f"`{command}`"))
-    return lab.Page(
+    failed: tuple[lab.Item, ...] = ()
+    if facts.failures:
+        failed = (_FAILURES, lab.Table(_failed(facts.failures)))
+    return lab.Document(
         title=claim.title,
-        lead=f"{claim.statement}\n\n{claim.paper}",
-        sections=tuple(sections),
-        badge=lab.Badge(verdict.outcome, _TONES[verdict.outcome]),
+        summary=verdict.summary,
+        state=lab.State(verdict.outcome, _TONES[verdict.outcome]),
         facts={
             "claim": claim.name,
             "preset": facts.preset,
             "seed": str(facts.seed),
+            **({} if math.isnan(facts.seconds) else {"seconds": f"{facts.seconds:.1f}"}),
         },
+        sections=(
+            lab.Section("The claim", (claim.statement, claim.paper), page_only=True),
+            lab.Section("Checks", (_checks(verdict),)),
+            *(
+                lab.Section(
+                    figure.title, (lab.Chart(figure.chart, figure.caption),), page_only=True
+                )
+                for figure in figures
+            ),
+            lab.Section("Results", (lab.Table(table),), page_only=True),
+            lab.Section("Corrections of the literature", (claim.corrections,), page_only=True),
+            lab.Section("Failed trials", failed, page_only=True),
+            lab.Section("How it was run", (_how(facts), lab.Table(_knobs(facts))), page_only=True),
+            lab.Section("Run it again", (f"`{command}`",), page_only=True),
+        ),
     )
 
 
-_TONES: dict[str, Literal["good", "bad", "unsure"]] = {
+_TONES: dict[str, lab.Tone] = {
     "supported": "good",
     "refuted": "bad",
     "inconclusive": "unsure",
@@ -76,6 +78,17 @@ _CHECKS = (
     "Each rule was fixed before the run. An interval is the 95% confidence interval of its value. A"
     " control is an experiment in which the effect must be absent: it passes when it is."
 )
+_FAILURES = "They are left out of everything above; their tracebacks are in `failures/`."
+
+
+def _checks(verdict: lab.Verdict) -> lab.Table:
+    return lab.Table(
+        checks_table(verdict).select("result", "check", "value", "95% interval", "rule"),
+        caption=_CHECKS,
+        tones={"passed": "good", "refuted": "bad", "not passed": "unsure"},
+        # Names and rules are sentences: under each other, they leave 80 columns readable.
+        terminal=("result", ("check", "rule"), ("value", "95% interval")),
+    )
 
 
 def checks_table(verdict: lab.Verdict) -> pl.DataFrame:

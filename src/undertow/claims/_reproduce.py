@@ -6,6 +6,7 @@ report can be made again without running anything.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -21,11 +22,9 @@ import polars as pl
 
 from undertow import lab
 from undertow.claims._claim import BUILT_IN, Claim, Records
-from undertow.claims._page import Facts, report_page
+from undertow.claims._overview import RUNS, VERDICT
+from undertow.claims._page import Facts, claim_document
 from undertow.claims._registry import by_value, get
-
-RUNS = Path("undertow-runs")
-_VERDICT = "verdict.json"
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,11 @@ class Reproduction:
     records: Records = field(repr=False)
     seconds: float
     out: Path
+    _document: lab.Document = field(repr=False, compare=False)
+
+    def document(self) -> lab.Document:
+        """Verdict and checks; on a page also the figures, the numbers, and how it was run."""
+        return dataclasses.replace(self._document, data=self.as_json())
 
     def __repr__(self) -> str:
         return (
@@ -150,19 +154,6 @@ def report(out: str | os.PathLike[str]) -> Reproduction:
     return _conclude(plan, store, results, seconds=_noted_seconds(store))
 
 
-def last_verdicts(folder: str | os.PathLike[str] = RUNS) -> dict[str, dict[str, Any]]:
-    """The newest `verdict.json` of each claim among the runs in `folder`, by the claim's name."""
-    newest: dict[str, dict[str, Any]] = {}
-    paths = [path for path in Path(folder).glob(f"*/{_VERDICT}") if path.is_file()]
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
-        try:
-            verdict = json.loads(path.read_text(encoding="utf-8"))
-            newest[verdict["claim"]] = verdict
-        except (ValueError, KeyError, TypeError):
-            continue  # not one of ours
-    return newest
-
-
 # --- from knobs to trials -------------------------------------------------------------------
 
 
@@ -201,11 +192,7 @@ class _Plan:
 
 
 def _plan(claim: Claim, preset: str, seed: int, overrides: Mapping[str, Any]) -> _Plan:
-    if preset not in claim.presets:
-        raise ValueError(
-            f"preset={preset!r} is unknown to {claim.name}; choose {', '.join(claim.presets)}."
-        )
-    base = claim.presets[preset]
+    base = claim.preset(preset)
     try:
         knobs = base.with_values(overrides)
     except ValueError as error:
@@ -255,7 +242,7 @@ def _run(
 def _noted_seconds(store: lab.Store) -> float:
     """What the run took that computed the trials, when this one only reads them."""
     try:
-        noted = json.loads((store.path / _VERDICT).read_text(encoding="utf-8"))["seconds"]
+        noted = json.loads((store.path / VERDICT).read_text(encoding="utf-8"))["seconds"]
         return float(noted)
     except (OSError, ValueError, KeyError, TypeError):
         return math.nan
@@ -276,15 +263,6 @@ def _conclude(
             raise
         some = f"{len(failures)} of {len(plan.study)}"
         raise _cannot_judge(plan, store, failures, some) from error
-    reproduction = Reproduction(
-        claim=plan.claim.name,
-        preset=plan.preset,
-        seed=plan.seed,
-        verdict=verdict,
-        records=records,
-        seconds=seconds,
-        out=store.path,
-    )
     for figure in figures:
         for suffix in ("svg", "png"):
             lab.save_chart(figure.chart, store.path / "figures" / f"{figure.name}.{suffix}")
@@ -299,11 +277,19 @@ def _conclude(
         seconds=seconds,
         environment=json.loads((store.path / "environment.json").read_text(encoding="utf-8")),
     )
-    lab.write_report(
-        report_page(plan.claim, verdict, figures, table, facts), store.path / "report.html"
+    reproduction = Reproduction(
+        claim=plan.claim.name,
+        preset=plan.preset,
+        seed=plan.seed,
+        verdict=verdict,
+        records=records,
+        seconds=seconds,
+        out=store.path,
+        _document=claim_document(plan.claim, verdict, figures, table, facts),
     )
+    lab.write_page(reproduction.document(), store.path / "report.html")
     # Last, so that a verdict is only ever beside the report that explains it.
-    store.write_json(_VERDICT, reproduction.as_json())
+    store.write_json(VERDICT, reproduction.as_json())
     return reproduction
 
 

@@ -1,6 +1,18 @@
+from ._as_json import as_json as as_json
+from ._as_page import as_page as as_page
+from ._as_page import write_page as write_page
+from ._as_text import as_text as as_text
+from ._as_text import print_document as print_document
 from ._association import slope as slope
 from ._association import spearman as spearman
 from ._charts import save_chart as save_chart
+from ._document import Chart as Chart
+from ._document import Document as Document
+from ._document import Item as Item
+from ._document import Section as Section
+from ._document import State as State
+from ._document import Table as Table
+from ._document import Tone as Tone
 from ._effect import Effect as Effect
 from ._files import StoreError as StoreError
 from ._files import write_atomically as write_atomically
@@ -15,6 +27,7 @@ from ._knobs import Share as Share
 from ._knobs import above as above
 from ._knobs import at_least as at_least
 from ._knobs import between as between
+from ._knobs import comments as comments
 from ._knobs import one_of as one_of
 from ._knobs import some as some
 from ._knobs import up_to as up_to
@@ -46,10 +59,6 @@ from ._readings import share as share
 from ._readings import slope_of as slope_of
 from ._readings import unknown as unknown
 from ._readings import worst as worst
-from ._report import Badge as Badge
-from ._report import Page as Page
-from ._report import Section as Section
-from ._report import write_report as write_report
 from ._statistics import Equivalence as Equivalence
 from ._statistics import bootstrap_interval as bootstrap_interval
 from ._statistics import equivalence_test as equivalence_test
@@ -63,5 +72,4 @@ from ._study import Results as Results
 from ._study import Study as Study
 from ._study import run as run
 from ._study import stored as stored
-from ._tables import text_table as text_table
 from ._trial import trial_hash as trial_hash

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
+from undertow.lab._as_json import without_nan
 from undertow.lab._files import write_atomically
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -61,7 +61,7 @@ def chart_spec(chart: Any) -> dict[str, Any]:
     config = spec.get("config", {})
     if config.get("view") == {"continuousWidth": 300, "continuousHeight": 300}:
         del config["view"]  # altair's default, which would go before ours
-    cleaned = _without_nan(spec)
+    cleaned = without_nan(spec)
     assert isinstance(cleaned, dict)
     return cleaned
 
@@ -100,13 +100,3 @@ def save_chart(chart: Any, path: str | os.PathLike[str]) -> Path:
             raise ValueError(f"path: cannot write a chart as {other!r}; use .svg, .png or .pdf")
     write_atomically(target, content)
     return target
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return value

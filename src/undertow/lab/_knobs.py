@@ -9,8 +9,13 @@ The words of an error come from the bound. Nothing here imports anything heavy.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import io
+import textwrap
+import tokenize
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Self, get_type_hints
@@ -122,6 +127,33 @@ class Knobs:
             elif field.name in values:
                 changed[field.name] = values[field.name]
         return dataclasses.replace(self, **changed)  # type: ignore[type-var]
+
+
+def comments(kind: type) -> dict[str, str]:
+    """What the comments beside or above a dataclass's fields say, by field.
+
+    Empty where the source is not to be had.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(kind))
+    except (OSError, TypeError):
+        return {}
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    said = {t.start[0]: t.string.lstrip("#: ") for t in tokens if t.type == tokenize.COMMENT}
+    lines = source.splitlines()
+    found: dict[str, str] = {}
+    (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    for node in body:
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        above = node.lineno - 1
+        while above in said and lines[above - 1].lstrip().startswith("#"):
+            above -= 1
+        own = [said[n] for n in range(above + 1, node.lineno)]
+        own += [said[n] for n in range(node.lineno, (node.end_lineno or 0) + 1) if n in said]
+        if own:
+            found[node.target.id] = " ".join(own)
+    return found
 
 
 def _flat_fields(value: Any) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def near(
     control: bool = False,
 ) -> Prediction:
     """That it lies within `by` of `target`."""
-    words = f"{target:.6g} within {by:.6g}"
+    words = f"within {by:.6g} of {target:.6g}"
     return _ranged(target - by, target + by, words, read, note, control)
 
 

@@ -1,6 +1,6 @@
-"""A model's outputs in a precision of one's own choice, and the classes that its targets name.
+"""A model's outputs, checked, and the classes that its targets name.
 
-The module is run on copies of its parameters and buffers and left as found.
+The module is run on its parameters and on copies of its buffers, and left as found.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from undertow import objective
+from undertow.objective import EmpiricalRisk
 
 State = Mapping[str, Tensor]
 
@@ -35,43 +35,36 @@ def evaluating(model: nn.Module) -> Iterator[list[RemovableHandle]]:
                 handle.remove()
 
 
-def state_in(model: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Parameters and copies of the buffers, the floating-point ones in `dtype` (None: their own).
+def state_of(risk: EmpiricalRisk) -> dict[str, Tensor]:
+    """All parameters, and copies of the buffers, at which a risk is evaluated.
 
     Raises:
         ValueError: if a parameter is not finite.
     """
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+    state = risk.current()
+    for name, _ in risk.model.named_parameters():
+        if not torch.isfinite(state[name]).all():
             raise ValueError(f"parameter {name} is not finite, so the model has no outputs to read")
-        state[name] = _in(parameter.detach(), dtype)
     # Copies, so that a module that writes to its buffers writes to nothing of the user's.
-    return state | {name: _in(buffer, dtype).clone() for name, buffer in model.named_buffers()}
+    return state | {name: state[name].clone() for name, _ in risk.model.named_buffers()}
 
 
-def outputs_of(model: nn.Module, state: State, inputs: Any, dtype: torch.dtype | None) -> Tensor:
-    """The model's outputs at `state`, with floating-point inputs in `dtype`.
-
-    As in an objective, a dictionary of inputs holds keyword arguments, and of an output with
-    `.logits` these are taken.
+def outputs_of(risk: EmpiricalRisk, state: State, inputs: Any) -> Tensor:
+    """The model's outputs at `state`, or the logits among them, in the risk's precision.
 
     Raises:
         TypeError: if the model returns no tensor.
         ValueError: if the model insists on another precision, or its outputs are not finite.
     """
-    given = () if isinstance(inputs, Mapping) else (_in(inputs, dtype),)
-    named = {n: _in(p, dtype) for n, p in inputs.items()} if isinstance(inputs, Mapping) else {}
     try:
-        outputs: Any = functional_call(model, dict(state), given, named)
+        outputs = risk.logits(state, inputs)
     except RuntimeError as error:
-        if dtype is None or "dtype" not in str(error):
+        if risk.dtype is None or "dtype" not in str(error):
             raise
         raise ValueError(
-            f"the model does not run in {dtype} ({error}); pass dtype=torch.float32, or take the "
-            "casts out of its forward pass"
+            f"the model does not run in {risk.dtype} ({error}); pass dtype=torch.float32, or take "
+            "the casts out of its forward pass"
         ) from error
-    outputs = objective.logits_of(outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"the model must return a tensor of outputs; got {type(outputs).__name__}")
     if not torch.isfinite(outputs).all():
@@ -82,13 +75,6 @@ def outputs_of(model: nn.Module, state: State, inputs: Any, dtype: torch.dtype |
 def given(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     """The first argument of a module's call, by place or by name; None where there is none."""
     return args[0] if args else next(iter(named.values()), None)
-
-
-def _in(part: Any, dtype: torch.dtype | None) -> Any:
-    """A floating-point tensor in `dtype`, anything else as it is."""
-    if dtype is None or not isinstance(part, Tensor) or not part.is_floating_point():
-        return part
-    return part.to(dtype)
 
 
 def class_scores(

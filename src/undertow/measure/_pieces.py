@@ -139,8 +139,12 @@ SIGNED = frozenset(["relu", "leaky_relu", "_prelu_kernel"])
 
 def operation_name(func: Any) -> str:
     """PyTorch's name of an operation; the same whether it writes in place or not."""
-    name: str = func._schema.name.removeprefix("aten::")
-    return name.removesuffix("_")
+    return _written_name(func).removesuffix("_")
+
+
+def _written_name(func: Any) -> str:
+    name: str = func.name().removeprefix("aten::")
+    return name.partition(".")[0]  # without the overload's
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,7 +319,7 @@ class _Watcher(TorchDispatchMode):
             pattern = self._prescribed(inputs.shape)
             self._add(pattern, kinks.margins(inputs, pattern))
             outputs = kinks.frozen(inputs, pattern)
-            if func._schema.is_mutable:
+            if _written_name(func).endswith("_"):  # writes in place
                 outputs = inputs.copy_(outputs)
         self._mark(outputs)
         return outputs
@@ -369,8 +373,15 @@ class _Watcher(TorchDispatchMode):
         return f"layer {path} ({kind})" if path else f"model ({kind})"
 
     def _depends(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self._dependent
+        return _storage(tensor) in self._dependent
 
     def _mark(self, tensor: Tensor) -> None:
         self._alive.append(tensor)
-        self._dependent.add(tensor.untyped_storage()._cdata)
+        self._dependent.add(_storage(tensor))
+
+
+def _storage(tensor: Tensor) -> int:
+    """The identity of a tensor's memory while it is alive."""
+    # No public name tells storages apart that hold nothing: their addresses are all 0.
+    identity: int = tensor.untyped_storage()._cdata  # noqa: SLF001
+    return identity

@@ -7,10 +7,9 @@ hand says why.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -21,7 +20,8 @@ from undertow.measure.noise import gradient_noise
 from undertow.measure.weights import ranks
 from undertow.objective import Objective
 
-_LINE = 80  # columns
+if TYPE_CHECKING:
+    from undertow import lab
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,23 +37,42 @@ class Profile:
     table: pl.DataFrame
     parts: Mapping[str, Any] = field(repr=False)
 
-    def __repr__(self) -> str:
-        lines = []
-        width = max(len(name) for name in self.table["quantity"])
-        wrapped = textwrap.TextWrapper(
-            width=_LINE, subsequent_indent=" " * (width + 2), break_on_hyphens=False
+    def document(self) -> lab.Document:
+        """The table, with the singular values drawn where there are some."""
+        from undertow import lab
+
+        intervals = [
+            "" if low is None else f"[{low:.4g}, {high:.4g}]"
+            for low, high in self.table.select("low", "high").iter_rows()
+        ]
+        table = lab.Table(
+            {
+                "quantity": self.table["quantity"],
+                "value": self.table["value"],
+                "interval": intervals,
+                "cost": self.table["cost"],
+                "note": [
+                    f"not taken: {note}" if value is None else note
+                    for value, note in self.table.select("value", "note").iter_rows()
+                ],
+            },
+            caption="An interval is of 95%, or the reach of the residual.",
+            terminal=("quantity", ("value", "interval"), ("cost", "note")),
         )
-        for row in self.table.iter_rows(named=True):
-            if row["value"] is None:
-                shown = f"not taken: {row['note']}"
-            else:
-                shown = f"{row['value']:.4g}"
-                if row["low"] is not None:
-                    shown += f" [{row['low']:.4g}, {row['high']:.4g}]"
-                aside = ", ".join(part for part in (row["cost"], row["note"]) if part)
-                shown += f"  ({aside})" if aside else ""
-            lines += wrapped.wrap(f"{row['quantity']:<{width}}  {shown}")
-        return "\n".join(lines)
+        drawn = (lab.Chart(self.plot),) if "ranks" in self.parts else ()
+        return lab.Document(
+            title="Profile",
+            sections=(
+                lab.Section("", (table,)),
+                lab.Section("Singular values", drawn, page_only=True),
+            ),
+            data={"quantities": self.table.to_dicts()},
+        )
+
+    def __repr__(self) -> str:
+        from undertow import lab
+
+        return lab.as_text(self.document())
 
     def plot(self) -> Any:
         """An altair chart: the singular values of every weight matrix over its Frobenius norm.

@@ -1,5 +1,11 @@
-"""A model, a loss and data, seen as one function of the parameters."""
+"""A model, a loss and data, seen as one function of the parameters.
 
+Behind `Objective`, which users have: its risk (what is evaluated), gradients of it, and curvature
+products, for what measures and solvers do with them beside.
+"""
+
+from undertow.objective._curvature_products import CurvatureProducts as CurvatureProducts
+from undertow.objective._gradients import gradient as gradient
 from undertow.objective._losses import Loss as Loss
 from undertow.objective._losses import as_sum_and_count as as_sum_and_count
 from undertow.objective._losses import check_targets as check_targets
@@ -8,13 +14,19 @@ from undertow.objective._module import evaluating as evaluating
 from undertow.objective._module import out_of_memory as out_of_memory
 from undertow.objective._module import unfused as unfused
 from undertow.objective._objective import Objective as Objective
+from undertow.objective._risk import EmpiricalRisk as EmpiricalRisk
+from undertow.objective._risk import Tensors as Tensors
 
 __all__ = [
+    "CurvatureProducts",
+    "EmpiricalRisk",
     "Loss",
     "Objective",
+    "Tensors",
     "as_sum_and_count",
     "check_targets",
     "evaluating",
+    "gradient",
     "logits_of",
     "out_of_memory",
     "unfused",

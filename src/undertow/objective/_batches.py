@@ -30,7 +30,7 @@ def reiterable(data: Any, microbatch: int | None) -> Iterable[Any]:
     if isinstance(data, Mapping | str | Tensor) or not isinstance(data, Iterable):
         raise TypeError(
             "data must be a tuple of tensors (inputs, targets), a Dataset, or an iterable of "
-            f"such batches; got {type(data).__name__}"
+            f"such batches, got {type(data).__name__}"
         )
     if isinstance(data, Iterator):
         raise TypeError(
@@ -60,7 +60,7 @@ def checked_pair(batch: Any, index: int) -> tuple[Any, Tensor]:
             )
         batch = ({name: part for name, part in batch.items() if name != "labels"}, batch["labels"])
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise TypeError(f"batch {index} of data must be (inputs, targets); got {type(batch)}")
+        raise TypeError(f"batch {index} of data must be (inputs, targets), got {type(batch)}")
     inputs, targets = batch
     parts = {"targets": targets}
     if isinstance(inputs, Mapping):
@@ -69,7 +69,7 @@ def checked_pair(batch: Any, index: int) -> tuple[Any, Tensor]:
         parts = {"inputs": inputs} | parts
     for name, part in parts.items():
         if not isinstance(part, Tensor) or part.ndim == 0:
-            raise TypeError(f"{name} of batch {index} must be a tensor [samples, ...]; got {part}")
+            raise TypeError(f"{name} of batch {index} must be a tensor [samples, ...], got {part}")
         if (part.is_floating_point() or part.is_complex()) and not is_finite(part):
             raise ValueError(f"{name} of batch {index} hold NaN or infinities")
     samples = {name: len(part) for name, part in parts.items()}
@@ -131,7 +131,9 @@ def fingerprint(data: Any) -> Any:
     Datasets and loaders are known by their identity only.
     """
     if isinstance(data, Tensor):
-        return data.data_ptr(), data.shape, None if data.is_inference() else data._version
+        # PyTorch's counter of writes to a tensor has no public name.
+        version = None if data.is_inference() else data._version  # noqa: SLF001
+        return data.data_ptr(), data.shape, version
     if isinstance(data, Mapping):
         return tuple((name, fingerprint(part)) for name, part in data.items())
     if isinstance(data, tuple | list):

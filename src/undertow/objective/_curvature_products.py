@@ -1,4 +1,4 @@
-"""Curvature products and noise draws over all microbatches of an objective.
+"""Curvature products of a risk over all its microbatches.
 
 Holds what lasts from one call to the next: the graphs, the mode of each kind of product that was
 fastest on the first microbatch, and the memory that graphs take.
@@ -7,8 +7,8 @@ fastest on the first microbatch, and the memory that graphs take.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,60 +17,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from undertow.objective._autotuning import fastest_mode, fastest_pull_back
+from undertow.objective._autotuning import fastest_mode
+from undertow.objective._batches import is_finite
 from undertow.objective._linearization import (
     Kind,
     Leaves,
     Linearization,
     Mode,
     graph_bytes,
-    pull_back,
     second_order,
 )
-from undertow.objective._losses import OutputProduct
+from undertow.objective._module import (
+    eval_mode,
+    evaluating,
+    out_of_memory,
+    own_random_state,
+    product_type,
+)
+from undertow.objective._risk import EmpiricalRisk, Tensors
 
-Tensors = Mapping[str, Tensor]
-Compute = Callable[[Tensors, Any, Tensor], Any]
 Multiply = Callable[[Linearization, Tensor, Mode], Tensor]
+# Length, device and type of directions.
+Layout = tuple[int, torch.device, torch.dtype]
 
 # Graphs of first backward passes are kept for further products while they take at most this.
 GRAPH_BYTES = 2**30
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What products need of an objective.
-
-    Attributes:
-        param_names: what theta consists of.
-        evaluating: a context with the model in eval mode and a random state of its own.
-        own_random_state: a context with the latter alone.
-        current: all parameters and buffers.
-        copies: the same as copies, half precision as single.
-        fingerprint: changes when data in memory do.
-        logits: those of a microbatch (tensors, inputs).
-        logits_and_sum: the logits and the summed loss of a microbatch (tensors, inputs, targets).
-        sample_sums: the same for the loss of each sample, `[samples]`.
-        count: what the targets of a microbatch add to the denominator.
-        output_product: from (outputs, targets) to the closed-form Hessian product of the summed
-            loss in the outputs, if there is one.
-        sweep: `compute` on each microbatch, halved if it does not fit, its result to `collect`.
-        out_of_memory: whether that is what an error says.
-    """
-
-    param_names: tuple[str, ...]
-    evaluating: Callable[[], AbstractContextManager[None]]
-    own_random_state: Callable[[], AbstractContextManager[None]]
-    current: Callable[[], Tensors]
-    copies: Callable[[], Tensors]
-    fingerprint: Callable[[], Any]
-    logits: Callable[[Tensors, Any], Any]
-    logits_and_sum: Callable[[Tensors, Any, Tensor], tuple[Any, Tensor]]
-    sample_sums: Callable[[Tensors, Any, Tensor], Tensor]
-    count: Callable[[Tensor], Tensor]
-    output_product: Callable[[Tensor, Tensor], OutputProduct | None]
-    sweep: Callable[[Compute, Callable[[Any], None], Tensors], None]
-    out_of_memory: Callable[[RuntimeError], bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,30 +54,56 @@ class Kept:
     count: Tensor
 
 
-class Products:
-    """Hessian and Gauss-Newton products of an objective."""
+class CurvatureProducts:
+    """The Hessian and the Gauss-Newton matrix of a risk, times blocks of directions `[k, p]`.
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    Graphs of the first backward pass are kept while parameters, buffers, data and the options of
+    the loss have the same values; `release` frees them.
+
+    Args:
+        risk: followed as its parameters change.
+    """
+
+    def __init__(self, risk: EmpiricalRisk) -> None:
+        self._risk = risk
         self._modes: dict[tuple[Kind, bool], Mode] = {}
         self._kept: dict[Kind, Kept] = {}
         self._bytes_per_sample: dict[Kind, float] = {}
         self._keep = True
-        # While parameters, buffers and data hold still: what has been found to be up to date.
+        # While parameters, buffers and data hold still: what has been found to be up to date, and
+        # the layout of directions.
         self._current: dict[Kind, Kept] | None = None
+        self._layout: Layout | None = None
+
+    def product(
+        self, kind: Kind, vectors: Float[Tensor, "directions params"]
+    ) -> Float[Tensor, "directions params"]:
+        """The matrix of the mean loss, "hessian" or "ggn", times each direction.
+
+        Raises:
+            TypeError, ValueError: as `Objective.hvp` and `Objective.ggnvp`.
+        """
+        block = self._checked_block(vectors)
+        if len(block) == 0:
+            return block
+        total, count, reached = self._summed(kind, block, self._risk.known_samples)
+        self._risk.check_reached(reached)
+        return self._risk.normalized(total, count)
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
         """Parameters, buffers and data hold still inside, so that one comparison will do.
 
-        The caller keeps the model in eval mode.
+        The model is in eval mode and attention unfused until the end.
         """
-        outer, self._current = self._current, {} if self._current is None else self._current
+        outer = self._current, self._layout
+        self._layout = self._block_layout()
+        self._current = {} if self._current is None else self._current
         try:
-            with second_order():
+            with eval_mode(self._risk.model), second_order():
                 yield
         finally:
-            self._current = outer
+            self._current, self._layout = outer
 
     def release(self) -> None:
         """Free all graphs."""
@@ -116,9 +113,30 @@ class Products:
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs can be neither copied nor pickled.
-        return self.__dict__ | {"_kept": {}, "_current": None}
+        return self.__dict__ | {"_kept": {}, "_current": None, "_layout": None}
 
-    def __call__(
+    def _checked_block(self, vectors: Tensor) -> Float[Tensor, "directions params"]:
+        if not isinstance(vectors, Tensor):
+            raise TypeError(f"directions must be a tensor [k, p], got {type(vectors).__name__}")
+        size, device, dtype = self._layout or self._block_layout()
+        if vectors.ndim != 2 or vectors.shape[1] != size:
+            hint = "; write v[None]" if vectors.shape == (size,) else ""
+            raise ValueError(
+                f"directions must be a block [k, {size}], got {tuple(vectors.shape)}{hint}"
+            )
+        block = vectors.detach().to(device, dtype)
+        if not is_finite(block):
+            raise ValueError("directions hold NaN or infinities")
+        return block
+
+    def _block_layout(self) -> Layout:
+        """How long directions are, where, and of what type."""
+        named = dict(self._risk.model.named_parameters())
+        chosen = [named[name] for name in self._risk.param_names]
+        size = sum(parameter.numel() for parameter in chosen)
+        return size, chosen[0].device, product_type(self._risk.dtype or chosen[0].dtype)
+
+    def _summed(
         self,
         kind: Kind,
         block: Float[Tensor, "directions params"],
@@ -136,10 +154,10 @@ class Products:
         """
         with _naming_what_is_missing(), ExitStack() as stack:
             if self._current is None:
-                stack.enter_context(self._source.evaluating())
+                stack.enter_context(evaluating(self._risk.model))
                 stack.enter_context(second_order())
             else:
-                stack.enter_context(self._source.own_random_state())
+                stack.enter_context(own_random_state(self._risk.model))
             kept = self._reusable(kind)
             if kept is not None:
                 try:
@@ -149,7 +167,7 @@ class Products:
                         total += self._multiply(kind, block, part, multiply, kept=True)
                     return total, kept.count, True
                 except RuntimeError as error:
-                    if not self._source.out_of_memory(error):
+                    if not out_of_memory(error):
                         raise
                     self._keep = False
             self._kept.pop(kind, None)
@@ -163,20 +181,24 @@ class Products:
         means: Float[Tensor, " directions"],
         shares: Float[Tensor, " samples"],
     ) -> Float[Tensor, "directions params_and_one"]:
-        """`Linearization.centred_product` summed over all samples, by the graphs of "ggn"."""
+        """sum_i a_i grad s_i with a_i = <grad s_i, v> - mean share_i, and sum_i a_i share_i.
+
+        s_i is what sample i adds to the sum of the loss, of which the samples must be independent;
+        by the graphs of "ggn".
+        """
 
         def multiply(part: Linearization, vectors: Tensor, mode: Mode) -> Tensor:
             return part.centred_product(vectors, mode, means, shares)
 
-        return self("ggn", block, len(shares), multiply=multiply, columns=1)[0]
+        return self._summed("ggn", block, len(shares), multiply=multiply, columns=1)[0]
 
     def _reusable(self, kind: Kind) -> Kept | None:
         if self._current is not None and kind in self._current:
             return self._current[kind]
         kept = self._kept.get(kind)
-        if kept is None or kept.fingerprint != self._source.fingerprint():
+        if kept is None or kept.fingerprint != self._risk.fingerprint():
             return None
-        now = self._source.current()
+        now = self._risk.current()
         if now.keys() != kept.tensors.keys() or not all(
             _same(value, then)
             for value, then in zip(now.values(), kept.tensors.values(), strict=True)
@@ -206,7 +228,7 @@ class Products:
         try:
             return multiply(part, block, mode)
         except RuntimeError as error:
-            if mode == "loop" or self._source.out_of_memory(error):
+            if mode == "loop" or out_of_memory(error):
                 raise
             self._modes[key] = "loop"  # which supports everything
             return multiply(part, block, "loop")
@@ -223,8 +245,8 @@ class Products:
         total = block.new_zeros(len(block), block.shape[1] + columns)
         counts: list[Tensor] = []
         reached, seen, keep = False, 0, self._keep
-        tensors, fingerprint = self._source.copies(), self._source.fingerprint()
-        leaves = tuple(tensors[name].requires_grad_() for name in self._source.param_names)
+        tensors, fingerprint = self._risk.copies(), self._risk.fingerprint()
+        leaves = tuple(tensors[name].requires_grad_() for name in self._risk.param_names)
 
         def compute(tensors: Tensors, inputs: Any, targets: Tensor) -> Any:
             nonlocal keep
@@ -242,12 +264,12 @@ class Products:
                 if not part.finite:  # though its derivatives may be
                     product = torch.full_like(product, math.nan)
             except RuntimeError as error:
-                if self._source.out_of_memory(error) and parts:
+                if out_of_memory(error) and parts:
                     keep = False
                     parts.clear()
                     return compute(tensors, inputs, targets)
                 raise
-            return part, product, self._source.count(targets), len(targets)
+            return part, product, self._risk.denominators(targets).sum(), len(targets)
 
         def collect(result: Any) -> None:
             nonlocal reached, seen, keep
@@ -262,7 +284,7 @@ class Products:
             else:
                 parts.clear()
 
-        self._source.sweep(compute, collect, tensors)
+        self._risk.sweep(compute, collect, tensors)
         count = torch.stack(counts).sum()
         if keep and reached and count > 0:
             self._kept[kind] = Kept(tensors, fingerprint, tuple(parts), count)
@@ -272,14 +294,14 @@ class Products:
     def _linearization(
         self, kind: Kind, leaves: Leaves, tensors: Tensors, inputs: Any, targets: Tensor
     ) -> Linearization:
-        names = self._source.param_names
+        names = self._risk.param_names
 
         def evaluate(leaves: Leaves) -> tuple[Any, Tensor]:
             chosen = dict(zip(names, leaves, strict=True))
-            return self._source.logits_and_sum({**tensors, **chosen}, inputs, targets)
+            return self._risk.logits_and_sum({**tensors, **chosen}, inputs, targets)
 
         return Linearization(
-            evaluate, leaves, kind, lambda outputs: self._source.output_product(outputs, targets)
+            evaluate, leaves, kind, lambda outputs: self._risk.output_product(outputs, targets)
         )
 
 
@@ -300,33 +322,3 @@ def _same(now: Tensor, then: Tensor) -> bool:
     if plain and now.dtype == then.dtype:
         return np.array_equal(now.numpy(), then.numpy())  # several times as fast as torch.equal
     return now.shape == then.shape and torch.equal(now.to(then.dtype), then)
-
-
-def weighted_gradients(
-    source: Source, weights: Float[Tensor, "draws samples"]
-) -> Float[Tensor, "draws params"]:
-    """For each row of weights, the gradient of the so weighted sum of the samples' losses."""
-    tensors = source.copies()
-    leaves = tuple(tensors[name].requires_grad_() for name in source.param_names)
-    weights = weights.to(leaves[0])
-    total = leaves[0].new_zeros(len(weights), sum(leaf.numel() for leaf in leaves))
-    first = 0
-    batched: bool | None = None
-
-    def compute(tensors: Tensors, inputs: Any, targets: Tensor) -> tuple[Tensor, int]:
-        nonlocal batched
-        with torch.enable_grad():
-            sums = source.sample_sums(tensors, inputs, targets)
-        chosen = weights[:, first : first + len(targets)]
-        if batched is None:
-            batched = fastest_pull_back(sums, leaves, chosen)
-        return pull_back([sums], leaves, [chosen], batched=batched), len(targets)
-
-    def collect(result: tuple[Tensor, int]) -> None:
-        nonlocal first
-        total.add_(result[0])
-        first += result[1]
-
-    with source.evaluating():
-        source.sweep(compute, collect, tensors)
-    return total

@@ -23,8 +23,8 @@ _ATEN = torch.ops.aten
 _WORTH_BYTES = 2**17
 
 
-class LeanFunctions(TorchFunctionMode):
-    """While active, large calls of the functions in `_LEAN` are recorded leanly.
+class DoubleBackwardMode(TorchFunctionMode):
+    """While active, large calls of the functions in `_RECORDED` are recorded that way.
 
     Args:
         will_be_linear: whether `as_linear` is going to be entered.
@@ -32,7 +32,7 @@ class LeanFunctions(TorchFunctionMode):
     Attributes:
         linear: whether backward passes are recorded as functions of their cotangent alone, as
             which they are linear; what they depend on otherwise then counts as constant.
-        used: whether any call was recorded leanly.
+        used: whether any call was.
     """
 
     def __init__(self, *, will_be_linear: bool) -> None:
@@ -56,13 +56,13 @@ class LeanFunctions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Runs one function of PyTorch, recorded leanly where that is possible and pays."""
+        """Runs one function of PyTorch, recorded its own way where that is possible and pays."""
         del types
         kwargs = kwargs or {}
-        lean = _LEAN.get(func)
-        if lean is None:
+        record = _RECORDED.get(func)
+        if record is None:
             return func(*args, **kwargs)
-        return lean(self, func, *args, **kwargs)
+        return record(self, func, *args, **kwargs)
 
 
 def _pays(inputs: Any, *weights: Any) -> bool:
@@ -88,7 +88,7 @@ class _Relu(Function):
 
 
 def _relu(
-    mode: LeanFunctions, func: Callable[..., Tensor], input: Tensor, inplace: bool = False
+    mode: DoubleBackwardMode, func: Callable[..., Tensor], input: Tensor, inplace: bool = False
 ) -> Tensor:
     if inplace or not _pays(input):
         return func(input, inplace) if inplace else func(input)
@@ -112,7 +112,7 @@ class _MaxPool(Function):
 
 
 def _max_pool(
-    mode: LeanFunctions,
+    mode: DoubleBackwardMode,
     func: Callable[..., Any],
     input: Tensor,
     kernel_size: Any,
@@ -143,7 +143,7 @@ class _Convolution(Function):
         weight: Tensor,
         bias: Tensor | None,
         options: tuple[Any, ...],
-        mode: LeanFunctions,
+        mode: DoubleBackwardMode,
     ) -> Tensor:
         ctx.save_for_backward(inputs, weight)
         ctx.options, ctx.mode = options, mode
@@ -220,7 +220,7 @@ def _convolution_gradients(
 
 
 def _convolution(
-    mode: LeanFunctions,
+    mode: DoubleBackwardMode,
     func: Callable[..., Tensor],
     input: Tensor,
     weight: Tensor,
@@ -248,7 +248,7 @@ class _LayerNorm(Function):
         weight: Tensor | None,
         bias: Tensor | None,
         options: tuple[list[int], float],
-        mode: LeanFunctions,
+        mode: DoubleBackwardMode,
     ) -> Tensor:
         shape, eps = options
         outputs, mean, scale = _ATEN.native_layer_norm(inputs, shape, weight, bias, eps)
@@ -302,7 +302,7 @@ class _LayerNormBackward(Function):
 
 
 def _layer_norm(
-    mode: LeanFunctions,
+    mode: DoubleBackwardMode,
     func: Callable[..., Tensor],
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -317,7 +317,7 @@ def _layer_norm(
 
 
 def _batch_norm(
-    mode: LeanFunctions,
+    mode: DoubleBackwardMode,
     func: Callable[..., Tensor],
     input: Tensor,
     running_mean: Tensor | None,
@@ -343,7 +343,7 @@ def _batch_norm(
     return torch.addcmul(shift.view(channels), input, scale.view(channels))
 
 
-_LEAN: dict[Any, Callable[..., Any]] = {
+_RECORDED: dict[Any, Callable[..., Any]] = {
     torch.relu: _relu,
     functional.relu: _relu,
     functional.max_pool2d: _max_pool,

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from undertow.objective._batches import piece
-from undertow.objective._curvature_products import Source, Tensors
 from undertow.objective._linearization import Linearization, load_forward_mode, second_order
+from undertow.objective._module import evaluating, out_of_memory
+from undertow.objective._risk import EmpiricalRisk, Tensors
 
 # Gradients of single samples are held so many bytes at a time.
 _GRADIENT_BYTES = 2**26
@@ -29,25 +30,25 @@ class _NotPossible(Exception):
     """The model cannot be taken sample by sample."""
 
 
-def gauss_newton_trace(source: Source, max_outputs: int) -> tuple[Tensor, Tensor, int] | None:
+def gauss_newton_trace(risk: EmpiricalRisk, max_outputs: int) -> tuple[Tensor, Tensor, int] | None:
     """The trace of the summed loss's matrix, the denominator, and the outputs per sample.
 
     None where a sample has more outputs than `max_outputs`, samples depend on each other, or the
     model cannot be mapped over samples.
     """
-    tensors = source.copies()
-    leaves = tuple(tensors[name].requires_grad_() for name in source.param_names)
+    tensors = risk.copies()
+    leaves = tuple(tensors[name].requires_grad_() for name in risk.param_names)
     found: list[tuple[Tensor, Tensor, int]] = []
     probed = False
 
     def compute(tensors: Tensors, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, int]:
         part = Linearization(
-            lambda leaves: source.logits_and_sum(
-                {**tensors, **dict(zip(source.param_names, leaves, strict=True))}, inputs, targets
+            lambda leaves: risk.logits_and_sum(
+                {**tensors, **dict(zip(risk.param_names, leaves, strict=True))}, inputs, targets
             ),
             leaves,
             "ggn",
-            lambda outputs: source.output_product(outputs, targets),
+            lambda outputs: risk.output_product(outputs, targets),
         )
         hessians = part.output_hessians(max_outputs)
         if hessians is None:
@@ -55,16 +56,16 @@ def gauss_newton_trace(source: Source, max_outputs: int) -> tuple[Tensor, Tensor
         outputs, curvature = hessians
         nonlocal probed
         if not probed:
-            _check_alone(source, tensors, inputs, targets, outputs)
+            _check_alone(risk, tensors, inputs, targets, outputs)
             probed = True
         values, vectors = torch.linalg.eigh(curvature)
-        norms = _slope_norms(source, tensors, inputs, outputs, vectors.transpose(1, 2))
+        norms = _slope_norms(risk, tensors, inputs, outputs, vectors.transpose(1, 2))
         total = (values.double() * norms.double()).sum()
-        return total, source.count(targets), outputs.shape[1]
+        return total, risk.denominators(targets).sum(), outputs.shape[1]
 
     try:
-        with source.evaluating(), second_order():
-            source.sweep(compute, found.append, tensors)
+        with evaluating(risk.model), second_order():
+            risk.sweep(compute, found.append, tensors)
     except _NotPossible:
         return None
     totals, counts, sizes = zip(*found, strict=True)
@@ -72,7 +73,7 @@ def gauss_newton_trace(source: Source, max_outputs: int) -> tuple[Tensor, Tensor
 
 
 def _check_alone(
-    source: Source,
+    risk: EmpiricalRisk,
     tensors: Tensors,
     inputs: Any,
     targets: Tensor,
@@ -87,11 +88,11 @@ def _check_alone(
     generator = torch.Generator().manual_seed(0)
     draw = torch.randn(len(outputs[few]), 3, outputs.shape[1], generator=generator).to(outputs)
     chosen = piece(inputs, few, targets.device)
-    alone = _by_sample(source, tensors, chosen, draw, lambda gradients: gradients)[1]
-    names = source.param_names
+    alone = _by_sample(risk, tensors, chosen, draw, lambda gradients: gradients)[1]
+    names = risk.param_names
     leaves = {name: tensors[name].detach().requires_grad_() for name in names}
     with torch.enable_grad():
-        logits = source.logits({**tensors, **leaves}, chosen)
+        logits = risk.logits({**tensors, **leaves}, chosen)
     for direction in range(draw.shape[1]):
         cotangent = draw[:, direction].reshape(logits.shape)
         together = torch.autograd.grad(
@@ -105,7 +106,7 @@ def _check_alone(
 
 
 def _slope_norms(
-    source: Source,
+    risk: EmpiricalRisk,
     tensors: Tensors,
     inputs: Any,
     outputs: Float[Tensor, "samples outputs"],
@@ -117,21 +118,21 @@ def _slope_norms(
         parts = [gradient.flatten(1).square().sum(1) for gradient in gradients.values()]
         return torch.stack(parts).sum(0)
 
-    values, norms = _by_sample(source, tensors, inputs, cotangents, squares)
+    values, norms = _by_sample(risk, tensors, inputs, cotangents, squares)
     if torch.linalg.norm(values - outputs) > _ALONE * torch.linalg.norm(outputs):
         raise _NotPossible  # such as batch norm by the batch's own statistics
     return norms
 
 
 def _by_sample(
-    source: Source,
+    risk: EmpiricalRisk,
     tensors: Tensors,
     inputs: Any,
     cotangents: Float[Tensor, "samples directions outputs"],
     reduce: Callable[[dict[str, Tensor]], Any],
 ) -> tuple[Float[Tensor, "samples outputs"], Any]:
     """Outputs of each sample alone, and what `reduce` makes of the gradients J_i^T u."""
-    names = source.param_names
+    names = risk.param_names
     points = {name: tensors[name].detach() for name in names}
     tree = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
     if not all(isinstance(part, Tensor) for part in tree.values()):
@@ -142,7 +143,7 @@ def _by_sample(
 
         def output(points: dict[str, Tensor]) -> Tensor:
             given = single if isinstance(inputs, Mapping) else single[""]
-            return source.logits({**tensors, **points}, given).flatten()
+            return risk.logits({**tensors, **points}, given).flatten()
 
         value, pull = torch.func.vjp(output, points)[:2]
         (gradients,) = torch.func.vmap(pull)(directions)
@@ -155,7 +156,7 @@ def _by_sample(
     try:
         values, reduced = torch.func.vmap(alone, chunk_size=chunk)(tree, cotangents)
     except (RuntimeError, ValueError) as error:
-        if isinstance(error, RuntimeError) and source.out_of_memory(error):
+        if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         raise _NotPossible from error
     return values, reduced

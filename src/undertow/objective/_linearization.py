@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from undertow.objective._double_backward import LeanFunctions
+from undertow.objective._double_backward import DoubleBackwardMode
 from undertow.objective._losses import OutputProduct
 from undertow.objective._module import unfused
 
@@ -100,7 +100,7 @@ def pull_back(
 
 
 def _or_plainly(method: Method) -> Method:
-    """Where PyTorch refuses what was recorded leanly (`_lean`), the same again without.
+    """Where PyTorch refuses what `DoubleBackwardMode` recorded, the same again without.
 
     Not so for (vectors, mode, ...) of another mode than the loop, which has that to fall back on.
     """
@@ -111,9 +111,9 @@ def _or_plainly(method: Method) -> Method:
             return method(self, *args)
         except RuntimeError:
             mode = args[1] if len(args) > 1 else "loop"
-            if mode != "loop" or self._lean is None or not self._lean.used:
+            if mode != "loop" or self._double_backward is None or not self._double_backward.used:
                 raise
-            self._lean = None
+            self._double_backward = None
             self.free()
             return method(self, *args)
 
@@ -150,7 +150,9 @@ class Linearization:
         self.kind = kind
         self._closed_form = output_product
         self._graph: _HessianGraph | _GaussNewtonGraph | None = None
-        self._lean: LeanFunctions | None = LeanFunctions(will_be_linear=kind == "ggn")
+        self._double_backward: DoubleBackwardMode | None = DoubleBackwardMode(
+            will_be_linear=kind == "ggn"
+        )
         self.reached = self.finite = True
         self.first = 0
         self.build_seconds = 0.0
@@ -172,7 +174,7 @@ class Linearization:
         if self._graph is None:
             device = self._leaves[0].device
             start = seconds(device)
-            with torch.enable_grad(), self._lean or nullcontext():
+            with torch.enable_grad(), self._double_backward or nullcontext():
                 outputs, total = self._evaluate(self._leaves)
                 self.finite = bool(total.isfinite())
                 if self.kind == "hessian":
@@ -187,12 +189,12 @@ class Linearization:
     def _gauss_newton(self, outputs: Any, total: Tensor) -> _GaussNewtonGraph:
         if not isinstance(outputs, Tensor):
             raise TypeError(
-                "Gauss-Newton products need a model that returns a tensor, or has .logits; got "
+                "Gauss-Newton products need a model that returns a tensor, or has .logits, got "
                 f"{type(outputs).__name__}"
             )
         # J^T u is linear in u, so its derivative in u is the same at every u.
         cotangent = torch.zeros_like(outputs).requires_grad_()
-        with self._lean.as_linear() if self._lean else nullcontext():
+        with self._double_backward.as_linear() if self._double_backward else nullcontext():
             pulled = _slopes(outputs if total.requires_grad else total, self._leaves, cotangent)
         (slope,) = _slopes(total, (outputs,))
         if slope is None and total.requires_grad:
@@ -263,7 +265,11 @@ class Linearization:
 
     def _recomputing(self) -> AbstractContextManager[object]:
         """For checkpointed parts, which run again in the backward pass and must record the same."""
-        return self._lean if self._lean is not None and self._lean.used else nullcontext()
+        return (
+            self._double_backward
+            if self._double_backward is not None and self._double_backward.used
+            else nullcontext()
+        )
 
     def _shaped(self, vectors: Tensor) -> list[Tensor]:
         sizes = [leaf.numel() for leaf in self._leaves]

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.loss import _Loss
 
 Loss = nn.Module | Callable[[Any, Any], Tensor]
 SumAndCount = Callable[[Any, Tensor, int], tuple[Tensor, Tensor]]
@@ -45,7 +46,7 @@ def as_module(loss: Loss) -> Loss:
         ValueError: if it has reduction="sum".
     """
     if not callable(loss):
-        raise TypeError(f"loss must be an nn.Module or a function; got {type(loss).__name__}")
+        raise TypeError(f"loss must be an nn.Module or a function, got {type(loss).__name__}")
     options = loss.keywords if isinstance(loss, partial) else {}
     reduction = options.get("reduction", getattr(loss, "reduction", "mean"))
     if reduction == "sum":
@@ -81,10 +82,10 @@ def as_sum_and_count(loss: Loss) -> SumAndCount:
         if shape not in ((samples,), ()):
             raise ValueError(
                 "loss must return the batch mean as a 0-d tensor or one value per sample, "
-                f"[{samples}]; got {shape}. Average over the other axes, or use reduction='mean'"
+                f"[{samples}], got {shape}. Average over the other axes, or use reduction='mean'"
             )
         if not value.is_floating_point():
-            raise ValueError(f"loss must return real floating-point numbers; got {value.dtype}")
+            raise ValueError(f"loss must return real floating-point numbers, got {value.dtype}")
         # Sums and counts in half precision would stop growing, or overflow.
         value = value.float() if value.dtype.itemsize < 4 else value
         if shape == (samples,):
@@ -117,7 +118,7 @@ def check_targets(loss: Loss, outputs: Any, targets: Tensor) -> None:
     if isinstance(loss, _ON_LABELS) and outputs.ndim == 1 == targets.ndim:
         raise ValueError(
             f"{type(loss).__name__} would take the {len(outputs)} samples for classes: outputs "
-            f"must be [samples, classes]; got {tuple(outputs.shape)}"
+            f"must be [samples, classes], got {tuple(outputs.shape)}"
         )
     if isinstance(loss, _ON_LABELS) and not targets.is_floating_point():
         classes = outputs.shape[1 if outputs.ndim > 1 else 0]
@@ -170,7 +171,7 @@ def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, 
         return values
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"the loss per sample needs outputs that are a tensor; got {type(outputs).__name__}. "
+            f"the loss per sample needs outputs that are a tensor, got {type(outputs).__name__}. "
             "Use a loss that returns one value per sample"
         )
 
@@ -209,7 +210,7 @@ def averages(loss: Loss, outputs: Tensor, targets: Tensor) -> bool | None:
 
 def is_pytorchs(loss: Loss) -> bool:
     """Whether it is a loss of `torch.nn`, or made of one, whose denominator is known."""
-    return isinstance(loss, nn.modules.loss._Loss)
+    return isinstance(loss, _Loss)
 
 
 def _is_plain(loss: Any) -> bool:

@@ -50,8 +50,18 @@ def shown(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def product_type(tensor: Tensor) -> torch.dtype:
-    return torch.float32 if tensor.dtype in _HALF else tensor.dtype
+def product_type(dtype: torch.dtype) -> torch.dtype:
+    """What sums and products of numbers of a type are taken in: half precision as single."""
+    return torch.float32 if dtype in _HALF else dtype
+
+
+def cast(part: Any, dtype: torch.dtype | None) -> Any:
+    """Real floating-point tensors, alone or in a dictionary, in `dtype`; all else as it is."""
+    if dtype is None:
+        return part
+    if isinstance(part, Mapping):
+        return {name: cast(value, dtype) for name, value in part.items()}
+    return part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part
 
 
 def like_parameters(part: Any, parameters: Mapping[str, Tensor]) -> Any:
@@ -113,6 +123,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
+    """Whether that is what an error says."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     return any(words in str(error) for words in _OUT_OF_MEMORY)

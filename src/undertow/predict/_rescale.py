@@ -86,7 +86,7 @@ def rescale(
     to_batch: int,
     optimizer: Optimizer,
     from_workers: int = 1,
-    to_workers: int = 1,
+    to_workers: int | None = None,
     noise_scale: float | None = None,
     sharpness: float | None = None,
 ) -> Rescaling:
@@ -115,7 +115,7 @@ def rescale(
         to_batch: the same, after.
         optimizer: `sgd`, `momentum` (the same rule), `rmsprop`, `adam` or `adamw`.
         from_workers: data-parallel workers before; total batch = workers x batch.
-        to_workers: and after.
+        to_workers: and after; by default as many.
         noise_scale: B_simple = tr Sigma / ||grad L||^2 in samples, as `measure.gradient_noise`
             gives it at the old settings; the noise-to-signal ratio N/G at batch B is its B-th part.
         sharpness: largest eigenvalue of the Hessian at the old settings; of the preconditioned
@@ -131,6 +131,8 @@ def rescale(
     """
     if optimizer not in _READS:
         raise ValueError(f"optimizer must be one of {', '.join(_READS)}; got {optimizer!r}")
+    if to_workers is None:
+        to_workers = from_workers
     old_batch = count("from_batch", from_batch) * count("from_workers", from_workers)
     new_batch = count("to_batch", to_batch) * count("to_workers", to_workers)
     factor = new_batch / old_batch

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -16,19 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from undertow import predict
-from undertow.apply._columns import finite
 from undertow.apply._start import initial_values, running_exponent
+from undertow.apply.forecasting._result import Forecast, LayerForecast
 from undertow.apply.forecasting._schedule import Schedule, lr_factors
 from undertow.apply.rescaling import family
-from undertow.predict import Equilibrium, Initializer, RankBound, SyncRounds
+from undertow.predict import Initializer, RankBound
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import polars as pl
     from torch import nn
-
-    from undertow.apply.forecasting._records import Comparison
 
 _POINTS = 64  # of the curves over a run
 # QSR's growth coefficient over the peak learning rate in the paper's own runs: ResNet-152 trained
@@ -36,165 +30,6 @@ _POINTS = 64  # of the curves over a run
 _QSR_ALPHA = {"sgd": 0.25, "momentum": 0.25}
 _QSR_ALPHA_ADAPTIVE = 2.2
 _QSR_BASE = 4
-
-
-@dataclass(frozen=True)
-class LayerForecast:
-    """One weight matrix.
-
-    Attributes:
-        name: its name.
-        rows: and `cols`, its shape; a convolution's is c_out x (c_in / groups x taps).
-        cols: see `rows`.
-        norm: the Frobenius norm that ranks are relative to.
-        ranks: surviving initial directions at each of the forecast's `steps`.
-        bound: the rank bound of 2206.05794, infinite where the run is too short to forget its
-            start; None where it does not apply (momentum, Adam).
-    """
-
-    name: str
-    rows: int
-    cols: int
-    norm: float
-    ranks: tuple[int, ...]
-    bound: RankBound | None
-
-    @property
-    def final_rank(self) -> int:
-        """Surviving initial directions at the end."""
-        return self.ranks[-1]
-
-
-@dataclass(frozen=True, eq=False)
-class Forecast:
-    """What hyperparameters say about a run before it starts.
-
-    Attributes:
-        decay_exponent: E, sum of lr x weight_decay over the run (over 1 - momentum where decay is
-            coupled).
-        residue: e^-E, what is left of the initial weights.
-        memory_steps: 1 / (lr weight_decay) at the peak rate: the steps back that weights remember;
-            infinite without decay.
-        memory_epochs: the same in epochs; None without the number of samples.
-        steps: at which the curves below are given, 0 and the last included.
-        exponents: E up to each of them.
-        layers: one entry a weight matrix.
-        equilibrium: of normalised layers; None without decay, or for methods it is not known for.
-        effective_lr: lr / (1 - momentum) at the peak; None for adaptive methods.
-        sync: the rounds of Local SGD under the quadratic rule.
-        sync_alpha: its growth coefficient.
-        sync_base: its least period.
-        comparison: forecast beside measurement, where records were given.
-        assumptions: what the numbers rest on.
-        notes: what was left out.
-    """
-
-    decay_exponent: float
-    residue: float
-    memory_steps: float
-    memory_epochs: float | None
-    steps: tuple[int, ...]
-    exponents: tuple[float, ...]
-    layers: tuple[LayerForecast, ...]
-    equilibrium: Equilibrium | None
-    effective_lr: float | None
-    sync: SyncRounds
-    sync_alpha: float
-    sync_base: int
-    threshold: float
-    comparison: Comparison | None = None
-    assumptions: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def table(self) -> pl.DataFrame:
-        """A row per layer: name, rows, cols, norm, rank_at_start, rank_half_way, final_rank,
-        rank_bound (null where it does not apply) and bound_says (whether it says anything).
-        """
-        import polars as pl
-
-        middle = len(self.steps) // 2
-        rows = [
-            {
-                "name": layer.name,
-                "rows": layer.rows,
-                "cols": layer.cols,
-                "norm": layer.norm,
-                "rank_at_start": layer.ranks[0],
-                "rank_half_way": layer.ranks[middle],
-                "final_rank": layer.final_rank,
-                "rank_bound": None if layer.bound is None else layer.bound.rank,
-                "bound_says": None if layer.bound is None else not layer.bound.vacuous,
-            }
-            for layer in self.layers
-        ]
-        return pl.DataFrame(rows, infer_schema_length=None)
-
-    def as_json(self) -> dict[str, Any]:
-        """The whole as one JSON object can hold it."""
-        settled = self.equilibrium
-        return {
-            "decay_exponent": self.decay_exponent,
-            "residue": self.residue,
-            "memory_steps": finite(self.memory_steps),
-            "memory_epochs": None if self.memory_epochs is None else finite(self.memory_epochs),
-            "effective_lr": self.effective_lr,
-            "equilibrium": settled
-            and {
-                "intrinsic_lr": settled.intrinsic_lr,
-                "mixing_steps": settled.mixing_steps,
-                "relaxation_steps": settled.relaxation_steps,
-                "angular_update": settled.angular_update,
-            },
-            "local_sgd": {
-                "alpha": self.sync_alpha,
-                "base": self.sync_base,
-                "rounds": len(self.sync.periods),
-                "longest_period": int(self.sync.periods.max(initial=0)),
-                "share_of_communication": self.sync.share,
-            },
-            "threshold": self.threshold,
-            "steps": list(self.steps),
-            "exponents": list(self.exponents),
-            "layers": [
-                {
-                    "name": layer.name,
-                    "rows": layer.rows,
-                    "cols": layer.cols,
-                    "norm": layer.norm,
-                    "ranks": list(layer.ranks),
-                    "rank_bound": None if layer.bound is None else finite(layer.bound.rank),
-                    "bound_vacuous": None if layer.bound is None else layer.bound.vacuous,
-                }
-                for layer in self.layers
-            ],
-            "comparison": None if self.comparison is None else self.comparison.as_json(),
-            "assumptions": list(self.assumptions),
-            "notes": list(self.notes),
-        }
-
-    def write_html(self, path: str | PathLike[str]) -> Path:
-        """Write the page with curves, as one file that needs no network."""
-        from undertow import lab
-        from undertow.apply.forecasting._forecast_page import forecast_page
-
-        return lab.write_report(forecast_page(self), path)
-
-    def text(self) -> str:
-        """The forecast in 80 columns."""
-        from undertow.apply.forecasting._forecast_text import forecast_text
-
-        return forecast_text(self)
-
-    def __repr__(self) -> str:
-        epochs = "" if self.memory_epochs is None else f" ({self.memory_epochs:.4g} epochs)"
-        memory = "no memory limit: there is no weight decay"
-        if math.isfinite(self.memory_steps):
-            memory = f"weights remember about {self.memory_steps:,.0f} steps{epochs}"
-        return (
-            f"Forecast: E = {self.decay_exponent:.4g}, {self.residue:.3g} of the initial weights "
-            f"left; {memory}."
-        )
 
 
 def forecast(

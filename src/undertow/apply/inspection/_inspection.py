@@ -1,9 +1,11 @@
-"""What an inspection found, and how it reads in a terminal of 80 columns."""
+"""What an inspection found, and the document that says it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,9 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from undertow import lab
-from undertow.apply._columns import aligned, digits, finite, role, share, short_names, wrapped
-from undertow.apply.inspection._inspect_page import inspection_page
+from undertow.apply._names import MEANS, ROWS_SHOWN, digits, role, share, short_names
+from undertow.apply.inspection._charts import compression_chart, spectra_chart
 from undertow.predict import Initializer
-
-_ROWS_SHOWN = 24
 
 
 @dataclass(frozen=True)
@@ -87,48 +87,81 @@ class Inspection:
             .rename({"role": "name"})
         )
 
-    def as_json(self) -> dict[str, Any]:
-        """The whole but the spectra, as one JSON object can hold it."""
-        return {
-            "source": self.source,
-            "against": self.against,
-            "parameters": self.parameters,
-            "parameters_at": {percent(e): self.parameters_at(e) for e in self.errors},
-            "threshold": self.threshold,
-            "decay_exponent": None if self.residue is None else self.residue.decay_exponent,
-            "residue": None if self.residue is None else self.residue.factor,
-            "matrices": [
-                {name: finite(v) if isinstance(v, float) else v for name, v in row.items()}
-                for row in self.table.iter_rows(named=True)
-            ],
-            "notes": list(self.notes),
-        }
+    def document(self, *, every: bool = False) -> lab.Document:
+        """What was found: a line per role where there are many matrices, or for `every` one.
+
+        The last columns give the share of parameters that hold a matrix to that relative error.
+        """
+        against = "" if self.against is None else f" against {Path(self.against).name}"
+        spectra = partial(spectra_chart, self.spectra, self.threshold)
+        compression = partial(compression_chart, self.table, self._labels())
+        return lab.Document(
+            title=f"Inspection of {Path(self.source).name}{against}",
+            summary=" ".join(self._sentences()),
+            facts=self._facts(),
+            sections=(
+                lab.Section("Ranks and compressibility", (self._overview(every),)),
+                lab.Section(
+                    "Spectra",
+                    (
+                        _SPECTRA,
+                        lab.Chart(spectra, f"The rule is the threshold, {self.threshold:g}."),
+                    ),
+                    page_only=True,
+                ),
+                lab.Section(
+                    "How far they compress",
+                    (
+                        _COMPRESSION,
+                        lab.Chart(compression, "By relative error in the Frobenius norm."),
+                    ),
+                    page_only=True,
+                ),
+                lab.Section("Every matrix", (lab.Table(self.table),), page_only=True),
+                lab.Section("Notes", (self.notes,)),
+            ),
+            data=self._data(),
+        )
+
+    def text(self, *, every: bool = False) -> str:
+        """The document in 80 columns."""
+        return lab.as_text(self.document(every=every))
 
     def write_html(self, path: str | PathLike[str]) -> Path:
         """Write the page with spectra drawn, as one file that needs no network."""
-        return lab.write_report(inspection_page(self, " ".join(self._sentences()[1:])), path)
+        return lab.write_page(self.document(), path)
 
-    def text(self, *, every: bool = False) -> str:
-        """The table in 80 columns: a line per role where there are many matrices, or for every one.
-
-        The last columns give the share of parameters that hold each matrix to that error.
-        """
-        notes = [f"note: {note}" for note in self.notes]
-        return "\n".join([repr(self), "", *self._rows(every), *wrapped(notes)])
+    def as_json(self) -> dict[str, Any]:
+        """The whole but the spectra, as one JSON object can hold it."""
+        content: dict[str, Any] = json.loads(lab.as_json(self.document()))
+        return content
 
     def __repr__(self) -> str:
-        return "\n".join(wrapped(self._sentences()))
+        against = "" if self.against is None else f" against {self.against}"
+        return f"{self.source}{against}: " + "\n".join(self._sentences())
+
+    def _labels(self) -> dict[str, str]:
+        """Each relative error as a reader sees it, and the table's column of parameters for it."""
+        return {f"{percent(e)}%": f"parameters_at_{percent(e)}" for e in self.errors}
+
+    def _facts(self) -> dict[str, str]:
+        read = {"read": self.source, "against": self.against or ""}
+        # A name alone stands in the title already.
+        facts = {what: path for what, path in read.items() if Path(path).name != path}
+        if self.residue is not None:
+            facts["decay exponent E"] = f"{self.residue.decay_exponent:.4g}"
+            facts["left of the start, e^-E"] = f"{self.residue.factor:.3g}"
+        return facts
 
     def _sentences(self) -> list[str]:
         plural = "matrix" if len(self.table) == 1 else "matrices"
-        what, source = f"weight {plural}", self.source
+        what = f"weight {plural}"
         if self.against is not None:
             what = "difference" if len(self.table) == 1 else "differences"
-            source = f"{self.source} against {self.against}"
         shares = [share(self.parameters_at(error), self.parameters) for error in self.errors]
         errors = [f"{percent(error)}%" for error in self.errors]
         lines = [
-            f"{source}: {len(self.table)} {what}, {self.parameters:,} parameters.",
+            f"{len(self.table)} {what}, {self.parameters:,} parameters.",
             f"At low rank, to a relative error of {' / '.join(errors)}, they take "
             f"{' / '.join(shares)} of their parameters.",
         ]
@@ -148,36 +181,61 @@ class Inspection:
             )
         return lines
 
-    def _rows(self, every: bool) -> list[str]:
-        table = self.table if every or len(self.table) <= _ROWS_SHOWN else self.by_role()
+    def _overview(self, every: bool) -> lab.Table:
+        table = self.table if every or len(self.table) <= ROWS_SHOWN else self.by_role()
         counts = table["count"] if "count" in table.columns else [1] * len(table)
-        cells = {
-            "matrix": [
-                name if count == 1 else f"{name} ({count})"
-                for name, count in zip(short_names(table["name"].to_list()), counts, strict=True)
-            ],
+        columns: dict[str, Any] = {
+            "matrix": short_names(table["name"].to_list(), list(counts)),
             "shape": [f"{rows}x{cols}" for rows, cols in table.select("rows", "cols").iter_rows()],
-            "rank": [f"{value:.0f}" for value in table["threshold_rank"]],
-            "stable": [digits(value) for value in table["stable_rank"]],
-            "eff.": [digits(value) for value in table["effective_rank"]],
+            "rank": table["threshold_rank"],
+            "stable": table["stable_rank"],
+            "eff.": table["effective_rank"],
         }
         if "change" in table.columns:
-            cells["change"] = [f"{value:.1%}" for value in table["change"]]
+            columns["change"] = table["change"]
         elif "survivors" in table.columns:
-            cells["alive"] = [digits(value) for value in table["survivors"]]
+            columns["alive"] = table["survivors"]
         else:
-            cells["norm"] = [f"{value:.3g}" for value in table["frobenius_norm"]]
-        for error in self.errors:
-            kept = table[f"parameters_at_{percent(error)}"]
-            cells[f"{percent(error)}%"] = [
-                share(part, whole) for part, whole in zip(kept, table["parameters"], strict=True)
-            ]
-        lines = aligned(cells)
-        if len(table) < len(self.table):
-            lines.append("(n): means over n matrices whose names differ in their number alone.")
-        if "survivors" in self.table.columns:
-            lines.append("alive: initial directions that decay has left above the threshold.")
-        return lines
+            columns["norm"] = table["frobenius_norm"]
+        for label, column in self._labels().items():
+            columns[label] = table[column] / table["parameters"]
+        notes = [MEANS] if len(table) < len(self.table) else []
+        if "alive" in columns:
+            notes.append("alive: initial directions that decay has left above the threshold.")
+        formats: dict[str, Callable[[Any], str]] = {
+            "rank": "{:.0f}".format,
+            "stable": digits,
+            "eff.": digits,
+            "change": "{:.1%}".format,
+            "alive": digits,
+            "norm": "{:.3g}".format,
+            **dict.fromkeys(self._labels(), partial(share, whole=1.0)),
+        }
+        shown = {name: text for name, text in formats.items() if name in columns}
+        return lab.Table(columns, "\n\n".join(notes), formats=shown)
+
+    def _data(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "against": self.against,
+            "parameters": self.parameters,
+            "parameters_at": {percent(e): self.parameters_at(e) for e in self.errors},
+            "threshold": self.threshold,
+            "decay_exponent": None if self.residue is None else self.residue.decay_exponent,
+            "residue": None if self.residue is None else self.residue.factor,
+            "matrices": self.table.to_dicts(),
+            "notes": list(self.notes),
+        }
+
+
+_SPECTRA = (
+    "Singular values over the Frobenius norm, against their place in the order, one line a matrix. "
+    "A spectrum that falls off a cliff is a matrix of low rank; a straight line is none."
+)
+_COMPRESSION = (
+    "The share of its numbers that a matrix takes as the product of two thin factors, or as it is "
+    "where that is cheaper; means over the matrices of a role."
+)
 
 
 def percent(error: float) -> str:

@@ -6,17 +6,20 @@ are running and configurations as people keep them.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from undertow import predict
-from undertow.apply._columns import wrapped
+from undertow import lab, predict
 from undertow.apply.rescaling._configs import Config, read_config, read_groups, rescale_state
-from undertow.predict import Rescaling
+from undertow.predict import Change, Rescaling
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from undertow.apply.rescaling._verify import Verification
     from undertow.objective import Objective
 
@@ -80,30 +83,52 @@ class Rescaled:
                 group[name] = _set(group.get(name), value)
         return list(dict.fromkeys(said))
 
+    def document(self) -> lab.Document:
+        """Each change with its equation and reason, what was assumed, and where the rule ends."""
+        state, count = None, len(self.warnings)
+        if count:
+            state = lab.State(f"{count} warning{'s' if count > 1 else ''}", "unsure")
+        said = () if self.verification is None else (repr(self.verification),)
+        return lab.Document(
+            title=f"Batch {self.from_batch} -> {self.to_batch} (k = {self.groups[0].factor:.6g}),"
+            f" by the {self.groups[0].rule} rule",
+            state=state,
+            sections=(
+                *(
+                    lab.Section(label.rstrip(": "), (_table(group.changes),))
+                    for label, group in zip(self.labels, self.groups, strict=True)
+                ),
+                lab.Section("Warnings", (self.warnings,)),
+                lab.Section("Notes", (self.notes,)),
+                lab.Section("Tried on this job", said),
+                lab.Section("It assumes that", (self.groups[0].assumptions,)),
+            ),
+            data=self._data(),
+        )
+
     def text(self) -> str:
-        """One line a change, with its equation, then what was assumed and where it ends."""
-        lines = [repr(self), ""]
-        for label, group in zip(self.labels, self.groups, strict=True):
-            if label:
-                lines.append(label.rstrip(": "))
-            width = max(len(change.name) for change in group.changes)
-            for change in group.changes:
-                values = f"{_shown(change.old)} -> {_shown(change.new)}"
-                if change.old == change.new:
-                    values = f"{_shown(change.old)} stays"
-                lines.append(f"  {change.name:<{width}}  {values}")
-                lines += wrapped([f"{change.equation}; {change.reason}"], 4)
-        lines.append("")
-        lines += wrapped(f"note: {note}" for note in self.notes)
-        lines += wrapped(f"warning: {warning}" for warning in self.warnings)
-        if self.verification is not None:
-            lines += ["", *wrapped([repr(self.verification)]), ""]
-        lines.append("It assumes that")
-        lines += wrapped((f"- {assumption}" for assumption in self.groups[0].assumptions), 2)
-        return "\n".join(lines)
+        """The document in 80 columns."""
+        return lab.as_text(self.document())
+
+    def write_html(self, path: str | PathLike[str]) -> Path:
+        """Write the page, as one file that needs no network."""
+        return lab.write_page(self.document(), path)
 
     def as_json(self) -> dict[str, Any]:
         """The whole as one JSON object can hold it."""
+        content: dict[str, Any] = json.loads(lab.as_json(self.document()))
+        return content
+
+    def __repr__(self) -> str:
+        rule = self.groups[0].rule
+        count = len(self.warnings)
+        caution = f" {count} warning{'s' if count > 1 else ''}." if count else ""
+        return (
+            f"Batch {self.from_batch} -> {self.to_batch} (k = {self.groups[0].factor:.6g}), by the "
+            f"{rule} rule.{caution}"
+        )
+
+    def _data(self) -> dict[str, Any]:
         return {
             "hyper": self.hyper,
             "from_batch": self.from_batch,
@@ -128,15 +153,6 @@ class Rescaled:
             "verification": None if self.verification is None else self.verification.as_json(),
         }
 
-    def __repr__(self) -> str:
-        rule = self.groups[0].rule
-        count = len(self.warnings)
-        caution = f" {count} warning{'s' if count > 1 else ''}." if count else ""
-        return (
-            f"Batch {self.from_batch} -> {self.to_batch} (k = {self.groups[0].factor:.6g}), by the "
-            f"{rule} rule.{caution}"
-        )
-
 
 def rescale(
     optimizer_or_dict: Any,
@@ -144,7 +160,7 @@ def rescale(
     from_batch: int | None = None,
     to_batch: int,
     from_workers: int = 1,
-    to_workers: int = 1,
+    to_workers: int | None = None,
     optimizer: str | None = None,
     noise_scale: float | None = None,
     sharpness: float | None = None,
@@ -164,7 +180,7 @@ def rescale(
         from_batch: samples a step on one worker, now. By default what the configuration says.
         to_batch: the same, after.
         from_workers: data-parallel workers now; 1 where the configuration counts them.
-        to_workers: and after.
+        to_workers: and after; by default as many.
         optimizer: sgd, momentum, rmsprop, adam or adamw, where the configuration does not say.
         noise_scale: B_simple in samples, see `predict.rescale`.
         sharpness: largest eigenvalue of the Hessian, see there.
@@ -176,6 +192,7 @@ def rescale(
             the rule does not reach; the message names the largest factor.
         TypeError: the first argument is none of these.
     """
+    to_workers = from_workers if to_workers is None else to_workers
     running = hasattr(optimizer_or_dict, "param_groups")
     if running:
         configs = read_groups(optimizer_or_dict)
@@ -250,6 +267,24 @@ def _slowest(group: Mapping[str, Any]) -> float:
     if "betas" in group:
         return float(group["betas"][1])
     return float(group.get("alpha", group.get("beta2", 0.0)))
+
+
+def _table(changes: tuple[Change, ...]) -> lab.Table:
+    """A row a hyperparameter; at a terminal the reason stands under the equation."""
+    return lab.Table(
+        {
+            "name": [change.name for change in changes],
+            "change": [
+                f"{_shown(change.old)} stays"
+                if change.old == change.new
+                else f"{_shown(change.old)} -> {_shown(change.new)}"
+                for change in changes
+            ],
+            "equation": [change.equation for change in changes],
+            "reason": [change.reason for change in changes],
+        },
+        terminal=("name", "change", ("equation", "reason")),
+    )
 
 
 def _shown(value: Any) -> str:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from undertow import lab, measure, predict
-from undertow.apply._columns import finite
 from undertow.apply.rescaling._configs import Config
 from undertow.objective import Objective
 from undertow.train import Ensemble, Member, rules
@@ -85,15 +84,15 @@ class Verification:
     def as_json(self) -> dict[str, Any]:
         """The whole as one JSON object can hold it."""
         return {
-            "noise_scale": finite(self.noise_scale),
-            "noise_interval": [finite(limit) for limit in self.noise_interval],
+            "noise_scale": _finite(self.noise_scale),
+            "noise_interval": [_finite(limit) for limit in self.noise_interval],
             "sharpness": self.sharpness,
             "steps": self.steps,
-            "start": finite(self.start),
-            "losses": {name: finite(loss) for name, loss in self.losses.items()},
+            "start": _finite(self.start),
+            "losses": {name: _finite(loss) for name, loss in self.losses.items()},
             "rescaled": None if self.rescaled is None else self.rescaled.value,
             "finer": None if self.finer is None else self.finer.value,
-            "margin": finite(self.margin),
+            "margin": _finite(self.margin),
             "answer": self.answer,
             "notes": list(self.notes),
         }
@@ -261,3 +260,8 @@ def _member_fields(hyper: Mapping[str, Any]) -> dict[str, float]:
 def _effect(effect: lab.Effect) -> str:
     low, high = effect.interval
     return f"{effect.value:+.2g} [{low:+.2g}, {high:+.2g}]"
+
+
+def _finite(value: float) -> float | None:
+    """A number as JSON can hold it: infinities and NaN are null."""
+    return value if math.isfinite(value) else None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from undertow.measure._evaluation import evaluating, outputs_of, state_in
+from undertow.measure._evaluation import evaluating, outputs_of, state_of
 from undertow.measure.weights import LayerCall, LayerNorms, layer_calls, layer_norms
 from undertow.objective import Objective
 
@@ -184,10 +184,10 @@ def _input_squares(objective: Objective, first: LayerCall) -> tuple[float, float
 
     with evaluating(objective.model) as handles:
         handles.append(first.module.register_forward_pre_hook(record))
-        state = state_in(objective.model, None)
+        state = state_of(objective.risk)
         for inputs, _ in objective.batches():
             batches += 1
-            outputs_of(objective.model, state, inputs, None)
+            outputs_of(objective.risk, state, inputs)
     squares = torch.stack(sums).sum(0)
     layer = first.module
     if isinstance(layer, _ConvNd):

@@ -20,7 +20,7 @@ from undertow.measure._evaluation import (
     evaluating,
     given,
     outputs_of,
-    state_in,
+    state_of,
 )
 from undertow.measure._nested import taken
 from undertow.measure.weights import weight_matrices
@@ -167,7 +167,7 @@ class _Reader:
         dtype: torch.dtype | None,
     ) -> None:
         self.objective = objective
-        self.dtype = dtype
+        self.risk = objective.risk if dtype is None else objective.risk.at(dtype)
         self.modules = dict(objective.model.named_modules())
         for argument, name in (("features", features), ("classifier", classifier)):
             if isinstance(name, str) and name not in self.modules:
@@ -202,7 +202,7 @@ class _Reader:
                 if isinstance(module, nn.Linear):
                     handles.append(module.register_forward_hook(record))
             inputs, _ = next(self.objective.batches())
-            outputs_of(model, state_in(model, self.dtype), taken(inputs, slice(1)), self.dtype)
+            outputs_of(self.risk, state_of(self.risk), taken(inputs, slice(1)))
         return last[0] if last else None
 
     def read(self, visit: Callable[[Tensor, Tensor, Tensor], None]) -> None:
@@ -230,11 +230,11 @@ class _Reader:
             if self.classifier is not None:
                 last = self.modules[self.classifier]
                 handles.append(last.register_forward_pre_hook(record_fed, with_kwargs=True))
-            state = state_in(model, self.dtype)
+            state = state_of(self.risk)
             for inputs, targets in self.objective.batches():
                 caught.clear()
                 fed.clear()
-                outputs = outputs_of(model, state, inputs, self.dtype)
+                outputs = outputs_of(self.risk, state, inputs)
                 if callable(self.features):
                     caught.append(self.features(inputs))
                 found = self._checked(caught, len(targets))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from undertow.measure._evaluation import class_scores, evaluating, outputs_of, state_in
+from undertow.measure._evaluation import class_scores, evaluating, outputs_of, state_of
 from undertow.measure.weights import Include, WeightMatrix, weight_matrices
 from undertow.objective import Objective
 
@@ -259,12 +259,12 @@ class _Evaluator:
         )
 
     def _accuracy(self, tensors: Mapping[str, Tensor]) -> float:
-        model = self.objective.model
+        risk = self.objective.risk
         right = counted = 0
-        with evaluating(model):
-            state = state_in(model, None) | dict(tensors)
+        with evaluating(risk.model):
+            state = state_of(risk) | dict(tensors)
             for inputs, targets in self.objective.batches():
-                outputs = outputs_of(model, state, inputs, None)
+                outputs = outputs_of(risk, state, inputs)
                 scores, labels = class_scores(self.objective.loss, outputs, targets)
                 right += int((scores.argmax(1) == labels).sum())
                 counted += len(labels)

@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from undertow.measure._evaluation import evaluating, outputs_of, state_in
+from undertow.measure._evaluation import evaluating, outputs_of, state_of
 from undertow.measure._nested import taken
 from undertow.objective import Objective
 
 # Near one, so that networks of thousands of layers stay within float64's range.
 _SCALES = (0.7, 0.85, 1.2, 1.4)
 _LAYER_SCALE = 1.4
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d)
+_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d)
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,14 @@ def homogeneity(
         raise ValueError(f"samples must be a whole number of at least 1; got {samples}")
     model = objective.model
     chosen = set(objective.param_names)
+    risk = objective.risk.at(dtype)
     with evaluating(model):
-        state = state_in(model, dtype)
+        state = state_of(risk)
         inputs = _first_inputs(objective, samples)
 
         def outputs(scale: float, names: Iterable[str]) -> Tensor:
             scaled = state | {name: scale * state[name] for name in names}
-            parts = [outputs_of(model, scaled, part, dtype) for part in inputs]
+            parts = [outputs_of(risk, scaled, part) for part in inputs]
             return torch.cat([part.reshape(len(part), -1) for part in parts]).double()
 
         reference = outputs(1.0, ())

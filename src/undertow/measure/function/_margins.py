@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from undertow.measure._evaluation import class_scores, evaluating, outputs_of, state_in
+from undertow.measure._evaluation import class_scores, evaluating, outputs_of, state_of
 from undertow.measure.function._homogeneity import Homogeneity, homogeneity
 from undertow.measure.weights import LayerNorms, layer_norms
 from undertow.objective import Objective
@@ -185,11 +185,10 @@ def normalized_outputs(
     log_rho = layer_norms(objective).log_frobenius
     if not math.isfinite(log_rho):
         raise ValueError("rho = prod ||W_k||_F is zero: a layer's weights are all zero")
-    with evaluating(objective.model):
-        state = state_in(objective.model, dtype)
-        outputs = [
-            outputs_of(objective.model, state, inputs, dtype) for inputs, _ in objective.batches()
-        ]
+    risk = objective.risk.at(dtype)
+    with evaluating(risk.model):
+        state = state_of(risk)
+        outputs = [outputs_of(risk, state, inputs) for inputs, _ in risk.batches()]
     found = torch.cat(outputs).double()
     return found.sign() * (found.abs().log() - log_rho).exp()
 
@@ -197,10 +196,11 @@ def normalized_outputs(
 def _margins(objective: Objective, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """q_n with the best other score, and with the log-sum-exp of the other scores."""
     hard, soft = [], []
-    with evaluating(objective.model):
-        state = state_in(objective.model, dtype)
+    risk = objective.risk.at(dtype)
+    with evaluating(risk.model):
+        state = state_of(risk)
         for inputs, targets in objective.batches():
-            outputs = outputs_of(objective.model, state, inputs, dtype).double()
+            outputs = outputs_of(risk, state, inputs).double()
             scores, labels = class_scores(objective.loss, outputs, targets)
             own = scores.gather(1, labels[:, None])[:, 0]
             others = scores.scatter(1, labels[:, None], -math.inf)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,32 @@ from undertow.measure.noise._layer_gradients import (
 )
 
 _ALL = slice(None)
+# The order of arguments.
+_ATTENTION = (
+    "query",
+    "key",
+    "value",
+    "embed_dim_to_check",
+    "num_heads",
+    "in_proj_weight",
+    "in_proj_bias",
+    "bias_k",
+    "bias_v",
+    "add_zero_attn",
+    "dropout_p",
+    "out_proj_weight",
+    "out_proj_bias",
+    "training",
+)
+_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
+_RMS_NORM = ("input", "normalized_shape", "weight", "eps")
+_GROUP = ("input", "num_groups", "weight", "bias", "eps")
+_BATCH = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+# Functions that handle their parameters alike.
+_SUMS = (torch.Tensor.add, torch.add)
+_DIFFERENCES = (torch.Tensor.sub, torch.sub)
+_PRODUCTS = (torch.Tensor.mul, torch.mul)
+_EXPANSIONS = (torch.Tensor.expand, torch.Tensor.expand_as, torch.broadcast_to)
 
 
 @dataclass(frozen=True)
@@ -94,7 +120,7 @@ class Capture(TorchFunctionMode):
         """Runs one function of PyTorch, and watches it if it is a layer's."""
         del types
         kwargs = dict(kwargs or {})
-        handler = _HANDLERS.get(func)
+        handler = self._handlers.get(func)
         self._noted.clear()
         output = func(*args, **kwargs) if handler is None else handler(self, func, args, kwargs)
         missed = self._uses(args, kwargs) - self._noted
@@ -331,51 +357,23 @@ class Capture(TorchFunctionMode):
         )
         return output, weights
 
+    _handlers: ClassVar[dict[Any, _Handler]] = {
+        **dict.fromkeys((*_SUMS, *_DIFFERENCES, *_PRODUCTS, *_EXPANSIONS), _broadcast),
+        torch.Tensor.__getitem__: _slice,
+        functional.linear: _linear,
+        functional.embedding: _embedding,
+        functional.multi_head_attention_forward: _attention,
+        functional.layer_norm: lambda self, *call: self._scale(_NORM, True, *call),
+        functional.rms_norm: lambda self, *call: self._scale(_RMS_NORM, True, *call),
+        functional.group_norm: lambda self, *call: self._scale(_GROUP, False, *call),
+        functional.batch_norm: lambda self, *call: self._scale(_BATCH, False, *call),
+        torch.conv1d: _convolution,
+        torch.conv2d: _convolution,
+        torch.conv3d: _convolution,
+    }
 
-_ATTENTION = (
-    "query",
-    "key",
-    "value",
-    "embed_dim_to_check",
-    "num_heads",
-    "in_proj_weight",
-    "in_proj_bias",
-    "bias_k",
-    "bias_v",
-    "add_zero_attn",
-    "dropout_p",
-    "out_proj_weight",
-    "out_proj_bias",
-    "training",
-)
-_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
-_GROUP = ("input", "num_groups", "weight", "bias", "eps")
-_BATCH = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+
 _Handler = Callable[[Capture, Callable[..., Any], Sequence[Any], dict[str, Any]], Any]
-
-
-def _scaling(order: Sequence[str], *, last: bool) -> _Handler:
-    return lambda capture, func, args, kwargs: capture._scale(order, last, func, args, kwargs)
-
-
-_SUMS = (torch.Tensor.add, torch.add)
-_DIFFERENCES = (torch.Tensor.sub, torch.sub)
-_PRODUCTS = (torch.Tensor.mul, torch.mul)
-_EXPANSIONS = (torch.Tensor.expand, torch.Tensor.expand_as, torch.broadcast_to)
-_HANDLERS: dict[Any, _Handler] = {
-    **dict.fromkeys((*_SUMS, *_DIFFERENCES, *_PRODUCTS, *_EXPANSIONS), Capture._broadcast),
-    torch.Tensor.__getitem__: Capture._slice,
-    functional.linear: Capture._linear,
-    functional.embedding: Capture._embedding,
-    functional.multi_head_attention_forward: Capture._attention,
-    functional.layer_norm: _scaling(_NORM, last=True),
-    functional.rms_norm: _scaling(("input", "normalized_shape", "weight", "eps"), last=True),
-    functional.group_norm: _scaling(_GROUP, last=False),
-    functional.batch_norm: _scaling(_BATCH, last=False),
-    torch.conv1d: Capture._convolution,
-    torch.conv2d: Capture._convolution,
-    torch.conv3d: Capture._convolution,
-}
 
 
 def _given(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

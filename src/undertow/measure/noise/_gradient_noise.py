@@ -51,13 +51,7 @@ class NoiseScale:
     gradient_sqnorm_stderr: float
 
     def __repr__(self) -> str:
-        return f"Noise scale {self._says()}."
-
-    def _says(self) -> str:
-        low, high = self.interval
-        if math.isinf(self.noise_scale):
-            return f"infinite (at least {low:.4g}): the gradient cannot be told from zero"
-        return f"{self.noise_scale:.4g} samples ({low:.4g} to {high:.4g})"
+        return f"Noise scale {_said(self)}."
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ class GradientNoise(NoiseScale):
 
     def __repr__(self) -> str:
         lines = [
-            f"Noise scale {self._says()} at {self.confidence:.0%} confidence, from "
+            f"Noise scale {_said(self)} at {self.confidence:.0%} confidence, from "
             f"{self.num_samples:,} samples: trace {self.trace:.4g} (standard error "
             f"{self.trace_stderr:.1g}), squared gradient {self.gradient_sqnorm:.4g} (standard "
             f"error {self.gradient_sqnorm_stderr:.1g}); {self.passes:.3g} passes over the data, "
@@ -91,10 +85,17 @@ class GradientNoise(NoiseScale):
         ]
         shown = list(self.per_layer.items())[:_ROWS_SHOWN]
         width = max(len(name) for name, _ in shown)
-        lines += [f"  {name:<{width}}  {layer._says()}" for name, layer in shown]
+        lines += [f"  {name:<{width}}  {_said(layer)}" for name, layer in shown]
         if len(self.per_layer) > len(shown):
             lines.append(f"  and {len(self.per_layer) - len(shown)} more in .per_layer")
         return "\n".join(lines)
+
+
+def _said(scale: NoiseScale) -> str:
+    low, high = scale.interval
+    if math.isinf(scale.noise_scale):
+        return f"infinite (at least {low:.4g}): the gradient cannot be told from zero"
+    return f"{scale.noise_scale:.4g} samples ({low:.4g} to {high:.4g})"
 
 
 def gradient_noise(objective: Objective, *, confidence: float = 0.95) -> GradientNoise:

@@ -132,8 +132,7 @@ class NoiseCovariance:
         if len(block) == 0:
             return block
         mean = block @ self.gradient
-        products = self._objective._products
-        found = products.centred(block, mean / self._scale, self._weights)
+        found = self._objective.products.centred(block, mean / self._scale, self._weights)
         total, sums = found[:, :-1] * self._scale**2, found[:, -1] * self._scale
         return (total - torch.outer(sums, self.gradient)) / (self.num_samples - 1)
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from undertow.measure._nested import flattened, taken, tensors
 from undertow.measure.weights import WeightMatrix, matrix_spectrum, weight_matrices
-from undertow.objective import Objective
+from undertow.objective import EmpiricalRisk, Objective, Tensors
 
 _PACKED = "in_proj_weight"
 # All take their groups as the seventh argument.
@@ -232,7 +232,7 @@ def _counted(objective: Objective) -> dict[str, int | None]:
     for inputs, targets in objective.batches():
         single = taken(inputs, slice(0, 1)), targets[:1]
         singles.setdefault(str([part.shape for part in tensors(single)]), single)
-    one = Objective(
+    one = EmpiricalRisk(
         objective.model,
         objective.loss,
         list(singles.values()),
@@ -240,16 +240,16 @@ def _counted(objective: Objective) -> dict[str, int | None]:
     )
     counts: dict[str, int | None] = dict.fromkeys(one.param_names, 0)
 
-    def compute(parameters: Mapping[str, Tensor], inputs: Any, targets: Tensor) -> None:
+    def compute(parameters: Tensors, inputs: Any, targets: Tensor) -> None:
         leaves = {name: parameters[name] for name in one.param_names}
         with _Positions(leaves) as seen:
-            one._outputs(parameters, inputs, targets)
+            one.outputs(parameters, inputs, targets)
         for name, most in counts.items():
             # One that this sample does not meet, as with experts, another one may.
             found = None if name in seen.unknown else seen.counts.get(name) or None
             counts[name] = None if most is None or found is None else max(most, found)
 
-    one._sweep(compute, lambda _: None)
+    one.sweep(compute, lambda _: None)
     return counts
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,12 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from undertow.measure._nested import taken
 from undertow.measure.noise._capture import Capture, Layouts
 from undertow.measure.noise._layer_gradients import Use, square_rows, wide
-from undertow.objective import Objective, logits_of, out_of_memory
+from undertow.objective import EmpiricalRisk, Objective, Tensors, out_of_memory
 
 # Per-sample gradients that have to be written down are held for so many bytes at a time.
 _VMAP_BYTES = 2**25
 _PROBE_SAMPLES = 2
-Parameters = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +108,20 @@ class Sweep:
 
 def sweep_samples(objective: Objective) -> Sweep:
     """One pass over all samples."""
-    _check_statistics(objective)
+    risk = objective.risk
+    _check_statistics(risk.model)
     pieces: list[dict[str, Tensor]] = []
     counts: list[Tensor] = []
     vmapped: set[str] = set()
     layouts: list[Layouts] = []
     reached = False
 
-    def contribution(parameters: Parameters, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def contribution(parameters: Tensors, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal reached
         if not layouts:
-            layouts.append(_probe(objective, parameters, inputs, targets))
-        batch = _Batch(objective, parameters, inputs, targets, layouts[0], None)
-        count = objective._denominators(targets)
+            layouts.append(_probe(risk, parameters, inputs, targets))
+        batch = _Batch(risk, parameters, inputs, targets, layouts[0], None)
+        count = risk.denominators(targets)
         reached |= not count.any() or any(g is not None for g in batch.gradients.values())
         parts = [
             torch.zeros_like(parameters[name]) if gradient is None else gradient
@@ -132,15 +132,14 @@ def sweep_samples(objective: Objective) -> Sweep:
         vmapped.update(batch.vmapped)
         return torch.cat([part.flatten() for part in parts]), count.sum()
 
-    gradient = objective._mean(contribution)
-    objective._check_reached(reached)
+    gradient = risk.mean(contribution)
+    risk.check_reached(reached)
     weights = torch.cat(counts)
     scale = float(1 / weights.mean())
     squares = {
-        name: torch.cat([piece[name] for piece in pieces]) * scale**2
-        for name in objective.param_names
+        name: torch.cat([piece[name] for piece in pieces]) * scale**2 for name in risk.param_names
     }
-    named = tuple(name for name in objective.param_names if name in vmapped)
+    named = tuple(name for name in risk.param_names if name in vmapped)
     return Sweep(squares, gradient, weights * scale, scale, named, layouts[0])
 
 
@@ -148,24 +147,25 @@ def inner_products(
     objective: Objective, sweep: Sweep, chosen: Bool[Tensor, " samples"]
 ) -> dict[str, Float64[Tensor, " chosen"]]:
     """<g_i, G> of the chosen samples, parameter by parameter, with G the mean gradient."""
-    sizes = dict(objective.model.named_parameters())
-    shapes = [sizes[name].shape for name in objective.param_names]
+    risk = objective.risk
+    sizes = dict(risk.model.named_parameters())
+    shapes = [sizes[name].shape for name in risk.param_names]
     flat = sweep.gradient.split([shape.numel() for shape in shapes])
     directions = {
         name: part.view(shape)
-        for name, part, shape in zip(objective.param_names, flat, shapes, strict=True)
+        for name, part, shape in zip(risk.param_names, flat, shapes, strict=True)
     }
     pieces: list[dict[str, Tensor]] = []
     position = 0
 
     def compute(
-        parameters: Parameters, inputs: Any, targets: Tensor
+        parameters: Tensors, inputs: Any, targets: Tensor
     ) -> tuple[dict[str, Tensor] | None, int]:
         here = chosen[position : position + len(targets)].to(targets.device)
         if not here.any():
             return None, len(targets)
         batch = _Batch(
-            objective, parameters, taken(inputs, here), targets[here], sweep.layouts, directions
+            risk, parameters, taken(inputs, here), targets[here], sweep.layouts, directions
         )
         return batch.values, len(targets)
 
@@ -176,10 +176,10 @@ def inner_products(
         if piece is not None:
             pieces.append(piece)
 
-    objective._sweep(compute, collect)
+    risk.sweep(compute, collect)
     return {
         name: torch.cat([piece[name] for piece in pieces]) * sweep.scale
-        for name in objective.param_names
+        for name in risk.param_names
     }
 
 
@@ -192,14 +192,14 @@ class _Batch:
 
     def __init__(
         self,
-        objective: Objective,
-        parameters: Parameters,
+        risk: EmpiricalRisk,
+        parameters: Tensors,
         inputs: Any,
         targets: Tensor,
         layouts: Layouts,
         directions: Mapping[str, Tensor] | None,
     ) -> None:
-        names, samples = objective.param_names, len(targets)
+        names, samples = risk.param_names, len(targets)
         zeros = torch.zeros(samples, dtype=torch.float64, device=targets.device)
         self.values = dict.fromkeys(names, zeros)
 
@@ -214,7 +214,7 @@ class _Batch:
         with torch.enable_grad():
             leaves = {name: parameters[name].detach().requires_grad_() for name in names}
             with Capture(leaves, samples, collect, layouts.layout) as capture:
-                outputs, total = _forward(objective, parameters, leaves, inputs, targets)
+                outputs, total = _forward(risk, parameters, leaves, inputs, targets)
             found: tuple[Tensor | None, ...] = (None,) * (len(leaves) + 1)
             if total.requires_grad and outputs.requires_grad:
                 wanted = [*leaves.values(), outputs]
@@ -228,7 +228,7 @@ class _Batch:
         )
         if self.vmapped:
             assert found[-1] is not None
-            written = _written_down(objective, parameters, self.vmapped, inputs, targets, found[-1])
+            written = _written_down(risk, parameters, self.vmapped, inputs, targets, found[-1])
             pieces = [
                 {
                     name: square_rows(wide(part))
@@ -243,9 +243,9 @@ class _Batch:
 
 
 def _forward(
-    objective: Objective, parameters: Parameters, leaves: Parameters, inputs: Any, targets: Tensor
+    risk: EmpiricalRisk, parameters: Tensors, leaves: Tensors, inputs: Any, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    outputs, total = objective._logits_and_sum({**parameters, **leaves}, inputs, targets)
+    outputs, total = risk.logits_and_sum({**parameters, **leaves}, inputs, targets)
     if not isinstance(outputs, Tensor) or outputs.shape[:1] != targets.shape[:1]:
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise TypeError(
@@ -256,8 +256,8 @@ def _forward(
 
 
 def _written_down(
-    objective: Objective,
-    parameters: Parameters,
+    risk: EmpiricalRisk,
+    parameters: Tensors,
     names: tuple[str, ...],
     inputs: Any,
     targets: Tensor,
@@ -268,10 +268,8 @@ def _written_down(
 
     def gradient(one_input: Any, one_target: Tensor, one_delta: Tensor) -> dict[str, Tensor]:
         def forward(own: dict[str, Tensor]) -> Tensor:
-            outputs = objective._outputs(
-                {**parameters, **own}, taken(one_input, None), one_target[None]
-            )
-            return logits_of(outputs).reshape(one_delta.shape)
+            outputs = risk.logits({**parameters, **own}, taken(one_input, None), one_target[None])
+            return outputs.reshape(one_delta.shape)
 
         (found,) = vjp(forward, rest)[1](one_delta)
         return found
@@ -282,9 +280,7 @@ def _written_down(
             one = slice(index, index + 1)
             leaves = {name: tensor.clone().requires_grad_() for name, tensor in rest.items()}
             with torch.enable_grad():
-                outputs = logits_of(
-                    objective._outputs({**parameters, **leaves}, taken(inputs, one), targets[one])
-                )
+                outputs = risk.logits({**parameters, **leaves}, taken(inputs, one), targets[one])
             each.append(
                 torch.autograd.grad(outputs, list(leaves.values()), delta[one], allow_unused=True)
             )
@@ -323,7 +319,7 @@ def _axes(inputs: Any) -> Any:
     return 0 if isinstance(inputs, Tensor) else None
 
 
-def _probe(objective: Objective, parameters: Parameters, inputs: Any, targets: Tensor) -> Layouts:
+def _probe(risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tensor) -> Layouts:
     """The layouts of the parameters whose formulas give what autograd gives for two samples.
 
     A formula is wrong where a parameter is used in another way too, or the samples lie elsewhere.
@@ -331,17 +327,15 @@ def _probe(objective: Objective, parameters: Parameters, inputs: Any, targets: T
     """
     index = torch.arange(_PROBE_SAMPLES, device=targets.device) % len(targets)
     zeros = torch.zeros(_PROBE_SAMPLES, dtype=torch.float64, device=targets.device)
-    found = dict.fromkeys(objective.param_names, zeros)
+    found = dict.fromkeys(risk.param_names, zeros)
 
     def collect(use: Use, delta: Tensor) -> None:
         found[use.name] = found[use.name] + use.squares(delta)
 
-    leaves = {name: parameters[name].detach().requires_grad_() for name in objective.param_names}
+    leaves = {name: parameters[name].detach().requires_grad_() for name in risk.param_names}
     with torch.enable_grad():
         with Capture(leaves, _PROBE_SAMPLES, collect) as capture:
-            outputs, _ = _forward(
-                objective, parameters, leaves, taken(inputs, index), targets[index]
-            )
+            outputs, _ = _forward(risk, parameters, leaves, taken(inputs, index), targets[index])
         if not outputs.requires_grad:
             return Layouts({}, {})
         draw = torch.randn(outputs.shape[1:], generator=torch.Generator().manual_seed(0))
@@ -370,8 +364,8 @@ def _probe(objective: Objective, parameters: Parameters, inputs: Any, targets: T
     )
 
 
-def _check_statistics(objective: Objective) -> None:
-    for name, module in objective.model.named_modules():
+def _check_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"{name or 'the model'} normalises by the batch's statistics in eval mode too "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from undertow.measure._evaluation import evaluating, given, outputs_of, state_in
+from undertow.measure._evaluation import evaluating, given, outputs_of, state_of
 from undertow.measure._nested import taken
 from undertow.measure.weights._convolution import operator_spectrum
 from undertow.measure.weights._spectrum import matrix_spectrum
@@ -161,7 +161,7 @@ def layer_calls(objective: Objective) -> list[LayerCall]:
             if isinstance(module, nn.Linear | _ConvNd):
                 handles.append(module.register_forward_hook(record, with_kwargs=True))
         inputs, _ = next(objective.batches())
-        outputs_of(model, state_in(model, None), taken(inputs, slice(1)), None)
+        outputs_of(objective.risk, state_of(objective.risk), taken(inputs, slice(1)))
     return calls
 
 

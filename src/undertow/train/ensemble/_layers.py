@@ -177,19 +177,23 @@ def recognise(module: nn.Module, *, input_ndim: int) -> list[Layer] | None:
     return layers if ends_are_linear else None
 
 
+# PyTorch has no public way to ask whether a module has hooks.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _flatten(module: nn.Module, name: str) -> list[tuple[str, nn.Module]] | None:
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
+    if any(getattr(module, hooks) for hooks in _HOOKS):
         return None
     if type(module) is not nn.Sequential:
         return [(name, module)]
+    # `named_children` would drop repeated modules.
+    every = module.named_modules(remove_duplicate=False)
+    children = [(key, child) for key, child in every if key and "." not in key]
+    if len(children) != len(module):  # one is None
+        return None
     leaves: list[tuple[str, nn.Module]] = []
-    for key, child in module._modules.items():  # `named_children` would drop repeated modules
-        below = None if child is None else _flatten(child, f"{name}{key}.")
+    for key, child in children:
+        below = _flatten(child, f"{name}{key}.")
         if below is None:
             return None
         leaves += below

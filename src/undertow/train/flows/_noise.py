@@ -17,7 +17,6 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from undertow.objective import Objective, evaluating
-from undertow.train.flows._potential import double
 
 BatchedGradient = Callable[[Tensor], Tensor]
 BatchedNoise = Callable[[Tensor, Tensor], Tensor]
@@ -187,21 +186,17 @@ class _Network:
 
     def __init__(self, objective: Objective, batch_size: int) -> None:
         self.variance: Float64[Tensor, " params"] | None = None
-        self._objective = objective
-        objective.value()  # its own errors; and a model's own loss shows its denominator
-        named = {
-            **dict(objective.model.named_parameters()),
-            **dict(objective.model.named_buffers()),
-        }
-        tensors = {name: double(tensor.detach()) for name, tensor in named.items()}
-        self._chosen = [(name, tensors.pop(name).shape) for name in objective.param_names]
-        self._fixed = tensors
-        self._data = [(double(inputs), double(targets)) for inputs, targets in objective.batches()]
-        counts = torch.cat([objective._denominators(targets) for _, targets in self._data]).double()
+        risk = objective.risk.at(torch.float64).held()
+        risk.value()  # its own errors; and a model's own loss shows its denominator
+        fixed = risk.current()
+        self._chosen = [(name, fixed.pop(name).shape) for name in risk.param_names]
+        self._risk, self._fixed = risk, fixed
+        self._data = list(risk.batches())
+        counts = risk.all_denominators().double()
         self.draws = len(counts)
         if self.draws < 2:
             raise ValueError("data hold one sample: its gradient has no covariance")
-        self.size = objective.num_params
+        self.size = risk.num_params
         self._mean = 1 / counts.sum()
         self._counts = counts
         # As in `Objective.sample_noise`: a mini-batch's ratio of sums, to first order.
@@ -235,7 +230,7 @@ class _Network:
         mean = self._pull_back(theta, self._mean.expand(len(theta), 1, self.draws))
         total = torch.zeros_like(theta)
         first = 0
-        with evaluating(self._objective.model):
+        with evaluating(self._risk.model):
             for inputs, targets in self._data:
                 for begin in range(0, len(targets), _APART):
                     chosen = slice(begin, begin + _APART)
@@ -256,7 +251,7 @@ class _Network:
         """Gradients of the samples' losses in so weighted sums, `[replicas, k, params]`."""
         total = torch.zeros(*weights.shape[:2], self.size, dtype=torch.float64, device=theta.device)
         first = 0
-        with evaluating(self._objective.model):
+        with evaluating(self._risk.model):
             for inputs, targets in self._data:
                 chosen = weights[..., first : first + len(targets)]
                 first += len(targets)
@@ -269,7 +264,7 @@ class _Network:
             for name, shape in self._chosen:
                 parameters[name] = own[first : first + shape.numel()].reshape(shape)
                 first += shape.numel()
-            return self._objective._sample_sums(parameters, inputs, targets)
+            return self._risk.sample_sums(parameters, inputs, targets)
 
         def one(own: Tensor, rows: Tensor) -> Tensor:
             back = torch.func.vjp(losses, own)[1]
@@ -301,8 +296,7 @@ def drive(
         if batch_size is None:
             raise ValueError("an Objective needs batch_size: the noise has covariance Sigma / it")
         if start is None:
-            named = dict(problem.model.named_parameters())
-            start = torch.cat([named[name].detach().flatten() for name in problem.param_names])
+            start = problem.risk.theta()
     elif batch_size is not None:
         raise ValueError(
             "batch_size belongs to an Objective; a NoisyGradient has the covariance of a step's "

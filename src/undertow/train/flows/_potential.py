@@ -1,22 +1,20 @@
 """What a deterministic flow goes down: a scalar function of the parameters, in float64.
 
-An `Objective` is evaluated on a double-precision copy of its module; a plain function is
-differentiated as it is. Solvers see flat numpy arrays.
+An `Objective` is evaluated by its risk in double precision; a plain function is differentiated as
+it is. Solvers see flat numpy arrays.
 """
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
-from undertow.objective import Objective
+from undertow.objective import CurvatureProducts, Objective, gradient
 
 Array = Float64[np.ndarray, " params"]
 Function = Callable[[Tensor], Tensor]
@@ -131,43 +129,34 @@ class _FunctionPotential(Potential):
 
 
 class _ObjectivePotential(Potential):
-    """An objective on a copy of its module and data in float64."""
+    """An objective's risk in float64, with parameters of its own."""
 
     def __init__(self, objective: Objective, start: Tensor | None) -> None:
-        model = copy.deepcopy(objective.model).double()
-        loss = objective.loss
-        if isinstance(loss, nn.Module):
-            loss = copy.deepcopy(loss).double()
-        batches = [(double(inputs), double(targets)) for inputs, targets in objective.batches()]
-        self._objective = Objective(model, loss, batches, params=objective.param_names)
-        named = dict(model.named_parameters())
-        self._own = [named[name] for name in objective.param_names]
-        own = torch.cat([parameter.detach().flatten() for parameter in self._own])
+        self._risk = objective.risk.at(torch.float64).held()
+        self._products = CurvatureProducts(self._risk)
+        own = self._risk.theta()
         super().__init__(own if start is None else start.to(own))
         # Its own errors (targets that make no sense, say) come from here; later ones are NaN.
         self._set(self.start)
-        self._objective.gradient()
+        gradient(self._risk)
 
     def value(self, theta: Array) -> float:
         self._set(theta)
-        found = _if_finite(self._objective.value)
+        found = _if_finite(self._risk.value)
         return float("nan") if found is None else float(found)
 
     def _gradient(self, theta: Array) -> Array:
         self._set(theta)
-        found = _if_finite(self._objective.gradient)
+        found = _if_finite(lambda: gradient(self._risk))
         return np.full(self.size, np.nan) if found is None else found.cpu().numpy()
 
     def _hessian_product(self, theta: Array, block: Tensor) -> Array:
         self._set(theta)
-        found = _if_finite(lambda: self._objective.hvp(block))
+        found = _if_finite(lambda: self._products.product("hessian", block))
         return np.full(tuple(block.shape), np.nan) if found is None else found.numpy(force=True)
 
     def _set(self, theta: Array) -> None:
-        parts = self.tensor(theta).split([parameter.numel() for parameter in self._own])
-        with torch.no_grad():
-            for parameter, part in zip(self._own, parts, strict=True):
-                parameter.copy_(part.reshape(parameter.shape))
+        self._risk.move(self.tensor(theta))
 
 
 def potential(objective: Objective | Function, start: Float[Tensor, " *theta"] | None) -> Potential:
@@ -214,13 +203,6 @@ def _if_finite(evaluate: Callable[[], Tensor]) -> Tensor | None:
         return evaluate()
     except ValueError:
         return None
-
-
-def double(part: Any) -> Any:
-    """Inputs or targets, a tensor or a mapping of them, with real numbers in float64."""
-    if isinstance(part, Mapping):
-        return {name: double(value) for name, value in part.items()}
-    return part.double() if isinstance(part, Tensor) and part.is_floating_point() else part
 
 
 def increasing(name: str, values: float | Sequence[float]) -> Float64[np.ndarray, " times"]:

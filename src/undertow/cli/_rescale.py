@@ -1,0 +1,88 @@
+"""`undertow rescale`: hyperparameters for another batch size (`apply.rescale`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from undertow.cli._output import show, undisturbed
+from undertow.cli._words import Shown, arguments, parse
+
+SYNOPSIS = "--lr X ..."
+SUMMARY = "hyperparameters for another batch size"
+_HYPER = (
+    *("lr", "momentum", "betas", "alpha", "eps", "weight_decay"),
+    *("steps", "warmup_steps", "milestones"),
+)
+PARAMETERS = {
+    "batch_size": "from_batch",
+    "to": "to_batch",
+    "workers": "from_workers",
+    "verify": "objective",
+    **dict.fromkeys(_HYPER, "optimizer_or_dict"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `rescale` takes."""
+
+    optimizer: Annotated[str, Shown("NAME")]
+    """sgd, momentum, rmsprop, adam or adamw."""
+    lr: float
+    """Learning rate."""
+    batch_size: int
+    """Samples a step on one worker, now."""
+    to: int
+    """And after."""
+    workers: int = 1
+    """Data-parallel workers now."""
+    to_workers: int | None = None
+    """And after; as many by default."""
+    momentum: float | None = None
+    """Of SGD."""
+    betas: Annotated[tuple[float, float] | None, Shown("B1 B2")] = None
+    """Of Adam and AdamW."""
+    alpha: float | None = None
+    """Of RMSprop."""
+    eps: float | None = None
+    """Outside the root."""
+    weight_decay: float | None = None
+    """PyTorch's."""
+    steps: int | None = None
+    """Of the run."""
+    warmup_steps: int | None = None
+    """Of warm-up."""
+    milestones: tuple[int, ...] | None = None
+    """Steps at which the rate drops."""
+    noise_scale: float | None = None
+    """Measured noise scale, in samples: warns where the rule ends."""
+    sharpness: float | None = None
+    """Measured largest eigenvalue of the Hessian: the same."""
+    verify: Annotated[str | None, Shown("FILE.py:NAME")] = None
+    """Run NAME() of that file for an Objective, measure there, and try the rule in short runs."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Print each hyperparameter's new value, with the equation that gives it."""
+    options = parse(
+        Options,
+        words,
+        command="rescale",
+        summary="Hyperparameters for another batch size, one line a change.",
+    )
+    from undertow import apply
+
+    given = arguments(options, PARAMETERS)
+    hyper = given.pop("optimizer_or_dict")
+    with undisturbed(options.json):
+        if options.verify is not None:
+            given["objective"] = apply.load_objective(options.verify)
+        found = apply.rescale(
+            {name: value for name, value in hyper.items() if value is not None}, **given
+        )
+    show(found.document(), options.json)
+    return 0

@@ -1,0 +1,43 @@
+"""`undertow resume`: go on with a run that was stopped (`claims.resume`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+from undertow.cli._reproduce import Expected, finish
+from undertow.cli._words import Shown, arguments, parse
+
+SYNOPSIS = "DIR"
+SUMMARY = "go on with a run that was stopped"
+PARAMETERS = {"directory": "out"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `resume` takes."""
+
+    directory: Annotated[Path, Shown("DIR", positional=True)]
+    """Folder of the run."""
+    engine: Literal["local", "inline"] = "local"
+    """local (worker processes) or inline."""
+    workers: int | None = None
+    """Worker processes; one a core by default."""
+    expect: Expected = None
+    """Exit with 3 on any other verdict."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the trials that are missing, and judge all."""
+    options = parse(
+        Options, words, command="resume", summary="Go on with a run of a claim that was stopped."
+    )
+    from undertow import claims
+
+    one = partial(claims.resume, **arguments(options, PARAMETERS))
+    return finish({str(options.directory): one}, expect=options.expect, as_json=options.json)

@@ -1,0 +1,383 @@
+"""The empirical risk: a model, a loss and data, evaluated at given parameters.
+
+L(theta) = sum_i l(f(theta, x_i), y_i) / n, where n is the loss's own denominator: the number of
+samples, or the weight of the labels that count (class weights, `ignore_index`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Self, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.data import Dataset
+
+from undertow.objective._arguments import positive_count
+from undertow.objective._batches import (
+    checked_pair,
+    fingerprint,
+    is_finite,
+    piece,
+    reiterable,
+    with_own_random_state,
+)
+from undertow.objective._loss_terms import GivenLoss, OwnLoss
+from undertow.objective._losses import Loss, OutputProduct, as_module, logits_of
+from undertow.objective._module import (
+    cast,
+    evaluating,
+    like_parameters,
+    out_of_memory,
+    product_type,
+    select,
+    shown,
+)
+
+Tensors = Mapping[str, Tensor]
+Contribution = Callable[[Tensors, Any, Tensor], tuple[Tensor, Tensor]]
+Result = TypeVar("Result")
+
+# Tensors go through the model in one piece while the inputs take at most so many bytes.
+_PIECE_BYTES = 2**25
+
+
+class EmpiricalRisk:
+    """A model, a loss and data, and how to evaluate them at parameters of one's choice.
+
+    Functions of a microbatch take `tensors`, all parameters and buffers by name: those of
+    `current`, with some replaced. The module is run on these and left as found; evaluate inside
+    `evaluating(model)`, as `sweep` does. By default the risk follows the module's own parameters;
+    `at(dtype)` is the same risk in another precision, `held()` one with a theta of its own.
+
+    Args: as of `Objective`.
+
+    Attributes:
+        model: the user's module.
+        loss: of (outputs, targets); None for the model's own.
+        param_names: what theta consists of.
+        dtype: what parameters, buffers, data and loss are evaluated in; None for their own types.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss | None,
+        data: tuple[Tensor, Tensor] | Dataset[Any] | Iterable[Any],
+        *,
+        params: Iterable[str] | Callable[[str, nn.Parameter], bool] | None = None,
+        microbatch: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        if microbatch is not None:
+            microbatch = positive_count("microbatch", microbatch)
+        self.model = model
+        self.loss = loss
+        self.param_names = select(model, params)
+        self.dtype: torch.dtype | None = None
+        self._terms = OwnLoss() if loss is None else GivenLoss(loss)
+        self._held: dict[str, Tensor] | None = None
+        self._piece = microbatch
+        self._num_samples: int | None = None
+        self._counted: Any = None
+        self._data: Iterable[Any] = [data]
+        if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
+            inputs, _ = checked_pair(data, 0)
+            sample_bytes = max(1, inputs[0].numel() * inputs.element_size())
+            self._piece = microbatch or max(1, _PIECE_BYTES // sample_bytes)
+            self._num_samples = len(inputs)
+            self._counted = fingerprint(self._data)
+        else:
+            self._data = reiterable(data, microbatch)
+
+    # What it consists of.
+
+    @property
+    def num_params(self) -> int:
+        """Length p of the flat parameter vector."""
+        selected = set(self.param_names)
+        return sum(p.numel() for name, p in self.model.named_parameters() if name in selected)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples; counted by one pass over the data where it is not known."""
+        found = fingerprint(self._data)
+        if self._num_samples is None or self._counted != found:  # a list may have grown
+            self._num_samples = sum(len(targets) for _, targets in self.batches())
+            self._counted = found
+        return self._num_samples
+
+    @property
+    def known_samples(self) -> int | None:
+        """Number of samples as last counted, None before."""
+        return self._num_samples
+
+    def batches(self) -> Iterator[tuple[Any, Tensor]]:
+        """The data on the model's device, checked, in microbatches (inputs, targets)."""
+        device = next(self.model.parameters()).device
+        empty = True
+        for index, batch in enumerate(with_own_random_state(self._data)):
+            inputs, targets = checked_pair(batch, index)
+            step = self._piece or len(targets)
+            for start in range(0, len(targets), step):
+                empty = False
+                chosen = slice(start, start + step)
+                yield (
+                    cast(piece(inputs, chosen, device), self.dtype),
+                    cast(piece(targets, chosen, device), self.dtype),
+                )
+        if empty:
+            raise ValueError("data are empty: an objective needs at least one sample")
+
+    def current(self) -> dict[str, Tensor]:
+        """All parameters and buffers by name, detached; what L is evaluated at."""
+        if self._held is not None:
+            return dict(self._held)
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        if self.dtype is None:
+            return {name: tensor.detach() for name, tensor in named}
+        return {name: cast(tensor.detach(), self.dtype) for name, tensor in named}
+
+    def copies(self) -> dict[str, Tensor]:
+        """The same as copies, half precision as single: what graphs may hold on to."""
+        with torch.inference_mode(False):  # in which copies could not be differentiated
+            return {n: t.to(product_type(t.dtype), copy=True) for n, t in self.current().items()}
+
+    def theta(self) -> Float[Tensor, " params"]:
+        """The parameters that count, as one vector in the order of `param_names`."""
+        current = self.current()
+        return torch.cat([current[name].flatten() for name in self.param_names])
+
+    def fingerprint(self) -> Any:
+        """Changes when tensors in the data are replaced or written to, and when the loss is."""
+        return fingerprint(self._data), self._terms.state()
+
+    # The same risk elsewhere.
+
+    def at(self, dtype: torch.dtype) -> Self:
+        """The same risk evaluated in another precision, on parameters and data cast as they come.
+
+        The loss is a copy; the model is not, and follows the user's. The one place where "the
+        objective in float64" is made.
+
+        Raises:
+            TypeError: if `dtype` is no real floating-point type.
+        """
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        held = None
+        if self._held is not None:
+            held = {name: cast(tensor, dtype) for name, tensor in self._held.items()}
+        if self.loss is None:
+            return self._but(dtype=dtype, _held=held, _terms=OwnLoss())
+        loss = as_module(self.loss)
+        if isinstance(loss, nn.Module):
+            loss = copy.deepcopy(loss).to(dtype)
+        return self._but(dtype=dtype, _held=held, loss=loss, _terms=GivenLoss(loss))
+
+    def held(self) -> Self:
+        """The same risk with parameters and buffers of its own, and its data in memory.
+
+        What becomes of the module's no longer matters to it; `move` sets its theta.
+        """
+        data = list(self.batches())
+        with torch.inference_mode(False):
+            tensors = {name: tensor.clone() for name, tensor in self.current().items()}
+        return self._but(
+            _data=data,
+            _piece=None,
+            _num_samples=sum(len(targets) for _, targets in data),
+            _counted=fingerprint(data),
+            _held=tensors,
+        )
+
+    def _but(self, **attributes: Any) -> Self:
+        other = copy.copy(self)
+        vars(other).update(attributes)
+        return other
+
+    def move(self, theta: Float[Tensor, " params"]) -> None:
+        """Set the theta of a held risk.
+
+        Raises:
+            TypeError: if the risk follows the user's module, which is not for it to change.
+        """
+        if self._held is None:
+            raise TypeError("only a held risk can be moved; this one follows its module")
+        parts = theta.split([self._held[name].numel() for name in self.param_names])
+        with torch.no_grad():
+            for name, part in zip(self.param_names, parts, strict=True):
+                self._held[name].copy_(part.reshape(self._held[name].shape))
+
+    # One microbatch.
+
+    def outputs(self, tensors: Tensors, inputs: Any, targets: Tensor | None = None) -> Any:
+        """What the model returns; the targets are the labels that its own loss needs."""
+        if not isinstance(inputs, Mapping):
+            given = (self._fitting(inputs, tensors),)
+            return functional_call(self.model, dict(tensors), given)
+        arguments = {name: self._fitting(part, tensors) for name, part in inputs.items()}
+        if self.loss is None and targets is not None:
+            arguments["labels"] = targets
+        return functional_call(self.model, dict(tensors), (), arguments)
+
+    def _fitting(self, part: Any, tensors: Tensors) -> Any:
+        """Inputs in the parameters' precision where these are not in their own."""
+        return like_parameters(part, tensors) if self.dtype is None else cast(part, self.dtype)
+
+    def logits(self, tensors: Tensors, inputs: Any, targets: Tensor | None = None) -> Any:
+        """The outputs, or the logits among them."""
+        return logits_of(self.outputs(tensors, inputs, targets))
+
+    def sum_and_count(
+        self, tensors: Tensors, inputs: Any, targets: Tensor
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Sum of the loss, and what the microbatch adds to the denominator."""
+        self._learn(tensors, inputs, targets)
+        outputs = self.outputs(tensors, inputs, targets)
+        return self._terms.sum_and_count(outputs, targets, len(targets))
+
+    def logits_and_sum(
+        self, tensors: Tensors, inputs: Any, targets: Tensor
+    ) -> tuple[Any, Float[Tensor, ""]]:
+        """The logits, and the sum of the loss as a function of them."""
+        self._learn(tensors, inputs, targets)
+        outputs = self.outputs(tensors, inputs, targets)
+        return logits_of(outputs), self._terms.sum_by_logits(outputs, targets, len(targets))
+
+    def sample_sums(
+        self, tensors: Tensors, inputs: Any, targets: Tensor
+    ) -> Float[Tensor, " samples"]:
+        """What each sample adds to the sum of the loss."""
+        return self._terms.sample_sums(self.outputs(tensors, inputs, targets), targets)
+
+    def denominators(self, targets: Tensor) -> Float[Tensor, " samples"]:
+        """What each sample adds to the denominator.
+
+        That of a model's own loss is known once it has been evaluated.
+        """
+        return self._terms.denominators(targets)
+
+    def all_denominators(self) -> Float[Tensor, " samples"]:
+        """The same of all data; a model's own loss is evaluated first where it has not been."""
+        if not self._terms.known:
+            self.value()
+        return torch.cat([self.denominators(targets) for _, targets in self.batches()])
+
+    def output_product(self, logits: Tensor, targets: Tensor) -> OutputProduct | None:
+        """The closed-form Hessian product of the loss's sum in the logits, if there is one."""
+        return self._terms.output_product(logits, targets)
+
+    def _learn(self, tensors: Tensors, inputs: Any, targets: Tensor) -> None:
+        """Find out what the denominator of the model's own loss is, the first time."""
+        if isinstance(self._terms, GivenLoss) or self._terms.known:
+            return
+        with torch.enable_grad():
+            leaves = {name: tensors[name].detach() for name, _ in self.model.named_parameters()}
+            for leaf in leaves.values():
+                leaf.requires_grad_(leaf.is_floating_point())
+            self._terms.learn(self.outputs({**tensors, **leaves}, inputs, targets), targets)
+
+    # All data.
+
+    def sweep(
+        self,
+        compute: Callable[[Tensors, Any, Tensor], Result],
+        collect: Callable[[Result], None],
+        tensors: Tensors | None = None,
+    ) -> None:
+        """One pass: `collect(compute(tensors, inputs, targets))` for each microbatch.
+
+        A microbatch that runs out of memory is halved, and later ones with it. Gradients are off.
+
+        Raises:
+            ValueError: if the loss is found to be no average over samples.
+        """
+        with evaluating(self.model), torch.no_grad():
+            tensors = self._own_buffers() if tensors is None else tensors
+            pieces = 0
+            for batch in self.batches():
+                waiting = [batch]
+                while waiting:
+                    inputs, targets = waiting.pop()
+                    pieces += 1
+                    if pieces > 1 and self._terms.averages is False:
+                        raise ValueError(
+                            "loss is no average over samples: its mean over a batch is not that of "
+                            "its means over two halves, so batches do not add up. Return a value "
+                            "per sample, give class weights and ignore_index by "
+                            "nn.CrossEntropyLoss, or all data in one batch"
+                        )
+                    try:
+                        result = compute(tensors, inputs, targets)
+                    except RuntimeError as error:
+                        if not out_of_memory(error) or len(targets) == 1:
+                            raise
+                    else:
+                        collect(result)
+                        continue
+                    half = (len(targets) + 1) // 2
+                    self._piece = min(half, self._piece or half)
+                    waiting += [
+                        (piece(inputs, part, targets.device), targets[part])
+                        for part in (slice(half, None), slice(half))
+                    ]
+
+    def _own_buffers(self) -> dict[str, Tensor]:
+        """The current tensors, so that a module that writes to buffers writes to nothing else."""
+        current = self.current()
+        return current | {name: current[name].clone() for name, _ in self.model.named_buffers()}
+
+    def value(self) -> Float[Tensor, ""]:
+        """L(theta)."""
+        return self.mean(self.sum_and_count)
+
+    def mean(self, contribution: Contribution) -> Tensor:
+        """Sum of the contributions of microbatches over the sum of their counts.
+
+        Args:
+            contribution: maps (tensors, inputs, targets) to (part of the sum, count).
+
+        Raises:
+            ValueError: as `normalized`.
+        """
+        totals: list[Tensor] = []
+
+        def add(result: tuple[Tensor, Tensor]) -> None:
+            if totals:
+                for total, part in zip(totals, result, strict=True):
+                    total += part
+            else:
+                # Sums in half precision would stop growing.
+                totals.extend(part.to(product_type(part.dtype), copy=True) for part in result)
+
+        self.sweep(contribution, add)
+        return self.normalized(*totals)
+
+    def normalized(self, total: Tensor, count: Tensor) -> Tensor:
+        """A sum over all data, by their denominator; in the memory of the sum.
+
+        Raises:
+            ValueError: if no target counts, or the mean is not finite.
+        """
+        if count == 0:
+            raise ValueError("no target counts: every label is ignored or has class weight zero")
+        mean = total.div_(count.to(total))
+        if not is_finite(mean):
+            named = self.current()
+            bad = [n for n, _ in self.model.named_parameters() if not named[n].isfinite().all()]
+            cause = f"parameter {bad[0]} is not finite" if bad else "outputs or loss overflow"
+            raise ValueError(f"the objective is not finite although the data are: {cause}")
+        return mean
+
+    def check_reached(self, reached: bool) -> None:
+        """Raise ValueError unless the loss depends on some parameter of theta."""
+        if not reached:
+            raise ValueError(
+                f"the loss depends on none of the parameters {shown(self.param_names)}: does "
+                "the model or the loss detach, round, or run under no_grad?"
+            )

@@ -1,0 +1,50 @@
+"""Grids of trials: every combination once, fields by name, mappings that set several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+
+from undertow.lab import grid, seeds
+
+
+@dataclass(frozen=True)
+class Trial:
+    width: int
+    lr: float
+    decay: float
+    seed: int
+    depth: int = 2
+
+
+KNOBS = SimpleNamespace(width=8, decay=0.5, other=1)
+
+
+def test_every_combination_once_the_last_axis_fastest() -> None:
+    made = grid(Trial, KNOBS, lr=(0.1, 0.2), seed=(1, 2))
+    assert made == [Trial(8, lr, 0.5, seed) for lr in (0.1, 0.2) for seed in (1, 2)]
+
+
+def test_a_mapping_sets_the_fields_it_names_and_a_later_axis_goes_first() -> None:
+    cells = [{"lr": 0.1, "decay": 0.0}, {"lr": 0.3, "depth": 5}]
+    assert grid(Trial, KNOBS, cell=cells, seed=(1,)) == [
+        Trial(8, 0.1, 0.0, 1),
+        Trial(8, 0.3, 0.5, 1, 5),
+    ]
+    assert grid(Trial, KNOBS, cell=cells, lr=(0.2,), seed=(1,))[0].lr == 0.2
+
+
+def test_no_trial_is_made_twice() -> None:
+    assert len(grid(Trial, KNOBS, lr=(0.1, 0.1, 0.2), seed=(1,))) == 2
+
+
+def test_a_field_that_nothing_sets_is_named() -> None:
+    with pytest.raises(TypeError, match="lr"):
+        grid(Trial, KNOBS, seed=(1,))
+
+
+def test_seeds_of_different_bases_do_not_meet_and_fewer_are_the_first_of_more() -> None:
+    assert not set(seeds(0, 1000)) & set(seeds(1, 1000))
+    assert seeds(3, 5) == seeds(3, 9)[:5]

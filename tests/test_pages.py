@@ -1,0 +1,58 @@
+"""The two pages that teach by doing: their code is taken from them and run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOBS = Path(__file__).parents[1] / "docs" / "jobs"
+
+
+def code_of(page: str) -> str:
+    """All Python of a page, in its order."""
+    text = (JOBS / page).read_text(encoding="utf-8")
+    return "\n\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+
+
+@pytest.mark.slow
+def test_the_claim_of_an_hour_runs_resumes_and_reports(tmp_path: Path) -> None:
+    source = code_of("claim-in-an-hour.md")
+    assert len(source.splitlines()) <= 160  # with the blank lines between blocks
+    (tmp_path / "decay_rank.py").write_text(source)
+
+    def called(*words: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "undertow", *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+        ).stdout
+
+    assert "steps alone do not lower it" in called("claims", "./decay_rank.py", "--rules")
+    assert "of both hidden layers" in called("reproduce", "./decay_rank.py", "--help")
+    words = ("reproduce", "./decay_rank.py", "--preset", "smoke", "--out", "run", "--json")
+    run = json.loads(called(*words))
+    assert run["verdict"] == "inconclusive"  # smoke promises none
+    assert len(run["checks"]) == 5
+    for again in (("resume", "run"), ("report", "run")):
+        assert json.loads(called(*again, "--json"))["checks"] == run["checks"]
+
+
+def test_the_measure_of_an_hour_obeys_its_laws() -> None:
+    names: dict[str, object] = {"__name__": "a_measure_in_an_hour"}
+    module = type(sys)("a_measure_in_an_hour")
+    sys.modules["a_measure_in_an_hour"] = module  # where dataclasses look their class up
+    try:
+        exec(compile(code_of("measure-in-an-hour.md"), "measure-in-an-hour.md", "exec"), names)
+        laws = [value for name, value in names.items() if name.startswith("test_")]
+        assert len(laws) == 4
+        for law in laws:
+            law()  # type: ignore[operator]
+    finally:
+        del sys.modules["a_measure_in_an_hour"]

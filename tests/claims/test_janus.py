@@ -1,143 +1,186 @@
-"""The claim janus: its trials, what its records say, and what its verdict rule makes of them."""
+"""The claim janus: its world, and the laws of its runs."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
-import torch
+from contract import Contract
 
-from undertow import lab
-from undertow.claims import janus
-from undertow.claims.janus import Config, Deep, Regression
+from undertow import claims
+from undertow.claims import Records
+from undertow.claims.janus import DEEP_BATCH, Janus, experiments
+from undertow.claims.janus.experiments import Deep, OnGaussian, OnImages
+from undertow.data import Images
 
-CONFIG = Config(
+TINY = Janus(
+    images=Images(train_size=60),
     batch_sizes=(1, 10),
     samples=20,
     dimension=50,
     epochs=5,
     weight_decay=(0.0, 2e-4, 2e-3),
     late_steps=400,
-    deep_samples=60,
     deep_steps=60,
     deep_weight_decay=(0.0, 2e-2),
-    seeds=8,
+    seeds=3,
+)
+KNOBS = Janus(seeds=12)
+
+
+def world(
+    seeds: int = 12,
+    *,
+    cyclic_rate: float = 1.0,
+    short_descent: float = 1.0,
+    undecayed: float = 1.0,
+    matched_descent: float = 1.0,
+    sgd_stable: float = 1.0,
+    noise: float = 15.0,
+    cyclic_noise: float = 1.0,
+    power: float = 1.0,
+    descent_noise: float = 1e-16,
+    undecayed_noise: float = 1e-17,
+    deep_rate: float = 1.0,
+    descent_rank: float = 0.5,
+    sgd_rank: float = 1.1,
+    lost: int = 0,
+) -> Records:
+    """Records of a world in which every prediction holds, but for what is given otherwise."""
+    generator = np.random.default_rng(0)
+
+    def drawn(value: float) -> float:
+        return value * generator.normal(1, 0.01)
+
+    def end(cell: dict[str, Any], seed: int) -> dict[str, Any]:
+        descent, decay = cell["order"] == "full", cell["weight_decay"]
+        cyclic, steps = cell["order"] == "cyclic", cell["steps"]
+        rate = cyclic_rate if cyclic else short_descent if steps == KNOBS.epochs else 1.0
+        left = (1 - KNOBS.lr * decay) ** steps
+        at_rest = descent_noise if descent else undecayed_noise
+        moving = noise * (cyclic_noise if cyclic else 1) * decay**power
+        moved = at_rest if descent or decay == 0 else moving
+        return cell | {
+            "seed": seed,
+            "step": steps,
+            "final": True,
+            "diverged": seed < lost,
+            "epochs": steps * cell["batch_size"] / KNOBS.samples,
+            "null_predicted": left,
+            "null_ratio": left**rate
+            * (undecayed if decay == 0 else matched_descent if descent and steps == 2400 else 1),
+            "stable_rank": drawn(5 if descent else 5 * sgd_stable),
+            "fluctuation": drawn(moved),
+        }
+
+    late = [
+        {"weight_decay": decay, "steps": KNOBS.late_steps, "batch_size": size, "order": order}
+        for decay in KNOBS.weight_decay
+        for size, order in ((1, "epochs"), (1, "cyclic"), (40, "full"))
+    ]
+    cells = experiments.equal_ends(KNOBS)
+    deep = [
+        {
+            "seed": seed,
+            "batch_size": batch_size,
+            "weight_decay": decay,
+            "diverged": seed < lost,
+            "train_accuracy": 1.0,
+            "deep_rank": round(drawn(3000 * kept)),
+            "null_predicted": 0.1 if decay else 1.0,
+            "null_ratio": 0.1**deep_rate if decay else 1.0,
+        }
+        for seed in range(seeds)
+        for batch_size, own in ((400, 1.0), (DEEP_BATCH, sgd_rank))
+        for decay, kept in ((0.0, 1.0), (2e-2, own * descent_rank))
+    ]
+    return {
+        "gaussian": pl.DataFrame([end(c, seed) for c in cells + late for seed in range(seeds)]),
+        "images": pl.DataFrame([end(cell, seed) for cell in cells for seed in range(seeds)]),
+        "deep": pl.DataFrame(deep),
+    }
+
+
+CONTRACT = Contract(
+    claim="janus",
+    tiny=TINY,
+    world=world,
+    knobs=KNOBS,
+    refuted=[
+        ({"cyclic_rate": 1.01}, "null-space decay rate, error"),
+        ({"short_descent": 1.01}, "decay per epoch, SGD over GD"),
+        ({"sgd_stable": 0.7}, "stable rank, SGD over GD"),
+        ({"noise": 1e-3}, "SGD's fluctuation with decay"),
+        ({"cyclic_noise": 0.5}, "fluctuation, fixed order over shuffled"),
+        ({"power": 0.5}, "fluctuation's power of the decay"),
+        ({"deep_rate": 1.01}, "deep net, null-space rate"),
+        ({"descent_rank": 1.0}, "deep net, GD's rank"),
+        ({"sgd_rank": 0.7}, "deep net, rank, SGD over GD"),
+    ],
+    left_open=[
+        ({"undecayed": 0.99}, "null space lost without decay"),
+        ({"matched_descent": 1.01}, "null space, SGD over GD, same steps"),
+        ({"descent_noise": 1e-3}, "GD's fluctuation with decay"),
+        ({"undecayed_noise": 1e-3}, "SGD's fluctuation without decay"),
+    ],
+    bad_knobs=[
+        ({"dimension": 10}, "dimension must exceed samples"),
+        ({"batch_sizes": (40,)}, "batch_sizes must lie below samples = 40"),
+        ({"batch_sizes": ()}, "batch_sizes must be at least 1 value"),
+        ({"weight_decay": (-1.0, 1.0)}, "weight_decay must be at least 0"),
+        ({"weight_decay": (0.0,)}, "weight_decay must hold a positive value"),
+        ({"deep_weight_decay": (0.0,)}, "deep_weight_decay must hold a positive value"),
+        ({"images": Images()}, "train_size must be above 8"),
+    ],
 )
 
 
-def regression(**changes) -> Regression:
-    plain = Regression("gaussian", "", None, 20, 50, 4, "epochs", 2.0, 2e-3, 40, 1)
-    return replace(plain, **changes)
-
-
-@pytest.fixture(scope="module")
-def records() -> pl.DataFrame:
-    """A whole study at a size that takes a few seconds."""
-    study = lab.Study(
-        "janus", tuple(janus.trials(CONFIG, 9)), janus.run, janus.group, group_size=64
-    )
-    rows = []
-    for positions in study.groups():
-        trials = [study.trials[position] for position in positions]
-        for trial, own in zip(trials, janus.run(trials), strict=True):
-            rows += [{"trial": lab.trial_hash(trial), **asdict(trial), **row} for row in own]
-    return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def named(verdict, name: str):
-    (check,) = [check for check in verdict.checks if check.name == name]
-    return check
-
-
-def test_trials_are_distinct_and_groups_share_their_data():
-    trials = janus.trials(CONFIG, 3)
-    assert len({lab.trial_hash(trial) for trial in trials}) == len(trials)
-    groups = {}
-    for trial in trials:
-        groups.setdefault(janus.group(trial), []).append(trial)
-    for members in groups.values():
-        if isinstance(members[0], Regression):
-            first, *others = (janus._regression_data(member)[0] for member in members)
-            assert all(torch.equal(first, other) for other in others)
+GAUSSIAN = OnGaussian(7, "epochs", 2.0, 2e-3, 40, 1, 20, 50)
 
 
 @pytest.mark.parametrize("order", ["epochs", "cyclic", "replacement", "full"])
-@pytest.mark.parametrize("inputs", ["gaussian", "real"])
-def test_the_null_space_decays_at_the_predicted_rate(order, inputs):
-    batch_size = 20 if order == "full" else 7
-    trial = regression(order=order, batch_size=batch_size, inputs=inputs, data="digits")
-    if inputs == "gaussian":
-        trial = replace(trial, data="")
-    (rows,) = janus.run([trial])
+@pytest.mark.parametrize("kind", ["gaussian", "images"])
+def test_the_null_space_decays_at_the_predicted_rate(order: Any, kind: str) -> None:
+    common = {"batch_size": 20 if order == "full" else 7, "order": order}
+    if kind == "gaussian":
+        (rows,) = experiments.on_gaussian([replace(GAUSSIAN, **common)])
+    else:
+        real = OnImages(7, order, 2.0, 2e-3, 40, 1, Images(train_size=20))
+        (rows,) = experiments.on_images([replace(real, **common)])
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
     for row in rows:
         assert row["null_dimension"] >= 30
         assert row["null_ratio"] == pytest.approx(row["null_predicted"], rel=1e-10)
     assert rows[-1]["null_predicted"] == pytest.approx((1 - 2.0 * 2e-3) ** 40)
 
 
-def test_initial_weights_and_inputs_come_from_different_streams():
+def test_initial_weights_and_inputs_come_from_different_streams() -> None:
     """From one stream the weights would lie in the inputs' span, and nothing could be forgotten."""
-    inputs, _ = janus._regression_data(regression())
-    projector = janus._null_projector(inputs)
-    assert torch.linalg.norm(inputs @ projector) < 1e-12
-    (rows,) = janus.run([regression(weight_decay=0.0)])
+    (rows,) = experiments.on_gaussian([replace(GAUSSIAN, weight_decay=0.0)])
     assert rows[-1]["null_ratio"] == pytest.approx(1, abs=1e-12)
 
 
-def test_the_law_holds_in_the_first_layer_of_a_deep_network():
-    trial = Deep("digits", None, 60, 16, 8, 0.1, 2e-2, 50, 4)
-    ((record,),) = janus.run([trial])
-    assert record["null_dimension"] > 0
-    assert record["null_ratio"] == pytest.approx((1 - 0.1 * 2e-2) ** 50, rel=1e-10)
+def test_the_law_holds_in_the_first_layer_of_a_deep_network() -> None:
+    trial = Deep(Images(train_size=60), 16, 8, 0.1, 2e-2, 50, 4)
+    ((row,),) = experiments.train_deep([trial])
+    assert row["null_dimension"] > 0
+    assert row["null_ratio"] == pytest.approx((1 - 0.1 * 2e-2) ** 50, rel=1e-10)
 
 
-def test_the_exact_laws_pass_on_a_small_study(records):
-    verdict = janus.judge(records, CONFIG)
-    for name in (
-        "null-space decay rate, error",
-        "decay per epoch, SGD over GD",
-        "null space lost without decay",
-        "null space, SGD over GD, same steps",
-        "SGD's fluctuation with decay",
-        "deep net, null-space rate, error",
-    ):
-        assert named(verdict, name).passed, name
-    assert named(verdict, "decay per epoch, SGD over GD").value == pytest.approx(20)
+def test_a_network_that_diverges_has_no_rank() -> None:
+    trial = Deep(Images(train_size=60), 16, 8, 1e200, 0.0, 50, 4)
+    ((row,),) = experiments.train_deep([trial])
+    assert row["diverged"]
+    assert row["deep_rank"] is None
 
 
-def test_a_rate_that_depends_on_the_order_refutes_it(records):
-    off = pl.when(pl.col("order") == "cyclic").then(1.01).otherwise(1.0)
-    bent = records.with_columns(pl.col("null_ratio") * off)
-    check = named(janus.judge(bent, CONFIG), "null-space decay rate, error")
-    assert check.refuted
-
-
-def test_noise_without_decay_breaks_the_control(records):
-    noisy = records.with_columns(
-        pl.when(pl.col("weight_decay") == 0)
-        .then(1e-3)
-        .otherwise("fluctuation")
-        .alias("fluctuation")
-    )
-    verdict = janus.judge(noisy, CONFIG)
-    assert not named(verdict, "SGD's fluctuation without decay").passed
-    assert verdict.outcome != "supported"
-
-
-def test_too_few_seeds_promise_no_verdict(records):
-    assert janus.judge(records, replace(CONFIG, seeds=3)).outcome == "inconclusive"
-
-
-def test_table_and_figures_can_be_drawn(records):
-    assert {"null space left", "predicted"} <= set(janus.table(records, CONFIG).columns)
-    names = [figure.name for figure in janus.figures(records, CONFIG)]
-    assert names == ["null-space", "noise", "deep"]
-
-
-@pytest.mark.parametrize(
-    "knob", [{"dimension": 10}, {"batch_sizes": (40,)}, {"weight_decay": (-1.0, 1.0)}]
-)
-def test_a_knob_out_of_range_is_named(knob):
-    with pytest.raises(ValueError, match=next(iter(knob))):
-        Config(**knob)
+def test_runs_that_diverged_are_left_out_and_counted() -> None:
+    verdict = claims.get("janus").judge(world(lost=1), KNOBS)
+    assert verdict.outcome == "supported", verdict
+    assert verdict.summary.startswith("79 of 948 runs")
+    nothing = world(lost=12)
+    assert claims.get("janus").judge(nothing, KNOBS).outcome == "inconclusive"
+    assert not claims.get("janus").figures(nothing, KNOBS)

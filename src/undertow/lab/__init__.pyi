@@ -51,11 +51,13 @@ from ._predictions import outside as outside
 from ._predictions import within as within
 from ._readings import PerSeed as PerSeed
 from ._readings import Reading as Reading
+from ._readings import greatest as greatest
 from ._readings import of as of
 from ._readings import of_means as of_means
 from ._readings import per_seed as per_seed
 from ._readings import resampled as resampled
 from ._readings import share as share
+from ._readings import slope_of as slope_of
 from ._readings import unknown as unknown
 from ._readings import worst as worst
 from ._statistics import Equivalence as Equivalence

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from undertow.lab._association import slope
 from undertow.lab._effect import UNKNOWN, Effect
 from undertow.lab._statistics import bootstrap_interval, paired_ratio, proportion
 
@@ -180,12 +181,15 @@ def per_seed(
         how: what becomes of several rows of a seed.
         where: what columns must equal.
     """
-    expression = pl.col(value) if isinstance(value, str) else value
-    rows = frame.filter(*conditions, **where).select("seed", value=expression)
+    rows = frame.filter(*conditions, **where).select("seed", value=_expression(value))
     found = rows.group_by("seed").agg(getattr(pl.col("value").drop_nulls(), how)())
     return PerSeed(
         {seed: float(number) for seed, number in found.drop_nulls().sort("seed").iter_rows()}
     )
+
+
+def _expression(value: str | pl.Expr) -> pl.Expr:
+    return pl.col(value) if isinstance(value, str) else value
 
 
 def of(
@@ -208,15 +212,54 @@ def share(
     return of(experiment, holds, *conditions, how="all", **where).then(PerSeed.share)
 
 
+def greatest(readings: Iterable[Reading]) -> Reading:
+    """Of several readings the greatest number of each seed; NaN where one of them is."""
+    every = list(readings)
+
+    def read(records: Records) -> PerSeed:
+        values: dict[int, list[float]] = {}
+        for reading in every:
+            for seed, value in reading(records).values.items():
+                values.setdefault(seed, []).append(value)
+        return PerSeed({seed: float(np.max(found)) for seed, found in sorted(values.items())})
+
+    return Reading(read)
+
+
 def worst(readings: Iterable[Reading], target: float = 0.0) -> Reading:
     """Of several readings the effect that lies farthest from its target; the unknown first."""
+    every = list(readings)
 
     def read(records: Records) -> Effect:
-        effects = [reading.effect(records) for reading in readings]
+        effects = [reading.effect(records) for reading in every]
         for effect in effects:
             if math.isnan(effect.value):
                 return effect
         return max(effects, key=lambda effect: abs(effect.value - target), default=unknown())
+
+    return Reading(read)
+
+
+def slope_of(
+    experiment: str,
+    x: str | pl.Expr,
+    y: str | pl.Expr,
+    *conditions: pl.Expr | str,
+    **where: Any,
+) -> Reading:
+    """The least-squares slope of y on x over the rows that meet the conditions, seeds as clusters.
+
+    Unknown where a value is not finite, or where fewer than two x or two seeds are left.
+    """
+
+    def read(records: Records) -> Effect:
+        rows = records[experiment].filter(*conditions, **where)
+        points = rows.select("seed", x=_expression(x), y=_expression(y)).drop_nulls()
+        across, up = (points[name].to_numpy() for name in ("x", "y"))
+        counts = points["seed"].n_unique(), points["x"].n_unique()
+        if min(counts) < 2 or not np.isfinite([across, up]).all():
+            return unknown(counts[0])
+        return slope(across, up, clusters=points["seed"].to_list())
 
     return Reading(read)
 

@@ -41,6 +41,7 @@ from undertow.measure.noise import gradient_noise as gradient_noise
 from undertow.measure.noise import noise_covariance as noise_covariance
 from undertow.measure.noise import noise_floor as noise_floor
 from undertow.measure.noise import per_sample_gradient_norms as per_sample_gradient_norms
+from undertow.measure.weights import Displacement as Displacement
 from undertow.measure.weights import InitSplit as InitSplit
 from undertow.measure.weights import LayerNorms as LayerNorms
 from undertow.measure.weights import MatrixSplit as MatrixSplit
@@ -48,9 +49,11 @@ from undertow.measure.weights import Ranks as Ranks
 from undertow.measure.weights import SpectrumRanks as SpectrumRanks
 from undertow.measure.weights import SplitRanks as SplitRanks
 from undertow.measure.weights import WeightMatrix as WeightMatrix
+from undertow.measure.weights import displacement as displacement
 from undertow.measure.weights import layer_norms as layer_norms
 from undertow.measure.weights import matrix_ranks as matrix_ranks
 from undertow.measure.weights import matrix_spectrum as matrix_spectrum
+from undertow.measure.weights import null_projector as null_projector
 from undertow.measure.weights import operator_spectrum as operator_spectrum
 from undertow.measure.weights import ranks as ranks
 from undertow.measure.weights import spectrum_ranks as spectrum_ranks
@@ -63,6 +66,7 @@ __all__ = [
     "AffineRegion",
     "Boundary",
     "DepthConvergence",
+    "Displacement",
     "Estimate",
     "FunctionalRank",
     "GradientNoise",
@@ -91,6 +95,7 @@ __all__ = [
     "activation_region",
     "boundary_distance",
     "depth_convergence",
+    "displacement",
     "functional_rank",
     "gradient_noise",
     "hessian_trace",
@@ -105,6 +110,7 @@ __all__ = [
     "noise_floor",
     "norm_bounds",
     "normalized_outputs",
+    "null_projector",
     "operator_spectrum",
     "per_sample_gradient_norms",
     "profile",

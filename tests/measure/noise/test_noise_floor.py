@@ -221,3 +221,23 @@ def test_bad_input() -> None:
         floor.certificate({"x": 1.0})
     with pytest.raises(ValueError, match="must not be negative"):
         floor.certificate({"0.weight": -1.0})
+
+
+def test_batch_norm_in_training_couples_samples_and_leaves_the_floor() -> None:
+    """A batch's gradient has rank B at most whether or not statistics couple its samples."""
+    layer = nn.Linear(20, 16, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(draw(0, 16, 20))
+    norm, inputs = nn.BatchNorm1d(16).double(), draw(1, 3, 20)
+    loss = (norm(layer(inputs)).tanh() * draw(2, 3, 16)).sum() / 3
+    (gradient,) = torch.autograd.grad(loss, [layer.weight])
+    values = torch.linalg.svdvals(gradient)
+    assert int((values > 1e-10 * values[0]).sum()) <= 3
+    found = noise_floor(layer, weight_decay=0.1, batch_size=3)
+    assert 0 < found.floor <= float((gradient + 0.1 * layer.weight.detach()).norm())
+    # Another third sample changes the gradient of the loss on the first two.
+    kept = [
+        torch.autograd.grad(norm(layer(batch))[:2].exp().sum(), [layer.weight])[0]
+        for batch in (inputs, torch.cat([inputs[:2], draw(3, 1, 20)]))
+    ]
+    assert not torch.allclose(*kept)

@@ -1,11 +1,14 @@
 """Read off weights alone: ranks, spectra, norms, and what is left of the initial ones."""
 
 from undertow.measure.weights._convolution import operator_spectrum as operator_spectrum
+from undertow.measure.weights._displacement import Displacement as Displacement
+from undertow.measure.weights._displacement import displacement as displacement
 from undertow.measure.weights._norms import LayerCall as LayerCall
 from undertow.measure.weights._norms import LayerNorms as LayerNorms
 from undertow.measure.weights._norms import layer_calls as layer_calls
 from undertow.measure.weights._norms import layer_norms as layer_norms
 from undertow.measure.weights._norms import toeplitz_norm as toeplitz_norm
+from undertow.measure.weights._null_space import null_projector as null_projector
 from undertow.measure.weights._ranks import Ranks as Ranks
 from undertow.measure.weights._ranks import ranks as ranks
 from undertow.measure.weights._spectrum import SpectrumRanks as SpectrumRanks
@@ -22,6 +25,7 @@ from undertow.measure.weights._weights import WeightMatrix as WeightMatrix
 from undertow.measure.weights._weights import weight_matrices as weight_matrices
 
 __all__ = [
+    "Displacement",
     "Include",
     "InitSplit",
     "LayerCall",
@@ -31,10 +35,12 @@ __all__ = [
     "SpectrumRanks",
     "SplitRanks",
     "WeightMatrix",
+    "displacement",
     "layer_calls",
     "layer_norms",
     "matrix_ranks",
     "matrix_spectrum",
+    "null_projector",
     "operator_spectrum",
     "ranks",
     "spectrum_ranks",

@@ -1,0 +1,107 @@
+"""The Janus effects of SGD against gradient descent (Xu, Galanti, Rangamani, Rosasco, Poggio 2023).
+
+With weight decay, what the data cannot see of the initial weights decays by 1 - lr weight_decay
+a step, in SGD and in gradient descent alike; and SGD, unlike gradient descent, never comes to rest.
+Tested on linear regression, where both can be proved, and on a deep network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from undertow.claims import Claim
+from undertow.data import Images
+from undertow.lab import DISTINCT, Count, Knobs, Seeds, above, at_least, some
+
+DEEP_BATCH = 8  # of SGD on the deep network
+
+Decays = Annotated[tuple[float, ...], at_least(0), DISTINCT]
+
+
+@dataclass(frozen=True)
+class Janus(Knobs):
+    """Knobs."""
+
+    images: Images = Images(train_size=400)  # of the deep network; the regression takes fewer
+    samples: Count = 40  # training samples of the regressions
+    dimension: int = 200  # of the Gaussian inputs; above samples, so that there is a null space
+    # SGD's; gradient descent, a batch of all samples, is always included.
+    batch_sizes: Annotated[tuple[int, ...], at_least(1), some(), DISTINCT] = (1, 4, 10)
+    lr: Annotated[float, above(0)] = 2.0  # of the regressions, whose inputs have norm 1
+    weight_decay: Decays = (0.0, 2e-5, 6e-5, 2e-4, 2e-3)  # of the regressions; 0 is the control
+    epochs: Count = 60  # at which the null-space component is read
+    late_steps: Count = 20_000  # after which the updates' fluctuation is read
+    width: Count = 32  # of the deep network's two hidden layers
+    deep_steps: Count = 6_000
+    deep_weight_decay: Decays = (0.0, 5e-3, 1e-2, 2e-2)  # 0 is the control
+    seeds: Seeds = 20  # independent repetitions
+
+    def rules(self) -> Mapping[str, bool]:
+        """Batches are smaller than the data, and these leave a null space; something decays."""
+        size, decays = self.images.train_size, ("weight_decay", "deep_weight_decay")
+        return {
+            f"dimension must exceed samples, or the data leave no null space; got "
+            f"{self.dimension} and {self.samples}": self.dimension > self.samples,
+            f"batch_sizes must lie below samples = {self.samples} (gradient descent is always "
+            f"included), got {self.batch_sizes}": max(self.batch_sizes) < self.samples,
+            f"train_size must be above {DEEP_BATCH}, the batch size of the deep network's SGD, "
+            f"got {size}": size is not None and size > DEEP_BATCH,
+        } | {
+            f"{name} must hold a positive value, got {getattr(self, name)}": any(
+                getattr(self, name)
+            )
+            for name in decays
+        }
+
+    @property
+    def strongest(self) -> float:
+        """The weight decay at which the null space is forgotten soonest."""
+        return max(self.weight_decay)
+
+    @property
+    def smallest(self) -> int:
+        """The batch size at which SGD takes the most steps an epoch."""
+        return min(self.batch_sizes)
+
+    def steps_of(self, batch_size: int) -> int:
+        """How many steps `epochs` epochs take."""
+        return self.epochs * -(-self.samples // batch_size)
+
+
+CLAIM = Claim(
+    name="janus",
+    title="SGD with weight decay forgets the null space and never rests",
+    paper="Xu, Galanti, Rangamani, Rosasco and Poggio, The Janus effects of SGD vs GD: high noise "
+    "and low rank (CBMM Memo 144, 2023)",
+    statement="With weight decay, the part of the initial weights that the training inputs cannot "
+    "see decays by exactly 1 - lr x weight_decay a step, for every batch size and order of the "
+    "data; per epoch SGD forgets N / B times as fast as gradient descent. SGD's updates keep "
+    "fluctuating, also in a fixed order, while gradient descent, and SGD without decay, come to "
+    "rest.",
+    corrections=(
+        "An abstract of this work has SGD's null-space component decay exponentially and that of "
+        "gradient descent linearly. Both are geometric: the gradient of any minibatch lies in the "
+        "span of its inputs, so W_perp <- (1 - lr weight_decay) W_perp at every step of either. "
+        "The gap is N / B per epoch and none per step.",
+        "Low rank is not SGD's alone: at equal steps the linear model has the same stable rank "
+        "under both, and full-batch descent with decay lowers the rank of a deep network too.",
+    ),
+    presets={
+        "smoke": Janus(
+            images=Images(train_size=100),
+            batch_sizes=(4, 10),
+            weight_decay=(0.0, 2e-4, 2e-3),
+            epochs=20,
+            late_steps=2_000,
+            deep_steps=300,
+            deep_weight_decay=(0.0, 1e-2),
+            seeds=2,
+        ),
+        "small": Janus(),
+        "paper": Janus(seeds=100, batch_sizes=(1, 2, 4, 8, 10, 20), deep_steps=20_000),
+    },
+    costs={"smoke": "10 s", "small": "2 min on two cores", "paper": "1 h on two cores"},
+    home=__name__,
+)

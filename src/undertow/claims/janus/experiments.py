@@ -1,0 +1,246 @@
+"""Linear regressions on Gaussian inputs and on images, and deep networks; SGD and descent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from undertow.claims.janus import DEEP_BATCH, Janus
+from undertow.data import Images
+from undertow.lab import Experiment, grid, seeds
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+    from torch import Tensor
+
+    from undertow.train import Ensemble
+
+LINEAR = ("gaussian", "images")  # the regressions
+_OUTPUTS = 10
+_THRESHOLD = 1e-3  # of the deep networks' rank
+_READINGS = (0.25, 0.5, 0.75, 1.0)  # fractions of the steps at which the null space is read
+_LATE = 40  # updates over which the fluctuation at the end of training is taken
+
+Order = Literal["epochs", "cyclic", "replacement", "full"]
+_SHUFFLES: tuple[Order, ...] = ("epochs", "cyclic", "replacement")
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Linear regression from random initial weights, in float64; order full is descent."""
+
+    batch_size: int
+    order: Order
+    lr: float
+    weight_decay: float
+    steps: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class OnGaussian(Regression):
+    """Gaussian inputs and targets, drawn from another stream than the initial weights."""
+
+    samples: int
+    dimension: int
+
+
+@dataclass(frozen=True)
+class OnImages(Regression):
+    """The labels of images, one-hot; the same for all seeds."""
+
+    images: Images
+
+
+@dataclass(frozen=True)
+class Deep:
+    """A two-hidden-layer ReLU network, in float64."""
+
+    images: Images
+    width: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    steps: int
+    seed: int
+
+
+def experiments(knobs: Janus, seed: int) -> dict[str, Experiment]:
+    """Regressions at equal epochs, at equal steps and late in training; deep networks."""
+    own, fewer = seeds(seed, knobs.seeds), replace(knobs.images, train_size=knobs.samples)
+    late = [
+        {"weight_decay": decay, "steps": knobs.late_steps, "batch_size": size, "order": order}
+        for decay in knobs.weight_decay
+        for size, order in (
+            *((knobs.smallest, order) for order in ("epochs", "cyclic")),
+            (knobs.samples, "full"),
+        )
+    ]
+    gaussian = grid(OnGaussian, knobs, cell=equal_ends(knobs) + late, seed=own)
+    images = grid(OnImages, knobs, images=[fewer], cell=equal_ends(knobs), seed=own)
+    deep = grid(
+        Deep,
+        knobs,
+        fixed=[{"lr": 0.1, "steps": knobs.deep_steps}],
+        batch_size=(DEEP_BATCH, knobs.images.train_size),
+        weight_decay=knobs.deep_weight_decay,
+        seed=own[: max(8, len(own) // 2)],
+    )
+    return {
+        "deep": Experiment(deep, train_deep, together=("weight_decay", "seed"), group_size=64),
+        # Gaussian data are a seed's own; the images are the same for all.
+        "gaussian": Experiment(gaussian, on_gaussian, together=("weight_decay",)),
+        "images": Experiment(images, on_images, together=("weight_decay", "seed"), group_size=64),
+    }
+
+
+def equal_ends(knobs: Janus) -> list[dict[str, Any]]:
+    """Every batch size and order: as many epochs, with decay and without, and as many steps."""
+    cells = []
+    for size in (*knobs.batch_sizes, knobs.samples):
+        steps, strong = knobs.steps_of(size), knobs.strongest
+        ends = ((strong, steps), (0.0, steps), (strong, knobs.steps_of(1)))
+        cells += [
+            {"batch_size": size, "order": order, "weight_decay": decay, "steps": steps}
+            for order in (("full",) if size == knobs.samples else _SHUFFLES)
+            for decay, steps in ends
+        ]
+    return cells
+
+
+def on_gaussian(trials: Sequence[OnGaussian]) -> list[Rows]:
+    """Regressions on the data of one seed."""
+    import torch
+
+    first = trials[0]
+    generator = torch.Generator().manual_seed(2**40 + first.seed)
+    inputs, targets = (
+        torch.randn((first.samples, size), generator=generator, dtype=torch.float64)
+        for size in (first.dimension, _OUTPUTS)
+    )
+    return regress(trials, inputs, targets)
+
+
+def on_images(trials: Sequence[OnImages]) -> list[Rows]:
+    """Regressions on the same images."""
+    from torch.nn.functional import one_hot
+
+    loaded = trials[0].images.load()
+    targets = one_hot(loaded.train_targets, loaded.num_classes).double()
+    return regress(trials, loaded.train_inputs.flatten(1).double(), targets)
+
+
+def regress(
+    trials: Sequence[Regression], inputs: Float64[Tensor, "n d"], targets: Float64[Tensor, "n k"]
+) -> list[Rows]:
+    """What is left of the null space on the way, and the fluctuation at the end."""
+    import torch
+    from torch.nn import functional
+
+    from undertow import measure, models
+    from undertow.train import Ensemble, Member
+
+    first = trials[0]
+    inputs = inputs / inputs.norm(dim=1, keepdim=True)
+    projector = measure.null_projector(inputs)
+    sizes = (inputs.shape[1], targets.shape[1])
+    ensemble = Ensemble(
+        lambda generator: models.mlp(sizes, bias=False, generator=generator),
+        functional.mse_loss,
+        (inputs, targets),
+        [Member(trial.seed, trial.lr, trial.weight_decay, order=trial.order) for trial in trials],
+        batch_size=first.batch_size,
+        path="fused",
+        dtype=torch.float64,
+    )
+
+    start = _weight(ensemble)
+    rows: list[Rows] = [[] for _ in trials]
+    for step in ensemble.read_at(round(fraction * first.steps) for fraction in _READINGS):
+        left = null_space(trials, projector, start, _weight(ensemble), step)
+        for e, (own, row) in enumerate(zip(rows, left, strict=True)):
+            row |= {"step": step, "epochs": step * first.batch_size / len(inputs)}
+            row |= {"final": step == first.steps, "diverged": ensemble.diverged_at[e] is not None}
+            own.append(row)
+    end = _weight(ensemble)
+    stable = end.square().sum((1, 2)) / torch.linalg.matrix_norm(end, 2).square()
+    fluctuating = fluctuation(ensemble, torch.eye(len(projector)).double() - projector)
+    for e, own in enumerate(rows):
+        own[-1] |= {"stable_rank": float(stable[e]), "fluctuation": float(fluctuating[e])}
+    return rows
+
+
+def train_deep(trials: Sequence[Deep]) -> list[Rows]:
+    """One batch size: the rank of the middle matrix, and the null space of the first."""
+    import torch
+    from torch.nn import functional
+
+    from undertow import measure, models
+    from undertow.train import Ensemble, Member
+
+    first = trials[0]
+    loaded = first.images.load()
+    inputs, targets = loaded.train_inputs.flatten(1).double(), loaded.train_targets
+    sizes = (inputs.shape[1], first.width, first.width, loaded.num_classes)
+    order: Order = "full" if first.batch_size == len(inputs) else "epochs"
+    ensemble = Ensemble(
+        lambda generator: models.mlp(sizes, generator=generator),
+        functional.cross_entropy,
+        (inputs, targets),
+        [Member(trial.seed, trial.lr, trial.weight_decay, order=order) for trial in trials],
+        batch_size=first.batch_size,
+        path="fused",
+        dtype=torch.float64,
+    )
+    start = _weight(ensemble)
+    ensemble.train(first.steps)
+    accuracy = ensemble.evaluate(inputs, targets).accuracy
+    rows = null_space(trials, measure.null_projector(inputs), start, _weight(ensemble), first.steps)
+    for e, row in enumerate(rows):
+        row |= {"diverged": True, "train_accuracy": float(accuracy[e]), "deep_rank": None}
+    for e in ensemble.alive:
+        rank = measure.matrix_ranks(_weight(ensemble, layer=1)[e], _THRESHOLD).threshold_rank
+        rows[e] |= {"diverged": False, "deep_rank": int(rank)}
+    return [[row] for row in rows]
+
+
+def null_space(
+    trials: Sequence[Regression | Deep],
+    projector: Float64[Tensor, "d d"],
+    start: Float64[Tensor, "E k d"],
+    weight: Float64[Tensor, "E k d"],
+    step: int,
+) -> list[dict[str, Any]]:
+    """How much of what the data cannot see is left of the weights, and how much is predicted."""
+    import torch
+
+    from undertow import predict
+
+    before, now = (torch.linalg.norm(own @ projector, dim=(1, 2)) for own in (start, weight))
+    return [
+        {
+            "null_dimension": round(float(projector.trace())),
+            "null_ratio": left,
+            "null_predicted": predict.null_space_decay(trial.lr, trial.weight_decay, step),
+        }
+        for trial, left in zip(trials, (now / before).tolist(), strict=True)
+    ]
+
+
+def fluctuation(ensemble: Ensemble, seen: Float64[Tensor, "d d"]) -> Float64[Tensor, " E"]:
+    """The spread of the next updates about their mean, of what the data see of the weights."""
+    import torch
+
+    path = [_weight(ensemble) @ seen]
+    for _ in range(_LATE):
+        path.append(_weight(ensemble.train(1)) @ seen)
+    updates = torch.stack(path).diff(dim=0)  # [late, E, k, d]
+    spread = (updates - updates.mean(0)).square().sum((2, 3)).mean(0).sqrt()
+    return spread / torch.linalg.norm(path[0], dim=(1, 2))
+
+
+def _weight(ensemble: Ensemble, layer: int = 0) -> Float64[Tensor, "E k d"]:
+    weights = [value for name, value in ensemble.parameters().items() if name.endswith("weight")]
+    return weights[layer]

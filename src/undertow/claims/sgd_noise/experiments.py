@@ -1,0 +1,202 @@
+"""Networks at rest and their minibatch gradients; fitted networks, and how far an epoch moves them.
+
+Of SGD an epoch is taken in several data orders from the same weights; what they do not share is
+noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from undertow.claims.sgd_noise import LR, SHRINK_BATCH, SgdNoise
+from undertow.data import Images
+from undertow.lab import Experiment, grid, seeds
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int
+    from torch import Tensor, nn
+
+    from undertow.train import Ensemble
+
+_MOMENTUM = 0.95  # heavy ball comes to rest at the same points as descent
+_ORDERS = 16  # data orders from the same weights: one pair of them tells little of their spread
+_OTHER_ORDER = 2**32  # between the seeds of two data orders, so that no two networks share one
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rest:
+    """A network brought to rest by full-batch descent, then its minibatch gradients."""
+
+    images: Images
+    width: int
+    weight_decay: float
+    steps: int
+    batch_sizes: tuple[int, ...]
+    batches: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Shrinking:
+    """A fitted network trained on with decay: how far an epoch moves it, and in which direction."""
+
+    images: Images
+    weight_decay: float
+    fit_steps: int
+    late_epochs: int
+    seed: int
+
+
+def experiments(knobs: SgdNoise, seed: int) -> dict[str, Experiment]:
+    """Networks at rest over weight decays, and displacements with decay and without."""
+    own, decays = seeds(seed, knobs.seeds), (0.0, knobs.shrink_decay)
+    rest = grid(Rest, knobs, weight_decay=knobs.weight_decay, seed=own)
+    more = replace(knobs.images, train_size=knobs.shrink_samples)
+    moved = grid(Shrinking, knobs, images=[more], weight_decay=decays, seed=own)
+    return {
+        "rest": Experiment(rest, come_to_rest, together=("weight_decay", "seed"), group_size=25),
+        "displacement": Experiment(moved, displace),
+    }
+
+
+def come_to_rest(trials: Sequence[Rest]) -> list[Rows]:
+    """All decays and seeds: the gradients of minibatches where that of all data is nearly zero."""
+    import torch
+    from torch.nn import functional
+
+    from undertow import models
+    from undertow.train import Ensemble, Member, rules
+
+    first = trials[0]
+    loaded = first.images.load()
+    inputs, targets = loaded.train_inputs.flatten(1).double(), loaded.train_targets
+    sizes = (inputs.shape[1], first.width, first.width, loaded.num_classes)
+    ensemble = Ensemble(
+        lambda generator: models.mlp(sizes, activation="tanh", generator=generator),
+        functional.cross_entropy,
+        (inputs, targets),
+        [Member(t.seed, LR, t.weight_decay, _MOMENTUM, order="full") for t in trials],
+        batch_size=len(inputs),
+        rule=rules.momentum,
+        path="fused",
+        dtype=torch.float64,
+    ).train(first.steps)
+    accuracy = ensemble.evaluate(inputs, targets).accuracy
+    records: list[Rows] = [[{"diverged": True, "train_accuracy": float(a)}] for a in accuracy]
+    for e in ensemble.alive:
+        facts = {"diverged": False, "train_accuracy": float(accuracy[e])}
+        rows = minibatch_gradients(trials[e], ensemble.module(e), inputs, targets)
+        records[e] = [facts | row for row in rows]
+    return records
+
+
+def minibatch_gradients(
+    trial: Rest, module: nn.Module, inputs: Float64[Tensor, "n d"], targets: Int[Tensor, " n"]
+) -> Rows:
+    """Regularised minibatch gradients of every matrix against the floor of its spectrum."""
+    import torch
+    from torch.func import functional_call, grad, vmap
+    from torch.nn import functional
+
+    from undertow import measure
+
+    params = {name: value.detach() for name, value in module.named_parameters()}
+
+    def sample_loss(own: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(functional_call(module, own, (x[None],)), y[None])
+
+    gradients = vmap(grad(sample_loss), in_dims=(None, 0, 0))(params, inputs, targets)
+    generator = torch.Generator().manual_seed(trial.seed)
+    rows = []
+    for size in trial.batch_sizes:
+        batches = torch.arange(len(inputs))[:, None]
+        if size > 1:
+            weights = torch.ones(trial.batches, len(inputs))
+            batches = torch.multinomial(weights, size, generator=generator)
+        floors = measure.noise_floor(module, weight_decay=trial.weight_decay, batch_size=size).table
+        for layer, (name, floor) in enumerate(floors.select("name", "floor").iter_rows(), 1):
+            decay = trial.weight_decay * params[name]
+            noise = (gradients[name][batches].mean(1) + decay).flatten(1).norm(dim=1)
+            rows.append(
+                {
+                    "layer": layer,
+                    "batch_size": size,
+                    # Where a batch can have full rank the floor is 0, and nothing is tested.
+                    "pairs": len(noise) if floor > 0 else 0,
+                    "violations": int((~(noise >= floor * (1 - 1e-9))).sum()),
+                    "floor": floor,
+                    "least": float(noise.min()),
+                    "rms": float(noise.square().mean().sqrt()),
+                    "residual": float((gradients[name].mean(0) + decay).norm()),
+                }
+            )
+    return rows
+
+
+def displace(trial: Shrinking) -> Rows:
+    """An epoch's displacement by SGD and by full-batch descent: fitted, and after training on.
+
+    Late, descent goes on from where it got to itself, and once more from where SGD did.
+    """
+    from undertow import measure, models
+
+    loaded = trial.images.load()
+    data = loaded.train_inputs.flatten(1).double(), loaded.train_targets
+    sizes = (data[0].shape[1], 64, 64, loaded.num_classes)
+    per_epoch, late, decay = len(data[0]) // SHRINK_BATCH, trial.late_epochs, trial.weight_decay
+    fit = _ensemble(lambda generator: models.mlp(sizes, generator=generator), data, 0.0, trial.seed)
+    start, unfit = fit.train(trial.fit_steps).module(0), not fit.alive
+    readings = [("SGD", 0, start, unfit), ("GD", 0, start, unfit)]
+    if decay:
+        sgd, descent = (
+            _ensemble(start, data, decay, trial.seed, full=full).train(late * per_epoch)
+            for full in (False, True)
+        )
+        for method, there in {"SGD": sgd, "GD": descent, "GD from SGD": sgd}.items():
+            readings.append((method, late, there.module(0), unfit or not there.alive))
+    orders = [trial.seed + k * _OTHER_ORDER for k in range(1, _ORDERS + 1)]
+    rows = []
+    for method, epoch, model, lost in readings:
+        runs, full = (orders, False) if method == "SGD" else ([trial.seed], True)
+        ensemble = _ensemble(model, data, decay, *runs, full=full).train(per_epoch)
+        moved = measure.displacement(model, *map(ensemble.module, range(len(runs))))
+        rows.append(
+            {
+                "method": method,
+                "epoch": epoch,
+                "diverged": lost or len(ensemble.alive) < len(runs),
+                "displacement": moved.total,
+                "radial": moved.radial,
+                "tangential": moved.tangential,
+                "noise": moved.noise,
+                "shrinkage": per_epoch * LR * decay,
+            }
+        )
+    return rows
+
+
+def _ensemble(
+    model: nn.Module | Callable[..., nn.Module],
+    data: tuple[Tensor, Tensor],
+    weight_decay: float,
+    *orders: int,
+    full: bool = False,
+) -> Ensemble:
+    import torch
+    from torch.nn import functional
+
+    from undertow.train import Ensemble, Member
+
+    return Ensemble(
+        model,
+        functional.cross_entropy,
+        data,
+        [Member(own, LR, weight_decay, order="full" if full else "epochs") for own in orders],
+        batch_size=len(data[0]) if full else SHRINK_BATCH,
+        path="fused",
+        dtype=torch.float64,
+    )

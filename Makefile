@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types docs bench clean
+.PHONY: demo test fast lint types docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/undertow reproduce low-rank
 
 test: lint types $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2
+
+# As many tests as fit into a minute.
+fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -14,6 +14,8 @@ from undertow import lab
 from undertow.claims import Claim, get, last_verdicts, report, reproduce, resume
 from undertow.claims._page import rerun_command
 
+pytestmark = pytest.mark.fast  # its claims are toys
+
 
 @pytest.fixture(autouse=True)
 def _claim(toy_claim: Claim, global_rng_untouched: None) -> None:

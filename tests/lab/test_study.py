@@ -88,6 +88,7 @@ def test_failed_trials_are_tried_again(tmp_path: Path) -> None:
     assert store.failures() == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["exits", "killed"])
 def test_a_dying_worker_is_isolated_to_its_trial(tmp_path: Path, fate: str) -> None:
     store = lab.Store(tmp_path / "runs")
@@ -106,6 +107,7 @@ def test_wrong_results_are_failures_that_say_so(tmp_path: Path) -> None:
     assert "0 results for 1 trials" in store.failures()[0].message
 
 
+@pytest.mark.slow
 def test_workers_compute_in_one_thread(tmp_path: Path) -> None:
     single = lab.Study("threads", (Walk(0),), toy_study.threads)
     frame = lab.run(single, lab.Store(tmp_path / "runs"), workers=2, progress=False)
@@ -138,6 +140,7 @@ def test_no_more_workers_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert asked == [1]  # one group, then nothing left to do
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_then_resume_gives_the_same_bytes(tmp_path: Path) -> None:
     whole, killed = lab.Store(tmp_path / "whole"), tmp_path / "killed"
     expected = lab.run(toy_study.killable(), whole, engine="inline")

@@ -19,6 +19,7 @@ from undertow.predict import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "cols"), [(300, 300), (300, 310), (200, 500), (60, 900)])
 @pytest.mark.parametrize("entries", ["normal", "uniform"])
 def test_quantiles_are_those_of_a_random_matrix(rows: int, cols: int, entries: str) -> None:

@@ -233,6 +233,7 @@ def descend(net: nn.Module, learning_rate: float, measured: Objective) -> None:
             p -= learning_rate * step.view_as(p)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("learning_rate", "budget"), [(0.5, 2.5), (1.5, 10.0)])
 def test_tracked_sharpness_stays_near_the_truth(learning_rate: float, budget: float) -> None:
     net = network(5)

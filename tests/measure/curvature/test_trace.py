@@ -48,6 +48,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rtol", [0.05, 0.02])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_intervals_cover_the_truth_as_often_as_they_say(name: str, rtol: float) -> None:
@@ -79,6 +80,7 @@ def test_intervals_allow_for_rounding_where_nothing_else_is_left(dtype: torch.dt
                 assert run.interval[1] - run.interval[0] < 1e-3
 
 
+@pytest.mark.slow
 def test_estimates_are_unbiased_with_and_without_deflation() -> None:
     for name, deflates in (("flat", False), ("outliers", True)):
         operator, matrix = rotated(SPECTRA[name])
@@ -207,6 +209,7 @@ def test_density_has_the_mass_moments_and_range_of_the_spectrum() -> None:
     assert f"{found.products} products" in repr(found)
 
 
+@pytest.mark.slow
 def test_error_bands_cover_the_smoothed_density() -> None:
     measured = objective()
     values = torch.linalg.eigvalsh(dense(measured))
@@ -222,6 +225,7 @@ def test_error_bands_cover_the_smoothed_density() -> None:
     assert sum(inside) / len(inside) > 0.88
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [20, 40])
 @pytest.mark.parametrize("name", ["flat", "outliers"])
 def test_error_bands_hold_at_the_width_that_the_steps_resolve(name: str, steps: int) -> None:

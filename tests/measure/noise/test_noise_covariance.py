@@ -77,6 +77,7 @@ def test_eigenpairs_stop_on_their_residuals_or_say_that_they_ran_out() -> None:
     assert "not converged" in repr(short)
 
 
+@pytest.mark.slow
 def test_draws_have_the_covariance() -> None:
     objective = objective_of("perceptron", "weights and gaps")
     expected = dense_of(objective, "perceptron", "weights and gaps")

@@ -101,6 +101,7 @@ def check(
         assert_tensors_equal(ensemble.parameters() | ensemble.buffers(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize(
     "build",
@@ -361,6 +362,7 @@ def test_token_numbers_as_inputs() -> None:
     check(build, functional.cross_entropy, (tokens, labels()), paths=("vmap", "loop"), steps=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize("between", [nn.ReLU, nn.Tanh], ids=["relu", "tanh"])

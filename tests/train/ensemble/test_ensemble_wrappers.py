@@ -99,6 +99,7 @@ def by_hand(rule: Rule, build: Any, own_members: list[Member], steps: int) -> li
     return trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [small, rectified, normed])
 @pytest.mark.parametrize("base", [rules.sgd, rules.momentum, rules.adam], ids=repr)
 def test_svag_is_two_batches_of_streams_of_their_own(base: Rule, build: Any) -> None:
@@ -111,6 +112,7 @@ def test_svag_is_two_batches_of_streams_of_their_own(base: Rule, build: Any) -> 
         assert_tensors_equal(ensemble.parameters() | ensemble.buffers(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [

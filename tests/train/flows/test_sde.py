@@ -140,6 +140,7 @@ def test_noise_of_an_objective_has_the_covariance_of_sample_noise(loss: nn.Modul
     assert bool(((drift - objective.gradient().double()).abs() < 5 * stderr + 1e-6).all())
 
 
+@pytest.mark.slow
 def test_minibatch_sgd_itself_spreads_as_the_sde_says() -> None:
     """Real batches with replacement, from the same weights, against the SDE."""
     with torch.random.fork_rng():

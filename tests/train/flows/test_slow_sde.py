@@ -89,6 +89,7 @@ def test_the_discrete_form_at_one_local_step_is_sgd_and_the_continuous_form_is_n
     assert spurious - found == pytest.approx(-time / 4 * (WORKERS - 1.5) * lr, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("local_steps", "expected"), [(25, -0.328), (50, -0.449), (200, -0.675), (500, -0.748)]
 )
@@ -118,6 +119,7 @@ def isotropic(theta: Tensor) -> Tensor:
     return torch.eye(2, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local_steps", [1, 100])
 def test_diffusion_along_a_circle_is_brownian_motion_whatever_the_local_steps(
     local_steps: int,
@@ -193,6 +195,7 @@ def test_a_replica_that_leaves_the_finite_numbers_touches_no_other() -> None:
     assert torch.allclose(flows[0].states[:, 1:], flows[1].states, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_replica_may_leave_the_finite_numbers_again() -> None:
     """From where it is put to go on unseen, the same happens."""
     beyond = Manifold(TOY.loss, lambda theta: TOY.covariance(theta) / (theta[0] > -0.01).double())

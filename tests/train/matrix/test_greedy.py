@@ -69,6 +69,7 @@ def test_symmetric_learns_the_positive_eigenvalues_alone(depth):
     torch.testing.assert_close(both_signs.matrix, target, atol=1e-9, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rotating_the_problem_rotates_every_phase(symmetric):
     sensors = gaussian_sensors(60, 6, generator=torch.Generator().manual_seed(2))
@@ -86,6 +87,7 @@ def test_rotating_the_problem_rotates_every_phase(symmetric):
         assert two.eigenvalue == pytest.approx(one.eigenvalue, rel=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_a_phase_ends_at_a_minimum_among_matrices_of_its_rank(depth):
     known, mask = three_by_three(2.5)
@@ -102,6 +104,7 @@ def test_a_phase_ends_at_a_minimum_among_matrices_of_its_rank(depth):
             assert float(loss(near)) >= phase.loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rank_one_where_the_nuclear_norm_would_choose_rank_two(depth, symmetric):

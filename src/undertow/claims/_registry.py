@@ -7,7 +7,6 @@ import importlib
 
 from undertow.claims._claim import Claim
 
-# In the order in which they are shown; the module `low_rank` is the claim `low-rank`.
 ALL = (
     "low-rank",
     "janus",
@@ -20,6 +19,7 @@ ALL = (
     "matrix-sensing",
     "greedy-low-rank",
 )
+"""The names in the order in which they are shown; the module `low_rank` is the claim `low-rank`."""
 
 
 def get(name: str) -> Claim:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Loss = nn.Module | Callable[[Any, Any], Tensor]
+"""A loss module, or a function of outputs and targets."""
 SumAndCount = Callable[[Any, Tensor, int], tuple[Tensor, Tensor]]
 OutputProduct = Callable[[Tensor], Tensor]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int
 
 Initializer = Literal["pytorch", "he", "lecun", "xavier"]
+"""How the weights of a layer are drawn before training."""
 
 # Points at which the distribution function is tabulated.
 _GRID = 2**14

@@ -26,6 +26,7 @@ def run(claim: Claim | str = "toy", **arguments: object) -> object:
     return reproduce(claim, engine="inline", progress=False, **arguments)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_verdict_report_figures_and_store(toy_claim: Claim) -> None:
     result = run(toy.CLAIM)
     assert result.verdict.outcome == "supported"

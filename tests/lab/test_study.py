@@ -28,6 +28,7 @@ def contents(store: lab.Store) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (store.path / "trials").iterdir()}
 
 
+@pytest.mark.slow
 def test_engines_give_the_same_bytes_in_the_trials_order(tmp_path: Path) -> None:
     trials = [Walk(seed, steps=seed) for seed in (3, 1, 2, 0)]
     inline, local = lab.Store(tmp_path / "inline"), lab.Store(tmp_path / "local")

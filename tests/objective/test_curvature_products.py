@@ -132,6 +132,7 @@ def test_products_are_those_of_the_dense_matrix(model_name: str, loss_name: str,
             torch.testing.assert_close(found, vectors @ matrix, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("keep", [True, False])
@@ -510,6 +511,7 @@ def test_noise_is_the_centred_combination_of_sample_gradients(loss_name: str) ->
         torch.testing.assert_close(found, normal @ centred / math.sqrt(SAMPLES * 4))
 
 
+@pytest.mark.slow
 def test_noise_has_the_covariance_of_a_mini_batch_gradient() -> None:
     net, loss = nn.Linear(2, 1).double(), nn.MSELoss()
     inputs, targets = draw(1, 9, 2), draw(2, 9, 1)

@@ -138,12 +138,14 @@ ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_paths_agree_for_every_activation(name: str) -> None:
     build = deep(*ACTIVATIONS[name])
     check(build, functional.cross_entropy, (inputs(), labels()), paths=("fused", "vmap"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [
@@ -226,6 +228,7 @@ def test_members_may_go_through_the_data_in_different_orders() -> None:
     check(deep(nn.ReLU), functional.cross_entropy, data, own_members=own, batch_size=11, steps=30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [nn.ReLU, nn.Tanh], ids=["relu", "tanh"])
 @pytest.mark.parametrize("shrink", [0.5, 0.999999], ids=["half", "nearly all"])
 def test_a_large_decay_stays_exact_over_long_blocks(

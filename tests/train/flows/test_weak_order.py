@@ -42,6 +42,7 @@ def test_order_in_the_learning_rate_on_a_network(kind: Kind) -> None:
     assert_order(*found, ORDER[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam"])
 def test_svag_tends_to_the_sde_at_a_fixed_learning_rate(kind: Kind) -> None:
     case: Case = weak_order.quadratic()

@@ -42,6 +42,7 @@ def three_by_three(large: float) -> tuple[Tensor, Tensor]:
     return known, known != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_each_phase_is_a_truncated_svd_where_f_is_a_distance(depth):
     target = draw(0, 4, 3)
@@ -58,6 +59,7 @@ def test_each_phase_is_a_truncated_svd_where_f_is_a_distance(depth):
         assert phase.loss == pytest.approx(float(singular[phase.rank :].square().sum()) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3])
 def test_symmetric_learns_the_positive_eigenvalues_alone(depth):
     target = spectrum([3.0, 1.5, 0.0, -2.0], 1)
@@ -145,6 +147,7 @@ def test_the_path_follows_the_end_to_end_flow(depth):
     torch.testing.assert_close(measured, expected, atol=0.02 * float(expected.norm()), rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "power"), [(3, 1 / 3), (4, 1 / 2)])
 def test_time_to_leave_the_saddle(depth, power):
     """log(1 / scale) / (2 eigenvalue) at depth 2, scale^-(1 - 2/depth) beyond."""

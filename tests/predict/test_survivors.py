@@ -120,7 +120,7 @@ def test_bad_survivor_arguments_are_named() -> None:
         surviving_rank(np.ones(3), 1.0, final_norm=-1.0)
     with pytest.raises(ValueError, match="last axis"):
         surviving_rank(np.float64(1.0), 1.0, final_norm=1.0)
-    with pytest.raises(ValueError, match="rows must be"):
+    with pytest.raises(TypeError, match="rows must be"):
         initial_spectrum(2.5, 3, 1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="std"):
         initial_spectrum(2, 3, 0.0)

@@ -326,7 +326,7 @@ def test_density_out_of_products_is_said() -> None:
         (hessian_trace, {"max_products": 3}, "max_products must be at least 24"),
         (hessian_trace, {"curvature": "fisher"}, "curvature must be"),
         (spectral_density, {"rtol": 1}, "rtol must be between 0 and 1"),
-        (spectral_density, {"steps": 1}, "steps must be a whole number above 1"),
+        (spectral_density, {"steps": 1}, "steps must be at least 2, got 1"),
         (spectral_density, {"width": 0.0}, "width must be above 0"),
         (spectral_density, {"max_products": 60}, "must allow two probes"),
     ],

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from undertow import predict
 from undertow.apply._columns import wrapped
 from undertow.apply.rescaling._configs import Config, read_config, read_groups, rescale_state
-from undertow.predict import Rescaling
 
 if TYPE_CHECKING:
     from undertow.apply.rescaling._verify import Verification
@@ -37,7 +36,7 @@ class Rescaled:
     """
 
     hyper: Any
-    groups: tuple[Rescaling, ...]
+    groups: tuple[predict.Rescaled, ...]
     labels: tuple[str, ...]
     from_batch: int
     to_batch: int
@@ -206,7 +205,7 @@ def rescale(
         if configs[0].optimizer in ("sgd", "momentum") and sharpness is None:
             sharpness = verification.sharpness if verification.sharpness > 0 else None
 
-    def one(config: Config) -> Rescaling:
+    def one(config: Config) -> predict.Rescaled:
         return predict.rescale(
             config.hyper,
             from_batch=from_batch,

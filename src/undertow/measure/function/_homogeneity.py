@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undertow.measure._checks import whole_number
 from undertow.measure._evaluation import evaluating, outputs_of, state_in
 from undertow.measure._nested import taken
 from undertow.objective import Objective
@@ -90,12 +91,11 @@ def homogeneity(
     Raises:
         ValueError: if tolerance is not between 0 and 1, samples < 1, or all outputs are zero (any
             degree fits).
-        TypeError: if the model returns no tensor.
+        TypeError: if the model returns no tensor, or samples is no whole number.
     """
     if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie strictly between 0 and 1; got {tolerance}")
-    if not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples must be a whole number of at least 1; got {samples}")
+        raise ValueError(f"tolerance must lie strictly between 0 and 1, got {tolerance}")
+    whole_number("samples", samples, least=1)
     model = objective.model
     chosen = set(objective.param_names)
     with evaluating(model):

@@ -175,10 +175,10 @@ def _factor(
     assert given is not None
     if factor is None:
         if not given >= 0:
-            raise ValueError(f"decay_exponent must be >= 0; got {given} for {name}")
+            raise ValueError(f"decay_exponent must be >= 0, got {given} for {name}")
         return math.exp(-given)
     if not 0 <= given <= 1:
-        raise ValueError(f"decay_factor must lie in [0, 1]; got {given} for {name}")
+        raise ValueError(f"decay_factor must lie in [0, 1], got {given} for {name}")
     return float(given)
 
 

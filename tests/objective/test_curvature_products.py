@@ -117,6 +117,7 @@ BATCHINGS: dict[str, Callable[[Tensor, Tensor], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 @pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.parametrize("model_name", MODELS)

@@ -64,6 +64,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(name: str, rtol: float) 
     assert sum(run.products for run in runs) / 500 <= 1.1 * needed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_intervals_allow_for_rounding_where_nothing_else_is_left(dtype: torch.dtype) -> None:
     """Deflation finds all of a matrix of low rank; the trace then varies by rounding alone."""

@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test lint types docs bench clean
+.PHONY: demo test fast lint types docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/undertow reproduce low-rank
 
 test: lint types $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2
+
+# As many tests as fit into a minute.
+fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -21,13 +25,15 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/mkdocs build --strict
+	$(BIN)/python -m website.claims
+	$(BIN)/python -m zensical build --strict --clean
+	$(BIN)/python -m website.check site
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Undertow needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11")'

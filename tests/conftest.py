@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from undertow.claims import Claim
 
 torch.set_num_threads(1)
+
+# No test asserts on time, hypothesis's deadline of 0.2 s an example included.
+settings.register_profile("undertow", deadline=None)
+settings.load_profile("undertow")
 
 
 @pytest.fixture(autouse=True)

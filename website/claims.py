@@ -2,10 +2,10 @@
 
     python -m website.claims
 
-`page.md` in a claim's folder holds the prose. `<!-- rules -->` becomes the table of predictions, from
-the predictions themselves; `<!-- results -->` the checks of the stored verdict, `<!-- figure NAME -->`
-a figure of that run with its caption. Nothing of these is copied by hand. The pages are written to
-`docs/claims/`, for the site to be built from; they are not committed.
+`page.md` in a claim's folder holds the prose. `<!-- rules -->` becomes the table of predictions,
+from the predictions themselves; `<!-- results -->` the checks of the stored verdict; `<!-- figure
+NAME -->` a figure of that run with its caption. Nothing of these is copied by hand. The pages are
+written to `docs/claims/`, for the site to be built from; they are not committed.
 """
 
 from __future__ import annotations
@@ -73,11 +73,12 @@ def results_table(stored: Path) -> str:
         for check in verdict["checks"]
     ]
     passed = sum(check["passed"] for check in verdict["checks"])
-    return (
-        f"`undertow reproduce {verdict['claim']} --preset {verdict['preset']} --seed"
-        f" {verdict['seed']}` gave **{verdict['verdict']}**: {passed} of {len(rows)} checks passed.\n\n"
-        + _table(("check", "value [95%]", "result"), rows)
+    command = (
+        f"undertow reproduce {verdict['claim']} --preset {verdict['preset']} --seed"
+        f" {verdict['seed']}"
     )
+    said = f"`{command}` gave **{verdict['verdict']}**: {passed} of {len(rows)} checks passed."
+    return f"{said}\n\n{_table(('check', 'value [95%]', 'result'), rows)}"
 
 
 def figure_block(claim: claims.Claim, name: str) -> str:

@@ -14,6 +14,8 @@ from undertow import lab
 from undertow.claims import Claim, get, last_verdicts, report, reproduce, resume
 from undertow.claims._page import rerun_command
 
+pytestmark = pytest.mark.fast  # its claims are toys
+
 
 @pytest.fixture(autouse=True)
 def _claim(toy_claim: Claim, global_rng_untouched: None) -> None:
@@ -24,6 +26,7 @@ def run(claim: Claim | str = "toy", **arguments: object) -> object:
     return reproduce(claim, engine="inline", progress=False, **arguments)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_verdict_report_figures_and_store(toy_claim: Claim) -> None:
     result = run(toy.CLAIM)
     assert result.verdict.outcome == "supported"

@@ -155,7 +155,7 @@ def test_formats_are_for_terminal_and_page() -> None:
 
 
 def test_unknown_columns_are_named() -> None:
-    with pytest.raises(ValueError, match=r"terminal must name columns of the table, a, b; got c"):
+    with pytest.raises(ValueError, match=r"terminal must name columns of the table, a, b, got c"):
         lab.Table({"a": [], "b": []}, terminal=("a", ("b", "c")))
     with pytest.raises(ValueError, match="formats must name columns"):
         lab.Table({"a": []}, formats={"b": str})

@@ -36,6 +36,7 @@ def contents(store: lab.Store) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (store.path / "trials").iterdir()}
 
 
+@pytest.mark.slow
 def test_engines_give_the_same_bytes_in_the_trials_order(tmp_path: Path) -> None:
     trials = [Walk(seed, steps=seed) for seed in (3, 1, 2, 0)]
     inline, local = lab.Store(tmp_path / "inline"), lab.Store(tmp_path / "local")
@@ -140,6 +141,7 @@ def test_failed_trials_are_tried_again(tmp_path: Path) -> None:
     assert store.failures() == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["exits", "killed"])
 def test_a_dying_worker_is_isolated_to_its_trial(tmp_path: Path, fate: str) -> None:
     store = lab.Store(tmp_path / "runs")
@@ -160,6 +162,7 @@ def test_wrong_results_are_failures_that_say_so(tmp_path: Path) -> None:
     assert "0 results for 1 trials" in store.failures()[0].message
 
 
+@pytest.mark.slow
 def test_workers_compute_in_one_thread(tmp_path: Path) -> None:
     single = one_by_one(toy_study.threads, Walk(0))
     frame = run(single, lab.Store(tmp_path / "runs"), workers=2, progress=False)
@@ -192,6 +195,7 @@ def test_no_more_workers_than_groups(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert asked == [1]  # one group, then nothing left to do
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_then_resume_gives_the_same_bytes(tmp_path: Path) -> None:
     whole, killed = lab.Store(tmp_path / "whole"), tmp_path / "killed"
     expected = run(toy_study.killable(), whole, engine="inline")

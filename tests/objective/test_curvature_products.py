@@ -37,6 +37,7 @@ BATCHINGS: dict[str, Callable[[Tensor, Tensor], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 @pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.parametrize("model_name", MODELS)
@@ -52,6 +53,7 @@ def test_products_are_those_of_the_dense_matrix(model_name: str, loss_name: str,
             torch.testing.assert_close(found, vectors @ matrix, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("keep", [True, False])

@@ -160,6 +160,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[_double_backward.DoubleBac
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hessian", "ggn"])
 @pytest.mark.parametrize("mode", ["loop", "batched"])
 @pytest.mark.parametrize("name", MODELS)

@@ -85,7 +85,6 @@ def test_step_counts_may_be_an_array() -> None:
         ({"weight_decay": -1e-4}, "weight_decay must be a finite number >= 0"),
         ({"lr": 10.0, "weight_decay": 0.1}, "wipes the weights out"),
         ({"lr": [10.0], "steps": 1, "weight_decay": 0.1}, "wipes the weights out"),
-        ({"steps": 1.5}, "steps must be a whole number"),
         ({"steps": -1}, "steps must be at least 0"),
         ({"steps": None}, "steps is needed"),
     ],
@@ -97,11 +96,19 @@ def test_values_out_of_range_are_named(arguments: dict[str, object], message: st
             function(**(usual | arguments))  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("steps", [1.5, 2.0, True, "10"])
+def test_a_count_that_is_no_whole_number_is_a_type_error(steps: object) -> None:
+    with pytest.raises(TypeError, match="steps must be a whole number, got"):
+        decay_exponent(lr=0.1, weight_decay=1e-3, steps=steps)  # type: ignore[arg-type]
+
+
 def test_momentum_and_step_arrays_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match="momentum"):
         decay_exponent(0.1, 1e-3, 10, momentum=1.0)
-    with pytest.raises(ValueError, match="steps must hold whole"):
+    with pytest.raises(TypeError, match="steps must hold whole numbers, got float64"):
         null_space_decay(0.1, 1e-3, np.array([0.5]))
+    with pytest.raises(ValueError, match="steps must hold numbers >= 0, got -1"):
+        null_space_decay(0.1, 1e-3, np.array([2, -1]))
     with pytest.raises(ValueError, match="lr"):
         null_space_decay(0.0, 1e-3, 3)
 

@@ -188,19 +188,17 @@ def test_warnings_come_where_signal_or_curvature_dominates() -> None:
     [
         ({"optimizer": "adagrad"}, "optimizer must be one of"),
         ({"from_batch": 0}, "from_batch must be at least 1"),
-        ({"to_workers": 1.5}, "to_workers must be a whole number"),
         ({"hyper": {"lr": 1e-3, "beta": (0.9, 0.99)}}, "did you mean beta"),
         ({"hyper": {"betas": (0.9, 0.99)}}, "hyper must hold lr"),
         ({"hyper": {"lr": math.nan}}, "lr must be a finite number above 0"),
-        ({"hyper": {"lr": "3e-4"}}, "lr must be a number; got the text '3e-4'"),
-        ({"hyper": {"lr": 1e-3, "weight_decay": None}}, "weight_decay must be a number; got None"),
-        ({"hyper": {"lr": 1e-3, "eps": "1e-8"}}, "eps must be a number; got the text"),
+        ({"hyper": {"lr": "3e-4"}}, "lr must be a number, got the text '3e-4'"),
+        ({"hyper": {"lr": 1e-3, "weight_decay": None}}, "weight_decay must be a number, got None"),
+        ({"hyper": {"lr": 1e-3, "eps": "1e-8"}}, "eps must be a number, got the text"),
         ({"hyper": {"lr": 1e-3, "betas": ("0.9", 0.9)}}, r"betas\[0\] must be a number"),
         ({"hyper": {"lr": 1e-3, "milestones": 30}}, "milestones must be a sequence"),
         ({"hyper": {"lr": 1e-3, "betas": (0.9,)}}, "betas must be two numbers"),
         ({"hyper": {"lr": 1e-3, "betas": (0.9, 1.0)}}, r"betas\[1\] must lie in \[0, 1\)"),
         ({"hyper": {"lr": 1e-3, "betas": (0.9, 0.9), "beta1": 0.9}}, "both betas and beta1"),
-        ({"hyper": {"lr": 1e-3, "steps": 2.5}}, "steps must be a whole number"),
         ({"hyper": {"lr": 1e-3, "weight_decay": -1.0}}, "weight_decay must be"),
         ({"hyper": {"lr": 1e-3, "eps": -1.0}}, "eps must be"),
         ({"hyper": {"lr": 1e-3, "momentum": 0.9}}, "adam reads"),
@@ -212,6 +210,14 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
     usual = {"hyper": {"lr": 1e-3}, "from_batch": 8, "to_batch": 16, "optimizer": "adam"} | change
     with pytest.raises(ValueError, match=message):
         rescale(usual.pop("hyper"), **usual)
+
+
+def test_counts_are_whole_numbers() -> None:
+    usual = {"from_batch": 8, "to_batch": 16, "optimizer": "adam"}
+    with pytest.raises(TypeError, match=r"to_workers must be a whole number, got 1\.5"):
+        rescale({"lr": 1e-3}, **usual, to_workers=1.5)
+    with pytest.raises(TypeError, match=r"steps must be a whole number, got 2\.5"):
+        rescale({"lr": 1e-3, "steps": 2.5}, **usual)
 
 
 def test_it_reads_like_a_sentence_and_says_which_equation() -> None:

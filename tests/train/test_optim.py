@@ -77,6 +77,7 @@ def assert_equal(ours: nn.Module, theirs: nn.Module) -> None:
         torch.testing.assert_close(own, other, **tolerances)
 
 
+@pytest.mark.slow
 @pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_as_torch_over_two_hundred_steps(pair: tuple[Make, Make], dtype: torch.dtype) -> None:

@@ -1,15 +1,25 @@
-"""What a command line spells that is no plain value: shapes, and an objective in a file."""
+"""What arguments may be: counts, and what a command line spells: shapes, an objective in a file."""
 
 from __future__ import annotations
 
 import re
 import runpy
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from undertow.objective import Objective
+
+
+def whole_number(name: str, value: object, *, least: int) -> int:
+    """The value, if it is a whole number that is not below `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
 
 
 def parse_shapes(words: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -50,5 +60,5 @@ def load_objective(place: str) -> Objective:
         raise ValueError(f"{file} has no function {name}")
     objective = made()
     if not isinstance(objective, Objective):
-        raise TypeError(f"{name}() must return an Objective; got {type(objective).__name__}")
+        raise TypeError(f"{name}() must return an Objective, got {type(objective).__name__}")
     return objective

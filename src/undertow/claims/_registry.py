@@ -21,7 +21,6 @@ from undertow.claims._claim import Claim
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-# In the order in which they are shown; the package `low_rank` is the claim `low-rank`.
 ALL = (
     "low-rank",
     "janus",
@@ -34,6 +33,7 @@ ALL = (
     "matrix-sensing",
     "greedy-low-rank",
 )
+"""The names in the order in which they are shown; the package `low_rank` is `low-rank`."""
 _GROUP = "undertow.claims"
 _OWN = "undertow_own_claim_"  # before the module name of a claim found by its path
 

@@ -415,7 +415,7 @@ def _counterexample(trial: Counterexample) -> list[dict[str, Any]]:
         observed[row, column] = observed[column, row] = value
     mask = observed != 0
     loss = train.completion_loss(observed, mask)
-    least = train.nuclear_norm_completion(observed, mask, positive=True, tolerance=1e-5)
+    least = train.nuclear_norm_completion(observed, mask, positive=True, rtol=1e-5)
     greedy = train.greedy_low_rank(loss, size, symmetric=True)
     values = torch.linalg.eigvalsh(observed).flip(0)
     generator = torch.Generator().manual_seed(trial.seed)
@@ -480,7 +480,7 @@ def _completion(trial: Completion) -> list[dict[str, Any]]:
 
     penalties = np.geomspace(0.5, 1e-3, 12).tolist()
     paths = [
-        train.nuclear_norm_completion(matrix, known, penalty=penalty, tolerance=1e-4)
+        train.nuclear_norm_completion(matrix, known, penalty=penalty, rtol=1e-4)
         for penalty in [*penalties, 0.0]
     ]
     fitted = torch.stack([path.matrix for path in paths])

@@ -296,7 +296,7 @@ class Charts:
             for name, kind, column in (("column", alt.Column, columns), ("row", alt.Row, rows))
             if column
         }
-        count = len(shown[columns]) if columns else 1
+        count = frame[columns].n_unique() if columns else 1
         width = max(140, _WIDE[0] // max(count, 1) - 30) if count > 1 else _PANEL[0]
         return chart.properties(width=width, height=_PANEL[1] - 50).facet(**panels)
 

@@ -144,14 +144,14 @@ class _SignWatcher(TorchDispatchMode):
 def _check(models: Sequence[nn.Module], objectives: Sequence[Objective]) -> None:
     if len(models) < 2 or len(models) != len(objectives):
         raise ValueError(
-            "models and objectives must be as many, and at least two; got "
+            "models and objectives must be as many, and at least two, got "
             f"{len(models)} and {len(objectives)}"
         )
     for name, items, kind in (("models", models, nn.Module), ("objectives", objectives, Objective)):
         for index, item in enumerate(items):
             if not isinstance(item, kind):
                 raise TypeError(
-                    f"{name}[{index}] must be an {kind.__name__}; got {type(item).__name__}"
+                    f"{name}[{index}] must be an {kind.__name__}, got {type(item).__name__}"
                 )
 
 

@@ -66,7 +66,7 @@ def outputs_of(risk: EmpiricalRisk, state: State, inputs: Any) -> Tensor:
             "the casts out of its forward pass"
         ) from error
     if not isinstance(outputs, Tensor):
-        raise TypeError(f"the model must return a tensor of outputs; got {type(outputs).__name__}")
+        raise TypeError(f"the model must return a tensor of outputs, got {type(outputs).__name__}")
     if not torch.isfinite(outputs).all():
         raise ValueError("the model's outputs are not finite although data and parameters are")
     return outputs
@@ -137,11 +137,11 @@ def _binary(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     values = targets.reshape(-1)
     if values.shape != outputs.shape:
         raise ValueError(
-            f"one output per sample needs one target per sample; got {tuple(outputs.shape)} and "
+            f"one output per sample needs one target per sample, got {tuple(outputs.shape)} and "
             f"{tuple(targets.shape)}"
         )
     present = set(values.unique().tolist())
     if not (present <= {0, 1} or present <= {-1, 1}):
         shown = sorted(present)[:4]
-        raise ValueError(f"one output per sample needs targets 0 and 1, or -1 and +1; got {shown}")
+        raise ValueError(f"one output per sample needs targets 0 and 1, or -1 and +1, got {shown}")
     return torch.stack([-outputs / 2, outputs / 2], dim=1), (values > 0).long()

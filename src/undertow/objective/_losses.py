@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.nn.modules.loss import _Loss
 
 Loss = nn.Module | Callable[[Any, Any], Tensor]
+"""A loss module, or a function of outputs and targets."""
 SumAndCount = Callable[[Any, Tensor, int], tuple[Tensor, Tensor]]
 OutputProduct = Callable[[Tensor], Tensor]
 

@@ -123,7 +123,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether that is what an error says."""
+    """Whether an error says that the device has no memory left."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     return any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -21,7 +21,7 @@ from undertow.predict._rank_bound import rank_bound as rank_bound
 from undertow.predict._rank_bound import rank_identity as rank_identity
 from undertow.predict._rank_one import rank_one_rate as rank_one_rate
 from undertow.predict._rescale import Change as Change
-from undertow.predict._rescale import Rescaling as Rescaling
+from undertow.predict._rescale import Rescaled as Rescaled
 from undertow.predict._rescale import largest_batch as largest_batch
 from undertow.predict._rescale import rescale as rescale
 from undertow.predict._survivors import Initializer as Initializer
@@ -37,7 +37,7 @@ __all__ = [
     "MomentumEquivalent",
     "RankBound",
     "RankIdentity",
-    "Rescaling",
+    "Rescaled",
     "SyncRounds",
     "averaged_lr",
     "decay_exponent",

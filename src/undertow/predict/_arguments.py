@@ -16,31 +16,38 @@ Schedule = Callable[[int], float] | Sequence[float] | None
 
 
 def count(name: str, value: SupportsIndex, *, least: int = 1) -> int:
-    """`value` as an int that is at least `least`."""
+    """`value` as an int that is at least `least`.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is below `least`.
+    """
     try:
         whole = operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be a whole number; got {value!r}") from None
+        raise TypeError(f"{name} must be a whole number, got {value!r}") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
     if whole < least:
-        raise ValueError(f"{name} must be at least {least}; got {whole}")
+        raise ValueError(f"{name} must be at least {least}, got {whole}")
     return whole
 
 
 def number(name: str, value: float) -> float:
     """`value` as a float; text is none, though it may look like one (YAML reads 3e-4 as text)."""
     if isinstance(value, str | bytes):
-        raise ValueError(f"{name} must be a number; got the text {value!r}")
+        raise ValueError(f"{name} must be a number, got the text {value!r}")
     try:
         return float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a number; got {value!r}") from None
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
 
 
 def positive(name: str, value: float) -> float:
     """`value` as a finite float above zero."""
     value = number(name, value)
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number above 0; got {value}")
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
     return value
 
 
@@ -48,7 +55,7 @@ def coefficient(name: str, value: float) -> float:
     """`value` as a float in [0, 1), the share of an average that a step keeps."""
     value = number(name, value)
     if not 0 <= value < 1:
-        raise ValueError(f"{name} must lie in [0, 1); got {value}")
+        raise ValueError(f"{name} must lie in [0, 1), got {value}")
     return value
 
 
@@ -56,7 +63,7 @@ def decay_rate(weight_decay: float) -> float:
     """`weight_decay` as a finite float that is not negative."""
     weight_decay = number("weight_decay", weight_decay)
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay must be a finite number >= 0; got {weight_decay}")
+        raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay}")
     return weight_decay
 
 
@@ -97,7 +104,7 @@ def step_decays(
 def _per_step(name: str, values: Sequence[float] | np.ndarray, steps: int | None) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1:
-        raise ValueError(f"{name} must be one value per step; got shape {array.shape}")
+        raise ValueError(f"{name} must be one value per step, got shape {array.shape}")
     if steps is not None and len(array) != count("steps", steps, least=0):
         raise ValueError(f"{name} has {len(array)} values for steps={steps}; it needs one a step")
     if not np.isfinite(array).all() or (array < 0).any():

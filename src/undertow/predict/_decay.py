@@ -71,13 +71,16 @@ def null_space_decay(
     (CBMM Memo 144). `steps` may be an array of step counts.
 
     Raises:
+        TypeError: if a step count is no whole number.
         ValueError: if lr <= 0, weight_decay < 0, lr x weight_decay >= 1, or a step count is
-            negative or not whole.
+            negative.
     """
     logarithm = np.log1p(-step_decay(lr, weight_decay))
     if np.ndim(steps) == 0:
         return float(np.exp(count("steps", steps, least=0) * logarithm))
     times = np.asarray(steps)
-    if times.dtype.kind not in "iu" or (times < 0).any():
-        raise ValueError("steps must hold whole numbers >= 0")
+    if times.dtype.kind not in "iu":
+        raise TypeError(f"steps must hold whole numbers, got {times.dtype}")
+    if (times < 0).any():
+        raise ValueError(f"steps must hold numbers >= 0, got {times.min()}")
     return np.exp(times * logarithm)

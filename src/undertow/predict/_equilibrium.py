@@ -131,7 +131,7 @@ def equilibrium_steps(
     rate = positive("lr", lr) / (1 - coefficient("momentum", momentum))
     intrinsic = step_decay(rate, positive("weight_decay", weight_decay))
     if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie strictly between 0 and 1; got {tolerance}")
+        raise ValueError(f"tolerance must lie strictly between 0 and 1, got {tolerance}")
     ratio = positive("initial_norm", initial_norm) / positive("equilibrium_norm", equilibrium_norm)
     if abs(ratio - 1) <= tolerance:
         return 0.0

@@ -53,6 +53,7 @@ def sync_period(lr: float, *, alpha: float, base: int) -> int:
         base: the least period, 1 or more.
 
     Raises:
+        TypeError: if a count is no whole number.
         ValueError: if a value is out of its range.
 
     Source: 2310.14423, the quadratic synchronisation rule.
@@ -86,6 +87,7 @@ def sync_rounds(
         warmup_steps: how many steps the rate rises.
 
     Raises:
+        TypeError: if a count is no whole number.
         ValueError: if a value is out of its range.
 
     Source: 2310.14423; with its cosine schedules of 200 and 300 epochs of 312 steps this gives
@@ -97,7 +99,7 @@ def sync_rounds(
     warm = count("warmup_steps", warmup_steps, least=0)
     steps = len(rates)
     if warm and (warm >= steps or not rates.any()):
-        raise ValueError(f"warmup_steps must be below the {steps} steps; got {warm}")
+        raise ValueError(f"warmup_steps must be below the {steps} steps, got {warm}")
     highest = float(rates.max(initial=0.0))
     starts: list[int] = []
     periods: list[int] = []
@@ -141,6 +143,7 @@ def local_drift_multiplier(
         continuous: psi of the continuous time limit in place of the exact one.
 
     Raises:
+        TypeError: if K or H is no whole number.
         ValueError: if K, H < 1, lr <= 0, an eigenvalue is negative, or lr x eigenvalue >= 2.
 
     Source: 2303.01215, the slow equation with psi; the discrete form sums the same geometric series
@@ -172,7 +175,7 @@ def _eigenvalues(name: str, values: object, lr: float) -> np.ndarray:
         raise ValueError(f"{name} must be finite and >= 0, as at a minimum")
     if (lr * array).max(initial=0.0) >= 2:
         raise ValueError(
-            f"{name}: lr x {name} must be below 2, where a local step is stable; got "
+            f"{name}: lr x {name} must be below 2, where a local step is stable, got "
             f"{lr * array.max():.4g}"
         )
     return array

@@ -96,7 +96,7 @@ def momentum_equivalent(
     """
     kept, other = coefficient("momentum", momentum), coefficient("to", to)
     if form not in ("torch", "ema"):
-        raise ValueError(f"form must be 'torch' or 'ema'; got {form!r}")
+        raise ValueError(f"form must be 'torch' or 'ema', got {form!r}")
     rate = positive("lr", lr)
     effective = rate / (1 - kept) if form == "torch" else rate
     moved = effective * (1 - other) if form == "torch" else effective
@@ -141,13 +141,13 @@ def averaged_lr(
     Source: 2307.15196, the averaged learning rate; here over a run that ends.
     """
     if form not in ("torch", "ema"):
-        raise ValueError(f"form must be 'torch' or 'ema'; got {form!r}")
+        raise ValueError(f"form must be 'torch' or 'ema', got {form!r}")
     rates = np.asarray(lr, dtype=np.float64)
     if rates.ndim != 1 or not np.isfinite(rates).all() or (rates < 0).any():
         raise ValueError("lr must hold one finite number >= 0 for each step")
     if np.ndim(momentum) > 0 and np.shape(momentum) != rates.shape:
         raise ValueError(
-            f"momentum must be one number or one per step; got shape {np.shape(momentum)} for "
+            f"momentum must be one number or one per step, got shape {np.shape(momentum)} for "
             f"{len(rates)} steps"
         )
     kept = np.broadcast_to(np.asarray(momentum, dtype=np.float64), rates.shape)

@@ -87,14 +87,15 @@ def rank_bound(
         threshold: relative to the Frobenius norm, in (0, 1).
 
     Raises:
-        ValueError: if a value is out of its range or not whole, or lr x weight_decay >= 1.
+        TypeError: if a count is no whole number.
+        ValueError: if a value is out of its range, or lr x weight_decay >= 1.
     """
     batch_size, patches = count("batch_size", batch_size), count("patches", patches)
     if len(shape) != 2:
-        raise ValueError(f"shape must be (rows, cols); got {shape}")
+        raise ValueError(f"shape must be (rows, cols), got {shape}")
     limit = min(count("shape", side) for side in shape)
     if not 0 < threshold < 1:
-        raise ValueError(f"threshold must lie strictly between 0 and 1; got {threshold}")
+        raise ValueError(f"threshold must lie strictly between 0 and 1, got {threshold}")
     product = step_decay(lr, weight_decay)
     terms = patches * batch_size * math.log(2 / threshold)
     rank = terms / product if product > 0 else math.inf
@@ -114,8 +115,9 @@ def patch_count(
     `input_size` is the spatial size; a single number for the others stands for every axis.
 
     Raises:
-        ValueError: if a number is out of range or not whole, lengths differ, or the kernel does
-            not fit the padded input.
+        TypeError: if a number is not whole.
+        ValueError: if a number is out of range, lengths differ, or the kernel does not fit the
+            padded input.
     """
     sizes = _axes("input_size", input_size, 0, least=1)
     axes = len(sizes)
@@ -147,7 +149,7 @@ def rank_identity(
     steps: int,
     batch_size: int,
     patches: int = 1,
-    rtol: float | None = None,
+    tolerance: float | None = None,
 ) -> RankIdentity:
     """Whether W_T - prod_t (1 - lr_t weight_decay) W_(T-n) has rank at most n patches batch_size.
 
@@ -162,10 +164,11 @@ def rank_identity(
         steps: n.
         batch_size: of those steps.
         patches: as in `rank_bound`.
-        rtol: singular values of the residual above rtol x s_1(W_(T-n)) count. By default what
-            rounding in the dtype of the weights can leave: eps (max(rows, cols) + 8 steps).
+        tolerance: singular values of the residual above tolerance x s_1(W_(T-n)) count. By default
+            what rounding in the dtype of the weights can leave: eps (max(rows, cols) + 8 steps).
 
     Raises:
+        TypeError: if a count is no whole number.
         ValueError: if shapes differ, values are not finite, or a hyperparameter is out of range.
     """
     steps = count("steps", steps)
@@ -173,27 +176,27 @@ def rank_identity(
     new, old = np.asarray(later), np.asarray(earlier)
     if new.shape != old.shape or new.ndim < 2 or new.size == 0:
         raise ValueError(
-            f"later and earlier must be matrices of one shape; got {new.shape} and {old.shape}"
+            f"later and earlier must be matrices of one shape, got {new.shape} and {old.shape}"
         )
     if new.dtype.kind != "f" or old.dtype.kind != "f":
-        raise ValueError(f"later and earlier must be real; got {new.dtype} and {old.dtype}")
+        raise ValueError(f"later and earlier must be real, got {new.dtype} and {old.dtype}")
     if not (np.isfinite(new).all() and np.isfinite(old).all()):
         raise ValueError("later and earlier must be finite; a diverged run has no rank")
-    if rtol is None:
+    if tolerance is None:
         eps = max(float(np.finfo(new.dtype).eps), float(np.finfo(old.dtype).eps))
-        rtol = eps * (max(new.shape[0], new[0].size) + 8 * steps)
-    elif not 0 <= rtol < math.inf:
-        raise ValueError(f"rtol must be a finite number >= 0; got {rtol}")
+        tolerance = eps * (max(new.shape[0], new[0].size) + 8 * steps)
+    elif not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be a finite number >= 0, got {tolerance}")
     new = new.reshape(len(new), -1).astype(np.float64)
     old = old.reshape(len(old), -1).astype(np.float64)
     residual = new - decay_factor(lr, weight_decay, steps) * old
     values = np.linalg.svd(residual, compute_uv=False)
-    rank = int((values > rtol * np.linalg.norm(old, 2)).sum())
+    rank = int((values > tolerance * np.linalg.norm(old, 2)).sum())
     return RankIdentity(rank, bound, rank <= bound, values)
 
 
 def _axes(name: str, value: int | Sequence[int], axes: int, *, least: int) -> tuple[int, ...]:
     values = tuple(value) if isinstance(value, Sequence) else (value,) * max(axes, 1)
     if not values or (axes and len(values) != axes):
-        raise ValueError(f"{name} needs one number per axis of input_size; got {value}")
+        raise ValueError(f"{name} needs one number per axis of input_size, got {value}")
     return tuple(count(name, each, least=least) for each in values)

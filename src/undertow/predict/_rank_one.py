@@ -80,9 +80,9 @@ def rank_one_rate(
     """
     lr = positive("lr", lr)
     if not (math.isfinite(noise_std) and noise_std >= 0):
-        raise ValueError(f"noise_std must be a finite number >= 0; got {noise_std}")
+        raise ValueError(f"noise_std must be a finite number >= 0, got {noise_std}")
     if not 0 < batch_fraction <= 1:
-        raise ValueError(f"batch_fraction must lie in (0, 1]; got {batch_fraction}")
+        raise ValueError(f"batch_fraction must lie in (0, 1], got {batch_fraction}")
     loss_scale = positive("loss_scale", loss_scale)
     input_norm = positive("input_norm", input_norm)
     output_weight = positive("output_weight", abs(output_weight))
@@ -111,7 +111,7 @@ def _derivatives(
         if activation is not None or preactivation is not None:
             raise ValueError("derivatives take the place of activation and preactivation")
         if len(derivatives) != 2:
-            raise ValueError(f"derivatives must be (phi'(z), phi'''(z)); got {derivatives}")
+            raise ValueError(f"derivatives must be (phi'(z), phi'''(z)), got {derivatives}")
         first, third = (np.asarray(value, dtype=np.float64) for value in derivatives)
     elif activation is None or preactivation is None:
         raise ValueError("give activation and preactivation, or derivatives=(phi'(z), phi'''(z))")
@@ -121,11 +121,11 @@ def _derivatives(
             "so that this theory says nothing of it"
         )
     elif activation not in _ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}; got {activation!r}")
+        raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
     else:
         first, third = _ACTIVATIONS[activation](np.asarray(preactivation, dtype=np.float64))
     if not (np.isfinite(first).all() and np.isfinite(third).all()):
-        raise ValueError(f"phi'(z) and phi'''(z) must be finite; got {first} and {third}")
+        raise ValueError(f"phi'(z) and phi'''(z) must be finite, got {first} and {third}")
     if (first == 0).any():
         raise ValueError("phi'(z) must not be 0: there the network cannot follow its target")
     return first, third

@@ -54,7 +54,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Rescaling:
+class Rescaled:
     """Hyperparameters for another batch size, with what they rest on.
 
     Attributes:
@@ -89,7 +89,7 @@ def rescale(
     to_workers: int | None = None,
     noise_scale: float | None = None,
     sharpness: float | None = None,
-) -> Rescaling:
+) -> Rescaled:
     """Hyperparameters at `to_batch` that keep the training path of those at `from_batch`.
 
     With k = new / old total batch and the same number of samples seen:
@@ -122,6 +122,7 @@ def rescale(
             Hessian P^-1 H, P = diag(sqrt(v) + eps), for adaptive methods.
 
     Raises:
+        TypeError: a count that is no whole number.
         ValueError: a name or value that the optimizer does not read, or a k beyond the rule's
             range (1 - k (1 - beta) <= 0, or lr' x weight_decay' >= 1); the message gives the
             largest k that is allowed.
@@ -130,7 +131,7 @@ def rescale(
     are derived from the two clocks, as above.
     """
     if optimizer not in _READS:
-        raise ValueError(f"optimizer must be one of {', '.join(_READS)}; got {optimizer!r}")
+        raise ValueError(f"optimizer must be one of {', '.join(_READS)}, got {optimizer!r}")
     if to_workers is None:
         to_workers = from_workers
     old_batch = count("from_batch", from_batch) * count("from_workers", from_workers)
@@ -155,7 +156,7 @@ def rescale(
     if sharpness is not None:
         product = lr * positive("sharpness", sharpness) * factor
         warnings += _curvature_warnings(product, values, linear=linear)
-    return Rescaling(
+    return Rescaled(
         values,
         factor,
         "linear" if linear else "square root",
@@ -183,13 +184,14 @@ def largest_batch(batch_size: int, noise_scale: float, *, closeness: float = _CL
         closeness: C, above 1.
 
     Raises:
+        TypeError: if batch_size is no whole number.
         ValueError: if a value is out of its range.
 
     Source: 2102.12470, section on necessary conditions, in the form derived here.
     """
     square = positive("closeness", closeness) ** 2
     if square <= 1:
-        raise ValueError(f"closeness must be above 1; got {closeness}")
+        raise ValueError(f"closeness must be above 1, got {closeness}")
     return square * count("batch_size", batch_size) + (square - 1) * positive(
         "noise_scale", noise_scale
     )
@@ -205,9 +207,9 @@ def _completed(hyper: Mapping[str, Any], optimizer: str) -> dict[str, Any]:
             close = difflib.get_close_matches(str(name), _READS[optimizer], n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             reads = ", ".join(_READS[optimizer])
-            raise ValueError(f"hyper: {optimizer} reads {reads}; got {name!r}{hint}")
+            raise ValueError(f"hyper: {optimizer} reads {reads}, got {name!r}{hint}")
     if "lr" not in hyper:
-        raise ValueError(f"hyper must hold lr; got {', '.join(map(str, hyper)) or 'nothing'}")
+        raise ValueError(f"hyper must hold lr, got {', '.join(map(str, hyper)) or 'nothing'}")
     full = dict(hyper)
     if optimizer in _LINEAR:
         return full
@@ -252,7 +254,7 @@ def _steps(name: str, value: int) -> int:
 
 def _milestones(name: str, value: Sequence[int]) -> tuple[int, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
-        raise ValueError(f"{name} must be a sequence of step numbers; got {value!r}")
+        raise ValueError(f"{name} must be a sequence of step numbers, got {value!r}")
     return tuple(_steps(name, step) for step in value)
 
 
@@ -263,13 +265,13 @@ def _share(name: str, value: float) -> float:
 def _nonnegative(name: str, value: float) -> float:
     value = number(name, value)
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0; got {value}")
+        raise ValueError(f"{name} must be a finite number >= 0, got {value}")
     return float(value)
 
 
 def _pair(name: str, betas: Sequence[float]) -> tuple[float, float]:
     if not (isinstance(betas, Sequence) and len(betas) == 2):
-        raise ValueError(f"{name} must be two numbers; got {betas!r}")
+        raise ValueError(f"{name} must be two numbers, got {betas!r}")
     return coefficient(f"{name}[0]", betas[0]), _share(f"{name}[1]", betas[1])
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int
 
 Initializer = Literal["pytorch", "he", "lecun", "xavier"]
+"""How the weights of a layer are drawn before training."""
 
 # Points at which the distribution function is tabulated.
 _GRID = 2**14
@@ -34,8 +35,8 @@ def initial_std(init: Initializer, *, fan_in: int, fan_out: int | None = None) -
     A convolution's fan_in is c_in / groups x taps.
 
     Raises:
-        ValueError: if `init` is none of these, a fan is not a whole number above 0, or xavier
-            lacks fan_out.
+        TypeError: if a fan is no whole number.
+        ValueError: if `init` is none of these, a fan is below 1, or xavier lacks fan_out.
     """
     fan_in = count("fan_in", fan_in)
     if init == "pytorch":
@@ -48,7 +49,7 @@ def initial_std(init: Initializer, *, fan_in: int, fan_out: int | None = None) -
         if fan_out is None:
             raise ValueError("fan_out is needed for init='xavier'")
         return math.sqrt(2 / (fan_in + count("fan_out", fan_out)))
-    raise ValueError(f"init must be 'pytorch', 'he', 'lecun' or 'xavier'; got {init!r}")
+    raise ValueError(f"init must be 'pytorch', 'he', 'lecun' or 'xavier', got {init!r}")
 
 
 def initial_spectrum(rows: int, cols: int, std: float) -> Float64[np.ndarray, " values"]:
@@ -60,7 +61,8 @@ def initial_spectrum(rows: int, cols: int, std: float) -> Float64[np.ndarray, " 
     and normal entries. At the edges a draw differs by order k^(-2/3) relative.
 
     Raises:
-        ValueError: if rows or cols is not a whole number above 0, or std not above 0.
+        TypeError: if rows or cols is no whole number.
+        ValueError: if rows or cols is below 1, or std not above 0.
     """
     short, long = sorted((count("rows", rows), count("cols", cols)))
     scale = positive("std", std) * math.sqrt(long)

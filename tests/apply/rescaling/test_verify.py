@@ -82,6 +82,7 @@ def test_runs_that_diverge_are_still_json() -> None:
     json.dumps(found.as_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_defaults_are_those_of_every_run() -> None:
     whole = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
     one, other = (

@@ -195,7 +195,7 @@ def test_the_model_is_left_as_found_also_on_errors() -> None:
 
 def test_bad_input_says_what_would_do() -> None:
     model, x = mlp((3, 4, 4, 2)), draw(0, 5, 3).float()
-    with pytest.raises(TypeError, match=r"nn\.Sequential of blocks; got Linear"):
+    with pytest.raises(TypeError, match=r"nn\.Sequential of blocks, got Linear"):
         depth_convergence(model[1], x)
     with pytest.raises(TypeError, match="floating-point"):
         depth_convergence(model, x.long())
@@ -237,5 +237,5 @@ def test_dropout_and_identities_do_not_end_a_run() -> None:
 
 def test_inputs_of_another_type_are_refused() -> None:
     stack = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
-    with pytest.raises(TypeError, match=r"x must be in the type.*float64; got torch\.float32"):
+    with pytest.raises(TypeError, match=r"x must be in the type.*float64, got torch\.float32"):
         depth_convergence(stack, torch.ones(2, 3))

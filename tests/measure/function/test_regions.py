@@ -347,7 +347,7 @@ def test_moving_the_batch_axis_is_found_out() -> None:
 
 def test_bad_input_says_what_would_do() -> None:
     model, x = mlp((3, 2)).double(), draw(0, 4, 3)
-    with pytest.raises(TypeError, match=r"model must be an nn\.Module; got function"):
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module, got function"):
         activation_region(lambda x: x, x)
     with pytest.raises(TypeError, match=r"floating-point.*int64"):
         activation_region(model, x.long())
@@ -454,7 +454,7 @@ def test_causes_are_named(measure: object) -> None:
         broken[1].weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"outputs of model are not finite: 1\.weight"):
         measure(broken, x)
-    with pytest.raises(TypeError, match=r"x must be in the type.*float64; got torch\.float32"):
+    with pytest.raises(TypeError, match=r"x must be in the type.*float64, got torch\.float32"):
         measure(filled(mlp((4, 3, 2))), x.float())
     for function, said in (
         (lambda x: torch.div(x, 0.5, rounding_mode="floor"), "not piecewise linear: div"),
@@ -463,7 +463,7 @@ def test_causes_are_named(measure: object) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             measure(FunctionalLayer(function), x)
-    with pytest.raises(TypeError, match="directions must be a tensor; got list"):
+    with pytest.raises(TypeError, match="directions must be a tensor, got list"):
         region_radius(mlp((4, 2)).double(), x, [1.0])
     with pytest.raises(TypeError, match="directions must be floating point"):
         region_radius(mlp((4, 2)).double(), x, x.long())

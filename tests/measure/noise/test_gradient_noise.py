@@ -116,6 +116,7 @@ def test_squared_norm_is_the_mean_over_pairs_of_different_samples() -> None:
     assert gradient_noise(located(inputs)).gradient_sqnorm == pytest.approx(float(pairs))
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_over_data_sets() -> None:
     size, count = 6, 80
     found = [gradient_noise(located(draw(seed, count, size) + 0.5)) for seed in range(1000, 1200)]
@@ -128,6 +129,7 @@ def test_standard_errors_are_the_spread_over_data_sets() -> None:
         assert 0.8 < float(typical / spread) < 1.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "signal"), [(20, 3.0), (100, 1.0), (100, 0.3), (100, 0.0)])
 def test_intervals_cover_the_true_noise_scale(count: int, signal: float) -> None:
     size, trials = 10, 200

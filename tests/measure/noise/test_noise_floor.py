@@ -202,10 +202,12 @@ def test_bad_input() -> None:
         noise_floor(net, weight_decay=0.1, batch_size=2)
     with pytest.raises(ValueError, match="patches names 'x'"):
         noise_floor(net, weight_decay=0.1, batch_size=2, patches={"x": 1})
-    with pytest.raises(ValueError, match="whole number above 0; got 0"):
+    with pytest.raises(ValueError, match=r"patches\['0\.weight'\] must be at least 1, got 0"):
         noise_floor(net, weight_decay=0.1, batch_size=2, patches={"0.weight": 0})
-    with pytest.raises(ValueError, match="batch_size"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         noise_floor(net, weight_decay=0.1, batch_size=0)
+    with pytest.raises(TypeError, match=r"batch_size must be a whole number, got 2\.0"):
+        noise_floor(net, weight_decay=0.1, batch_size=2.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="weight_decay"):
         noise_floor(net, weight_decay=-1.0, batch_size=2)
     with pytest.raises(TypeError, match=r"model must be an nn\.Module"):

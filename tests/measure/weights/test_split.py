@@ -96,9 +96,9 @@ def test_a_stack_that_cannot_be_split_is_refused() -> None:
     stack = draw(1, 3, 4, 5)
     with pytest.raises(ValueError, match=r"initial must have the shape of final, \(3, 4, 5\)"):
         split_matrices(stack, stack[0], 1.0)
-    with pytest.raises(ValueError, match=r"decay_factor must lie in \[0, 1\]; got 1\.5"):
+    with pytest.raises(ValueError, match=r"decay_factor must lie in \[0, 1\], got 1\.5"):
         split_matrices(stack, stack, 1.5)
-    with pytest.raises(ValueError, match="threshold must be >= 0; got -1"):
+    with pytest.raises(ValueError, match="threshold must be >= 0, got -1"):
         split_matrices(stack, stack, 1.0).ranks(-1)
 
 

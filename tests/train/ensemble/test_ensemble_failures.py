@@ -41,6 +41,7 @@ CALM = [Member(1, 0.05, 0.01, 0.5), Member(3, 0.02, 0.0, 0.9)]
 WILD = Member(2, 1e6, 0.0, 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [rules.sgd, rules.momentum], ids=repr)
 @pytest.mark.parametrize(
     ("build", "path"),

@@ -101,6 +101,7 @@ def check(
         assert_tensors_equal(ensemble.parameters() | ensemble.buffers(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize(
     "build",
@@ -137,12 +138,14 @@ ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_paths_agree_for_every_activation(name: str) -> None:
     build = deep(*ACTIVATIONS[name])
     check(build, functional.cross_entropy, (inputs(), labels()), paths=("fused", "vmap"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [
@@ -225,6 +228,7 @@ def test_members_may_go_through_the_data_in_different_orders() -> None:
     check(deep(nn.ReLU), functional.cross_entropy, data, own_members=own, batch_size=11, steps=30)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", [nn.ReLU, nn.Tanh], ids=["relu", "tanh"])
 @pytest.mark.parametrize("shrink", [0.5, 0.999999], ids=["half", "nearly all"])
 def test_a_large_decay_stays_exact_over_long_blocks(
@@ -361,6 +365,7 @@ def test_token_numbers_as_inputs() -> None:
     check(build, functional.cross_entropy, (tokens, labels()), paths=("vmap", "loop"), steps=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize("between", [nn.ReLU, nn.Tanh], ids=["relu", "tanh"])

@@ -99,6 +99,7 @@ def by_hand(rule: Rule, build: Any, own_members: list[Member], steps: int) -> li
     return trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [small, rectified, normed])
 @pytest.mark.parametrize("base", [rules.sgd, rules.momentum, rules.adam], ids=repr)
 def test_svag_is_two_batches_of_streams_of_their_own(base: Rule, build: Any) -> None:
@@ -111,6 +112,7 @@ def test_svag_is_two_batches_of_streams_of_their_own(base: Rule, build: Any) -> 
         assert_tensors_equal(ensemble.parameters() | ensemble.buffers(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [
@@ -199,6 +201,7 @@ def test_class_weights_under_svag() -> None:
         torch.testing.assert_close(first, other, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 @paths
 @pytest.mark.parametrize("order", ["epochs", "replacement", "cyclic", "full"])
 def test_the_first_batch_is_that_of_the_bare_rule(path: str, order: str) -> None:
@@ -228,6 +231,7 @@ def test_a_member_alone_is_the_member_among_others(path: str) -> None:
             torch.testing.assert_close(value[0], together[name][e], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @paths
 @pytest.mark.parametrize("base", [rules.sgd, rules.adam], ids=repr)
 def test_training_in_pieces_is_training_at_once(path: str, base: Rule) -> None:
@@ -250,6 +254,7 @@ def test_large_targets_are_perturbed_a_few_steps_at_a_time(monkeypatch: pytest.M
         assert torch.equal(value, expected[name])
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_never_touches_the_others() -> None:
     rule = rules.unit_norm(rules.svag(rules.label_noise(rules.momentum, std=0.1), 2))
     calm = [Member(1, 0.05, 0.01, 0.5), Member(3, 0.02, 0.0, 0.9)]

@@ -241,7 +241,7 @@ GOOD = {"time": TIME, "lr": LR, "start": torch.ones(2), "generator": generator()
         ({"beta2": 1.0}, "beta2 must be from 0 to below 1"),
         ({"eps": -1.0}, "eps must be"),
         ({"eps": math.nan}, "eps must be"),
-        ({"substeps": 1.5}, "substeps must be"),
+        ({"substeps": 0}, "substeps must be at least 1, got 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(solve, change: dict[str, object], message: str) -> None:
@@ -253,7 +253,7 @@ def test_what_makes_no_sense_is_refused(solve, change: dict[str, object], messag
     ("change", "message"),
     [
         ({"square": torch.tensor([1.0, -1.0])}, "square is a mean of squares"),
-        ({"square": torch.ones(3)}, r"square must be \[2\] or \[1, 2\]; got \(3,\)"),
+        ({"square": torch.ones(3)}, r"square must be \[2\] or \[1, 2\], got \(3,\)"),
     ],
 )
 def test_a_square_that_makes_no_sense_is_refused(change: dict[str, Tensor], message: str) -> None:

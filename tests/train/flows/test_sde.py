@@ -140,6 +140,7 @@ def test_noise_of_an_objective_has_the_covariance_of_sample_noise(loss: nn.Modul
     assert bool(((drift - objective.gradient().double()).abs() < 5 * stderr + 1e-6).all())
 
 
+@pytest.mark.slow
 def test_minibatch_sgd_itself_spreads_as_the_sde_says() -> None:
     """Real batches with replacement, from the same weights, against the SDE."""
     with torch.random.fork_rng():
@@ -302,7 +303,7 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"lr": 0.0}, "lr must be a finite number above 0; got 0.0"),
+        ({"lr": 0.0}, "lr must be a finite number above 0, got 0.0"),
         ({"lr": math.nan}, "lr must be a finite number above 0"),
         ({"time": -1.0}, "time must be"),
         ({"time": [0.5, 0.2]}, "time must be"),
@@ -361,12 +362,14 @@ def test_noise_that_mixes_replicas_is_refused(noise: Callable[[Tensor, Tensor], 
         ({"covariance": torch.tensor([math.nan])}, "covariance holds NaN"),
         ({"factor": torch.ones(2)}, "factor must be"),
         ({"covariance": COVARIANCE, "noise_size": 3}, "noise_size"),
-        ({"noise": lambda theta, z: z, "noise_size": 2.5}, "noise_size must be a whole number"),
+        ({"noise": lambda theta, z: z, "noise_size": 0}, "noise_size must be at least 1, got 0"),
     ],
 )
 def test_noise_that_makes_no_sense_is_refused(noise: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NoisyGradient(hill, **noise)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"noise_size must be a whole number, got 2\.5"):
+        NoisyGradient(hill, noise=lambda theta, z: z, noise_size=2.5)  # type: ignore[arg-type]
 
 
 def test_things_of_another_kind_are_refused() -> None:

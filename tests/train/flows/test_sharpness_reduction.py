@@ -69,6 +69,7 @@ def test_normalised_regression_forgets_its_null_space_at_the_rate_of_the_decay()
     assert flow.dimension == 7 - 1 - 3  # the Hessian has the rank of centred inputs, less one
 
 
+@pytest.mark.slow
 def test_a_crossing_of_eigenvalues_ends_the_flow():
     def crossing(weights: Tensor) -> Tensor:
         angle = torch.atan2(weights[1], weights[0])

@@ -23,14 +23,14 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def predicted(
-    local_steps: int, *, lr: float, time: float, form: str = "discrete", steps: int = 40
+    period: int, *, lr: float, time: float, form: str = "discrete", steps: int = 40
 ) -> float:
     flow = local_sgd_slow_sde(
         TOY,
         time,
         lr=lr,
-        workers=WORKERS,
-        local_steps=local_steps,
+        num_workers=WORKERS,
+        period=period,
         batch_size=WORKERS,
         start=torch.zeros(2),
         generator=generator(),
@@ -40,7 +40,7 @@ def predicted(
     return flow.states[-1, 0, 0].item()
 
 
-def simulated(local_steps: int, *, lr: float, time: float, replicas: int) -> tuple[float, float]:
+def simulated(period: int, *, lr: float, time: float, replicas: int) -> tuple[float, float]:
     """The mean end of u under Local SGD from the stationary law of v, and its standard error."""
     draws = generator(1)
 
@@ -53,17 +53,18 @@ def simulated(local_steps: int, *, lr: float, time: float, replicas: int) -> tup
         slope = u.exp()
         noise = math.sqrt(WORKERS) * normal(replicas, WORKERS)
         u, v = u - lr * slope * v**2 / 2, v - lr * (slope * v + noise)
-        if step % local_steps == 0:
+        if step % period == 0:
             u, v = (part.mean(1, keepdim=True).expand(-1, WORKERS) for part in (u, v))
     ends = u.mean(1)
     return ends.mean().item(), ends.std().item() / math.sqrt(replicas)
 
 
-@pytest.mark.parametrize("local_steps", [1, 10, 40, 160])
-def test_the_toy_drifts_as_local_sgd_itself_does(local_steps: int) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("period", [1, 10, 40, 160])
+def test_the_toy_drifts_as_local_sgd_itself_does(period: int) -> None:
     lr, time = 0.0125, 0.2
-    value, stderr = simulated(local_steps, lr=lr, time=time, replicas=500)
-    prediction = predicted(local_steps, lr=lr, time=time)
+    value, stderr = simulated(period, lr=lr, time=time, replicas=500)
+    prediction = predicted(period, lr=lr, time=time)
     # Beside the noise, the theory has an error of a higher order in lr.
     assert abs(value - prediction) < 3 * stderr + lr * abs(prediction)
 
@@ -75,8 +76,8 @@ def test_the_discrete_form_at_one_local_step_is_sgd_and_the_continuous_form_is_n
         TOY,
         time,
         lr=lr,
-        workers=1,
-        local_steps=1,
+        num_workers=1,
+        period=1,
         batch_size=WORKERS,
         start=torch.zeros(2),
         generator=generator(),
@@ -89,19 +90,18 @@ def test_the_discrete_form_at_one_local_step_is_sgd_and_the_continuous_form_is_n
     assert spurious - found == pytest.approx(-time / 4 * (WORKERS - 1.5) * lr, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("local_steps", "expected"), [(25, -0.328), (50, -0.449), (200, -0.675), (500, -0.748)]
+    ("period", "expected"), [(25, -0.328), (50, -0.449), (200, -0.675), (500, -0.748)]
 )
-def test_the_continuous_form_is_the_equation_of_the_toy(local_steps: int, expected: float) -> None:
-    found = predicted(local_steps, lr=0.02, time=0.4, form="continuous", steps=100)
+def test_the_continuous_form_is_the_equation_of_the_toy(period: int, expected: float) -> None:
+    found = predicted(period, lr=0.02, time=0.4, form="continuous", steps=100)
     assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_forms_agree_for_small_learning_rates_and_many_local_steps() -> None:
-    local_steps, lr = 1000, 1e-3
-    forms = [
-        predicted(local_steps, lr=lr, time=0.1, form=form) for form in ("discrete", "continuous")
-    ]
+    period, lr = 1000, 1e-3
+    forms = [predicted(period, lr=lr, time=0.1, form=form) for form in ("discrete", "continuous")]
     assert forms[0] == pytest.approx(forms[1], rel=2e-3)
 
 
@@ -118,9 +118,10 @@ def isotropic(theta: Tensor) -> Tensor:
     return torch.eye(2, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("local_steps", [1, 100])
+@pytest.mark.slow
+@pytest.mark.parametrize("period", [1, 100])
 def test_diffusion_along_a_circle_is_brownian_motion_whatever_the_local_steps(
-    local_steps: int,
+    period: int,
 ) -> None:
     """By symmetry nothing drifts, and the angle has variance T / B."""
     manifold = Manifold(circle, isotropic, lambda x: x / x.norm(dim=1, keepdim=True))
@@ -128,8 +129,8 @@ def test_diffusion_along_a_circle_is_brownian_motion_whatever_the_local_steps(
         manifold,
         0.5,
         lr=0.05,
-        workers=2,
-        local_steps=local_steps,
+        num_workers=2,
+        period=period,
         batch_size=2,
         start=torch.tensor([1.0, 0.0]),
         replicas=2000,
@@ -150,14 +151,15 @@ def solved(block: Tensor) -> Tensor:
     return torch.stack([gradient_flow(parabola, 60.0, start=row).parameters[-1] for row in block])
 
 
+@pytest.mark.slow
 def test_without_a_projection_the_gradient_flow_is_followed() -> None:
     ends = [
         local_sgd_slow_sde(
             Manifold(parabola, isotropic, projection),
             0.2,
             lr=0.05,
-            workers=1,
-            local_steps=1,
+            num_workers=1,
+            period=1,
             batch_size=1,
             start=torch.tensor([0.5, 0.25]),
             replicas=2,
@@ -180,8 +182,8 @@ def test_a_replica_that_leaves_the_finite_numbers_touches_no_other() -> None:
             Manifold(TOY.loss, breaks_below),
             0.4,
             lr=0.02,
-            workers=1,
-            local_steps=1,
+            num_workers=1,
+            period=1,
             batch_size=WORKERS,
             start=start,
             generator=generator(),
@@ -193,6 +195,7 @@ def test_a_replica_that_leaves_the_finite_numbers_touches_no_other() -> None:
     assert torch.allclose(flows[0].states[:, 1:], flows[1].states, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_replica_may_leave_the_finite_numbers_again() -> None:
     """From where it is put to go on unseen, the same happens."""
     beyond = Manifold(TOY.loss, lambda theta: TOY.covariance(theta) / (theta[0] > -0.01).double())
@@ -204,7 +207,7 @@ def test_beyond_the_stability_of_sgd_a_replica_has_diverged() -> None:
     """Noise along the valley takes some to where its walls are steeper than 2 / lr."""
     lr, times = 0.5, [1.0, 1.1, 2.0]
     valley = Manifold(TOY.loss, isotropic, lambda block: block * torch.tensor([1.0, 0.0]))
-    common = {"lr": lr, "workers": 1, "local_steps": 1, "batch_size": 1, "steps": 20}
+    common = {"lr": lr, "num_workers": 1, "period": 1, "batch_size": 1, "steps": 20}
     problem = GOOD | common | {"manifold": valley, "time": times, "replicas": 200}
     flow = local_sgd_slow_sde(**problem)  # type: ignore[arg-type]
     beyond = flow.states[:-1, :, 0] > math.log(2 / lr)
@@ -219,8 +222,8 @@ GOOD = {
     "manifold": TOY,
     "time": 0.1,
     "lr": 0.02,
-    "workers": 2,
-    "local_steps": 4,
+    "num_workers": 2,
+    "period": 4,
     "batch_size": 4,
     "start": torch.zeros(2),
     "generator": generator(),
@@ -232,10 +235,9 @@ GOOD = {
     [
         ({"start": torch.tensor([0.0, 0.5])}, "start must lie on the manifold of minima"),
         ({"start": torch.tensor([math.nan, 0.5])}, "start holds NaN"),
-        ({"local_steps": 0}, "local_steps must be a whole number above 0; got 0"),
-        ({"local_steps": 0.5}, "local_steps must be a whole number"),
-        ({"workers": 0}, "workers must be"),
-        ({"batch_size": 5}, "a multiple of 2; got 5"),
+        ({"period": 0}, "period must be at least 1, got 0"),
+        ({"num_workers": 0}, "num_workers must be"),
+        ({"batch_size": 5}, "a multiple of 2, got 5"),
         ({"lr": 0.0}, "lr must be"),
         ({"lr": 2.5}, "lr must be below 2 / 1 = 2"),
         ({"form": "exact"}, "form must be"),
@@ -257,3 +259,9 @@ GOOD = {
 def test_what_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         local_sgd_slow_sde(**(GOOD | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["num_workers", "period", "batch_size", "steps"])
+def test_a_count_that_is_no_whole_number_is_a_type_error(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a whole number, got 0.5"):
+        local_sgd_slow_sde(**(GOOD | {name: 0.5}))  # type: ignore[arg-type]

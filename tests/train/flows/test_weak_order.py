@@ -24,6 +24,7 @@ def rates(kind: Kind, finest: int) -> list[float]:
     return [first / ratio**k for k in range(finest)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam"])
 def test_order_in_the_learning_rate_on_a_quadratic(kind: Kind) -> None:
     case = weak_order.quadratic()
@@ -32,6 +33,7 @@ def test_order_in_the_learning_rate_on_a_quadratic(kind: Kind) -> None:
     assert_order(*found, ORDER[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam"])
 def test_order_in_the_learning_rate_on_a_network(kind: Kind) -> None:
     case = weak_order.network()
@@ -40,6 +42,7 @@ def test_order_in_the_learning_rate_on_a_network(kind: Kind) -> None:
     assert_order(*found, ORDER[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sgd", "rmsprop", "adam"])
 def test_svag_tends_to_the_sde_at_a_fixed_learning_rate(kind: Kind) -> None:
     case: Case = weak_order.quadratic()

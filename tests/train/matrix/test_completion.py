@@ -109,7 +109,7 @@ def test_a_penalty_of_zero_is_the_limit_of_small_penalties():
 def test_a_fully_observed_matrix_is_shrunk_once():
     observed = draw(0, 5, 4)
     everything = torch.ones(5, 4, dtype=torch.bool)
-    found = nuclear_norm_completion(observed, everything, penalty=0.5, tolerance=1e-12)
+    found = nuclear_norm_completion(observed, everything, penalty=0.5, rtol=1e-12)
     torch.testing.assert_close(found.matrix, shrunk(observed, 0.5), atol=1e-5, rtol=0)
 
 
@@ -228,7 +228,7 @@ def test_what_cannot_be_meant_is_refused(call, words):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"penalty": -1.0}, {"tolerance": 0.0}, {"max_iterations": 0}, {"positive": True}]
+    "wrong", [{"penalty": -1.0}, {"rtol": 0.0}, {"max_iterations": 0}, {"positive": True}]
 )
 def test_a_completion_out_of_range_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

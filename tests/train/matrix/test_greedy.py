@@ -42,6 +42,7 @@ def three_by_three(large: float) -> tuple[Tensor, Tensor]:
     return known, known != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_each_phase_is_a_truncated_svd_where_f_is_a_distance(depth):
     target = draw(0, 4, 3)
@@ -58,6 +59,7 @@ def test_each_phase_is_a_truncated_svd_where_f_is_a_distance(depth):
         assert phase.loss == pytest.approx(float(singular[phase.rank :].square().sum()) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3])
 def test_symmetric_learns_the_positive_eigenvalues_alone(depth):
     target = spectrum([3.0, 1.5, 0.0, -2.0], 1)
@@ -69,6 +71,7 @@ def test_symmetric_learns_the_positive_eigenvalues_alone(depth):
     torch.testing.assert_close(both_signs.matrix, target, atol=1e-9, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rotating_the_problem_rotates_every_phase(symmetric):
     sensors = gaussian_sensors(60, 6, generator=torch.Generator().manual_seed(2))
@@ -86,6 +89,7 @@ def test_rotating_the_problem_rotates_every_phase(symmetric):
         assert two.eigenvalue == pytest.approx(one.eigenvalue, rel=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_a_phase_ends_at_a_minimum_among_matrices_of_its_rank(depth):
     known, mask = three_by_three(2.5)
@@ -102,6 +106,7 @@ def test_a_phase_ends_at_a_minimum_among_matrices_of_its_rank(depth):
             assert float(loss(near)) >= phase.loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [2, 3, 4])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_rank_one_where_the_nuclear_norm_would_choose_rank_two(depth, symmetric):
@@ -142,6 +147,7 @@ def test_the_path_follows_the_end_to_end_flow(depth):
     torch.testing.assert_close(measured, expected, atol=0.02 * float(expected.norm()), rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "power"), [(3, 1 / 3), (4, 1 / 2)])
 def test_time_to_leave_the_saddle(depth, power):
     """log(1 / scale) / (2 eigenvalue) at depth 2, scale^-(1 - 2/depth) beyond."""

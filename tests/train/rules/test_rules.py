@@ -67,6 +67,7 @@ def test_in_place_gives_the_same_in_the_memory_of_the_parameters(rule: Rule) -> 
         assert all(torch.equal(a, b) for a, b in zip(values, found_state[key], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @settings(max_examples=10, deadline=None)

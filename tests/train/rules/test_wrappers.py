@@ -48,6 +48,7 @@ def test_at_one_svag_is_the_rule(rule: Rule) -> None:
     assert rules.svag(rule, 1.0) is rule
 
 
+@pytest.mark.slow
 @every
 @given(finer=factors)
 def test_weights_keep_the_mean_and_amplify_the_covariance(rule: Rule, finer: float) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from undertow import predict
+from undertow.apply._arguments import whole_number
 from undertow.apply._start import initial_values, running_exponent
 from undertow.apply.forecasting._result import Forecast, LayerForecast
 from undertow.apply.forecasting._schedule import Schedule, lr_factors
@@ -83,14 +84,15 @@ def forecast(
             folder of a run of the `low-rank` claim): see `compare_records`.
 
     Raises:
+        TypeError: a count that is no whole number.
         ValueError: a value out of its range, a schedule that does not parse, lr x weight_decay
             >= 1, or an optimizer that is not known.
     """
     rule = family(optimizer)
-    _positive_count("steps", steps)
-    _positive_count("batch_size", batch_size)
+    whole_number("steps", steps, least=1)
+    whole_number("batch_size", batch_size, least=1)
     if not (math.isfinite(norm_ratio) and norm_ratio > 0):
-        raise ValueError(f"norm_ratio must be a finite number above 0; got {norm_ratio}")
+        raise ValueError(f"norm_ratio must be a finite number above 0, got {norm_ratio}")
     if momentum and rule not in ("sgd", "momentum"):
         raise ValueError(f"momentum is SGD's; {rule} has betas, which E does not depend on")
     if rule == "momentum" and not momentum:
@@ -146,7 +148,7 @@ def forecast(
             threshold=threshold,
             init=init,
         )
-    count = None if samples is None else _positive_count("samples", samples)
+    count = None if samples is None else whole_number("samples", samples, least=1)
     return Forecast(
         decay_exponent=total,
         residue=math.exp(-total),
@@ -167,12 +169,6 @@ def forecast(
         assumptions=_assumptions(init, read=bool(norms), layers=layers, norm_ratio=norm_ratio),
         notes=tuple(notes),
     )
-
-
-def _positive_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
-    return value
 
 
 def _shapes(

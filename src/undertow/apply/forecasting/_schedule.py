@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from undertow.apply._arguments import whole_number
+
 if TYPE_CHECKING:
     from jaxtyping import Float64
 
@@ -27,6 +29,7 @@ def lr_factors(
     of the step or one factor a step stand as they are, without a warm-up.
 
     Raises:
+        TypeError: warmup_steps is no whole number.
         ValueError: a schedule that is none of these, or a warm-up that does not fit.
     """
     if not isinstance(schedule, str):
@@ -37,10 +40,8 @@ def lr_factors(
                 f"schedule must give one finite factor >= 0 for each of the {steps} steps"
             )
         return factors
-    if not (isinstance(warmup_steps, int | np.integer) and 0 <= warmup_steps < max(steps, 1)):
-        raise ValueError(
-            f"warmup_steps must be a whole number, at least 0 and below steps; got {warmup_steps}"
-        )
+    if whole_number("warmup_steps", warmup_steps, least=0) >= max(steps, 1):
+        raise ValueError(f"warmup_steps must be below the {steps} steps, got {warmup_steps}")
     rising = np.arange(1, warmup_steps + 1) / (warmup_steps + 1)
     count = steps - warmup_steps
     share = np.arange(count) / max(count - 1, 1)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from undertow import predict
+from undertow.apply._arguments import whole_number
 from undertow.apply._progress import Advance, work_bar
 from undertow.apply._start import initial_values
 from undertow.apply.inspection._checkpoint import read_checkpoint, taps_of
@@ -75,13 +76,13 @@ def inspect(
     Raises:
         FileNotFoundError: no such file, or a shard is missing.
         ValueError: a file that cannot be read, nothing to measure, or an argument out of range.
-        TypeError: the first argument is none of these.
+        TypeError: the first argument is none of these, or workers is no whole number.
     """
     errors = _checked_errors(errors)
     if not (math.isfinite(threshold) and threshold >= 0):
-        raise ValueError(f"threshold must be a finite number >= 0; got {threshold}")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1; got {workers}")
+        raise ValueError(f"threshold must be a finite number >= 0, got {threshold}")
+    if workers is not None:
+        whole_number("workers", workers, least=1)
     opened = _opened(path_or_model)
     weights, notes = weight_matrices(opened, include, check_finite=False)
     found_notes = list(notes)
@@ -155,11 +156,11 @@ def _checked_errors(errors: Sequence[float]) -> tuple[float, ...]:
     if isinstance(errors, int | float):
         raise TypeError(f"errors must be a sequence; did you mean ({errors},)")
     if not errors or not all(0 < error < 1 for error in errors):
-        raise ValueError(f"errors must lie strictly between 0 and 1, such as 0.05; got {errors}")
+        raise ValueError(f"errors must lie strictly between 0 and 1, such as 0.05, got {errors}")
     if min(errors) < _LEAST_ERROR:
-        raise ValueError(f"errors must be at least {_LEAST_ERROR:g}; got {min(errors):g}")
+        raise ValueError(f"errors must be at least {_LEAST_ERROR:g}, got {min(errors):g}")
     if len({percent(error) for error in errors}) < len(errors):
-        raise ValueError(f"errors must differ from each other; got {errors}")
+        raise ValueError(f"errors must differ from each other, got {errors}")
     return tuple(errors)
 
 

@@ -104,7 +104,7 @@ def read_config(source: Any, optimizer: str | None) -> Config:
         return _arguments(values, optimizer)
     raise TypeError(
         "optimizer_or_dict must be an optimizer of torch.optim, a dictionary of hyperparameters, "
-        f"TrainingArguments or a Lightning configuration; got {type(source).__name__}"
+        f"TrainingArguments or a Lightning configuration, got {type(source).__name__}"
     )
 
 

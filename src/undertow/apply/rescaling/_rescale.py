@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from undertow import lab, predict
 from undertow.apply.rescaling._configs import Config, read_config, read_groups, rescale_state
-from undertow.predict import Change, Rescaling
+from undertow.predict import Change
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ class Rescaled:
     """
 
     hyper: Any
-    groups: tuple[Rescaling, ...]
+    groups: tuple[predict.Rescaled, ...]
     labels: tuple[str, ...]
     from_batch: int
     to_batch: int
@@ -223,7 +223,7 @@ def rescale(
         if configs[0].optimizer in ("sgd", "momentum") and sharpness is None:
             sharpness = verification.sharpness if verification.sharpness > 0 else None
 
-    def one(config: Config) -> Rescaling:
+    def one(config: Config) -> predict.Rescaled:
         return predict.rescale(
             config.hyper,
             from_batch=from_batch,

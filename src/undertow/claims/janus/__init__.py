@@ -42,7 +42,7 @@ class Janus(Knobs):
         """Batches are smaller than the data, and these leave a null space; something decays."""
         size, decays = self.images.train_size, ("weight_decay", "deep_weight_decay")
         return {
-            f"dimension must exceed samples, or the data leave no null space; got "
+            f"dimension must exceed samples, or the data leave no null space, got "
             f"{self.dimension} and {self.samples}": self.dimension > self.samples,
             f"batch_sizes must lie below samples = {self.samples} (gradient descent is always "
             f"included), got {self.batch_sizes}": max(self.batch_sizes) < self.samples,

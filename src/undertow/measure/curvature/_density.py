@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from undertow.measure._checks import whole_number
 from undertow.measure.curvature._krylov import (
     Curvature,
     Quadrature,
@@ -99,19 +100,18 @@ def spectral_density(
         generator: for the probes; by default the same on every call.
 
     Raises:
-        TypeError: if `objective` is of another kind.
+        TypeError: if `objective` is of another kind, or steps no whole number.
         ValueError: if an argument is out of its range; and as `Objective.hvp`.
     """
     operator = curvature_operator(objective, curvature)
     if not 0 < rtol < 1:
-        raise ValueError(f"rtol must be between 0 and 1; got {rtol!r}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-        raise ValueError(f"steps must be a whole number above 1; got {steps!r}")
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+    whole_number("steps", steps, least=2)
     if width is not None and not (0 < width < math.inf):
-        raise ValueError(f"width must be above 0; got {width!r}")
+        raise ValueError(f"width must be above 0, got {width!r}")
     steps = min(steps, operator.size)
     if max_products < 2 * steps:
-        raise ValueError(f"max_products must allow two probes of {steps} steps; got {max_products}")
+        raise ValueError(f"max_products must allow two probes of {steps} steps, got {max_products}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     block = max(1, affordable(operator, _BLOCK * steps, 1) // steps)
     found: list[Quadrature] = []

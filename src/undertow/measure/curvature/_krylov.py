@@ -65,9 +65,9 @@ def curvature_operator(objective: Objective, curvature: Curvature) -> Operator:
         ValueError: if `curvature` is another name.
     """
     if not isinstance(objective, Objective):
-        raise TypeError(f"objective must be an undertow.Objective; got {type(objective).__name__}")
+        raise TypeError(f"objective must be an undertow.Objective, got {type(objective).__name__}")
     if curvature not in ("hessian", "ggn"):
-        raise ValueError(f"curvature must be 'hessian' or 'ggn'; got {curvature!r}")
+        raise ValueError(f"curvature must be 'hessian' or 'ggn', got {curvature!r}")
     multiply = objective.hvp if curvature == "hessian" else objective.ggnvp
     size = objective.num_params
     return Operator(multiply, size, multiply(torch.zeros(0, size)), objective.fixed)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.measure._checks import whole_number
 from undertow.measure._lengths import inner, length, lengths
 from undertow.measure.curvature._krylov import (
     Curvature,
@@ -51,7 +52,7 @@ class Sharpness:
         eigenvalues: the largest (or smallest) first.
         residuals: ||H v - lambda v||; an eigenvalue lies within this distance of each value.
         products: matrix-vector products spent.
-        converged: whether every residual is within the tolerance.
+        converged: whether every residual is within `rtol`.
         vectors: the eigenvectors, of unit length, as rows.
     """
 
@@ -101,7 +102,7 @@ def sharpness(
         generator: for the start; by default the same on every call.
 
     Raises:
-        TypeError: if `objective` or `start` is of another kind.
+        TypeError: if `objective` or `start` is of another kind, or k no whole number.
         ValueError: if k < 1 or exceeds the number of parameters, or another argument is out of
             its range; and as `Objective.hvp`.
     """
@@ -163,15 +164,13 @@ def _extreme(
     max_products: int,
     generator: torch.Generator | None,
 ) -> Sharpness:
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= operator.size:
-        raise ValueError(
-            f"k must be a whole number from 1 to the {operator.size} parameters; got {k!r}"
-        )
+    if whole_number("k", k, least=1) > operator.size:
+        raise ValueError(f"k must be at most the {operator.size} parameters, got {k}")
     _check_rtol(rtol)
     if which not in ("largest", "smallest"):
-        raise ValueError(f"which must be 'largest' or 'smallest'; got {which!r}")
+        raise ValueError(f"which must be 'largest' or 'smallest', got {which!r}")
     if max_products < 1:
-        raise ValueError(f"max_products must be at least 1; got {max_products!r}")
+        raise ValueError(f"max_products must be at least 1, got {max_products!r}")
     sign = 1.0 if which == "largest" else -1.0
     signed = operator
     if which == "smallest":
@@ -191,7 +190,7 @@ def _extreme(
 
 def _check_rtol(rtol: float) -> None:
     if not 0 < rtol < 1:
-        raise ValueError(f"rtol must be between 0 and 1; got {rtol!r}")
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
 
 
 def _checked_start(start: Sharpness | Tensor | None, operator: Operator) -> Tensor | None:
@@ -199,10 +198,10 @@ def _checked_start(start: Sharpness | Tensor | None, operator: Operator) -> Tens
         return None
     vectors = start.vectors if isinstance(start, Sharpness) else start
     if not isinstance(vectors, Tensor):
-        raise TypeError(f"start must be a Sharpness or a tensor [m, p]; got {type(start).__name__}")
+        raise TypeError(f"start must be a Sharpness or a tensor [m, p], got {type(start).__name__}")
     if vectors.ndim != 2 or vectors.shape[1] != operator.size or len(vectors) == 0:
         raise ValueError(
-            f"start must hold directions [m, {operator.size}]; got {tuple(vectors.shape)}"
+            f"start must hold directions [m, {operator.size}], got {tuple(vectors.shape)}"
         )
     if not torch.isfinite(vectors).all():
         raise ValueError("start holds NaN or infinities")
@@ -215,7 +214,7 @@ def _block_norms(
     names = objective.param_names
     groups = [tuple(names)] if blocks is None else [tuple(block) for block in blocks]
     if sorted(name for group in groups for name in group) != sorted(names):
-        raise ValueError(f"blocks must hold each of {', '.join(names)} once; got {groups}")
+        raise ValueError(f"blocks must hold each of {', '.join(names)} once, got {groups}")
     named = dict(objective.model.named_parameters())
     sizes = [named[name].numel() for name in names]
     gradient = objective.gradient()

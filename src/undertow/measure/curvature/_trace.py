@@ -94,9 +94,9 @@ def hessian_trace(
     """
     operator = curvature_operator(objective, curvature)
     if not 0 < rtol < 1:
-        raise ValueError(f"rtol must be between 0 and 1; got {rtol!r}")
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
     if max_products < _FIRST:
-        raise ValueError(f"max_products must be at least {_FIRST}; got {max_products!r}")
+        raise ValueError(f"max_products must be at least {_FIRST}, got {max_products!r}")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     if curvature == "ggn":
         exact = objective.ggn_trace()

@@ -111,7 +111,7 @@ def neural_collapse(
             ignored.
     """
     if side not in ("input", "output"):
-        raise ValueError(f"side must be 'input' or 'output'; got {side!r}")
+        raise ValueError(f"side must be 'input' or 'output', got {side!r}")
     reader = _Reader(objective, features, side, classifier, dtype)
     means, counts, rounding = _class_means(reader)
     classes = counts.nonzero()[:, 0]
@@ -175,7 +175,7 @@ class _Reader:
                 raise ValueError(f"{argument} names {name!r}; the model has {shown}")
         if features is not None and not isinstance(features, str) and not callable(features):
             raise TypeError(
-                "features must be a module's name, a function or None; "
+                "features must be a module's name, a function or None, "
                 f"got {type(features).__name__}"
             )
         self.classifier = classifier or self._last_linear()
@@ -242,7 +242,7 @@ class _Reader:
                 scores, labels = class_scores(self.objective.loss, outputs, targets)
                 if len(labels) != len(targets):
                     raise ValueError(
-                        f"neural collapse needs one label per sample that counts; got "
+                        f"neural collapse needs one label per sample that counts, got "
                         f"{len(labels)} labels for {len(targets)} samples"
                     )
                 visit(found, scores, labels)
@@ -256,7 +256,7 @@ class _Reader:
         found = caught[0]
         if not isinstance(found, Tensor) or found.ndim == 0 or len(found) != samples:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"features must be [samples, ...], {samples} rows here; got {shape}")
+            raise ValueError(f"features must be [samples, ...], {samples} rows here, got {shape}")
         found = found.detach().reshape(samples, -1).double()
         if not torch.isfinite(found).all():
             raise ValueError("features are not finite")

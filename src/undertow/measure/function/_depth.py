@@ -97,20 +97,20 @@ def depth_convergence(
     """
     if not isinstance(stack, nn.Sequential):
         raise TypeError(
-            f"stack must be an nn.Sequential of blocks; got {type(stack).__name__}. Pass the part "
+            f"stack must be an nn.Sequential of blocks, got {type(stack).__name__}. Pass the part "
             "of the model that is one"
         )
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a floating-point tensor [batch, ...]; got {kind}")
+        raise TypeError(f"x must be a floating-point tensor [batch, ...], got {kind}")
     if x.ndim < 2 or x.numel() == 0 or not torch.isfinite(x).all():
         raise ValueError(
-            f"x must hold at least one sample, [batch, ...], all finite; got {tuple(x.shape)}"
+            f"x must hold at least one sample, [batch, ...], all finite, got {tuple(x.shape)}"
         )
     types = {p.dtype for p in stack.parameters() if p.is_floating_point()}
     if types and x.dtype not in types:
         raise TypeError(
-            f"x must be in the type of the stack's parameters, {types.pop()}; got {x.dtype}"
+            f"x must be in the type of the stack's parameters, {types.pop()}, got {x.dtype}"
         )
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")

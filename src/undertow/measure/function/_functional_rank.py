@@ -112,9 +112,9 @@ def functional_rank(
             model, or there is nothing to truncate.
     """
     if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance must be a finite number >= 0, such as 0.01; got {tolerance}")
+        raise ValueError(f"tolerance must be a finite number >= 0, such as 0.01, got {tolerance}")
     if metric not in ("loss", "accuracy"):
-        raise ValueError(f"metric must be 'loss' or 'accuracy'; got {metric!r}")
+        raise ValueError(f"metric must be 'loss' or 'accuracy', got {metric!r}")
     slots, notes = _slots(model, objective, include)
     factors = [_Factors(slot.item.matrix) for slot in slots]
     evaluate = _Evaluator(objective, slots, factors, metric)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from undertow.measure._checks import whole_number
 from undertow.measure._evaluation import evaluating, outputs_of, state_of
 from undertow.measure._nested import taken
 from undertow.objective import Objective
@@ -91,12 +92,11 @@ def homogeneity(
     Raises:
         ValueError: if tolerance is not between 0 and 1, samples < 1, or all outputs are zero (any
             degree fits).
-        TypeError: if the model returns no tensor.
+        TypeError: if the model returns no tensor, or samples is no whole number.
     """
     if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie strictly between 0 and 1; got {tolerance}")
-    if not isinstance(samples, int) or samples < 1:
-        raise ValueError(f"samples must be a whole number of at least 1; got {samples}")
+        raise ValueError(f"tolerance must lie strictly between 0 and 1, got {tolerance}")
+    whole_number("samples", samples, least=1)
     model = objective.model
     chosen = set(objective.param_names)
     risk = objective.risk.at(dtype)

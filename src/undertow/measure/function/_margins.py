@@ -138,9 +138,9 @@ def margins(
             or outputs are not finite.
     """
     if smoothing not in ("logistic", "exponential"):
-        raise ValueError(f"smoothing must be 'logistic' or 'exponential'; got {smoothing!r}")
+        raise ValueError(f"smoothing must be 'logistic' or 'exponential', got {smoothing!r}")
     if degree is not None and not math.isfinite(degree):
-        raise ValueError(f"degree must be finite, or None to have it measured; got {degree}")
+        raise ValueError(f"degree must be finite, or None to have it measured, got {degree}")
     per_sample, soft = _margins(objective, dtype)
     measured = None
     if degree is None:

@@ -142,15 +142,15 @@ def region_radius(
     """
     _check(model, x)
     if not isinstance(directions, Tensor):
-        raise TypeError(f"directions must be a tensor; got {type(directions).__name__}")
+        raise TypeError(f"directions must be a tensor, got {type(directions).__name__}")
     single = directions.shape == x.shape
     if not single and directions.shape[1:] != x.shape:
         raise ValueError(
             f"directions must have the shape of x, {tuple(x.shape)}, or [directions, "
-            f"{', '.join(map(str, x.shape))}]; got {tuple(directions.shape)}"
+            f"{', '.join(map(str, x.shape))}], got {tuple(directions.shape)}"
         )
     if not directions.is_floating_point():
-        raise TypeError(f"directions must be floating point; got {directions.dtype}")
+        raise TypeError(f"directions must be floating point, got {directions.dtype}")
     if not torch.isfinite(directions).all():
         raise ValueError("directions hold NaN or infinities")
     distances, layers = [], []
@@ -199,18 +199,18 @@ def boundary_distance(model: nn.Module, x: Float[Tensor, "batch ..."]) -> Bounda
 
 def _check(model: nn.Module, x: Tensor) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x must be a floating-point tensor [batch, ...]; got {kind}")
+        raise TypeError(f"x must be a floating-point tensor [batch, ...], got {kind}")
     if x.ndim < 2 or x.numel() == 0:
-        raise ValueError(f"x must hold at least one sample, [batch, ...]; got {tuple(x.shape)}")
+        raise ValueError(f"x must hold at least one sample, [batch, ...], got {tuple(x.shape)}")
     if not torch.isfinite(x).all():
         raise ValueError("x holds NaN or infinities")
     types = {p.dtype for p in model.parameters() if p.is_floating_point()}
     if types and x.dtype not in types:
         raise TypeError(
-            f"x must be in the type of the model's parameters, {types.pop()}; got {x.dtype}"
+            f"x must be in the type of the model's parameters, {types.pop()}, got {x.dtype}"
         )
 
 

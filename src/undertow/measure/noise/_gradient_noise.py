@@ -126,7 +126,7 @@ def gradient_noise(objective: Objective, *, confidence: float = 0.95) -> Gradien
 def noise_and_sweep(objective: Objective, confidence: float) -> tuple[GradientNoise, Sweep]:
     """`gradient_noise`, and the pass over the data that it came from."""
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be strictly between 0 and 1; got {confidence!r}")
+        raise ValueError(f"confidence must be strictly between 0 and 1, got {confidence!r}")
     sweep = sweep_samples(objective)
     samples = len(next(iter(sweep.squares.values())))
     if samples < 2:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.measure._checks import whole_number
 from undertow.measure.noise._gradient_noise import noise_and_sweep
 from undertow.measure.noise._layer_gradients import wide
 from undertow.objective import Objective
@@ -35,7 +36,7 @@ class NoiseEigenpairs:
         residuals: ||Sigma v - lambda v|| for each; an eigenvalue lies within it of lambda.
         vectors: unit eigenvectors, a row each.
         products: with Sigma that it took.
-        converged: whether every residual is within the tolerance.
+        converged: whether every residual is within `rtol`.
     """
 
     eigenvalues: Float64[Tensor, " pairs"]
@@ -64,7 +65,7 @@ class NoiseAlignment:
         noise_curvature: tr(Sigma H) / tr(Sigma), the mean curvature along the noise.
         mean_curvature: tr(H) / p, the same along a direction drawn at random.
         products: with H that it took.
-        converged: whether the cosine's standard error is within the tolerance.
+        converged: whether the cosine's standard error is within `atol`.
     """
 
     cosine: float
@@ -121,10 +122,10 @@ class NoiseCovariance:
             ValueError: if it is not `[directions, params]`, or not finite.
         """
         if not isinstance(block, Tensor):
-            raise TypeError(f"block must be a tensor; got {type(block).__name__}")
+            raise TypeError(f"block must be a tensor, got {type(block).__name__}")
         if block.ndim != 2 or block.shape[1] != len(self.gradient):
             raise ValueError(
-                f"block must be [directions, {len(self.gradient)}]; got {tuple(block.shape)}"
+                f"block must be [directions, {len(self.gradient)}], got {tuple(block.shape)}"
             )
         block = block.detach().to(self.gradient)
         if not torch.isfinite(block).all():
@@ -152,18 +153,17 @@ class NoiseCovariance:
         rank than k, as with samples that repeat, eigenvalues of zero complete them.
 
         Raises:
-            ValueError: if k is no whole number between 1 and min(n - 1, p), rtol is not between 0
-                and 1, or max_products < k.
+            TypeError: if k is no whole number.
+            ValueError: if k is not between 1 and min(n - 1, p), rtol not between 0 and 1, or
+                max_products < k.
         """
         limit = min(self.num_samples - 1, len(self.gradient))
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= limit:
-            raise ValueError(
-                f"k must be between 1 and min(n - 1, p) = {limit}, a whole number; got {k!r}"
-            )
+        if whole_number("k", k, least=1) > limit:
+            raise ValueError(f"k must be at most min(n - 1, p) = {limit}, got {k}")
         if not 0 < rtol < 1:
-            raise ValueError(f"rtol must be between 0 and 1; got {rtol!r}")
+            raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
         if not max_products >= k:
-            raise ValueError(f"max_products must be at least k = {k}; got {max_products!r}")
+            raise ValueError(f"max_products must be at least k = {k}, got {max_products!r}")
         block = min(k + _EXTRA_DIRECTIONS, limit, max_products)
         with self._objective.fixed():
             return self._block_krylov(k, block, rtol, max_products)
@@ -194,7 +194,7 @@ class NoiseCovariance:
         self,
         curvature: Product,
         *,
-        tolerance: float = 0.02,
+        atol: float = 0.02,
         max_products: int = 512,
         generator: torch.Generator | None = None,
     ) -> NoiseAlignment:
@@ -205,7 +205,7 @@ class NoiseCovariance:
 
         Args:
             curvature: H times a block `[directions, params]`, such as `objective.hvp`.
-            tolerance: standard error of the cosine to stop at.
+            atol: standard error of the cosine to stop at.
             max_products: with H at most.
             generator: of the draws; None starts one from 0.
         """
@@ -221,7 +221,7 @@ class NoiseCovariance:
             numbers.append(torch.stack([row.double().sum(1) for row in rows]))
             found = _aligned(torch.cat(noise), torch.cat(numbers, dim=1), self.trace)
             products = 2 * _ALIGNMENT_BLOCK * len(noise)
-            converged = found[1] <= tolerance
+            converged = found[1] <= atol
             if converged or products + 2 * _ALIGNMENT_BLOCK > max_products:
                 return NoiseAlignment(*found, products, converged)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from undertow.measure._checks import whole_number
 from undertow.measure._nested import flattened, taken, tensors
 from undertow.measure.weights import WeightMatrix, matrix_spectrum, weight_matrices
 from undertow.objective import EmpiricalRisk, Objective, Tensors
@@ -97,7 +98,7 @@ class NoiseFloor:
             if name not in norms:
                 raise ValueError(f"gradient_norms names {name!r}; there are {', '.join(norms)}")
             if not norm >= 0:
-                raise ValueError(f"gradient_norms[{name!r}] must not be negative; got {norm}")
+                raise ValueError(f"gradient_norms[{name!r}] must not be negative, got {norm}")
         return {
             name: norm / (self.weight_decay * norms[name]) if norms[name] > 0 else 0.0
             for name, norm in gradient_norms.items()
@@ -135,14 +136,13 @@ def noise_floor(
 
     Raises:
         ValueError: if a number is out of its range, or m of a weight is not known.
-        TypeError: if model is no module.
+        TypeError: if model is no module, or a count no whole number.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module; got {type(model).__name__}")
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay must be finite and not negative; got {weight_decay!r}")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a whole number above 0; got {batch_size!r}")
+        raise ValueError(f"weight_decay must be finite and not negative, got {weight_decay!r}")
+    whole_number("batch_size", batch_size, least=1)
     matrices, notes = weight_matrices(model)
     stored = dict(model.named_parameters())
     found, left_out = _positions(model, patches)
@@ -214,8 +214,7 @@ def _positions(
     for name, count in given.items():
         if name not in stored:
             raise ValueError(f"patches names {name!r}, which is no parameter of the model")
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"patches[{name!r}] must be a whole number above 0; got {count!r}")
+        whole_number(f"patches[{name!r}]", count, least=1)
     found: dict[str, int | None] = {
         f"{path}.weight" if path else "weight": 1
         for path, module in model.named_modules()

@@ -250,7 +250,7 @@ def _forward(
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise TypeError(
             "gradients per sample need a model whose output (or its logits) is a tensor with the "
-            f"{len(targets)} samples along its first axis; got {found}"
+            f"{len(targets)} samples along its first axis, got {found}"
         )
     return outputs, total
 

@@ -46,18 +46,18 @@ def operator_spectrum(
     dimensions = len(size)
     dilation = (1,) * dimensions if dilation is None else tuple(dilation)
     if dimensions == 0 or any(not isinstance(n, int) or n < 1 for n in size):
-        raise ValueError(f"size must hold positive whole numbers, such as (32, 32); got {size}")
+        raise ValueError(f"size must hold positive whole numbers, such as (32, 32), got {size}")
     if len(dilation) != dimensions:
-        raise ValueError(f"dilation must have an entry per axis of size {size}; got {dilation}")
+        raise ValueError(f"dilation must have an entry per axis of size {size}, got {dilation}")
     if kernels.ndim < dimensions + 2:
         raise ValueError(
             f"kernels must be [..., c_out, c_in, {'x'.join('k' * dimensions)}] for inputs of size "
-            f"{tuple(size)}; got shape {tuple(kernels.shape)}"
+            f"{tuple(size)}, got shape {tuple(kernels.shape)}"
         )
     batch = kernels.shape[: kernels.ndim - dimensions - 2]
     rows, cols, *taps = kernels.shape[len(batch) :]
     if groups < 1 or rows % groups:
-        raise ValueError(f"groups must divide the {rows} output channels; got {groups}")
+        raise ValueError(f"groups must divide the {rows} output channels, got {groups}")
     if kernels.device.type == "mps":  # it has no float64
         kernels = kernels.cpu()
 

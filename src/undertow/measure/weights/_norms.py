@@ -110,10 +110,10 @@ def toeplitz_norm(layer: nn.Module, size: Sequence[int]) -> float:
             no output on an input of that size.
     """
     if not isinstance(layer, _ConvNd):
-        raise TypeError(f"layer must be a convolution of torch.nn; got {type(layer).__name__}")
+        raise TypeError(f"layer must be a convolution of torch.nn, got {type(layer).__name__}")
     if len(size) != len(layer.kernel_size) or any(not isinstance(n, int) or n < 1 for n in size):
         raise ValueError(
-            f"size must hold {len(layer.kernel_size)} positive whole numbers; got {tuple(size)}"
+            f"size must hold {len(layer.kernel_size)} positive whole numbers, got {tuple(size)}"
         )
     kernel = _kernel(layer).kernel
     assert kernel is not None

@@ -104,7 +104,7 @@ def spectrum_ranks(
     values = spectra.detach().to(torch.float64)
     if values.ndim == 0 or values.shape[-1] == 0:
         raise ValueError(
-            f"spectra needs at least one value per spectrum; got {tuple(spectra.shape)}"
+            f"spectra needs at least one value per spectrum, got {tuple(spectra.shape)}"
         )
     if not torch.isfinite(values).all() or (values < 0).any() or (values.diff(dim=-1) > 0).any():
         raise ValueError("spectra must be finite, non-negative and in descending order")
@@ -169,23 +169,23 @@ def ranks_with_fallback(
 
 def _check_levels(threshold: float, energies: Sequence[float]) -> None:
     if not 0 <= threshold < float("inf"):
-        raise ValueError(f"threshold must be a finite number >= 0, such as 1e-3; got {threshold}")
+        raise ValueError(f"threshold must be a finite number >= 0, such as 1e-3, got {threshold}")
     if isinstance(energies, float):
-        raise TypeError(f"energies must be a sequence, such as (0.9, 0.99); got {energies!r}")
+        raise TypeError(f"energies must be a sequence, such as (0.9, 0.99), got {energies!r}")
     for energy in energies:
         if not 0 < energy < 1:
-            raise ValueError(f"energies must lie strictly between 0 and 1; got {energy}")
+            raise ValueError(f"energies must lie strictly between 0 and 1, got {energy}")
 
 
 def _as_batch(matrices: Tensor) -> Tensor:
     """`matrices` as [batch, short, long], checked; a view wherever its strides allow."""
     if matrices.ndim < 2 or not (matrices.is_floating_point() or matrices.is_complex()):
         raise ValueError(
-            "matrices must be a floating-point or complex tensor [..., rows, cols]; "
+            "matrices must be a floating-point or complex tensor [..., rows, cols], "
             f"got {matrices.dtype} of shape {tuple(matrices.shape)}"
         )
     if matrices.numel() == 0:
-        raise ValueError(f"matrices must not be empty; got shape {tuple(matrices.shape)}")
+        raise ValueError(f"matrices must not be empty, got shape {tuple(matrices.shape)}")
     if matrices.device.type == "mps":  # it has no float64
         matrices = matrices.cpu()
     flat = matrices.detach().reshape(-1, *matrices.shape[-2:])

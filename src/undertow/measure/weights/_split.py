@@ -132,7 +132,7 @@ class MatrixSplit:
             ValueError: a negative threshold.
         """
         if not threshold >= 0:
-            raise ValueError(f"threshold must be >= 0; got {threshold}")
+            raise ValueError(f"threshold must be >= 0, got {threshold}")
         limit = threshold * self.norm[..., None]
         return SplitRanks(
             rank=(self.spectra > limit).sum(-1),
@@ -171,7 +171,7 @@ def split_matrices(
     trained, start = final.detach().double(), initial.detach().to(final.device).double()
     factor = torch.as_tensor(decay_factor, dtype=torch.float64, device=final.device)
     if not ((factor >= 0) & (factor <= 1)).all():
-        raise ValueError(f"decay_factor must lie in [0, 1]; got {decay_factor}")
+        raise ValueError(f"decay_factor must lie in [0, 1], got {decay_factor}")
     factor = factor.expand(final.shape[:-2])
     learned = trained - factor[..., None, None] * start
     spectra, initial_spectra, learned_spectra = matrix_spectrum(
@@ -282,10 +282,10 @@ def _factor(
     assert given is not None
     if factor is None:
         if not given >= 0:
-            raise ValueError(f"decay_exponent must be >= 0; got {given} for {name}")
+            raise ValueError(f"decay_exponent must be >= 0, got {given} for {name}")
         return math.exp(-given)
     if not 0 <= given <= 1:
-        raise ValueError(f"decay_factor must lie in [0, 1]; got {given} for {name}")
+        raise ValueError(f"decay_factor must lie in [0, 1], got {given} for {name}")
     return float(given)
 
 

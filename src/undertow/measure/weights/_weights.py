@@ -53,7 +53,7 @@ def weight_matrices(
         found = _of_mapping(model_or_state_dict)
     else:
         raise TypeError(
-            "model_or_state_dict must be an nn.Module or a mapping from names to tensors; "
+            "model_or_state_dict must be an nn.Module or a mapping from names to tensors, "
             f"got {type(model_or_state_dict).__name__}"
         )
     matrices: list[WeightMatrix] = []

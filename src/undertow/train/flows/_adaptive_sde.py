@@ -190,7 +190,7 @@ def _averages(
 ) -> tuple[Tensor, Tensor]:
     """Adam's m and v at the start."""
     if not (math.isfinite(start_time) and start_time >= 0):
-        raise ValueError(f"start_time must be a finite number >= 0; got {start_time!r}")
+        raise ValueError(f"start_time must be a finite number >= 0, got {start_time!r}")
     if mean is None and square is None and start_time == 0:
         return torch.zeros_like(theta), torch.zeros_like(theta)
     if mean is None or square is None or start_time == 0:
@@ -205,7 +205,7 @@ def _like(name: str, given: Tensor, theta: Tensor) -> Tensor:
     value = stacked(name, given, len(theta))
     if value.shape != theta.shape:
         raise ValueError(
-            f"{name} must be [{theta.shape[1]}] or {list(theta.shape)}; got {tuple(given.shape)}"
+            f"{name} must be [{theta.shape[1]}] or {list(theta.shape)}, got {tuple(given.shape)}"
         )
     return value
 
@@ -223,7 +223,7 @@ def _units(
     """The longest step, the rate c = (1 - beta) / lr^2, and eps, all checked."""
     lr = above_zero("lr", lr)
     if not 0 <= beta < 1:
-        raise ValueError(f"{name} must be from 0 to below 1; got {beta!r}")
+        raise ValueError(f"{name} must be from 0 to below 1, got {beta!r}")
     if not (math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"eps must be a finite number >= 0; got {eps!r}")
+        raise ValueError(f"eps must be a finite number >= 0, got {eps!r}")
     return substep(lr * lr, substeps), (1 - beta) / lr**2, float(eps)

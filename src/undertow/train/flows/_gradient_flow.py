@@ -185,18 +185,18 @@ def _check(
     max_steps: int,
 ) -> None:
     if not _LEAST_RTOL <= rtol < 1:
-        raise ValueError(f"rtol must be from {_LEAST_RTOL:g} to below 1; got {rtol!r}")
+        raise ValueError(f"rtol must be from {_LEAST_RTOL:g} to below 1, got {rtol!r}")
     for name, value in (("atol", atol), ("log_time", log_time)):
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a finite number above 0; got {value!r}")
+            raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
     if not (math.isfinite(gradient_tolerance) and gradient_tolerance >= 0):
         raise ValueError(
-            f"gradient_tolerance must be a finite number >= 0; got {gradient_tolerance!r}"
+            f"gradient_tolerance must be a finite number >= 0, got {gradient_tolerance!r}"
         )
     if method not in ("auto", "LSODA", "DOP853"):
-        raise ValueError(f"method must be 'auto', 'LSODA' or 'DOP853'; got {method!r}")
+        raise ValueError(f"method must be 'auto', 'LSODA' or 'DOP853', got {method!r}")
     if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1; got {max_steps!r}")
+        raise ValueError(f"max_steps must be at least 1, got {max_steps!r}")
 
 
 def _solver(
@@ -225,7 +225,7 @@ def _interpolant(
     def at(times: float | Sequence[float]) -> Tensor:
         asked = np.atleast_1d(np.asarray(times, dtype=np.float64))
         if not ((asked >= 0) & (asked <= last)).all():
-            raise ValueError(f"times must lie from 0 to {last:g}; got {times!r}")
+            raise ValueError(f"times must lie from 0 to {last:g}, got {times!r}")
         states = path.interpolated([clock.own(time) for time in asked.tolist()])
         found = torch.stack([tensor(state) for state in states])
         return found if np.ndim(times) else found[0]

@@ -17,6 +17,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from undertow.objective import Objective, evaluating
+from undertow.train._checks import whole_number
 
 BatchedGradient = Callable[[Tensor], Tensor]
 BatchedNoise = Callable[[Tensor, Tensor], Tensor]
@@ -57,11 +58,11 @@ class NoisyGradient:
         for name in ("gradient", "noise"):
             value = getattr(self, name)
             if not (callable(value) or (name == "noise" and value is None)):
-                raise TypeError(f"{name} must be a function; got {type(value).__name__}")
+                raise TypeError(f"{name} must be a function, got {type(value).__name__}")
         if sum(value is not None for value in (self.covariance, self.factor, self.noise)) != 1:
             raise ValueError("give exactly one of covariance, factor and noise")
         if self.noise_size is not None:
-            whole("noise_size", self.noise_size)
+            whole_number("noise_size", self.noise_size, least=1)
             if self.noise is None:
                 raise ValueError(f"noise_size={self.noise_size} belongs to a noise function")
         for name in ("covariance", "factor"):
@@ -69,11 +70,11 @@ class NoisyGradient:
             if value is None:
                 continue
             if not isinstance(value, Tensor) or not value.is_floating_point():
-                raise TypeError(f"{name} must be a tensor of real numbers; got {value!r}")
+                raise TypeError(f"{name} must be a tensor of real numbers, got {value!r}")
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{name} holds NaN or infinities")
         if self.factor is not None and self.factor.ndim != 2:
-            raise ValueError(f"factor must be [params, draws]; got {tuple(self.factor.shape)}")
+            raise ValueError(f"factor must be [params, draws], got {tuple(self.factor.shape)}")
         if self.covariance is not None:
             _check_covariance(self.covariance)
 
@@ -81,7 +82,7 @@ class NoisyGradient:
 def _check_covariance(covariance: Tensor) -> None:
     shape = tuple(covariance.shape)
     if covariance.ndim not in (1, 2) or len(set(shape)) != 1:
-        raise ValueError(f"covariance must be [params] or [params, params]; got {shape}")
+        raise ValueError(f"covariance must be [params] or [params, params], got {shape}")
     slack = _ROUNDING * float(covariance.abs().max())
     if covariance.ndim == 1:
         least = float(covariance.min())
@@ -290,7 +291,7 @@ def drive(
     """
     if not isinstance(problem, Objective | NoisyGradient):
         raise TypeError(
-            f"problem must be an Objective or a NoisyGradient; got {type(problem).__name__}"
+            f"problem must be an Objective or a NoisyGradient, got {type(problem).__name__}"
         )
     if isinstance(problem, Objective):
         if batch_size is None:
@@ -311,7 +312,7 @@ def drive(
                 f"start has {theta.shape[1]} parameters; the objective has {problem.num_params}"
             )
         assert batch_size is not None
-        found: Drive = _Network(problem, whole("batch_size", batch_size))
+        found: Drive = _Network(problem, whole_number("batch_size", batch_size, least=1))
     else:
         found = _Explicit(problem, theta.shape[1], theta.device)
     _try(found, theta)
@@ -330,23 +331,18 @@ def stacked(
     """A start for every replica, in memory of its own: a vector is repeated `replicas` times."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         given = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{name} must be a tensor of floating-point numbers; got {given}")
+        raise TypeError(f"{name} must be a tensor of floating-point numbers, got {given}")
     if value.ndim not in (1, 2) or value.numel() == 0:
-        raise ValueError(f"{name} must be [params] or [replicas, params]; got {tuple(value.shape)}")
+        raise ValueError(f"{name} must be [params] or [replicas, params], got {tuple(value.shape)}")
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name} holds NaN or infinities")
     if value.ndim == 2 and replicas not in (None, len(value)):
         raise ValueError(f"{name} has {len(value)} replicas, but replicas={replicas}")
     if value.ndim == 1:
-        value = value.expand(whole("replicas", 1 if replicas is None else replicas), -1)
+        value = value.expand(
+            whole_number("replicas", 1 if replicas is None else replicas, least=1), -1
+        )
     return value.detach().to(torch.float64, copy=True).contiguous()
-
-
-def whole(name: str, value: int) -> int:
-    """`value`, a whole number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number above 0; got {value!r}")
-    return value
 
 
 @torch.no_grad()
@@ -357,10 +353,10 @@ def _try(problem: Drive, theta: Tensor) -> None:
     for name, part in zip(("gradient", "noise"), parts, strict=True):
         if not isinstance(part, Tensor) or part.dtype != torch.float64:
             given = part.dtype if isinstance(part, Tensor) else type(part).__name__
-            raise TypeError(f"{name} must give a float64 tensor; got {given}")
+            raise TypeError(f"{name} must give a float64 tensor, got {given}")
         if part.shape != theta.shape:
             raise ValueError(
-                f"{name} must give one row a replica, {tuple(theta.shape)}; got {tuple(part.shape)}"
+                f"{name} must give one row a replica, {tuple(theta.shape)}, got {tuple(part.shape)}"
             )
         if not bool(torch.isfinite(part).all()):
             raise ValueError(f"the {name} at start holds NaN or infinities")

@@ -41,9 +41,9 @@ class Event:
 
     def __post_init__(self) -> None:
         if not callable(self.function):
-            raise TypeError(f"an event's function must be callable; got {self.function!r}")
+            raise TypeError(f"an event's function must be callable, got {self.function!r}")
         if self.direction not in (-1, 0, 1):
-            raise ValueError(f"an event's direction must be -1, 0 or 1; got {self.direction!r}")
+            raise ValueError(f"an event's direction must be -1, 0 or 1, got {self.direction!r}")
 
     def crossed(self, before: float, after: float) -> bool:
         """Whether the function changed sign in the event's direction."""

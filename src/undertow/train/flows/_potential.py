@@ -124,7 +124,7 @@ class _FunctionPotential(Potential):
         loss = self._function(theta)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise TypeError(f"objective must return a scalar tensor; got {given}")
+            raise TypeError(f"objective must return a scalar tensor, got {given}")
         return loss.reshape(())
 
 
@@ -170,7 +170,7 @@ def potential(objective: Objective | Function, start: Float[Tensor, " *theta"] |
     """
     if not (isinstance(objective, Objective) or callable(objective)):
         raise TypeError(
-            "objective must be an Objective or a function theta -> scalar tensor; got "
+            "objective must be an Objective or a function theta -> scalar tensor, got "
             f"{type(objective).__name__}"
         )
     if start is None:
@@ -178,13 +178,13 @@ def potential(objective: Objective | Function, start: Float[Tensor, " *theta"] |
             raise ValueError("a function needs start, the parameters that the flow begins at")
     elif not isinstance(start, Tensor) or not start.is_floating_point():
         given = start.dtype if isinstance(start, Tensor) else type(start).__name__
-        raise TypeError(f"start must be a tensor of floating-point numbers; got {given}")
+        raise TypeError(f"start must be a tensor of floating-point numbers, got {given}")
     elif start.numel() == 0 or not torch.isfinite(start).all():
         raise ValueError("start must hold finite numbers, at least one")
     if isinstance(objective, Objective):
         if start is not None and start.shape != (objective.num_params,):
             raise ValueError(
-                f"start must be a vector of the objective's {objective.num_params} parameters; "
+                f"start must be a vector of the objective's {objective.num_params} parameters, "
                 f"got shape {tuple(start.shape)}"
             )
         found: Potential = _ObjectivePotential(objective, start)
@@ -222,5 +222,5 @@ def increasing(name: str, values: float | Sequence[float]) -> Float64[np.ndarray
         or times[-1] <= 0
     ):
         wanted = "a positive number" if scalar else "increasing numbers >= 0 that end above 0"
-        raise ValueError(f"{name} must be {wanted}; got {values!r}")
+        raise ValueError(f"{name} must be {wanted}, got {values!r}")
     return times

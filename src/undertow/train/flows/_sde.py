@@ -65,7 +65,7 @@ def sgd_sde(
     times = increasing("time", time)
     longest = substep(above_zero("lr", lr), substeps)
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay must be a finite number >= 0; got {weight_decay!r}")
+        raise ValueError(f"weight_decay must be a finite number >= 0, got {weight_decay!r}")
     check_generator(generator)
     source, theta = drive(problem, start, replicas, batch_size)
 
@@ -80,5 +80,5 @@ def sgd_sde(
 def above_zero(name: str, value: float) -> float:
     """`value`, a finite number above 0."""
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number above 0; got {value!r}")
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
     return float(value)

@@ -111,9 +111,9 @@ def sharpness_reduction_flow(
     ends = increasing("time", time)
     for name, value in (("rtol", rtol), ("tolerance", tolerance)):
         if not 1e-13 <= value < 1:
-            raise ValueError(f"{name} must be from 1e-13 to below 1; got {value!r}")
+            raise ValueError(f"{name} must be from 1e-13 to below 1, got {value!r}")
     if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1; got {max_steps!r}")
+        raise ValueError(f"max_steps must be at least 1, got {max_steps!r}")
     landscape = potential(objective, start)
     length = float(np.linalg.norm(landscape.start))
     if length == 0:

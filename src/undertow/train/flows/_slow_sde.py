@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.train.flows._noise import stacked, whole
+from undertow.train._checks import whole_number
+from undertow.train.flows._noise import stacked
 from undertow.train.flows._potential import increasing
 from undertow.train.flows._sde import above_zero
 from undertow.train.flows._stochastic import (
@@ -58,7 +59,7 @@ class Manifold:
         for name in ("loss", "covariance", "projection"):
             value = getattr(self, name)
             if not (callable(value) or (name == "projection" and value is None)):
-                raise TypeError(f"{name} must be a function; got {type(value).__name__}")
+                raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
 def local_sgd_slow_sde(
@@ -66,8 +67,8 @@ def local_sgd_slow_sde(
     time: float | Sequence[float],
     *,
     lr: float,
-    workers: int,
-    local_steps: int,
+    num_workers: int,
+    period: int,
     batch_size: int,
     start: Float[Tensor, "*replicas params"],
     generator: torch.Generator,
@@ -91,8 +92,8 @@ def local_sgd_slow_sde(
         manifold: the loss, its noise, and the way back to the minima.
         time: the end, in lr^2 x steps; or the increasing times at which to keep the states.
         lr: learning rate.
-        workers: K; 1 is SGD.
-        local_steps: H, steps between two averagings.
+        num_workers: K; 1 is SGD.
+        period: H, steps between two averagings.
         batch_size: B, samples in a step over all workers: a multiple of K.
         start: zeta(0) on the manifold, for each replica or for all.
         generator: where the normal numbers come from.
@@ -107,19 +108,19 @@ def local_sgd_slow_sde(
     """
     times = increasing("time", time)
     above_zero("lr", lr)
-    whole("workers", workers)
-    whole("local_steps", local_steps)
-    if whole("batch_size", batch_size) % workers:
+    whole_number("num_workers", num_workers, least=1)
+    whole_number("period", period, least=1)
+    if whole_number("batch_size", batch_size, least=1) % num_workers:
         raise ValueError(
-            f"batch_size counts all workers' samples: a multiple of {workers}; got {batch_size}"
+            f"batch_size counts all workers' samples: a multiple of {num_workers}, got {batch_size}"
         )
     if form not in ("discrete", "continuous"):
-        raise ValueError(f"form must be 'discrete' or 'continuous'; got {form!r}")
+        raise ValueError(f"form must be 'discrete' or 'continuous', got {form!r}")
     if not isinstance(manifold, Manifold):
-        raise TypeError(f"manifold must be a Manifold; got {type(manifold).__name__}")
+        raise TypeError(f"manifold must be a Manifold, got {type(manifold).__name__}")
     check_generator(generator)
     zeta = stacked("start", start, replicas)
-    multiplier = _Multiplier(lr, workers, local_steps, form)
+    multiplier = _Multiplier(lr, num_workers, period, form)
     geometry = _Geometry(manifold)
     geometry.check(zeta, lr if form == "discrete" else None)
 
@@ -135,9 +136,9 @@ def local_sgd_slow_sde(
         step,
         [zeta],
         times,
-        float(times[-1]) / whole("steps", steps),
+        float(times[-1]) / whole_number("steps", steps, least=1),
         Normals(zeta.shape[1], lambda normals: normals, generator),
-        equation=f"slow SDE of Local SGD, {workers} workers, {local_steps} local steps",
+        equation=f"slow SDE of Local SGD, {num_workers} workers, {period} local steps",
     )
 
 
@@ -146,22 +147,22 @@ class _Multiplier:
     """(1 + (K - 1) psi_ij) over the sum of a pair of eigenvalues, in one of the two forms."""
 
     lr: float
-    workers: int
-    local_steps: int
+    num_workers: int
+    period: int
     form: Form
 
     def __call__(self, values: Float64[Tensor, "replicas params"]) -> Tensor:
         first, second = values[:, :, None], values[:, None, :]
         sums = first + second
         if self.form == "continuous":
-            psi = _psi(self.lr * self.local_steps * sums)
-            return (1 + (self.workers - 1) * psi) / sums
+            psi = _psi(self.lr * self.period * sums)
+            return (1 + (self.num_workers - 1) * psi) / sums
         # 1 - rho, without cancellation.
         lost = self.lr * (sums - self.lr * first * second)
         lost = lost.where(lost >= 0, math.nan)  # beyond 2 / lr nothing is stationary
-        gone = 1 - (1 - lost) ** self.local_steps
-        psi = 1 - gone / (self.local_steps * lost)
-        return (1 + (self.workers - 1) * psi) * self.lr / lost
+        gone = 1 - (1 - lost) ** self.period
+        psi = 1 - gone / (self.period * lost)
+        return (1 + (self.num_workers - 1) * psi) * self.lr / lost
 
 
 def _psi(x: Tensor) -> Tensor:
@@ -248,7 +249,7 @@ class _Geometry:
         covariance = self._covariance(zeta)
         if covariance.shape != vectors.shape or covariance.dtype != zeta.dtype:
             raise ValueError(
-                f"covariance must give a float64 matrix {list(vectors.shape[1:])}; got "
+                f"covariance must give a float64 matrix {list(vectors.shape[1:])}, got "
                 f"{covariance.dtype} {list(covariance.shape[1:])}"
             )
         if not bool(torch.isfinite(covariance).all()):
@@ -261,5 +262,5 @@ class _Geometry:
         if lr is not None and bool((lr * largest >= 2).any()):
             raise ValueError(
                 f"lr must be below 2 / {float(largest.max()):.4g} = {2 / float(largest.max()):.4g} "
-                f"for steps of SGD to be stable at start; got {lr:.4g}"
+                f"for steps of SGD to be stable at start, got {lr:.4g}"
             )

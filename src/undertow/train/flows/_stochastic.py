@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from undertow.train._checks import whole_number
+
 # Normal numbers drawn at once: few enough to stay in the processor's cache.
 _BLOCK = 2**18
 
@@ -77,15 +79,13 @@ class StochasticFlow:
 
 def substep(unit: float, substeps: int) -> float:
     """The longest step: a part of the time of one step of the optimizer."""
-    if isinstance(substeps, bool) or not isinstance(substeps, int) or substeps < 1:
-        raise ValueError(f"substeps must be a whole number above 0; got {substeps!r}")
-    return unit / substeps
+    return unit / whole_number("substeps", substeps, least=1)
 
 
 def check_generator(generator: torch.Generator) -> None:
     """Raise TypeError where it is none."""
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator must be a torch.Generator; got {generator!r}")
+        raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
 
 
 @dataclass(frozen=True, eq=False)

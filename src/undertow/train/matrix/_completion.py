@@ -32,7 +32,7 @@ class Completion:
         residual: Frobenius norm of what it misses of the observed entries.
         gap: the most by which its objective can exceed the optimum, relative to the optimum.
         iterations: of the solver, one SVD each.
-        converged: whether the gap is within the tolerance.
+        converged: whether the gap is within `rtol`.
     """
 
     matrix: Float64[Tensor, "rows cols"] = field(repr=False)
@@ -57,7 +57,7 @@ def nuclear_norm_completion(
     *,
     penalty: float = 0.0,
     positive: bool = False,
-    tolerance: float = 1e-6,
+    rtol: float = 1e-6,
     max_iterations: int = 20_000,
 ) -> Completion:
     """Minimise 1/2 sum over observed (W_ij - observed_ij)^2 + penalty ||W||_*, or its limit.
@@ -72,18 +72,18 @@ def nuclear_norm_completion(
         penalty: of the nuclear norm.
         positive: among symmetric positive semidefinite matrices only; `observed` and `mask` must
             be symmetric then. At a penalty of 0 there may be none, which never converges.
-        tolerance: of the duality gap, relative to the optimum.
+        rtol: of the duality gap, relative to the optimum.
         max_iterations: stop there, not converged.
 
     Raises:
-        TypeError: if the mask is not boolean.
+        TypeError: if the mask is not boolean, or max_iterations no whole number.
         ValueError: if an argument is out of range, or shapes do not fit.
     """
     known = observed_entries(observed, mask)
     if not (math.isfinite(penalty) and penalty >= 0):
         raise ValueError(f"penalty must be a finite number >= 0, got {penalty}")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must be between 0 and 1, got {tolerance}")
+    if not 0 < rtol < 1:
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol}")
     whole_number("max_iterations", max_iterations, least=1)
     symmetric = known.shape[0] == known.shape[1] and bool((mask == mask.mT).all())
     if positive and not (symmetric and bool((known == known.mT).all())):
@@ -101,10 +101,10 @@ def nuclear_norm_completion(
         if iteration % _LOOK == 0 or iteration == max_iterations:
             fitted = torch.where(mask, state + toward * (known - state), state)
             found = _certify(fitted, (fitted - state) / step, known, mask, penalty, positive)
-            if found[1] <= tolerance:
+            if found[1] <= rtol:
                 break
     norm, gap, residual = found
-    return Completion(fitted, norm, residual, gap, iteration, gap <= tolerance)
+    return Completion(fitted, norm, residual, gap, iteration, gap <= rtol)
 
 
 def _shrink(matrix: Tensor, by: float, positive: bool) -> Tensor:

@@ -14,9 +14,12 @@ from torch import Tensor
 
 Value = float | Tensor
 State = dict[str, list[Tensor]]
+"""What a rule keeps between steps: entry -> one tensor per parameter."""
 Perturb = Callable[[Tensor, torch.Generator], Tensor]
+"""Targets and a generator -> targets with noise."""
 
-COUNTERS = ("step",)  # entries of a state that are shared by all parameters
+COUNTERS = ("step",)
+"""The entries of a state that are shared by all parameters."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Hyper:
 
 
 HYPER = tuple(field.name for field in fields(Hyper))
+"""The names of all hyperparameters."""
 
 
 def _bounds(value: Value) -> tuple[float, float]:

@@ -1,0 +1,1 @@
+"""What builds the site: formulas, figures, the reference of lazy rooms, and a check of it all."""

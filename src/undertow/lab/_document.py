@@ -53,7 +53,7 @@ class Table:
         for argument, names in (("formats", self.formats), ("terminal", shown)):
             if unknown := sorted(set(names) - set(there)):
                 raise ValueError(
-                    f"{argument} must name columns of the table, {', '.join(there)}; got"
+                    f"{argument} must name columns of the table, {', '.join(there)}, got"
                     f" {', '.join(unknown)}"
                 )
 

@@ -311,4 +311,4 @@ class Charts:
 def _legend() -> Any:
     import altair as alt
 
-    return alt.Legend(orient="top", title=None, labelLimit=0)
+    return alt.Legend(orient="top", title=None, labelLimit=0, columns=4)

@@ -284,3 +284,6 @@ def test_an_experiment_without_records_leaves_the_rest(missing: str) -> None:
     assert claim.judge(rest, KNOBS).outcome == ("inconclusive" if decides else "supported")
     assert len(claim.figures(rest, KNOBS)) >= 3
     assert missing not in claim.table(rest, KNOBS)["part"]
+    nothing = dict.fromkeys(rest, rest[missing])
+    assert claim.figures(nothing, KNOBS) == ()
+    assert claim.table(nothing, KNOBS).is_empty()

@@ -21,8 +21,16 @@ REFERENCES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=DOUBLE)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def drawn(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return [torch.randn(*shape, generator=generator, dtype=DOUBLE) for shape in shapes]
 
 
@@ -42,13 +50,14 @@ def test_values_and_slopes_are_those_of_autograd(activation: str) -> None:
 
 @pytest.mark.parametrize("activation", ["cubic", "tanh", "gelu"])
 def test_steps_in_preactivations_are_sgd_on_the_weights(activation: str) -> None:
-    inputs, theta, outputs, noise = drawn(0, (3, 5), (4, 5), (3,), (6, 1, 1, 3))
+    inputs, theta, outputs = drawn(0, (3, 5), (4, 5), (3,))
+    (noise,) = drawn(9, (6, 1, 3))  # what a generator of this seed gives
     theta = 0.3 * theta
     z, gram = (theta @ inputs.mT)[None], (inputs @ inputs.mT)[None]
     committee = CommitteeMachine(activation, gram, outputs[None])
-    found = committee.descend(z, torch.tensor([0.01], dtype=DOUBLE), noise)
+    found = committee.descend(z, 6, [seeded(9)], lr=numbers(0.01), noise_std=numbers(0.5))
     start = theta
-    for own_noise in noise[:, 0, 0]:
+    for own_noise in 0.5 * noise[:, 0]:
         own = theta.detach().requires_grad_()
         loss = squared_error(own, inputs, outputs + own_noise, activation)
         (gradient,) = torch.autograd.grad(loss, own)
@@ -60,14 +69,25 @@ def test_steps_in_preactivations_are_sgd_on_the_weights(activation: str) -> None
 
 
 def test_noise_on_preactivations_is_added_after_each_step() -> None:
-    z, noise = drawn(1, (1, 4, 3), (2, 1, 4, 3))
+    (z,), (noise,) = drawn(1, (1, 4, 3)), drawn(9, (2, 4, 3))
     committee = CommitteeMachine("tanh", torch.eye(3).double()[None], torch.zeros(1, 3).double())
-    lr, still = torch.tensor([0.1], dtype=DOUBLE), torch.zeros(1, 1, 1, 3).double()
-    expected = z
+    expected, lr = z, numbers(0.1)
     for own in noise:
-        expected = committee.descend(expected, lr, still) + own
-    found = committee.descend(z, lr, noise, on="preactivations")
+        expected = committee.descend(expected, 1, [seeded(0)], lr=lr, noise_std=numbers(0)) + own
+    found = committee.descend(z, 2, [seeded(9)], lr=lr, noise_std=numbers(1), on="preactivations")
     torch.testing.assert_close(found, expected)
+
+
+def test_a_run_does_not_depend_on_those_beside_it() -> None:
+    z, common = drawn(2, (3, 4, 2), (3, 2))
+    gram = torch.eye(2, dtype=DOUBLE).expand(3, 2, 2)
+    lr, std = numbers(0.01, 0.02, 0.03), numbers(0, 1, 2)
+    committee = CommitteeMachine.agreeing("cubic", gram, common, neurons=4)
+    generators = [seeded(run) for run in range(3)]
+    together = committee.descend(z, 20, generators, lr=lr, noise_std=std)
+    last = CommitteeMachine("cubic", gram[2:], committee.targets[2:])
+    alone = last.descend(z[2:], 20, [seeded(2)], lr=lr[2:], noise_std=std[2:])
+    torch.testing.assert_close(alone, together[2:])
 
 
 def test_the_trace_is_that_of_the_hessian_at_zero_loss() -> None:
@@ -107,7 +127,8 @@ def test_what_does_not_fit_is_named() -> None:
         CommitteeMachine("relu", gram, targets)
     with pytest.raises(ValueError, match="gram and targets must be"):
         CommitteeMachine("tanh", gram, targets[:, :2])
+    committee, z, one = CommitteeMachine("tanh", gram, targets), torch.zeros(1, 2, 3), numbers(1)
     with pytest.raises(ValueError, match="on must be"):
-        CommitteeMachine("tanh", gram, targets).descend(
-            torch.zeros(1, 2, 3).double(), torch.ones(1), torch.zeros(1, 1, 1, 3), on="weights"
-        )
+        committee.descend(z.double(), 1, [seeded(0)], lr=one, noise_std=one, on="weights")
+    with pytest.raises(ValueError, match="generators must be one for each of 1 runs, got 2"):
+        committee.descend(z.double(), 1, [seeded(0), seeded(1)], lr=one, noise_std=one)

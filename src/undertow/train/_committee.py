@@ -7,7 +7,7 @@ and Jegelka (arXiv 2410.16401): its neurons draw together where phi' phi''' > 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.train._checks import whole_number
+
+_BLOCK = 500  # steps whose noise is drawn at once
 _RIDGE = 1e-4
 _TO_REST = (*[0.15] * 40, *[1.0] * 4)  # small steps along the path, then whole ones
 Preactivations = Float64[Tensor, "runs neurons samples"]
@@ -76,35 +79,48 @@ class CommitteeMachine:
     def descend(
         self,
         z: Preactivations,
-        lr: Float[Tensor, " runs"],
-        noise: Float64[Tensor, "steps runs #neurons samples"],
+        steps: int,
+        generators: Sequence[torch.Generator],
         *,
+        lr: Float[Tensor, " runs"],
+        noise_std: Float[Tensor, " runs"],
         on: Literal["targets", "preactivations"] = "targets",
     ) -> Preactivations:
-        """Full-batch descent, a step for each noise: Z <- Z - 2 lr (e phi'(Z)) X X^T.
+        """Full-batch descent, Z <- Z - 2 lr (e phi'(Z)) X X^T, with fresh noise in every step.
 
         Args:
             z: the start, left as it is.
+            steps: how many.
+            generators: of each run's noise; what a run draws does not depend on the others.
             lr: theta_j <- theta_j - lr sum_i 2 e_i phi'(z_ij) x_i, e = r - y.
-            noise: of each step, added to the targets before it (`[steps, runs, 1, samples]`), or to
-                Z after it.
+            noise_std: standard deviation of the noise, which is on the targets that a step sees, or
+                on every pre-activation after it.
             on: what the noise is on.
 
         Raises:
-            ValueError: `on` is another word.
+            ValueError: `on` is another word, or the generators are not as many as the runs.
         """
         if on not in ("targets", "preactivations"):
             raise ValueError(f"on must be 'targets' or 'preactivations', got {on!r}")
+        if len(generators) != len(z):
+            raise ValueError(
+                f"generators must be one for each of {len(z)} runs, got {len(generators)}"
+            )
+        steps = whole_number("steps", steps, least=0)
+        size = z.shape[1:] if on == "preactivations" else (1, z.shape[2])
         doubled, wanted = 2 * lr[:, None, None] * self.gram, self.targets[:, None]
         z = z.clone()
-        for drawn in noise:
-            value, slope = self._phi(z)
-            residual = value.sum(1, keepdim=True).sub_(wanted)
-            if on == "targets":
-                residual.sub_(drawn)
-            z.baddbmm_(slope.mul_(residual), doubled, alpha=-1)
-            if on == "preactivations":
-                z.add_(drawn)
+        for begin in range(0, steps, _BLOCK):
+            count = min(_BLOCK, steps - begin)
+            own = [torch.randn(count, *size, generator=g, dtype=z.dtype) for g in generators]
+            for drawn in noise_std[:, None, None] * torch.stack(own, dim=1):
+                value, slope = self._phi(z)
+                residual = value.sum(1, keepdim=True).sub_(wanted)
+                if on == "targets":
+                    residual.sub_(drawn)
+                z.baddbmm_(slope.mul_(residual), doubled, alpha=-1)
+                if on == "preactivations":
+                    z.add_(drawn)
         return z
 
     def at_rest(self, z: Preactivations) -> Preactivations:

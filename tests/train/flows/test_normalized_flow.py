@@ -152,6 +152,7 @@ def test_a_run_out_of_steps_or_bounds_gives_no_further_readings() -> None:
         ({"layers": [torch.ones(2, 3, 7), torch.ones(2, 1, 4)]}, "layers must lead"),
         ({"layers": [torch.ones(2, 2, 7)]}, "layers must lead from 7 features to one output"),
         ({"labels": torch.ones(2, 5)}, "labels must be"),
+        ({"layers": [torch.ones(3, 1, 7)]}, r"layers\[0\] must hold one for each of 2 runs"),
         ({"rho": torch.ones(3)}, "rho must hold one for each of 2 runs, got 3"),
         ({"rho": numbers(1, 0)}, "rho must be positive"),
         ({"decay": numbers(0, -1)}, "decay not negative"),

@@ -17,15 +17,14 @@ if TYPE_CHECKING:
 
     from undertow.train import CommitteeMachine
 
-# Activations and common pre-activations, with phi''' above, at and below zero.
-SIGN_POINTS = (
-    ("cubic", 0.5),
-    ("quadratic", 0.5),
-    *(("tanh", 0.3), ("tanh", 1.0)),
-    *(("softplus", -1.0), ("softplus", 1.0)),
-    *(("gelu", -0.3), ("gelu", 0.5)),
-)
-_BLOCK = 500  # steps whose noise is drawn at once
+# Activations, and common pre-activations with phi''' above, at and below zero.
+SIGN_POINTS = {
+    "cubic": (0.5,),
+    "quadratic": (0.5,),
+    "tanh": (0.3, 1.0),
+    "softplus": (-1.0, 1.0),
+    "gelu": (-0.3, 0.5),
+}
 _NEAR = 0.02  # spread of neurons that start near one another
 _TYPICAL = 0.55  # the mean size of the common pre-activations that are drawn
 _SIGN_STEP = 0.1  # lr x curvature of the runs that look for a sign
@@ -81,7 +80,7 @@ def experiments(knobs: RankOneFeatures, seed: int) -> dict[str, Experiment]:
     digits = {"inputs": "digits", "target": 0.5, "samples": knobs.digits, "features": 64}
     real = [far | digits | {"activation": name} for name in ("cubic", "tanh")]
     two, slow = ("orthonormal", "independent"), [near(knobs, lr) for lr in knobs.lrs]
-    points = [at_point(knobs, activation, target) for activation, target in SIGN_POINTS]
+    points = [at_point(knobs, name, target) for name, at in SIGN_POINTS.items() for target in at]
     points.append(points[0] | {"noise": "isotropic", "steps": knobs.sign_steps // SHAKEN})
     small = {"samples": 100, "neurons": 32, "noise_std": 0.5, "lr": 0.1, "steps": knobs.net_steps}
     nets = [small | {"activation": name} for name in ("tanh", "gelu", "softplus")]
@@ -133,28 +132,23 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
     first = trials[0]
     z, gram, goal = (torch.stack(parts) for parts in zip(*map(start, trials), strict=True))
     committee = CommitteeMachine.agreeing(first.activation, gram, goal, first.neurons)
-    given = zip(trials, gram.numpy(), goal.numpy(), strict=True)
-    modes, predicted = zip(*(forecast(*own) for own in given), strict=True)
+    each = zip(trials, gram.numpy(), goal.numpy(), strict=True)
+    modes, predicted = zip(*(forecast(*own) for own in each), strict=True)
     directions = torch.from_numpy(np.stack(modes))
     least = committee.hessian_trace(goal[:, None].expand_as(z)).tolist()
     z = committee.at_rest(z)
     lr = torch.tensor([trial.lr for trial in trials], dtype=torch.float64)
     loud = [trial.noise_std * (trial.noise != "none") for trial in trials]
-    std, size = torch.tensor(loud, dtype=torch.float64), (1, first.samples)
-    shaken = first.noise == "isotropic"
-    if shaken:  # of as much variance in all as label noise has at the start
-        std = lr * std * 2 * committee.slopes(z).square().mean((1, 2)).sqrt()
-        size = (first.neurons, first.samples)
+    given: dict[str, Any] = {"lr": lr, "noise_std": torch.tensor(loud, dtype=torch.float64)}
+    if first.noise == "isotropic":  # of as much variance in all as label noise has at the start
+        steep = committee.slopes(z).square().mean((1, 2)).sqrt()
+        given |= {"noise_std": lr * given["noise_std"] * 2 * steep, "on": "preactivations"}
     generators = [torch.Generator().manual_seed(2**40 + trial.seed) for trial in trials]
     rows: list[Rows] = [[] for _ in trials]
     taken = 0
     for stop in read_at(first.steps):
-        while taken < stop:
-            steps = min(_BLOCK, stop - taken)
-            noise = torch.stack([normals(g, steps, *size) for g in generators], dim=1)
-            noise *= std[:, None, None]
-            z = committee.descend(z, lr, noise, on="preactivations" if shaken else "targets")
-            taken += steps
+        z = committee.descend(z, stop - taken, generators, **given)
+        taken = stop
         facts = _facts(committee, committee.at_rest(z), directions)
         for e, own in enumerate(facts):
             rows[e].append(own | predicted[e] | {"step": taken, "least_trace": least[e]})
@@ -185,13 +179,9 @@ def _inputs(trial: Committee, generator: Generator) -> tuple[Tensor, Tensor]:
     import torch
 
     if trial.inputs == "digits":
-        from undertow import data
-
-        loaded = data.load("digits")
-        images = loaded.train_inputs.flatten(1).double()
+        images, labels = digit_images()
         chosen = torch.randperm(len(images), generator=generator)[: trial.samples]
-        inputs = torch.nn.functional.normalize((images - images.mean(0))[chosen])
-        return inputs, 1.0 - 2.0 * (loaded.train_targets[chosen][None] % 2).double()
+        return images[chosen], 1.0 - 2.0 * (labels[chosen][None] % 2).double()
     drawn = normals(generator, trial.samples, trial.features)
     signs = normals(generator, 1, trial.samples).sign()
     if trial.target is not None:
@@ -299,14 +289,20 @@ def train_nets(trials: Sequence[Net]) -> list[Rows]:
 
 
 def threes_and_eights(count: int) -> tuple[Tensor, Tensor]:
-    """Images of norm two less their mean `[count, 64]`, and 1 for a 3, -1 for an 8 `[count, 1]`."""
+    """Images of norm two `[count, 64]`, and 1 for a 3, -1 for an 8 `[count, 1]`."""
+    import torch
+
+    images, labels = digit_images()
+    chosen = torch.cat([(labels == digit).nonzero()[: count // 2, 0] for digit in (3, 8)])
+    return 2 * images[chosen], 1.0 - 2.0 * (labels[chosen][:, None] == 8).double()
+
+
+def digit_images() -> tuple[Tensor, Tensor]:
+    """All images less their mean, as unit vectors `[n, 64]` in float64, and their labels."""
     import torch
 
     from undertow import data
 
     loaded = data.load("digits")
-    labels = loaded.train_targets
-    chosen = torch.cat([(labels == digit).nonzero()[: count // 2, 0] for digit in (3, 8)])
     images = loaded.train_inputs.flatten(1).double()
-    inputs = 2 * torch.nn.functional.normalize((images - images.mean(0))[chosen])
-    return inputs, 1.0 - 2.0 * (labels[chosen][:, None] == 8).double()
+    return torch.nn.functional.normalize(images - images.mean(0)), loaded.train_targets

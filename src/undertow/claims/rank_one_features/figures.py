@@ -117,7 +117,8 @@ def noise() -> pl.Expr:
 def table(records: Records, knobs: RankOneFeatures) -> pl.DataFrame:
     """Rank, F and rates of every kind of run, means over seeds.
 
-    `beyond` and `nets` decide nothing; `nets` have stable ranks, and no F of equal neurons.
+    F is the trace, and its excess that over the F of equal neurons. `beyond` and `nets` decide
+    nothing.
     """
     parts = [kept(frame).with_columns(part=pl.lit(name)) for name, frame in records.items()]
     some = [part for part in parts if not part.is_empty()]
@@ -139,13 +140,6 @@ def table(records: Records, knobs: RankOneFeatures) -> pl.DataFrame:
             pl.col("stable_rank", "trace", "excess").mean(),
             pl.col("rate", "predicted", "predicted_at_lr").filter(started_near).mean(),
         )
-        .rename(
-            {
-                "stable_rank": "stable rank",
-                "trace": "F",
-                "excess": "F over that of equal neurons, less 1",
-                "predicted_at_lr": "predicted at this lr",
-            }
-        )
+        .rename(lambda name: name.replace("_", " "))
         .sort(kind)
     )

@@ -93,7 +93,9 @@ def normalized_flow(
         raise ValueError(
             f"labels must be {tuple(inputs.shape[:2])}, one a sample, got {tuple(labels.shape)}"
         )
-    for name, value in (("rho", rho), ("decay", decay), ("times", times)):
+    own = {"rho": rho, "decay": decay, "times": times}
+    own |= {f"layers[{k}]": layer for k, layer in enumerate(layers)}
+    for name, value in own.items():
         if len(value) != runs:
             raise ValueError(f"{name} must hold one for each of {runs} runs, got {len(value)}")
     if not bool((rho > 0).all()) or not bool((decay >= 0).all()):

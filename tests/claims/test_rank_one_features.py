@@ -32,7 +32,8 @@ TINY = RankOneFeatures(
     seeds=3,
 )
 COMMITTEE = Committee(0.005, 16, 3, 5, 4, 1.0, seed=100, inputs="independent")
-Changed = tuple[str, str, pl.Expr, dict[str, object]]
+# Of an experiment a column: a number that it becomes, or is multiplied with, and in which runs.
+Changed = tuple[str, str, str, float, dict[str, object]]
 
 
 @cache
@@ -67,12 +68,13 @@ def ideal(name: str, trial: Committee | Net) -> list[dict[str, Any]]:
     ]
 
 
-def changed_in(records: Records, name: str, column: str, value: pl.Expr, **where: Any) -> Records:
+def changed_in(records: Records, change: Changed) -> Records:
     """The same with another value in the later readings of some runs."""
+    name, column, how, number, where = change
     late = pl.all_horizontal(pl.col(key) == given for key, given in where.items())
-    late = late & (pl.col("step") > 0)
-    new = pl.when(late).then(value).otherwise(pl.col(column)).alias(column)
-    return {**records, name: records[name].with_columns(new)}
+    value = pl.lit(number) if how == "is" else pl.col(column) * number
+    new = pl.when(late & (pl.col("step") > 0)).then(value).otherwise(pl.col(column))
+    return {**records, name: records[name].with_columns(new.alias(column))}
 
 
 def world(seeds: int = 12, *changes: Changed, changed: Changed | None = None) -> Records:
@@ -88,19 +90,18 @@ def world(seeds: int = 12, *changes: Changed, changed: Changed | None = None) ->
         )
         for name, experiment in experiments.experiments(RankOneFeatures(seeds=seeds), 0).items()
     }
-    for name, column, value, where in (*changes, *([changed] if changed else [])):
-        records = changed_in(records, name, column, value, **where)
+    for change in (*changes, *([changed] if changed else [])):
+        records = changed_in(records, change)
     return records
 
 
-SPREAD, SLOWEST = pl.col("log_spread"), pl.col("log_spread_slowest")
 LABEL = {"noise": "label"}
-RATIO_LOST: Changed = ("collapse", "rank_ratio", pl.lit(0.1), {"noise": "none"})
+RATIO_LOST: Changed = ("collapse", "rank_ratio", "is", 0.1, {"noise": "none"})
 KNOBS = RankOneFeatures(seeds=12)
 
 
-def broken(name: str, column: str, value: pl.Expr, **where: object) -> dict[str, Changed]:
-    return {"changed": (name, column, value, where)}
+def broken(name: str, column: str, how: str, number: float, **where: object) -> dict[str, Changed]:
+    return {"changed": (name, column, how, number, where)}
 
 
 CONTRACT = Contract(
@@ -110,40 +111,43 @@ CONTRACT = Contract(
     knobs=KNOBS,
     refuted=[
         (
-            broken("collapse", "rank_ratio", pl.lit(0.3), inputs=inputs, noise="label"),
+            broken("collapse", "rank_ratio", "is", 0.3, inputs=inputs, noise="label"),
             f"{inputs} inputs, s2 / s1",
         )
         for inputs in ("orthonormal", "independent")
     ]
     + [
         (
-            broken("collapse", "trace", pl.lit(1.1), inputs=inputs, noise="label"),
+            broken("collapse", "trace", "is", 1.1, inputs=inputs, noise="label"),
             f"{inputs} inputs, F over its minimum",
         )
         for inputs in ("orthonormal", "independent")
     ]
     + [
         (
-            broken("rates", "log_spread", 1.3 * SPREAD, inputs="orthonormal"),
+            broken("rates", "log_spread", "times", 1.3, inputs="orthonormal"),
             "orthonormal inputs, r",
         ),
         (
-            broken("rates", "log_spread_slowest", 0.5 * SLOWEST, inputs="independent"),
+            broken("rates", "log_spread_slowest", "times", 0.5, inputs="independent"),
             "independent inputs, slowest rate",
         ),
-        (broken("rates", "log_spread", 1.1 * SPREAD, lr=0.01), "rate over prediction that knows"),
-        (broken("signs", "log_spread", -SPREAD, activation="tanh", target=0.3), "tanh near 0"),
-        (broken("signs", "log_spread", -SPREAD, activation="gelu"), "the other signs"),
+        (broken("rates", "log_spread", "times", 1.1, lr=0.01), "rate over prediction that knows"),
         (
-            broken("signs", "log_spread", 1.3 * SPREAD, activation="softplus", target=1.0),
+            broken("signs", "log_spread", "times", -1.0, activation="tanh", target=0.3),
+            "tanh near 0",
+        ),
+        (broken("signs", "log_spread", "times", -1.0, activation="gelu"), "the other signs"),
+        (
+            broken("signs", "log_spread", "times", 1.3, activation="softplus", target=1.0),
             "rate against prediction, worst",
         ),
     ],
     left_open=[
         ({"changed": RATIO_LOST}, "without noise, s2 / s1"),
-        (broken("collapse", "log_spread", pl.lit(-0.01), noise="none"), "without noise, e-folds"),
-        (broken("signs", "log_spread", pl.lit(-0.5), noise="isotropic"), "noise on the weights"),
-        (broken("signs", "log_spread", pl.lit(-0.5), activation="quadratic"), "phi''' = 0"),
+        (broken("collapse", "log_spread", "is", -0.01, noise="none"), "without noise, e-folds"),
+        (broken("signs", "log_spread", "is", -0.5, noise="isotropic"), "noise on the weights"),
+        (broken("signs", "log_spread", "is", -0.5, activation="quadratic"), "phi''' = 0"),
     ],
     bad_knobs=[
         ({"samples": 9}, "samples must be at most features = 8, got 9"),
@@ -232,28 +236,28 @@ def test_what_decides_nothing_can_be_left_out() -> None:
 
 
 def test_a_broken_control_leaves_it_open_even_beside_a_refutation() -> None:
-    far: Changed = ("collapse", "rank_ratio", pl.lit(0.5), LABEL)
+    far: Changed = ("collapse", "rank_ratio", "is", 0.5, LABEL)
     assert judged(far).outcome == "refuted"
     assert judged(RATIO_LOST, far).outcome == "inconclusive"
 
 
 def test_what_lies_beyond_decides_nothing() -> None:
     verdict = judged(
-        ("beyond", "diverged", pl.lit(True), {"inputs": "crowded"}),
-        ("nets", "rank_ratio", pl.lit(0.9), LABEL),
+        ("beyond", "diverged", "is", True, {"inputs": "crowded"}),
+        ("nets", "rank_ratio", "is", 0.9, LABEL),
     )
     assert verdict.outcome == "supported"
     assert verdict.summary.startswith("0 of ")
 
 
 def test_runs_that_diverged_are_left_out_and_counted() -> None:
-    verdict = judged(("collapse", "diverged", pl.lit(True), LABEL | {"seed": 3}))
+    verdict = judged(("collapse", "diverged", "is", True, LABEL | {"seed": 3}))
     assert verdict.outcome == "supported"
     assert verdict.summary.startswith("2 of ")
 
 
 def test_a_share_is_one_of_seeds_and_not_of_their_runs() -> None:
-    verdict = judged(("signs", "log_spread", pl.lit(9.0), {"activation": "cubic", "seed": 2}))
+    verdict = judged(("signs", "log_spread", "is", 9.0, {"activation": "cubic", "seed": 2}))
     (check,) = [check for check in verdict.checks if check.name.startswith("the other signs")]
     expected = lab.proportion(11, 12)
     assert (check.value, check.interval) == (expected.value, expected.interval)

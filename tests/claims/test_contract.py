@@ -15,7 +15,10 @@ from contract import Contract
 
 from undertow import claims, lab
 
-CONVERTED = ("momentum", "adaptive-sde", "low-rank", "deep-relu-limit", "janus", "sgd-noise")
+CONVERTED = (
+    *("momentum", "adaptive-sde", "low-rank", "deep-relu-limit", "janus", "sgd-noise"),
+    *("rank-one-features", "square-loss"),
+)
 MODULES = {name: "test_" + name.replace("-", "_") for name in CONVERTED}
 CONTRACTS: dict[str, Contract] = {
     name: importlib.import_module(module).CONTRACT for name, module in MODULES.items()

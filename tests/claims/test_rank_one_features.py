@@ -1,359 +1,293 @@
-"""The claim rank-one-features: its steps against autograd, its verdict rule on made-up records."""
+"""The claim rank-one-features: its world, and the laws of its runs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from contract import Contract
 
-from undertow import lab, predict
-from undertow.claims import Verdict, get
-from undertow.claims.rank_one_features import (
-    _ACTIVATIONS,
-    _SIGN_POINTS,
-    _SLOPES,
-    CLAIM,
-    Config,
-    Net,
-    Toy,
-    _predict,
-    _settled,
-    _start,
-    _trace,
-    _train,
-    figures,
-    group,
-    judge,
-    run,
-    table,
-    trials,
-)
+from undertow import claims, lab, predict
+from undertow.claims import Records
+from undertow.claims.rank_one_features import RankOneFeatures, experiments
+from undertow.claims.rank_one_features.experiments import Committee, Net, follow, forecast, start
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
-CONFIG = replace(CLAIM.presets["small"], seeds=8)
-TOY = Toy(
-    part="collapse",
-    activation="cubic",
-    inputs="independent",
-    noise="label",
-    target=None,
-    spread=None,
-    lr=0.005,
-    steps=16,
+TINY = RankOneFeatures(
     samples=3,
     features=5,
     neurons=4,
-    noise_std=1.0,
-    seed=100,
+    lrs=(0.005, 0.01),
+    decay=0.02,
+    collapse_steps=200,
+    sign_steps=160,
+    digits=3,
+    net_steps=40,
+    seeds=3,
+)
+COMMITTEE = Committee(0.005, 16, 3, 5, 4, 1.0, seed=100, inputs="independent")
+# Of an experiment a column: a number that it becomes, or is multiplied with, and in which runs.
+Changed = tuple[str, str, str, float, dict[str, object]]
+
+
+@cache
+def predicted(trial: Committee) -> dict[str, float | None]:
+    _, gram, goal = start(trial)
+    return forecast(trial, gram.numpy(), goal.numpy())[1]
+
+
+def ideal(name: str, trial: Committee | Net) -> list[dict[str, Any]]:
+    """What the claim predicts, at the start and at the end, with a little spread over seeds."""
+    wobble = 1 + 1e-3 * (trial.seed % 7)
+    facts = {"diverged": False, "stable_rank": 1.1, "rank_ratio": 0.3, "trace": 5.0}
+    if name in ("nets", "beyond"):
+        return [{"step": step} | facts for step in (0, trial.steps)]
+    found = predicted(trial)
+    rate = found["predicted_at_lr"] or found["predicted"] or 0.0
+    if trial.noise == "isotropic":
+        rate = -1 / trial.steps
+    last = 0.01 if name == "collapse" and trial.noise == "label" else 0.7
+    return [
+        facts
+        | found
+        | {
+            "step": step,
+            "rank_ratio": 0.7 * wobble if step == 0 else last * wobble,
+            "trace": 2.0 if step == 0 else 1.001,
+            "least_trace": 1.0,
+            "log_spread": -rate * wobble * step,
+            "log_spread_slowest": -(found["predicted_slowest"] or 0.0) * wobble * step,
+        }
+        for step in (0, trial.steps)
+    ]
+
+
+def changed_in(records: Records, change: Changed) -> Records:
+    """The same with another value in the later readings of some runs."""
+    name, column, how, number, where = change
+    late = pl.all_horizontal(pl.col(key) == given for key, given in where.items())
+    value = pl.lit(number) if how == "is" else pl.col(column) * number
+    new = pl.when(late & (pl.col("step") > 0)).then(value).otherwise(pl.col(column))
+    return {**records, name: records[name].with_columns(new.alias(column))}
+
+
+def world(seeds: int = 12, *changes: Changed, changed: Changed | None = None) -> Records:
+    """Records of a world in which every prediction holds, but for what is changed in it."""
+    records: Records = {
+        name: pl.DataFrame(
+            [
+                {"trial": str(trial)} | asdict(trial) | row
+                for trial in experiment.trials
+                for row in ideal(name, trial)
+            ],
+            infer_schema_length=None,
+        )
+        for name, experiment in experiments.experiments(RankOneFeatures(seeds=seeds), 0).items()
+    }
+    for change in (*changes, *([changed] if changed else [])):
+        records = changed_in(records, change)
+    return records
+
+
+LABEL = {"noise": "label"}
+RATIO_LOST: Changed = ("collapse", "rank_ratio", "is", 0.1, {"noise": "none"})
+KNOBS = RankOneFeatures(seeds=12)
+
+
+def broken(name: str, column: str, how: str, number: float, **where: object) -> dict[str, Changed]:
+    return {"changed": (name, column, how, number, where)}
+
+
+CONTRACT = Contract(
+    claim="rank-one-features",
+    tiny=TINY,
+    world=world,
+    knobs=KNOBS,
+    refuted=[
+        (
+            broken("collapse", "rank_ratio", "is", 0.3, inputs=inputs, noise="label"),
+            f"{inputs} inputs, s2 / s1",
+        )
+        for inputs in ("orthonormal", "independent")
+    ]
+    + [
+        (
+            broken("collapse", "trace", "is", 1.1, inputs=inputs, noise="label"),
+            f"{inputs} inputs, F over its minimum",
+        )
+        for inputs in ("orthonormal", "independent")
+    ]
+    + [
+        (
+            broken("rates", "log_spread", "times", 1.3, inputs="orthonormal"),
+            "orthonormal inputs, r",
+        ),
+        (
+            broken("rates", "log_spread_slowest", "times", 0.5, inputs="independent"),
+            "independent inputs, slowest rate",
+        ),
+        (broken("rates", "log_spread", "times", 1.1, lr=0.01), "rate over prediction that knows"),
+        (
+            broken("signs", "log_spread", "times", -1.0, activation="tanh", target=0.3),
+            "tanh near 0",
+        ),
+        (broken("signs", "log_spread", "times", -1.0, activation="gelu"), "the other signs"),
+        (
+            broken("signs", "log_spread", "times", 1.3, activation="softplus", target=1.0),
+            "rate against prediction, worst",
+        ),
+    ],
+    left_open=[
+        ({"changed": RATIO_LOST}, "without noise, s2 / s1"),
+        (broken("collapse", "log_spread", "is", -0.01, noise="none"), "without noise, e-folds"),
+        (broken("signs", "log_spread", "is", -0.5, noise="isotropic"), "noise on the weights"),
+        (broken("signs", "log_spread", "is", -0.5, activation="quadratic"), "phi''' = 0"),
+    ],
+    bad_knobs=[
+        ({"samples": 9}, "samples must be at most features = 8, got 9"),
+        ({"samples": 1}, "samples must be at least 2"),
+        ({"neurons": 1}, "neurons must be at least 2"),
+        ({"noise_std": 0.0}, "noise_std must be between 0 and inf"),
+        ({"lrs": (0.01,)}, "lrs must be at least 2 values"),
+        ({"lrs": (0.01, 0.005)}, "lrs must be ascending"),
+        ({"decay": 0.0}, "decay must be between 0 and inf, got 0"),
+        ({"sign_steps": 10}, "sign_steps must be at least 160, got 10"),
+        ({"collapse_steps": 7}, "collapse_steps must be at least 8"),
+        ({"digits": -1}, "digits must be at least 0"),
+        ({"seeds": 1}, "seeds must be at least 2, got 1"),
+    ],
 )
 
 
-def network_loss(theta, inputs, outputs, phi):
-    return ((phi(theta @ inputs.mT)[0].sum(0) - outputs) ** 2).sum()
+def judged(*changes: Changed, knobs: RankOneFeatures = KNOBS) -> lab.Verdict:
+    return claims.get("rank-one-features").judge(world(12, *changes), knobs)
 
 
-@pytest.mark.parametrize("activation", _ACTIVATIONS)
-@pytest.mark.parametrize("point", [-1.3, 0.0, 0.7])
-def test_the_slopes_that_plan_trials_are_those_of_the_runs(activation: str, point: float) -> None:
-    slope = _ACTIVATIONS[activation](torch.tensor(point, dtype=torch.float64))[1]
-    assert _SLOPES[activation](point) == pytest.approx(float(slope))
-
-
-@pytest.mark.parametrize("activation", _ACTIVATIONS)
-def test_values_and_slopes_belong_together(activation: str) -> None:
-    phi = _ACTIVATIONS[activation]
-    z = torch.linspace(-2, 2, 20, dtype=torch.float64)
-    step = 1e-5
-    central = (phi(z + step)[0] - phi(z - step)[0]) / (2 * step)
-    torch.testing.assert_close(phi(z)[1], central, rtol=1e-8, atol=1e-8)
-
-
-def test_named_slopes_are_those_of_the_prediction() -> None:
-    """The signs of the trials come from undertow.predict, their steps from here: one phi."""
-    for activation, z in _SIGN_POINTS:
-        point = torch.tensor([[z - 1e-3, z, z + 1e-3]], dtype=torch.float64)
-        slopes = _ACTIVATIONS[activation](point)[1][0]
-        third = float(slopes[0] - 2 * slopes[1] + slopes[2]) / 1e-6
-        rate = predict.rank_one_rate(0.01, 1.0, activation=activation, preactivation=z)
-        assert rate == pytest.approx(2e-4 * float(slopes[1]) * third, rel=1e-4, abs=1e-9)
-
-
-@pytest.mark.parametrize("activation", ["cubic", "tanh", "gelu"])
-def test_steps_in_preactivations_are_sgd_on_the_weights(activation: str) -> None:
-    phi, generator = _ACTIVATIONS[activation], torch.Generator().manual_seed(0)
-    inputs = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    theta = 0.3 * torch.randn(4, 5, generator=generator, dtype=torch.float64)
-    outputs = torch.randn(3, generator=generator, dtype=torch.float64)
-    noise = torch.randn(6, 1, 1, 3, generator=generator, dtype=torch.float64)
-    z, gram = (theta @ inputs.mT)[None], inputs @ inputs.mT
-    _train(z, noise, 2 * 0.01 * gram[None], outputs[None, None], phi, isotropic=False)
-    start = theta
-    for drawn in noise[:, 0, 0]:
-        own = theta.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(network_loss(own, inputs, outputs + drawn, phi), own)
-        theta = theta - 0.01 * gradient
-    torch.testing.assert_close(z[0], theta @ inputs.mT, rtol=1e-12, atol=1e-12)
-    beside_data = torch.eye(5).double() - torch.linalg.pinv(inputs) @ inputs
-    torch.testing.assert_close(theta @ beside_data, start @ beside_data)
-
-
-def test_the_trace_is_that_of_the_hessian_at_zero_loss() -> None:
-    phi, generator = _ACTIVATIONS["cubic"], torch.Generator().manual_seed(1)
-    inputs = torch.randn(3, 5, generator=generator, dtype=torch.float64)
-    theta = torch.randn(4, 5, generator=generator, dtype=torch.float64)
-    outputs = phi(theta @ inputs.mT)[0].sum(0)
-    hessian = torch.autograd.functional.hessian(
-        lambda flat: network_loss(flat.view(4, 5), inputs, outputs, phi), theta.flatten()
-    )
-    found = _trace((theta @ inputs.mT)[None], (inputs @ inputs.mT)[None], phi)
-    assert float(found) == pytest.approx(float(hessian.trace()))
-
-
-@pytest.mark.parametrize("inputs", ["orthonormal", "independent"])
-def test_settling_ends_at_zero_loss_without_changing_who_is_apart(inputs: str) -> None:
-    """For orthonormal inputs the flow keeps differences of u = 2 log(1 + z / 2), z + z^2 / 4."""
-    toy = replace(TOY, activation="quadratic", inputs=inputs, spread=0.1)
-    z, gram, goal = _start(toy)
-    phi = _ACTIVATIONS["quadratic"]
-    outputs = toy.neurons * phi(goal)[0] + 0.5
-    at_rest = _settled(z[None], gram[None], outputs[None], phi)[0]
-    torch.testing.assert_close(phi(at_rest)[0].sum(0), outputs[0], rtol=1e-9, atol=1e-9)
-    if inputs == "orthonormal":
-        before, after = (torch.log1p(one / 2) for one in (z, at_rest))
-        torch.testing.assert_close(
-            before - before.mean(0), after - after.mean(0), rtol=0.01, atol=1e-3
-        )
+# ---- runs
 
 
 def test_rates_of_correlated_inputs_are_eigenvalues_slowest_first() -> None:
-    _, gram, goal = _start(TOY)
-    found = _predict(TOY, gram, goal)
-    rates = predict.rank_one_rate(
-        TOY.lr, TOY.noise_std, activation="cubic", preactivation=goal[0].numpy()
-    )
-    matrix = gram.numpy() @ np.diag(rates)
-    for mode in found.modes.numpy():
-        moved = mode @ matrix
-        np.testing.assert_allclose(moved, mode * (moved @ mode) / (mode @ mode), atol=1e-15)
-    slowest = np.linalg.eigvals(matrix).real.min()
-    assert found.facts["predicted_slowest"] == pytest.approx(slowest)
-    assert found.facts["predicted"] == pytest.approx(np.trace(matrix) / 3)
-    assert found.facts["predicted_at_lr"] is None
+    _, gram, goal = start(COMMITTEE)
+    modes, facts = forecast(COMMITTEE, gram.numpy(), goal.numpy())
+    rates = predict.rank_one_rate(0.005, 1.0, activation="cubic", preactivation=goal.numpy())
+    matrix = gram.numpy() @ np.diag(np.asarray(rates))
+    assert facts["predicted_slowest"] == pytest.approx(np.linalg.eigvals(matrix).real.min())
+    np.testing.assert_allclose(modes[0] @ matrix, facts["predicted_slowest"] * modes[0], atol=1e-15)
+    assert facts["predicted"] == pytest.approx(np.trace(matrix) / 3)
+    assert facts["predicted_at_lr"] is None
 
 
 def test_starts_are_what_they_say() -> None:
-    z, gram, goal = _start(replace(TOY, inputs="orthonormal", spread=0.01))
+    z, gram, goal = start(replace(COMMITTEE, inputs="orthonormal", spread=0.01))
     torch.testing.assert_close(gram, torch.eye(3).double(), rtol=0, atol=1e-12)
     assert (z - goal).abs().max() < 0.1
     assert ((goal.abs() >= 0.3) & (goal.abs() <= 0.8)).all()
-    z, gram, goal = _start(replace(TOY, inputs="crowded", samples=9))
-    assert torch.linalg.matrix_rank(torch.cat([z, goal])) == 5
-    z, gram, goal = _start(replace(TOY, inputs="digits", features=64, target=0.5))
+    z, gram, goal = start(replace(COMMITTEE, inputs="crowded", samples=9))
+    assert torch.linalg.matrix_rank(torch.cat([z, goal[None]])) == 5
+    z, gram, goal = start(replace(COMMITTEE, inputs="digits", features=64, target=0.5))
     torch.testing.assert_close(gram.diagonal(), torch.ones(3).double())
     assert (goal.abs() == 0.5).all()
 
 
-def test_a_network_does_not_depend_on_its_group() -> None:
-    crowd = [
-        replace(TOY, seed=101),
-        TOY,
-        replace(TOY, inputs="orthonormal", lr=0.01),
-        replace(TOY, noise="none"),
-    ]
-    assert len({group(trial) for trial in crowd}) == 1
-    together = run(crowd)
-    for own, other in zip(run([TOY])[0], together[1], strict=True):
-        assert own["step"] == other["step"]
-        assert own["rank_ratio"] == pytest.approx(other["rank_ratio"], rel=1e-9)
-    still = together[3]
+def test_the_runs_that_look_for_a_sign_have_one_lr_times_curvature() -> None:
+    signs = experiments.experiments(KNOBS, 0)["signs"].trials
+    for trial in signs:
+        slope, _ = predict.activation_derivatives(trial.activation, trial.target)
+        assert 2 * trial.neurons * trial.lr * float(slope) ** 2 == pytest.approx(0.1)
+
+
+def test_neurons_near_one_another_meet_at_the_predicted_rate_and_stay_without_noise() -> None:
+    near = Committee(0.01, 4_000, 3, 5, 4, 1.0, 7, "cubic", "orthonormal", "label", 0.5, 0.02)
+    noisy, still = follow([near, replace(near, noise="none")])
+    fell = noisy[0]["log_spread"] - noisy[-1]["log_spread"]
+    assert fell / 4_000 == pytest.approx(noisy[0]["predicted_at_lr"], rel=0.05)
     assert still[0]["log_spread"] == pytest.approx(still[-1]["log_spread"], abs=1e-9)
-    assert together[1][0]["log_spread"] != pytest.approx(together[1][-1]["log_spread"], abs=1e-6)
+    assert still[0]["predicted"] == 0
 
 
 def test_a_run_that_blows_up_is_recorded_and_leaves_the_others() -> None:
-    calm, wild = run([TOY, replace(TOY, lr=0.1)])
+    calm, wild = follow([COMMITTEE, replace(COMMITTEE, lr=0.1)])
     assert wild[-1]["diverged"]
     assert wild[-1]["rank_ratio"] is None
     assert not calm[-1]["diverged"]
 
 
 def test_ordinary_networks_in_miniature() -> None:
-    net = Net("net", "tanh", "digits", "label", 0.1, 16, 20, 4, 0.5, seed=100)
-    assert group(net) == group(replace(net, seed=101)) != group(replace(net, noise="none"))
-    first, second = run([net, replace(net, seed=101)])
+    net = Net("tanh", "label", 0.1, 16, 20, 4, 0.5, seed=100)
+    first, second = experiments.train_nets([net, replace(net, seed=101)])
     assert [row["step"] for row in first] == [2 * index for index in range(9)]
     assert first[-1]["rank_ratio"] != second[-1]["rank_ratio"]
     assert all(row["stable_rank"] >= 1 and row["trace"] > 0 for row in (*first, *second))
 
 
-def ideal(trial: Toy | Net) -> list[dict[str, object]]:
-    """What the claim predicts, at the start and at the end, with a little spread over seeds."""
-    wobble = 1 + 1e-3 * (trial.seed % 7)
-    if isinstance(trial, Net):
-        facts = {"diverged": False, "rank_ratio": 0.3, "stable_rank": 1.1, "trace": 5.0}
-        return [{"step": step, **facts} for step in (0, trial.steps)]
-    _, gram, goal = _start(trial)
-    facts = _predict(trial, gram, goal).facts
-    rate = facts["predicted_at_lr"] or facts["predicted"]
-    if trial.noise == "isotropic":
-        rate = -1 / trial.steps
-    slowest = facts["predicted_slowest"]
-    moves = trial.part != "collapse" or trial.noise == "label"
-    last = 0.01 if trial.part == "collapse" and moves else 0.7
-    return [
-        {
-            "step": step,
-            "diverged": False,
-            "rank_ratio": 0.7 * wobble if step == 0 else last * wobble,
-            "stable_rank": 1.5 if step == 0 else 1.0,
-            "trace": 2.0 if step == 0 else 1.001,
-            "least_trace": 1.0,
-            "log_spread": -(rate or 0.0) * wobble * step,
-            "log_spread_slowest": -(slowest or 0.0) * wobble * step,
-            **facts,
-        }
-        for step in (0, trial.steps)
-    ]
+def test_what_decides_nothing_can_be_left_out() -> None:
+    bare = experiments.experiments(replace(KNOBS, digits=0, net_steps=0), 0)
+    assert not bare["nets"].trials
+    assert {trial.inputs for trial in bare["beyond"].trials} == {"crowded"}
 
 
-@pytest.fixture(scope="module")
-def records() -> pl.DataFrame:
-    rows = [asdict(trial) | record for trial in trials(CONFIG, 0) for record in ideal(trial)]
-    return pl.DataFrame(rows, infer_schema_length=None)
+# ---- the verdict
 
 
-def changed(records: pl.DataFrame, column: str, value: pl.Expr, **where: object) -> pl.DataFrame:
-    hit = pl.all_horizontal(pl.col(key) == given for key, given in where.items())
-    late = hit & (pl.col("step") > 0)
-    return records.with_columns(pl.when(late).then(value).otherwise(pl.col(column)).alias(column))
+def test_a_broken_control_leaves_it_open_even_beside_a_refutation() -> None:
+    far: Changed = ("collapse", "rank_ratio", "is", 0.5, LABEL)
+    assert judged(far).outcome == "refuted"
+    assert judged(RATIO_LOST, far).outcome == "inconclusive"
 
 
-def failed(verdict: Verdict) -> list[str]:
-    return [check.name for check in verdict.checks if not check.passed]
-
-
-def test_the_prediction_is_supported(records: pl.DataFrame) -> None:
-    verdict = judge(records, CONFIG)
-    assert verdict.outcome == "supported", failed(verdict)
-    assert sum(check.control for check in verdict.checks) == 4
-
-
-SPREAD = pl.col("log_spread")
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "where"),
-    [
-        ("rank_ratio", pl.lit(0.3), {"part": "collapse", "inputs": "independent"}),
-        ("trace", pl.lit(1.1), {"part": "collapse", "inputs": "orthonormal", "noise": "label"}),
-        ("log_spread", 1.3 * SPREAD, {"part": "rate", "inputs": "orthonormal"}),
-        (
-            "log_spread_slowest",
-            0.5 * pl.col("log_spread_slowest"),
-            {"part": "rate", "inputs": "independent"},
-        ),
-        ("log_spread", 1.1 * SPREAD, {"part": "rate", "lr": max(CONFIG.lrs)}),
-        ("log_spread", -1.0 * SPREAD, {"part": "sign", "activation": "tanh", "target": 0.3}),
-        ("log_spread", -1.0 * SPREAD, {"part": "sign", "activation": "gelu"}),
-        ("log_spread", 1.3 * SPREAD, {"part": "sign", "activation": "softplus", "target": 1.0}),
-    ],
-)
-def test_evidence_against_any_part_refutes_it(
-    records: pl.DataFrame, column: str, value: pl.Expr, where: dict[str, object]
-) -> None:
-    assert judge(changed(records, column, value, **where), CONFIG).outcome == "refuted"
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "where"),
-    [
-        ("rank_ratio", pl.lit(0.1), {"part": "collapse", "noise": "none"}),
-        ("log_spread", pl.lit(-0.01), {"part": "collapse", "noise": "none"}),
-        ("log_spread", pl.lit(-0.5), {"noise": "isotropic"}),
-        ("log_spread", pl.lit(-0.5), {"activation": "quadratic"}),
-    ],
-)
-def test_a_broken_control_is_inconclusive_even_beside_a_refutation(
-    records: pl.DataFrame, column: str, value: pl.Expr, where: dict[str, object]
-) -> None:
-    broken = changed(records, column, value, **where)
-    assert judge(broken, CONFIG).outcome == "inconclusive"
-    far = {"part": "collapse", "noise": "label"}
-    assert judge(changed(broken, "rank_ratio", pl.lit(0.5), **far), CONFIG).outcome == (
-        "inconclusive"
+def test_what_lies_beyond_decides_nothing() -> None:
+    verdict = judged(
+        ("beyond", "diverged", "is", True, {"inputs": "crowded"}),
+        ("nets", "rank_ratio", "is", 0.9, LABEL),
     )
-
-
-def test_what_lies_beyond_decides_nothing(records: pl.DataFrame) -> None:
-    lost = changed(records, "diverged", pl.lit(True), part="beyond")
-    spoiled = changed(lost, "rank_ratio", pl.lit(0.9), part="net")
-    verdict = judge(spoiled, CONFIG)
     assert verdict.outcome == "supported"
     assert verdict.summary.startswith("0 of ")
 
 
-def test_runs_that_diverged_are_left_out_and_counted(records: pl.DataFrame) -> None:
-    lost = changed(records, "diverged", pl.lit(True), part="collapse", noise="label", seed=3)
-    verdict = judge(lost, CONFIG)
+def test_runs_that_diverged_are_left_out_and_counted() -> None:
+    verdict = judged(("collapse", "diverged", "is", True, LABEL | {"seed": 3}))
     assert verdict.outcome == "supported"
     assert verdict.summary.startswith("2 of ")
 
 
-def test_a_share_is_one_of_seeds_and_not_of_their_runs(records: pl.DataFrame) -> None:
-    wrong = changed(records, "log_spread", pl.lit(9.0), part="sign", activation="cubic", seed=2)
-    name = "the other signs of phi' phi"
-    (check,) = [one for one in judge(wrong, CONFIG).checks if one.name.startswith(name)]
-    expected = lab.proportion(CONFIG.seeds - 1, CONFIG.seeds)
+def test_a_share_is_one_of_seeds_and_not_of_their_runs() -> None:
+    verdict = judged(("signs", "log_spread", "is", 9.0, {"activation": "cubic", "seed": 2}))
+    (check,) = [check for check in verdict.checks if check.name.startswith("the other signs")]
+    expected = lab.proportion(11, 12)
     assert (check.value, check.interval) == (expected.value, expected.interval)
 
 
-def test_few_seeds_or_steps_promise_nothing(records: pl.DataFrame) -> None:
-    for few in (replace(CONFIG, seeds=7), replace(CONFIG, collapse_steps=1_000)):
-        assert judge(records, few).outcome == "inconclusive"
+def test_few_steps_promise_nothing() -> None:
+    assert judged(knobs=replace(KNOBS, collapse_steps=1_000)).outcome == "inconclusive"
 
 
-@pytest.mark.parametrize("preset", ["smoke", "small", "paper"])
-def test_trials_are_distinct_and_seeds_apart(preset: str) -> None:
-    config = CLAIM.presets[preset]
-    first = [lab.trial_hash(trial) for trial in trials(config, 0)]
-    second = [lab.trial_hash(trial) for trial in trials(config, 1)]
-    assert len(set(first + second)) == len(first + second)
+def test_table_and_figures_hold_every_kind_of_run() -> None:
+    claim, records = claims.get("rank-one-features"), world()
+    table = claim.table(records, KNOBS)
+    assert table.filter(part="signs", activation="tanh", target=0.3)["predicted"].item() < 0
+    assert table.filter(part="nets").height == 6
+    assert [drawn.name for drawn in claim.figures(records, KNOBS)] == [
+        "sign",
+        "rate",
+        "collapse",
+        "net",
+    ]
 
 
-def test_what_decides_nothing_can_be_left_out() -> None:
-    bare = trials(replace(CONFIG, digits=0, net_steps=0), 0)
-    assert not [trial for trial in bare if trial.inputs == "digits"]
-
-
-def test_table_and_figures_are_made(records: pl.DataFrame) -> None:
-    made = table(records, CONFIG)
-    row = made.filter(part="sign", activation="tanh", target=0.3)
-    assert row["predicted"].item() < 0
-    assert made.filter(part="net").height == 6
-    names = [figure.name for figure in figures(records, CONFIG)]
-    assert names == ["sign", "rate", "collapse", "net"]
-
-
-def test_bad_knobs_say_what_would_do() -> None:
-    with pytest.raises(ValueError, match="samples must lie between 2 and features = 8, got 9"):
-        Config(samples=9)
-    with pytest.raises(ValueError, match="neurons must be at least 2"):
-        Config(neurons=1)
-    with pytest.raises(ValueError, match="noise_std must be positive"):
-        Config(noise_std=0.0)
-    with pytest.raises(ValueError, match="lrs must be two or more"):
-        Config(lrs=(0.01,))
-    with pytest.raises(ValueError, match="decay must be positive, got 0"):
-        Config(decay=0.0)
-    with pytest.raises(ValueError, match="sign_steps must be at least 160, got 10"):
-        Config(sign_steps=10)
-    with pytest.raises(ValueError, match="seeds must be at least 2, got 1"):
-        Config(seeds=1)
-
-
-def test_the_registry_knows_it() -> None:
-    assert get("rank-one-features") is CLAIM
+@pytest.mark.parametrize("missing", ["collapse", "beyond", "rates", "signs", "nets"])
+def test_an_experiment_without_records_leaves_the_rest(missing: str) -> None:
+    rest = {**world(), missing: pl.DataFrame(schema={"trial": pl.String})}
+    claim = claims.get("rank-one-features")
+    decides = missing in ("collapse", "rates", "signs")
+    assert claim.judge(rest, KNOBS).outcome == ("inconclusive" if decides else "supported")
+    assert len(claim.figures(rest, KNOBS)) >= 3
+    assert missing not in claim.table(rest, KNOBS)["part"]
+    nothing = dict.fromkeys(rest, rest[missing])
+    assert claim.figures(nothing, KNOBS) == ()
+    assert claim.table(nothing, KNOBS).is_empty()

@@ -1,175 +1,236 @@
-"""The claim square-loss: its flow against autograd and a closed form, and its verdict rule."""
+"""The claim square-loss: its world, and the laws of its runs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
-from itertools import pairwise
+from dataclasses import replace
+from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from contract import Contract
 
-from undertow import lab
-from undertow.claims import square_loss
-from undertow.claims.square_loss import Config, Flow, Norms, Toeplitz
+from undertow import claims, lab
+from undertow.claims import Records
+from undertow.claims.square_loss import SquareLoss, experiments
+from undertow.claims.square_loss.experiments import FLOW_READINGS, Collapse, Flow, Norms, Toeplitz
+from undertow.data import Images
 
-CONFIG = Config(
+TINY = SquareLoss(
     samples=12,
-    width=10,
-    initial_rho=(1.0, 20.0, 100.0),
-    rho_decay=(0.0, 3e-3, 1e-2),
-    horizon=4.0,
-    norms_steps=200,
+    width=8,
+    initial_rho=(1.0, 20.0),
+    rho_decay=(0.0, 1e-2),
+    horizon=2.0,
+    norms_steps=100,
     collapse_per_class=3,
-    collapse_width=16,
+    collapse_width=12,
     collapse_steps=60,
-    seeds=8,
+    seeds=3,
+)
+FLOW = Flow(Images(), (3, 8), 16, 12, 1.0, 1e-2, 300.0, seed=5)
+
+
+def wobble(seed: int) -> float:
+    """A little that differs between seeds."""
+    return 1 + 0.01 * math.sin(seed)
+
+
+def flows_world(seeds: int, **broken: Any) -> pl.DataFrame:
+    """Flows whose rho ends where lambda says, or near its start without."""
+    free = {1.0: 16.0, 50.0: 57.0, 500.0: broken.get("largest", 502.0)}
+    decayed = {1e-4: 10.7, 1e-3: 6.8, 1e-2: 4.0}
+    kinds = [(start, decay, False, "scaled") for start in free for decay in (0.0, *decayed)]
+    kinds += [(1.0, 1e-3, True, "scaled"), (1.0, 1e-2, False, "own")]
+    rows = []
+    for start, decay, shuffled, speed in kinds:
+        apart = start ** broken.get("memory", 0.0)
+        rho = decayed[decay] * apart if decay else free[start]
+        rho *= broken.get("shuffled", 1.74) if shuffled else 1.0
+        rho *= broken.get("own", 1.0) if speed == "own" else 1.0
+        late_cv = broken.get("late_cv", 0.06) if decay else broken.get("free_cv", 0.012)
+        for seed in range(seeds):
+            own = rho * wobble(seed)
+            cell = {"initial_rho": start, "rho_decay": decay, "shuffled": shuffled, "speed": speed}
+            for fraction, cv in ((FLOW_READINGS[0], 0.3), (1.0, late_cv)):
+                fitted = broken.get("fitted_early", 1.0) if fraction < 1 else 1.0
+                rows.append(
+                    cell
+                    | {
+                        "trial": f"{start} {decay} {shuffled} {speed} {seed}",
+                        "seed": seed,
+                        "fraction": fraction,
+                        "diverged": seed < broken.get("lost", 0),
+                        "moved": broken.get("moved", 1e-3),
+                        "rho": own,
+                        "equilibrium": own / (1 + broken.get("error", 0.005)),
+                        "margin": own ** broken.get("power", -1.0),
+                        "margin_cv": cv * wobble(seed),
+                        "fitted": fitted,
+                        "least_margin": 0.01,
+                        "stable_rank": broken.get("small_rank", 1.4) if start == 1 else 12.0,
+                    }
+                )
+    return pl.DataFrame(rows)
+
+
+def world(seeds: int = 12, **broken: Any) -> Records:
+    """Records of a world in which every prediction holds, but for what is given otherwise."""
+    norms, collapse, convolutions = [], [], []
+    for seed in range(seeds):
+        for decay in (0.0, 1e-2):
+            spread = broken.get("spread", 0.006) if decay else broken.get("free_spread", 1.7)
+            norms.append(
+                {
+                    "trial": f"{decay} {seed}",
+                    "seed": seed,
+                    "weight_decay": decay,
+                    "diverged": False,
+                    "norm_spread": spread * wobble(seed),
+                    "rho": 4.0,
+                    "equilibrium": 4.0 * (1 + broken.get("norms_error", 1e-3)),
+                    "fitted": broken.get("norms_fitted", 1.0),
+                    **{f"square_{layer}": 2.0 + layer for layer in (1, 2, 3)},
+                }
+            )
+        for decay in (0.0, 1e-3):
+            for fraction in (0.05, 1.0):
+                late = {"nc1": 0.2, "nc2": 0.65, "nc3": 0.35} | broken.get("collapse", {})
+                if not decay:
+                    late["nc3"] = broken.get("free_nc3", 1.2)
+                values = late if fraction == 1 else dict.fromkeys(late, 1.0)
+                collapse.append(
+                    {
+                        "trial": f"{decay} {seed}",
+                        "seed": seed,
+                        "weight_decay": decay,
+                        "fraction": fraction,
+                        "step": round(6_000 * fraction),
+                        "diverged": False,
+                        "accuracy": broken.get("accuracy", 1.0),
+                        "nc4": broken.get("nc4", 0.0),
+                        **{name: value * wobble(seed) for name, value in values.items()},
+                    }
+                )
+        for padding, ratio in ((0, broken.get("full", 1.0)), (1, broken.get("padded", 0.92))):
+            convolutions.append(
+                {
+                    "trial": f"{padding} {seed}",
+                    "seed": seed,
+                    "padding": padding,
+                    "ratio": ratio,
+                    "measured_ratio": ratio,
+                }
+            )
+    frames = {"norms": norms, "collapse": collapse, "convolutions": convolutions}
+    return {"flows": flows_world(seeds, **broken)} | {
+        name: pl.DataFrame(rows) for name, rows in frames.items()
+    }
+
+
+KNOBS = SquareLoss(seeds=12)
+CONTRACT = Contract(
+    claim="square-loss",
+    tiny=TINY,
+    world=world,
+    knobs=KNOBS,
+    refuted=[
+        ({"error": 0.1}, "rho against mu"),
+        ({"memory": 0.3}, "log-gap of rho, no decay over"),
+        ({"memory": 0.3}, "log-gap of rho from 500 and 1, lambda"),
+        ({"late_cv": 0.25}, "spread of the margins, end over early"),
+        ({"power": -0.5}, "normalised margin's power of rho"),
+        ({"own": 1.1}, "rho, V at its own speed"),
+        ({"spread": 0.2}, "squared layer norms"),
+        ({"norms_error": 0.1}, "rho of trained networks"),
+        ({"collapse": {"nc1": 0.9}}, "NC1, end over early"),
+        ({"collapse": {"nc2": 0.9}}, "NC2, end over early"),
+        ({"collapse": {"nc3": 0.9}}, "NC3, end over early"),
+        ({"nc4": 0.05}, "NC4 at the end"),
+        ({"full": 1.001}, "Toeplitz norm over"),
+    ],
+    left_open=[
+        ({"largest": 100.0}, "log-gap of rho from 500 and 50 kept"),
+        ({"free_cv": 0.1}, "spread of the margins, decay over none"),
+        ({"shuffled": 1.0}, "rho, shuffled labels"),
+        ({"small_rank": 11.0}, "stable rank without decay"),
+        ({"free_spread": 0.05}, "the same without decay"),
+        ({"free_nc3": 0.3}, "NC3 without decay"),
+        ({"padded": 1.0}, "the same ratio with zero padding"),
+    ],
+    bad_knobs=[
+        ({"initial_rho": (5.0,)}, "initial_rho must be at least 2 values"),
+        ({"initial_rho": (0.5, 5.0)}, "initial_rho must be at least 1"),
+        ({"initial_rho": (5.0, 5.0)}, "initial_rho must be ascending"),
+        ({"rho_decay": (1e-4, 1e-3)}, "rho_decay must begin with 0"),
+        ({"rho_decay": (0.0,)}, "rho_decay must be at least 2 values"),
+        ({"samples": 7}, "samples must be even"),
+        ({"samples": 2}, "samples must be at least 4"),
+        ({"classes": (3, 3)}, "classes must be values without one twice"),
+        ({"horizon": 0.0}, "horizon must be between 0 and inf"),
+        ({"norms_decay": math.inf}, "norms_decay must be between 0 and inf"),
+        ({"width": 0}, "width must be at least 1"),
+        ({"seeds": 0}, "seeds must be at least 2"),
+        ({"collapse_per_class": 1}, "collapse_per_class must be at least 2"),
+        ({"collapse_steps": 5}, "collapse_steps must be at least 20"),
+    ],
 )
 
 
-def flow(**changes) -> Flow:
-    plain = Flow("digits", None, None, (3, 8), 16, 12, 1.0, 1e-2, 300.0, False, "scaled", 5)
-    return replace(plain, **changes)
+def judged(**broken: Any) -> lab.Verdict:
+    return claims.get("square-loss").judge(world(**broken), KNOBS)
 
 
-@pytest.fixture(scope="module")
-def records() -> pl.DataFrame:
-    """A whole study at a size that takes a few seconds."""
-    study = lab.Study(
-        "square-loss",
-        tuple(square_loss.trials(CONFIG, 9)),
-        square_loss.run,
-        square_loss.group,
-        group_size=64,
-    )
-    rows = []
-    for positions in study.groups():
-        trials = [study.trials[position] for position in positions]
-        for trial, own in zip(trials, square_loss.run(trials), strict=True):
-            rows += [{"trial": lab.trial_hash(trial), **asdict(trial), **row} for row in own]
-    return pl.DataFrame(rows, infer_schema_length=None, strict=False)
-
-
-def named(verdict, name: str):
-    (check,) = [check for check in verdict.checks if name in check.name]
+def named(verdict: lab.Verdict, start: str) -> lab.Check:
+    (check,) = [check for check in verdict.checks if check.name.startswith(start)]
     return check
 
 
-def random_layers(seed: int, sizes=(7, 6, 5, 1), members=3):
-    generator = torch.Generator().manual_seed(seed)
-    layers = [
-        torch.randn(members, b, a, generator=generator, dtype=torch.float64)
-        for a, b in pairwise(sizes)
-    ]
-    inputs = torch.randn(members, 4, sizes[0], generator=generator, dtype=torch.float64)
-    return square_loss._unit(layers), inputs
+# ---- runs
 
 
-def outputs(inputs, layers):
-    """One member's f, of layers made unit; what autograd differentiates."""
-    hidden = inputs
-    for layer in layers[:-1]:
-        hidden = (hidden @ (layer / layer.norm()).T).relu()
-    return (hidden @ (layers[-1] / layers[-1].norm()).T)[:, 0]
+def test_a_flow_with_decay_forgets_its_start_and_one_without_does_not() -> None:
+    starts = [replace(FLOW, initial_rho=rho) for rho in (5.0, 50.0)]
+    low, high = experiments.follow(starts)
+    assert high[-1]["rho"] == pytest.approx(low[-1]["rho"], rel=0.05)
+    assert low[-1]["rho"] == pytest.approx(low[-1]["equilibrium"], rel=0.02)
+    free = [replace(trial, rho_decay=0.0) for trial in starts]
+    low, high = experiments.follow(free)
+    assert high[-1]["rho"] > 3 * low[-1]["rho"]
 
 
-def test_directions_are_the_gradient_on_the_product_of_spheres():
-    layers, inputs = random_layers(0)
-    weights = torch.randn(3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    now = square_loss._forward(inputs, layers)
-    found = square_loss._directions(now, layers, weights)
-    for e in range(3):
-        own = [layer[e].clone().requires_grad_() for layer in layers]
-        f = outputs(inputs[e], own)
-        assert torch.allclose(now.f[e], f, atol=1e-14)
-        expected = torch.autograd.grad((weights[e] * f).sum(), own)
-        for direction, gradient in zip(found, expected, strict=True):
-            assert torch.allclose(direction[e], gradient, atol=1e-13)
-
-
-def test_the_speed_bound_is_the_trace_of_the_dense_tangent_kernel():
-    layers, inputs = random_layers(2)
-    bound = square_loss._forward(inputs, layers).speed_bound()
-    for e in range(3):
-        own = tuple(layer[e] for layer in layers)
-        pieces = torch.autograd.functional.jacobian(lambda *w, x=inputs[e]: outputs(x, w), own)
-        jacobian = torch.cat([piece.flatten(1) for piece in pieces], dim=1)
-        kernel = jacobian @ jacobian.T / len(jacobian)
-        assert float(bound[e]) == pytest.approx(float(kernel.trace()), rel=1e-12)
-        assert float(bound[e]) >= float(torch.linalg.eigvalsh(kernel)[-1])
-
-
-@pytest.mark.parametrize("speed", ["scaled", "own"])
-def test_two_opposite_points_have_an_equilibrium_in_closed_form(monkeypatch, speed):
-    """Two paths, one for x and one for -x, share the norm of each layer, so y f is 2^(-3/2)."""
-    point = torch.zeros(16, dtype=torch.float64)
-    point[0] = 1
-    inputs = torch.stack([point, -point]).expand(4, 2, 16)
-    labels = torch.tensor([[1.0, -1.0]], dtype=torch.float64).expand(4, 2)
-    monkeypatch.setattr(square_loss, "_two_classes", lambda trials: (inputs, labels))
-    trials = [
-        flow(initial_rho=rho, rho_decay=0.04, time=500.0, speed=speed, seed=3, width=32)
-        for rho in (1.0, 1.5, 2.0, 4.0)
-    ]
-    for rows in square_loss.run(trials):
-        assert rows[-1]["margin"] == pytest.approx(2**-1.5, rel=1e-2)
-        assert rows[-1]["rho"] == pytest.approx(2**-1.5 / (2**-3 + 0.04), rel=1e-2)
-
-
-def test_a_flow_does_not_depend_on_those_that_run_beside_it():
-    trials = [flow(), flow(rho_decay=0.0, time=100.0), flow(initial_rho=20.0, seed=6)]
-    together = square_loss.run(trials)
-    for trial, rows in zip(trials, together, strict=True):
-        (alone,) = square_loss.run([trial])
-        assert [row["at"] for row in rows] == [row["at"] for row in alone]
-        assert rows[-1]["rho"] == pytest.approx(alone[-1]["rho"], rel=1e-6)
-
-
-def test_readings_are_taken_at_their_times_and_the_last_is_final():
-    (rows,) = square_loss.run([flow(time=50.0)])
-    assert [row["at"] for row in rows] == [50.0 * f for f in square_loss._READINGS]
-    assert [row["final"] for row in rows] == [False] * (len(rows) - 1) + [True]
+def test_readings_are_taken_at_their_times() -> None:
+    (rows,) = experiments.follow([replace(FLOW, time=50.0)])
+    assert [row["fraction"] for row in rows] == list(FLOW_READINGS)
+    assert [row["at"] for row in rows] == [50.0 * fraction for fraction in FLOW_READINGS]
     assert rows[-1]["moved"] == pytest.approx(abs(math.log(rows[-1]["rho"] / rows[-2]["rho"])))
+    assert rows[0]["moved"] == math.inf
 
 
-def test_a_flow_that_runs_out_of_steps_is_left_out(monkeypatch):
-    monkeypatch.setattr(square_loss, "_MAX_STEPS", 3)
-    (rows,) = square_loss.run([flow()])
-    assert rows[-1] == {"final": True, "diverged": True, "steps_taken": 3}
+def test_a_flow_that_runs_out_of_steps_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments, "MAX_STEPS", 3)
+    (rows,) = experiments.follow([FLOW])
+    assert rows[-1] == {"diverged": True, "steps_taken": 3}
 
 
-def test_shuffling_changes_labels_and_not_images():
-    inputs, labels = square_loss._two_classes([flow(), flow(shuffled=True)])
+def test_shuffling_changes_labels_and_not_images() -> None:
+    inputs, labels = experiments.two_classes([FLOW, replace(FLOW, shuffled=True)])
     assert torch.equal(inputs[0], inputs[1])
     assert not torch.equal(labels[0], labels[1])
     assert labels.sum(1).tolist() == [0, 0]
 
 
-def test_trials_are_distinct_and_their_groups_are_of_one_shape():
-    trials = square_loss.trials(CONFIG, 3)
-    assert len({lab.trial_hash(trial) for trial in trials}) == len(trials)
-    groups = {}
-    for trial in trials:
-        groups.setdefault(square_loss.group(trial), []).append(trial)
-    for members in groups.values():
-        assert len({type(member) for member in members}) == 1
-        if isinstance(members[0], Flow):
-            assert len({member.initial_rho for member in members}) == 1
-
-
-def test_trained_layers_are_equal_at_the_derived_equilibrium():
-    source = ("digits", None, None, (3, 8), 16, 12)
-    (decayed,), (free,) = square_loss.run(
-        [Norms(*source, 3e-2, 6_000, 4), Norms(*source, 0.0, 6_000, 4)]
-    )
+def test_trained_layers_are_equal_at_the_derived_equilibrium() -> None:
+    trials = [Norms(Images(), (3, 8), 16, 12, decay, 6_000, 4) for decay in (3e-2, 0.0)]
+    (decayed,), (free,) = experiments.train_norms(trials)
     assert decayed["norm_spread"] < 0.02
     assert free["norm_spread"] > 0.1
     assert decayed["rho"] == pytest.approx(decayed["equilibrium"], rel=1e-2)
 
 
-def test_the_written_out_convolution_has_the_measured_toeplitz_norm():
-    ((plain,), (padded,)) = square_loss.run([Toeplitz(0, 1), Toeplitz(1, 1)])
+def test_the_written_out_convolution_has_the_measured_toeplitz_norm() -> None:
+    plain, padded = (experiments.write_out(Toeplitz(padding, 1)) for padding in (0, 1))
     assert plain["positions"] == 36
     assert plain["ratio"] == pytest.approx(1, abs=1e-12)
     assert padded["ratio"] < 0.99
@@ -177,139 +238,54 @@ def test_the_written_out_convolution_has_the_measured_toeplitz_norm():
         assert row["measured_ratio"] == pytest.approx(row["ratio"], abs=1e-12)
 
 
-def test_global_random_state_is_left_alone(global_rng_untouched):
-    square_loss.run([flow(time=5.0)])
-    square_loss.run([Toeplitz(0, 1)])
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_global_random_state_is_left_alone() -> None:
+    experiments.follow([replace(FLOW, time=5.0)])
+    experiments.train_collapse([Collapse(Images(), 2, 4, 1e-3, 20, 1)])
+    experiments.write_out(Toeplitz(0, 1))
 
 
-def test_the_laws_pass_on_a_small_study(records):
-    verdict = square_loss.judge(records, CONFIG)
-    for name in (
-        "no decay over lambda",
-        "log-gap of rho from 100 and 1,",
-        "kept without decay",
-        "V at its own speed",
-        "positions",
-        "zero padding",
-    ):
-        assert named(verdict, name).passed, named(verdict, name)
+def test_more_images_than_there_are_says_how_many_there_are() -> None:
+    with pytest.raises(ValueError, match="samples of class 3, got 500"):
+        experiments.follow([replace(FLOW, samples=1000)])
 
 
-def test_a_rho_that_stays_with_decay_refutes_it(records):
-    stuck = records.with_columns(
-        pl.when(pl.col("margin_cv").is_not_null() & (pl.col("rho_decay") > 0))
-        .then(pl.col("initial_rho"))
-        .otherwise("rho")
-        .alias("rho")
-    )
-    verdict = square_loss.judge(stuck, CONFIG)
-    assert named(verdict, "log-gap of rho from 100 and 1,").refuted
+# ---- the verdict
 
 
-def test_a_rho_that_shrinks_without_decay_breaks_the_control(records):
-    shrunk = records.with_columns(
-        pl.when(pl.col("rho_decay") == 0).then(10.0).otherwise("rho").alias("rho")
-    )
-    verdict = square_loss.judge(shrunk, CONFIG)
-    assert not named(verdict, "kept without decay").passed
-    assert verdict.outcome != "supported"
-
-
-def test_an_equilibrium_that_is_off_is_refuted(records):
-    off = records.with_columns(pl.col("equilibrium") * 1.1)
-    verdict = square_loss.judge(off, CONFIG)
-    assert named(verdict, "rho against mu").refuted
-    assert named(verdict, "trained networks against equilibrium").refuted
-
-
-def test_a_spread_that_falls_only_because_the_fit_begins_is_not_read(records):
-    first = (pl.col("fraction") == square_loss._READINGS[0]) & pl.col("margin_cv").is_not_null()
-    unfit = records.with_columns(pl.when(first).then(0.6).otherwise("fitted").alias("fitted"))
-    check = named(square_loss.judge(unfit, CONFIG), "spread of the margins, end over early")
+def test_a_spread_that_falls_only_because_the_fit_begins_is_not_read() -> None:
+    check = named(judged(fitted_early=0.6), "spread of the margins, end over early")
     assert math.isnan(check.value)
     assert not check.passed
+    assert not check.refuted
 
 
-def test_nets_that_have_not_fitted_are_no_evidence_of_collapse_or_equal_norms(records):
-    dead = records.with_columns(
-        pl.when(pl.col("nc1").is_not_null()).then(0.5).otherwise("accuracy").alias("accuracy"),
-        pl.when(pl.col("norm_spread").is_not_null()).then(0.5).otherwise("fitted").alias("fitted"),
-    )
-    verdict = square_loss.judge(dead, CONFIG)
-    for name in ("NC1", "NC3, end", "NC4", "squared layer norms", "trained networks against"):
+def test_nets_that_have_not_fitted_are_no_evidence_of_collapse_or_equal_norms() -> None:
+    verdict = judged(accuracy=0.5, norms_fitted=0.5)
+    for name in ("NC1", "NC3, end", "NC4", "squared layer norms", "rho of trained networks"):
         check = named(verdict, name)
         assert not check.passed, check
         assert not check.refuted, check
 
 
-def test_a_ratio_unknown_in_one_seed_is_unknown():
-    first, second = {1: 1.0, 2: 1.0, 3: 1.0}, {1: 2.0, 2: 2.0, 3: math.nan}
-    assert math.isnan(square_loss._ratio(first, second).value)
-    assert math.isnan(square_loss._ratio(second | {3: 0.0}, first).value)
-    assert square_loss._ratio(first, second | {3: 2.0}).value == pytest.approx(0.5)
+def test_flows_that_never_come_to_rest_promise_no_verdict() -> None:
+    assert judged(power=-0.5).outcome == "refuted"
+    assert judged(moved=0.5, power=-0.5).outcome == "inconclusive"
 
 
-def test_flows_that_never_come_to_rest_promise_no_verdict(records, monkeypatch):
-    """Every check made to pass, so that only what is promised can differ."""
-    monkeypatch.setattr(square_loss, "_flow_checks", lambda flows, config: [])
-    for kind in ("_norm_checks", "_collapse_checks"):
-        monkeypatch.setattr(square_loss, kind, lambda part, config: [])
-    resting = records.with_columns(moved=pl.lit(1e-4), diverged=pl.lit(False))
-    assert square_loss.judge(resting, CONFIG).outcome == "supported"
-    moving = resting.with_columns(moved=pl.lit(0.5))
-    assert square_loss.judge(moving, CONFIG).outcome == "inconclusive"
-    some = resting.filter(pl.col("trial").rank("dense") > 0.2 * pl.col("trial").n_unique())
-    assert square_loss.judge(some, CONFIG).outcome == "inconclusive"
+def test_a_verdict_needs_nine_in_ten_of_the_runs() -> None:
+    verdict = judged(lost=1)
+    assert verdict.outcome == "supported"
+    assert verdict.summary.startswith("14 of 240 runs")
+    assert judged(lost=3, power=-0.5).outcome == "inconclusive"
 
 
-def test_too_few_seeds_promise_no_verdict(records):
-    assert square_loss.judge(records, replace(CONFIG, seeds=3)).outcome == "inconclusive"
-
-
-@pytest.mark.parametrize("kind", ["margin_cv", "norm_spread", "nc1", "ratio"])
-def test_a_kind_of_trial_that_is_missing_leaves_the_rest(records, kind):
-    rest = records.filter(pl.col(kind).is_null())
-    verdict = square_loss.judge(rest, CONFIG)
-    assert verdict.outcome != "supported"
-    assert verdict.checks
-    assert len(square_loss.figures(rest, CONFIG)) < 5
-    square_loss.table(rest, CONFIG)
-
-
-def test_nothing_to_draw_gives_no_figure(records):
-    lost = records.with_columns(diverged=pl.lit(True))
-    assert square_loss.figures(lost, CONFIG) == []
-    assert square_loss.judge(lost, CONFIG).outcome == "inconclusive"
-
-
-def test_table_and_figures_can_be_drawn(records):
-    assert {"lambda", "rho at start", "rho"} <= set(square_loss.table(records, CONFIG).columns)
-    names = [figure.name for figure in square_loss.figures(records, CONFIG)]
-    assert names == ["rho", "margins", "layer-norms", "collapse"]
-
-
-@pytest.mark.parametrize(
-    "knob",
-    [
-        {"initial_rho": (5.0,)},
-        {"initial_rho": (0.5, 5.0)},
-        {"rho_decay": (1e-4, 1e-3)},
-        {"rho_decay": (0.0,)},
-        {"samples": 7},
-        {"classes": (3, 3)},
-        {"horizon": 0.0},
-        {"norms_decay": math.inf},
-        {"width": 0},
-        {"seeds": 0},
-        {"collapse_per_class": 1},
-        {"collapse_steps": 5},
-    ],
-)
-def test_a_knob_out_of_range_is_named(knob):
-    with pytest.raises(ValueError, match=next(iter(knob))):
-        Config(**knob)
-
-
-def test_more_images_than_there_are_says_what_to_lower():
-    with pytest.raises(ValueError, match="lower samples"):
-        square_loss.run([flow(samples=1000)])
+@pytest.mark.parametrize("missing", ["flows", "norms", "collapse", "convolutions"])
+def test_an_experiment_without_records_leaves_the_rest(missing: str) -> None:
+    rest = world() | {missing: pl.DataFrame(schema={"trial": pl.String})}
+    claim = claims.get("square-loss")
+    verdict = claim.judge(rest, KNOBS)
+    assert verdict.outcome == "inconclusive"
+    assert any(check.passed for check in verdict.checks)
+    assert {"rho", "layer-norms"} & {drawn.name for drawn in claim.figures(rest, KNOBS)}
+    claim.table(rest, KNOBS)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import pytest
 
 from undertow.lab import (
+    ASCENDING,
     DISTINCT,
     Count,
     Knobs,
@@ -115,3 +116,15 @@ def test_comments_beside_and_above_a_field_are_its_words() -> None:
         "both": 'not a "#" in text',
     }
     assert comments(int) == {}
+
+
+@dataclass(frozen=True)
+class Rates(Knobs):
+    lrs: Annotated[tuple[float, ...], ASCENDING] = (0.1, 0.2)
+
+
+@pytest.mark.parametrize("lrs", [(0.2, 0.1), (0.1, 0.1)])
+def test_what_must_ascend_may_not_fall_nor_stay(lrs: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="lrs must be ascending, got"):
+        Rates(lrs)
+    assert Rates((0.1,)).lrs == (0.1,)

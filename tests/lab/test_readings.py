@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 
 from undertow import lab
 from undertow.lab import (
+    KEPT,
     PerSeed,
     Reading,
     greatest,
+    kept,
+    lost,
+    no_less,
     of,
     per_seed,
     resampled,
@@ -180,3 +184,31 @@ def test_a_slope_over_seeds_is_the_mean_of_their_own_and_may_be_unknown() -> Non
     assert math.isnan(order.effect({"runs": lost}).value)
     kept = slope_of("runs", log_lr, log_gap, pl.col("gap") > 0)
     assert kept.effect({"runs": lost}).value == pytest.approx(2)
+
+
+def test_an_experiment_without_records_has_no_seeds() -> None:
+    records = {"runs": pl.DataFrame(schema={"trial": pl.String})}
+    read = of("runs", "loss", ~pl.col("diverged"), lr=0.1)
+    assert len(read(records)) == 0
+    check = no_less(1, read).check("loss", records)
+    assert math.isnan(check.value)
+    assert not check.passed
+    assert not check.refuted
+
+
+def test_a_trial_that_diverges_anywhere_is_lost_whole() -> None:
+    runs = pl.DataFrame(
+        {
+            "trial": ["a", "a", "b", "b"],
+            "seed": [1, 1, 2, 2],
+            "diverged": [False, True, False, False],
+            "loss": [1.0, None, 3.0, 5.0],
+        }
+    )
+    exact = pl.DataFrame({"trial": ["c"], "gap": [0.1]})  # what cannot diverge
+    records = {"runs": runs, "exact": exact, "none": pl.DataFrame(schema={"trial": pl.String})}
+    assert of("runs", "loss", KEPT)(records).values == {2: 4.0}
+    assert kept(runs)["trial"].to_list() == ["b", "b"]
+    assert kept(exact).equals(exact)
+    assert lost(records) == (1, 3)
+    assert lost(records, "exact", "none") == (0, 1)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from undertow.predict import rank_one_rate
+from undertow.predict import activation_derivatives, rank_one_modes, rank_one_rate
 
 REFERENCES = {
     "tanh": torch.tanh,
@@ -152,3 +152,37 @@ def test_bad_rates_are_named() -> None:
         rank_one_rate(0.0, 1.0, derivatives=(1.0, 1.0))
     with pytest.raises(ValueError, match="noise_std must be"):
         rank_one_rate(0.1, -1.0, derivatives=(1.0, 1.0))
+
+
+def test_named_derivatives_are_those_of_the_rate() -> None:
+    z = np.linspace(-2, 2, 9)
+    first, third = activation_derivatives("gelu", z)
+    rates = rank_one_rate(0.01, 0.5, activation="gelu", preactivation=z)
+    np.testing.assert_allclose(rates, 2 * (0.01 * 0.5) ** 2 * first * third)
+    with pytest.raises(ValueError, match="activation must be one of"):
+        activation_derivatives("sine", z)
+
+
+def test_modes_of_correlated_inputs_are_left_eigenvectors_slowest_first() -> None:
+    inputs = np.random.default_rng(0).normal(size=(4, 6))
+    inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
+    own = np.array([1.0, -2.0, 3.0, 0.5])
+    rates, modes = rank_one_modes(own, inputs @ inputs.T)
+    matrix = inputs @ inputs.T @ np.diag(own)
+    np.testing.assert_allclose(modes @ matrix, rates[:, None] * modes, atol=1e-12)
+    assert (np.diff(np.abs(rates)) >= 0).all()
+    assert rates.sum() == pytest.approx(own.sum())  # inputs of norm one
+
+
+def test_orthonormal_inputs_have_each_its_own_rate() -> None:
+    rates, modes = rank_one_modes(np.array([3.0, -1.0, 2.0]), np.eye(3))
+    assert rates.tolist() == [-1.0, 2.0, 3.0]
+    np.testing.assert_array_equal(np.abs(modes), np.eye(3)[[1, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("gram", "message"), [(np.eye(3), "rates and gram must be"), ([[1, 2], [0, 1]], "symmetric")]
+)
+def test_a_gram_matrix_that_is_none_is_refused(gram: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rank_one_modes(np.ones(2), gram)

@@ -1,3 +1,4 @@
+from ._draw import per_class as per_class
 from ._load import Dataset as Dataset
 from ._load import Windows as Windows
 from ._load import load as load

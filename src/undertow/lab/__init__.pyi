@@ -18,6 +18,7 @@ from ._files import StoreError as StoreError
 from ._files import write_atomically as write_atomically
 from ._grid import grid as grid
 from ._grid import seeds as seeds
+from ._knobs import ASCENDING as ASCENDING
 from ._knobs import DISTINCT as DISTINCT
 from ._knobs import Bound as Bound
 from ._knobs import Count as Count
@@ -37,6 +38,7 @@ from ._plots import Figure as Figure
 from ._plots import beside as beside
 from ._plots import figure as figure
 from ._plots import intervals as intervals
+from ._plots import labels as labels
 from ._predictions import Check as Check
 from ._predictions import Prediction as Prediction
 from ._predictions import Verdict as Verdict
@@ -49,9 +51,12 @@ from ._predictions import no_less as no_less
 from ._predictions import no_seed as no_seed
 from ._predictions import outside as outside
 from ._predictions import within as within
+from ._readings import KEPT as KEPT
 from ._readings import PerSeed as PerSeed
 from ._readings import Reading as Reading
 from ._readings import greatest as greatest
+from ._readings import kept as kept
+from ._readings import lost as lost
 from ._readings import of as of
 from ._readings import of_means as of_means
 from ._readings import per_seed as per_seed

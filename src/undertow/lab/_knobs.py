@@ -18,6 +18,7 @@ import textwrap
 import tokenize
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Self, get_type_hints
 
 
@@ -65,6 +66,7 @@ def some(least: int = 1) -> Bound:
 
 
 DISTINCT = Bound("values without one twice", lambda v: len(set(v)) == len(v), whole=True)
+ASCENDING = Bound("ascending", lambda v: all(a < b for a, b in pairwise(v)), whole=True)
 Count = Annotated[int, at_least(1)]
 Seeds = Annotated[int, at_least(2)]
 Share = Annotated[float, between(0, 1)]

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from undertow.lab._readings import PerSeed, Records
+from undertow.lab._readings import PerSeed, Records, kept
 
 _WIDE, _PANEL = (560, 290), (265, 250)
 _DASH = [5, 4]
@@ -36,10 +36,17 @@ class Drawing:
     """A function that draws a figure, with its title; its docstring is the caption.
 
     Knobs' values stand in the caption in braces, as in a format string.
+
+    Attributes:
+        title: what the figure shows, in a sentence.
+        draw: gives the chart, or None where nothing can be drawn.
+        needs: experiments without which it is not called: each must have a trial that did not
+            diverge.
     """
 
     title: str
     draw: Callable[[Records, Any], Any]
+    needs: tuple[str, ...] = ()
 
     @property
     def caption(self) -> str:
@@ -48,6 +55,8 @@ class Drawing:
 
     def __call__(self, records: Records, knobs: Any) -> Figure | None:
         """The figure; None where the records hold nothing to draw."""
+        if any(kept(records[name]).is_empty() for name in self.needs):
+            return None
         chart = self.draw(records, knobs)
         if chart is None:
             return None
@@ -55,12 +64,20 @@ class Drawing:
         return Figure(name, self.title, self.caption.format_map(vars(knobs)), chart)
 
 
-def figure(title: str) -> Callable[[Callable[[Records, Any], Any]], Drawing]:
+def figure(title: str, *needs: str) -> Callable[[Callable[[Records, Any], Any]], Drawing]:
     """Makes a drawing of a function (records, knobs) -> chart, or None where nothing can be drawn.
 
-    The function's name is the figure's, its docstring the caption.
+    The function's name is the figure's, its docstring the caption. It is not called where one of
+    the experiments that it needs has no trial left that did not diverge.
     """
-    return lambda draw: Drawing(title, draw)
+    return lambda draw: Drawing(title, draw, needs)
+
+
+def labels(template: str, *columns: str) -> pl.Expr:
+    """The values of columns in words, such as `labels("lambda = {:g}", "decay")`, as a format."""
+    return pl.struct(columns).map_elements(
+        lambda row: template.format(*(row[column] for column in columns)), return_dtype=pl.String
+    )
 
 
 def intervals(readings: Mapping[Any, PerSeed], *columns: str, value: str = "value") -> pl.DataFrame:
@@ -308,4 +325,4 @@ def _appearance(frame: pl.DataFrame, column: str) -> list[Any]:
 def _legend() -> Any:
     import altair as alt
 
-    return alt.Legend(orient="top", title=None, labelLimit=0)
+    return alt.Legend(orient="top", title=None, labelLimit=0, columns=4)

@@ -5,6 +5,7 @@
 The unit of every interval is the seed. One policy holds for all readings:
 
 - what is null is not there; a seed without a value takes no part, and pairs are seeds with both;
+- an experiment without records has no seeds;
 - a value that is NaN or infinite makes the effect unknown, unless `known()` leaves it out;
 - a ratio is the geometric mean of ratios within seeds; a zero counts as the smallest number there
   is, so that a rank of zero has a ratio too, and a negative number makes the ratio unknown;
@@ -27,6 +28,8 @@ from undertow.lab._effect import UNKNOWN, Effect
 from undertow.lab._statistics import bootstrap_interval, paired_ratio, proportion
 
 Records = Mapping[str, pl.DataFrame]
+
+KEPT = ~pl.col("diverged").any().over("trial")  # a condition: of trials that did not diverge
 How = Literal["mean", "median", "min", "max", "first", "last", "all", "any"]
 
 
@@ -181,6 +184,8 @@ def per_seed(
         how: what becomes of several rows of a seed.
         where: what columns must equal.
     """
+    if frame.is_empty():
+        return PerSeed({})
     rows = frame.filter(*conditions, **where).select("seed", value=_expression(value))
     found = rows.group_by("seed").agg(getattr(pl.col("value").drop_nulls(), how)())
     return PerSeed(
@@ -203,6 +208,19 @@ def of(
     return Reading(
         lambda records: per_seed(records[experiment], value, *conditions, how=how, **where)
     )
+
+
+def kept(frame: pl.DataFrame) -> pl.DataFrame:
+    """The records of the trials that did not diverge; all of them where none can."""
+    return frame.filter(KEPT) if "diverged" in frame.columns else frame
+
+
+def lost(records: Records, *experiments: str) -> tuple[int, int]:
+    """How many trials diverged, and how many have records: of these experiments, or of all."""
+    frames = [records[name] for name in experiments or records]
+    left = sum(kept(frame)["trial"].n_unique() for frame in frames)
+    total = sum(frame["trial"].n_unique() for frame in frames)
+    return total - left, total
 
 
 def share(

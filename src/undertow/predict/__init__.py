@@ -19,6 +19,8 @@ from undertow.predict._rank_bound import RankIdentity as RankIdentity
 from undertow.predict._rank_bound import patch_count as patch_count
 from undertow.predict._rank_bound import rank_bound as rank_bound
 from undertow.predict._rank_bound import rank_identity as rank_identity
+from undertow.predict._rank_one import activation_derivatives as activation_derivatives
+from undertow.predict._rank_one import rank_one_modes as rank_one_modes
 from undertow.predict._rank_one import rank_one_rate as rank_one_rate
 from undertow.predict._rescale import Change as Change
 from undertow.predict._rescale import Rescaled as Rescaled
@@ -39,6 +41,7 @@ __all__ = [
     "RankIdentity",
     "Rescaled",
     "SyncRounds",
+    "activation_derivatives",
     "averaged_lr",
     "decay_exponent",
     "decay_factor",
@@ -55,6 +58,7 @@ __all__ = [
     "patch_count",
     "rank_bound",
     "rank_identity",
+    "rank_one_modes",
     "rank_one_rate",
     "rescale",
     "surviving_rank",

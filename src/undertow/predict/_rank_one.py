@@ -56,8 +56,7 @@ def rank_one_rate(
     autoregression whose E[e^2] is noise_std^2 / (1 - lr h / 2), with h = 2 loss_scale input_norm^2
     output_weight^2 neurons phi'(z)^2 the curvature along it. The rate is divided by 1 - lr h / 2.
 
-    Of inputs x_i of norm 1 that are not orthogonal, with rates c_i each for itself, the rates are
-    the eigenvalues of X X^T diag(c); nearly dependent inputs make the slowest one slow.
+    Inputs that are not orthogonal share their rates: `rank_one_modes`.
 
     Args:
         lr: of plain SGD without momentum.
@@ -99,6 +98,55 @@ def rank_one_rate(
             )
         rate = rate / (1 - lr * curvature / 2)
     return float(rate) if rate.ndim == 0 else rate
+
+
+def rank_one_modes(
+    rates: Float[np.ndarray, " inputs"], gram: Float[np.ndarray, "inputs inputs"]
+) -> tuple[Float64[np.ndarray, " inputs"], Float64[np.ndarray, "inputs inputs"]]:
+    """The rates at which neurons draw together on inputs that are not orthogonal, per step.
+
+    Differences delta of the pre-activations of two neurons obey delta' = -X X^T diag(c) delta to
+    first order, c_i the rate of input i by itself: label noise pulls them together on each input,
+    and the weights take what is done for one input to the others. Nearly dependent inputs make the
+    slowest rate slow, of the size of the least eigenvalue of X X^T.
+
+    Args:
+        rates: c, the `rank_one_rate` at each input's own pre-activation.
+        gram: X X^T, of inputs of norm 1.
+
+    Returns:
+        The rates, slowest first, and a row for each: the direction in the space of inputs along
+        which the spread of the neurons decays at that rate, a left eigenvector of X X^T diag(c).
+
+    Raises:
+        ValueError: shapes that do not fit, or a gram matrix that is not symmetric.
+    """
+    own, gram = (np.asarray(value, dtype=np.float64) for value in (rates, gram))
+    if own.ndim != 1 or gram.shape != (len(own), len(own)):
+        raise ValueError(
+            f"rates and gram must be [inputs] and [inputs, inputs]; got {own.shape} and "
+            f"{gram.shape}"
+        )
+    if not np.allclose(gram, gram.T):
+        raise ValueError(f"gram must be symmetric, inputs @ inputs.T; got {gram}")
+    values, vectors = np.linalg.eig(own[:, None] * gram)
+    order = np.argsort(np.abs(values.real))
+    return values.real[order], vectors.real.T[order]
+
+
+def activation_derivatives(
+    activation: str, preactivation: float | Float[np.ndarray, "*shape"]
+) -> tuple[Float64[np.ndarray, "*shape"], Float64[np.ndarray, "*shape"]]:
+    """phi'(z) and phi'''(z), of whose product `rank_one_rate` has its sign.
+
+    Args:
+        activation: as in `rank_one_rate`.
+        preactivation: z.
+
+    Raises:
+        ValueError: an activation that is not listed, or phi'(z) = 0.
+    """
+    return _derivatives(activation, preactivation, None)
 
 
 def _derivatives(

@@ -4,6 +4,7 @@ from undertow.train import flows as flows
 from undertow.train import optim as optim
 from undertow.train import rules as rules
 from undertow.train import schedules as schedules
+from undertow.train._committee import CommitteeMachine as CommitteeMachine
 from undertow.train._oscillator import NoisyOscillator as NoisyOscillator
 from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
@@ -22,6 +23,7 @@ from undertow.train.matrix import sensing_loss as sensing_loss
 from undertow.train.matrix import truncated_svd as truncated_svd
 
 __all__ = [
+    "CommitteeMachine",
     "Completion",
     "Ensemble",
     "Evaluation",

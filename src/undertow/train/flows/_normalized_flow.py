@@ -1,0 +1,206 @@
+"""The flow of rho and V, where a homogeneous ReLU network is rho f_V, under the square loss.
+
+V_k = W_k / ||W_k||_F are the normalised layers and rho is the product of the norms (Xu et al.,
+Dynamics in Deep Classifiers trained with the Square Loss, Research, 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from undertow.train._checks import whole_number
+
+
+@dataclass(frozen=True, eq=False)
+class NormalizedReading:
+    """What some of the runs of `normalized_flow` were when they reached a time.
+
+    Attributes:
+        runs: which runs; the arrays have a row for each.
+        indices: of each, which of its times.
+        times: that time.
+        rho: not finite in a run that diverged, of which this is the last reading.
+        outputs: f_V of the run's own inputs.
+        layers: V, each of Frobenius norm one.
+        steps: how many steps were taken.
+    """
+
+    runs: tuple[int, ...]
+    indices: tuple[int, ...]
+    times: Float64[Tensor, " due"]
+    rho: Float64[Tensor, " due"]
+    outputs: Float64[Tensor, "due samples"]
+    layers: list[Float64[Tensor, "due out in"]]
+    steps: int
+
+
+def normalized_flow(
+    inputs: Float[Tensor, "runs samples features"],
+    labels: Float[Tensor, "runs samples"],
+    layers: Sequence[Float[Tensor, "runs out in"]],
+    rho: Float[Tensor, " runs"],
+    *,
+    decay: Float[Tensor, " runs"],
+    times: Float[Tensor, "runs readings"],
+    slowed: bool = True,
+    max_steps: int = 300_000,
+) -> Iterator[NormalizedReading]:
+    """Follow rho and V from time 0, many runs as one batched program, in float64.
+
+        rho' = -2 (rho M - mu) - 2 decay rho,    mu = mean(y f),  M = mean(f^2)
+        V_k' = -(2 / N) rho sum_n (rho f_n - y_n) (df_n / dV_k - V_k f_n)
+
+    where f is the network of layers V, ReLU between them and no biases. It is the gradient flow of
+    mean((rho f - y)^2) + decay rho^2 in rho and, on the spheres of norm one, in V.
+
+    V moves rho^2 times as fast as it would fit at rho = 1, while rho takes a time of 1 / decay:
+    with `slowed` it is divided by max(rho, 1)^2. That leaves every fixed point where it is, and
+    the path too as long as V still fits much faster than rho moves. Steps are Euler's, each run's
+    own, half of what the trace of the tangent kernel bears; runs share nothing but the program.
+
+    Args:
+        inputs: of each run its own.
+        labels: y, one number a sample.
+        layers: the start of V, the first of `[out, features]` and the last of one output; their
+            norms do not matter.
+        rho: its start, positive.
+        decay: lambda, of rho^2.
+        times: of each run, ascending.
+        slowed: whether V is slowed.
+        max_steps: runs that need more give no further readings.
+
+    Returns:
+        The readings as runs reach their times, soonest in steps first.
+
+    Raises:
+        ValueError: shapes that do not fit, a start or a decay out of range, or times that do not
+            ascend.
+    """
+    whole_number("max_steps", max_steps, least=1)
+    runs = len(inputs)
+    sizes = [tuple(layer.shape[1:]) for layer in layers]
+    wide = [inputs.shape[-1], *(size[0] for size in sizes)]
+    if sizes != list(zip(wide[1:], wide, strict=False)) or wide[-1] != 1:
+        raise ValueError(
+            f"layers must lead from {inputs.shape[-1]} features to one output, got {sizes}"
+        )
+    if labels.shape != inputs.shape[:2]:
+        raise ValueError(
+            f"labels must be {tuple(inputs.shape[:2])}, one a sample, got {tuple(labels.shape)}"
+        )
+    own = {"rho": rho, "decay": decay, "times": times}
+    own |= {f"layers[{k}]": layer for k, layer in enumerate(layers)}
+    for name, value in own.items():
+        if len(value) != runs:
+            raise ValueError(f"{name} must hold one for each of {runs} runs, got {len(value)}")
+    if not bool((rho > 0).all()) or not bool((decay >= 0).all()):
+        raise ValueError(f"rho must be positive and decay not negative, got {rho} and {decay}")
+    if not bool((times >= 0).all()) or not bool((times.diff(dim=1) > 0).all()):
+        raise ValueError(f"times must ascend from 0 or more, got {times.tolist()}")
+    start = [layer.double() for layer in layers]
+    facts = [value.double() for value in (inputs, labels, rho, decay, times)]
+    return _readings(*facts, layers=_unit(start), slowed=slowed, max_steps=max_steps)
+
+
+def _readings(
+    inputs: Tensor,
+    labels: Tensor,
+    rho: Tensor,
+    decay: Tensor,
+    times: Tensor,
+    *,
+    layers: list[Tensor],
+    slowed: bool,
+    max_steps: int,
+) -> Iterator[NormalizedReading]:
+    run = torch.arange(len(inputs))
+    index, time, steps = torch.zeros_like(run), torch.zeros_like(rho), 0
+    while len(run) and steps < max_steps:
+        now = forward(inputs, layers)
+        target = times.gather(1, index[:, None])[:, 0]
+        due = (time >= target) | ~torch.isfinite(rho)
+        if due.any():
+            yield NormalizedReading(
+                tuple(run[due].tolist()),
+                tuple(index[due].tolist()),
+                time[due],
+                rho[due],
+                now.f[due],
+                [layer[due] for layer in layers],
+                steps,
+            )
+            index = index + due.long()
+            kept = (index < times.shape[1]) & torch.isfinite(rho)
+            inputs, labels, rho, decay = (v[kept] for v in (inputs, labels, rho, decay))
+            times, run, time, index = (v[kept] for v in (times, run, time, index))
+            layers = [layer[kept] for layer in layers]
+            continue
+        square = now.f.square().mean(1)  # M
+        scale = rho.clamp(min=1).square() if slowed else torch.ones_like(rho)
+        weights = (rho[:, None] * now.f - labels) * (2 * rho / scale / now.f.shape[1])[:, None]
+        directions = now.gradients(layers, weights)
+        fastest = torch.stack([d.flatten(1).norm(dim=1) for d in directions]).amax(0)
+        rate = rho.square() / scale * now.speed_bound() + square + decay
+        step = torch.minimum(0.5 / rate, 0.1 / fastest.clamp(min=1e-12))
+        left = target - time
+        last = step >= left
+        step = torch.where(last, left, step)
+        moved = zip(layers, directions, strict=True)
+        layers = _unit([layer - step[:, None, None] * way for layer, way in moved])
+        pull = (labels * now.f).mean(1) - rho * (square + decay)
+        rho = rho + 2 * step * pull
+        time = torch.where(last, target, time + step)
+        steps += 1
+
+
+@dataclass(frozen=True)
+class Forward:
+    """f_V of every run and sample, with what its derivative in each layer is made of.
+
+    df_n / dV_k is the outer product of `signals[k][:, n]` and `activations[k][:, n]`.
+    """
+
+    f: Float64[Tensor, "runs samples"]
+    activations: list[Float64[Tensor, "runs samples in"]]
+    signals: list[Float64[Tensor, "runs samples out"]]
+
+    def speed_bound(self) -> Float64[Tensor, " runs"]:
+        """Trace of the tangent kernel over n, on the product of spheres: bounds its norm."""
+        squares = self.f.square()
+        each = [
+            a.square().sum(2) * d.square().sum(2) - squares
+            for a, d in zip(self.activations, self.signals, strict=True)
+        ]
+        return sum(each[1:], each[0]).mean(1)
+
+    def gradients(
+        self, layers: Sequence[Tensor], weights: Float64[Tensor, "runs samples"]
+    ) -> list[Float64[Tensor, "runs out in"]]:
+        """sum_n weights_n (df_n / dV_k - V_k f_n) of each layer."""
+        found = []
+        for layer, activation, signal in zip(layers, self.activations, self.signals, strict=True):
+            gradient = torch.bmm((signal * weights[..., None]).mT, activation)
+            inward = (gradient * layer).sum((1, 2), keepdim=True)
+            found.append(gradient - layer * inward)
+        return found
+
+
+def forward(inputs: Float64[Tensor, "runs samples features"], layers: Sequence[Tensor]) -> Forward:
+    """The network of unit layers `[runs, out, in]` and its derivatives."""
+    activations = [inputs]
+    for layer in layers[:-1]:
+        activations.append(torch.bmm(activations[-1], layer.mT).relu_())
+    f = torch.bmm(activations[-1], layers[-1].mT)[..., 0]
+    signals = [torch.ones_like(f)[..., None]]
+    for layer, activation in zip(layers[:0:-1], activations[:0:-1], strict=True):
+        signals.insert(0, torch.bmm(signals[0], layer) * (activation > 0))
+    return Forward(f, activations, signals)
+
+
+def _unit(layers: Sequence[Tensor]) -> list[Tensor]:
+    return [layer / layer.flatten(1).norm(dim=1)[:, None, None] for layer in layers]

@@ -1,0 +1,168 @@
+"""The flow of rho and V against autograd, a closed form, and itself beside other runs."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from undertow.train.flows import NormalizedReading, normalized_flow
+from undertow.train.flows._normalized_flow import forward
+
+DOUBLE = torch.float64
+SIZES = (7, 6, 5, 1)
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=DOUBLE)
+
+
+def random_runs(seed: int, runs: int = 3) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Inputs, labels +-1, and unit layers."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [
+        torch.randn(runs, b, a, generator=generator, dtype=DOUBLE) for a, b in pairwise(SIZES)
+    ]
+    inputs = torch.randn(runs, 4, SIZES[0], generator=generator, dtype=DOUBLE)
+    labels = numbers(1, -1, 1, -1).expand(runs, 4)
+    return inputs, labels, [w / w.flatten(1).norm(dim=1)[:, None, None] for w in layers]
+
+
+def outputs(inputs: Tensor, layers: list[Tensor]) -> Tensor:
+    """One run's f, of layers made unit; what autograd differentiates."""
+    for layer in layers[:-1]:
+        inputs = (inputs @ (layer / layer.norm()).T).relu()
+    return (inputs @ (layers[-1] / layers[-1].norm()).T)[:, 0]
+
+
+def ends(found: list[NormalizedReading], runs: int) -> list[float]:
+    """Each run's rho at its last reading."""
+    rho = [math.nan] * runs
+    for reading in found:
+        for run, value in zip(reading.runs, reading.rho.tolist(), strict=True):
+            rho[run] = value
+    return rho
+
+
+@pytest.mark.parametrize("slowed", [True, False])
+def test_the_first_move_is_the_gradient_flow_of_the_penalised_loss(slowed: bool) -> None:
+    inputs, labels, layers = random_runs(0)
+    rho, decay, short = numbers(0.5, 1.5, 3.0), numbers(0.0, 0.1, 0.2), 1e-7
+    times = torch.full((3, 1), short, dtype=DOUBLE)
+    (reading,) = normalized_flow(
+        inputs, labels, layers, rho, decay=decay, times=times, slowed=slowed
+    )
+    assert (reading.runs, reading.indices, reading.steps) == ((0, 1, 2), (0, 0, 0), 1)
+    for run in range(3):
+        own = [layer[run].clone().requires_grad_() for layer in layers]
+        size = rho[run].clone().requires_grad_()
+        loss = (size * outputs(inputs[run], own) - labels[run]).square().mean()
+        expected = torch.autograd.grad(loss + decay[run] * size**2, [size, *own])
+        assert float((reading.rho[run] - rho[run]) / short) == pytest.approx(
+            -float(expected[0]), rel=1e-5
+        )
+        slower = max(float(rho[run]), 1.0) ** 2 if slowed else 1.0
+        for layer, moved, gradient in zip(layers, reading.layers, expected[1:], strict=True):
+            speed = (moved[run] - layer[run]) / short * slower
+            assert torch.allclose(speed, -gradient, atol=1e-5)
+
+
+def test_the_speed_bound_is_the_trace_of_the_dense_tangent_kernel() -> None:
+    inputs, _, layers = random_runs(2)
+    bound = forward(inputs, layers).speed_bound()
+    for run in range(3):
+        own = tuple(layer[run] for layer in layers)
+        pieces = torch.autograd.functional.jacobian(lambda *w, x=inputs[run]: outputs(x, w), own)
+        jacobian = torch.cat([piece.flatten(1) for piece in pieces], dim=1)
+        kernel = jacobian @ jacobian.T / len(jacobian)
+        assert float(bound[run]) == pytest.approx(float(kernel.trace()), rel=1e-12)
+        assert float(bound[run]) >= float(torch.linalg.eigvalsh(kernel)[-1])
+
+
+@pytest.mark.parametrize("slowed", [True, False])
+def test_two_opposite_points_have_an_equilibrium_in_closed_form(slowed: bool) -> None:
+    """Two paths, one for x and one for -x, share the norm of each layer, so y f is 2^(-3/2)."""
+    generator = torch.Generator().manual_seed(3)
+    layers = [
+        torch.randn(1, b, a, generator=generator, dtype=DOUBLE).expand(4, b, a)
+        for a, b in pairwise((16, 32, 32, 1))
+    ]
+    point = torch.eye(16, dtype=DOUBLE)[0]
+    found = list(
+        normalized_flow(
+            torch.stack([point, -point]).expand(4, 2, 16),
+            numbers(1, -1).expand(4, 2),
+            layers,
+            numbers(1.0, 1.5, 2.0, 4.0),
+            decay=torch.full((4,), 0.04, dtype=DOUBLE),
+            times=torch.full((4, 1), 500.0, dtype=DOUBLE),
+            slowed=slowed,
+        )
+    )
+    for reading in found:
+        margins = reading.outputs * numbers(1, -1)
+        assert torch.allclose(margins.mean(1), numbers(2**-1.5), rtol=1e-2)
+        assert torch.allclose(reading.rho, numbers(2**-1.5 / (2**-3 + 0.04)), rtol=1e-2)
+    assert sorted(run for reading in found for run in reading.runs) == [0, 1, 2, 3]
+
+
+def test_a_run_does_not_depend_on_those_beside_it_and_is_read_at_its_times() -> None:
+    inputs, labels, layers = random_runs(4)
+    rho, decay = numbers(1.0, 20.0, 3.0), numbers(1e-2, 0.0, 0.1)
+    times = torch.stack([numbers(5, 50), numbers(1, 30), numbers(0, 2)])
+    together = list(normalized_flow(inputs, labels, layers, rho, decay=decay, times=times))
+    read = {
+        (run, index): at
+        for reading in together
+        for run, index, at in zip(
+            reading.runs, reading.indices, reading.times.tolist(), strict=True
+        )
+    }
+    assert read == {(r, i): float(times[r, i]) for r in range(3) for i in range(2)}
+    for run, end in enumerate(ends(together, 3)):
+        own = slice(run, run + 1)
+        alone = normalized_flow(
+            inputs[own],
+            labels[own],
+            [layer[own] for layer in layers],
+            rho[own],
+            decay=decay[own],
+            times=times[own],
+        )
+        assert ends(list(alone), 1)[0] == pytest.approx(end, rel=1e-6)
+
+
+def test_a_run_out_of_steps_or_bounds_gives_no_further_readings() -> None:
+    inputs, labels, layers = random_runs(5, runs=2)
+    spoiled = inputs.clone()
+    spoiled[1] = math.nan
+    times = torch.stack([numbers(1e-9, 100), numbers(1, 100)])
+    given = (spoiled, labels, layers, numbers(1, 1))
+    (reading,) = normalized_flow(*given, decay=numbers(0, 0), times=times, max_steps=3)
+    assert (reading.runs, reading.indices) == ((0, 1), (0, 0))
+    assert torch.isfinite(reading.rho).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"layers": [torch.ones(2, 3, 7), torch.ones(2, 1, 4)]}, "layers must lead"),
+        ({"layers": [torch.ones(2, 2, 7)]}, "layers must lead from 7 features to one output"),
+        ({"labels": torch.ones(2, 5)}, "labels must be"),
+        ({"layers": [torch.ones(3, 1, 7)]}, r"layers\[0\] must hold one for each of 2 runs"),
+        ({"rho": torch.ones(3)}, "rho must hold one for each of 2 runs, got 3"),
+        ({"rho": numbers(1, 0)}, "rho must be positive"),
+        ({"decay": numbers(0, -1)}, "decay not negative"),
+        ({"times": torch.tensor([[1.0, 1.0], [0.0, 1.0]])}, "times must ascend"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_named_at_once(changed: dict[str, Tensor], message: str) -> None:
+    inputs, labels, layers = random_runs(6, runs=2)
+    times = torch.ones(2, 1)
+    given = {"inputs": inputs, "labels": labels, "layers": layers, "rho": numbers(1, 1)}
+    with pytest.raises(ValueError, match=message):
+        normalized_flow(**(given | {"decay": numbers(0, 0), "times": times} | changed))

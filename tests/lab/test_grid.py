@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from undertow.lab import grid, seeds
+from undertow.lab import grid, rows_of, seeds
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,13 @@ def test_a_field_that_nothing_sets_is_named() -> None:
 def test_seeds_of_different_bases_do_not_meet_and_fewer_are_the_first_of_more() -> None:
     assert not set(seeds(0, 1000)) & set(seeds(1, 1000))
     assert seeds(3, 5) == seeds(3, 9)[:5]
+
+
+def test_facts_of_several_runs_are_a_record_each() -> None:
+    facts = {"loss": np.array([0.5, 0.25]), "path": [[1, 2], [3, 4]], "step": 7}
+    assert rows_of(facts) == [
+        {"loss": 0.5, "path": [1, 2], "step": 7},
+        {"loss": 0.25, "path": [3, 4], "step": 7},
+    ]
+    with pytest.raises(ValueError, match=r"as many values each, got \[1, 2\]"):
+        rows_of({"a": [1], "b": [1, 2]})

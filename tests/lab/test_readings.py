@@ -212,3 +212,13 @@ def test_a_trial_that_diverges_anywhere_is_lost_whole() -> None:
     assert kept(exact).equals(exact)
     assert lost(records) == (1, 3)
     assert lost(records, "exact", "none") == (0, 1)
+
+
+def test_a_table_of_means_counts_trials_and_renames() -> None:
+    runs = pl.DataFrame(
+        {"trial": ["a", "a", "b"], "lr": [0.2, 0.2, 0.1], "loss": [1.0, 3.0, 5.0], "x": [1, 1, 1]}
+    )
+    found = lab.means(runs, ["lr"], {"loss": "train loss"})
+    assert found.columns == ["lr", "train loss", "runs"]
+    assert found.rows() == [(0.1, 5.0, 1), (0.2, 2.0, 1)]
+    assert lab.means(runs, ["lr"], ["x"]).columns == ["lr", "x", "runs"]

@@ -1,4 +1,4 @@
-"""Trials from a grid of values, and the seeds they run with."""
+"""Trials from a grid of values, the seeds they run with, and the records of several at once."""
 
 from __future__ import annotations
 
@@ -35,3 +35,27 @@ def grid(kind: type[Trial], knobs: Any, **axes: Iterable[Any]) -> list[Trial]:
             own |= value if isinstance(value, Mapping) else {name: value}
         made[kind(**own)] = None
     return list(made)
+
+
+def rows_of(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A record for each of several runs, from facts that hold a value for each: `[runs, ...]`.
+
+    Values are lists, arrays or tensors; a value for all runs is one that is none of these.
+    """
+    plain = {name: _listed(values) for name, values in facts.items()}
+    counts = {len(values) for values in plain.values() if isinstance(values, list)}
+    if len(counts) != 1:
+        raise ValueError(f"facts must hold as many values each, got {sorted(counts)}")
+    return [
+        {
+            name: values[run] if isinstance(values, list) else values
+            for name, values in plain.items()
+        }
+        for run in range(counts.pop())
+    ]
+
+
+def _listed(values: Any) -> Any:
+    if hasattr(values, "tolist"):
+        return values.tolist()
+    return list(values) if isinstance(values, list | tuple) else values

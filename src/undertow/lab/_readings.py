@@ -352,3 +352,19 @@ def _over_seeds(
     if count < least:
         return Effect(of_chosen(every), UNKNOWN, None, count, "too few seeds")
     return bootstrap_interval(every, of_chosen, resamples=resamples)
+
+
+def means(
+    frame: pl.DataFrame, by: Sequence[str], columns: Mapping[str, str] | Sequence[str]
+) -> pl.DataFrame:
+    """The means of some columns in each cell, and the number of its trials, in the cells' order.
+
+    Args:
+        frame: records.
+        by: the columns that make a cell.
+        columns: which to average; as a mapping, what each is called.
+    """
+    names = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    averaged = [pl.col(column).mean().alias(name) for column, name in names.items()]
+    runs = pl.col("trial").n_unique().alias("runs")
+    return frame.group_by(by).agg(*averaged, runs).sort(by)

@@ -1,0 +1,76 @@
+"""The networks that most claims train: perceptrons on images, side by side as one program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from undertow.data import Images
+    from undertow.train import Ensemble, Evaluation, Member
+
+
+@dataclass(frozen=True)
+class Networks:
+    """An ensemble, with the images that it is trained and tested on as vectors.
+
+    Attributes:
+        ensemble: the networks.
+        inputs: `[n, features]`, float32.
+        targets: `[n]`, class numbers.
+        test: inputs and targets that were kept back.
+        num_classes: labels run from 0 to one less.
+    """
+
+    ensemble: Ensemble
+    inputs: Tensor
+    targets: Tensor
+    test: tuple[Tensor, Tensor]
+    num_classes: int
+
+    def fit(self) -> Evaluation:
+        """Losses and accuracies on the training images."""
+        return self.ensemble.evaluate(self.inputs, self.targets)
+
+    def tested(self) -> Evaluation:
+        """Losses and accuracies on the test images."""
+        return self.ensemble.evaluate(*self.test)
+
+
+def perceptrons(
+    images: Images,
+    hidden: Sequence[int],
+    members: Sequence[Member],
+    *,
+    bias: bool = True,
+    **options: Any,
+) -> Networks:
+    """ReLU networks of these hidden widths on images as vectors, with the cross-entropy.
+
+    Args:
+        images: where the images come from.
+        hidden: the widths of the hidden layers.
+        members: a network's seed and hyperparameters each.
+        bias: whether layers have biases.
+        options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
+    """
+    from torch.nn import functional
+
+    from undertow import models
+    from undertow.train import Ensemble
+
+    loaded = images.load()
+    inputs, targets = loaded.train_inputs.flatten(1), loaded.train_targets
+    sizes = (inputs.shape[1], *hidden, loaded.num_classes)
+    ensemble = Ensemble(
+        lambda generator: models.mlp(sizes, bias=bias, generator=generator),
+        functional.cross_entropy,
+        (inputs, targets),
+        members,
+        **options,
+    )
+    test = (loaded.test_inputs.flatten(1), loaded.test_targets)
+    return Networks(ensemble, inputs, targets, test, loaded.num_classes)

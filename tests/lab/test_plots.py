@@ -86,3 +86,17 @@ def test_a_docstring_is_the_caption_with_the_knobs_filled_in() -> None:
     assert (drawn.name, drawn.title) == ("rate-of-fall", "A title")
     assert drawn.caption == "Drawn at 0.5, over two lines."
     assert rate_of_fall({}, SimpleNamespace(lr=1)) is None
+
+
+@pytest.mark.parametrize("kind", ["lines", "points", "bars"])
+def test_names_on_an_axis_keep_their_order(kind: str) -> None:
+    frame = pl.DataFrame({"decay": ["none", "0.1", "0.02"], "rank": [3.0, 2.0, 1.0]})
+    (layer,) = getattr(Charts(decay="weight decay"), kind)(frame, "decay", "rank").to_dict()[
+        "layer"
+    ]
+    axis = layer["encoding"]["x"]
+    assert axis["type"] == "nominal"
+    assert axis["sort"] is None
+    assert axis["title"] == "weight decay"
+    numbers = Charts().lines(frame.with_columns(pl.lit(1.0).alias("decay")), "decay", "rank")
+    assert numbers.to_dict()["layer"][0]["encoding"]["x"]["type"] == "quantitative"

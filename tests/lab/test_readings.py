@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from undertow import lab
-from undertow.lab import PerSeed, Reading, of, per_seed, resampled, share, unknown, worst
+from undertow.lab import (
+    PerSeed,
+    Reading,
+    greatest,
+    of,
+    per_seed,
+    resampled,
+    share,
+    unknown,
+    worst,
+)
 
 numbers = st.floats(0.1, 10)
 per_seeds = st.dictionaries(st.integers(0, 9), numbers, min_size=2, max_size=8).map(PerSeed)
@@ -128,3 +138,18 @@ def test_a_statistic_of_whole_seeds_is_resampled_by_seeds() -> None:
     assert 2.5 * spread < high - low < 6.5 * spread  # of 12 seeds, not of 60 rows
     assert math.isnan(resampled(frame.filter(pl.col("seed") < 4), mean).interval[0])
     assert math.isnan(resampled(frame.clear(), mean).value)
+
+
+RECORDS = {
+    "one": pl.DataFrame({"seed": [1, 1, 2, 3], "x": [1.0, 5.0, 2.0, math.nan]}),
+    "other": pl.DataFrame({"seed": [1, 2, 3, 4], "x": [3.0, 7.0, 1.0, 4.0]}),
+}
+
+
+def test_the_greatest_of_several_readings_is_taken_within_seeds() -> None:
+    found = greatest(of(name, "x", how="max") for name in RECORDS)
+    for _ in range(2):  # it can be read again
+        values = found(RECORDS).values
+        assert {seed: values[seed] for seed in (1, 2, 4)} == {1: 5, 2: 7, 4: 4}
+        assert math.isnan(values[3])
+    assert not greatest([])(RECORDS).values

@@ -38,6 +38,7 @@ from ._predictions import outside as outside
 from ._predictions import within as within
 from ._readings import PerSeed as PerSeed
 from ._readings import Reading as Reading
+from ._readings import greatest as greatest
 from ._readings import of as of
 from ._readings import per_seed as per_seed
 from ._readings import resampled as resampled

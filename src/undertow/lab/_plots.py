@@ -96,8 +96,9 @@ class Charts:
     Args:
         words: the title of an axis, by its column's name.
 
-    The methods take a frame, the columns of the axes, and
+    The methods take a frame, and
 
+    - `x`, a column of numbers, or of names in the order of their first appearance;
     - `by`: a column that colours tell apart, in the order of its first appearance;
     - `log`: the axes that are logarithmic, "", "x", "y" or "xy";
     - `columns`, `rows`: columns of which each value gets a panel of its own;
@@ -128,7 +129,7 @@ class Charts:
         """
         import altair as alt
 
-        encoded = self._axes(x, y, log, domain) | self._series(by, "color")
+        encoded = self._axes(frame, x, y, log, domain) | self._series(by, "color")
         if isinstance(dash, str):
             encoded["strokeDash"] = alt.StrokeDash(f"{dash}:N", sort=None, legend=_legend())
         if detail:
@@ -156,7 +157,7 @@ class Charts:
         """Points; `shape` is a column that shapes tell apart."""
         import altair as alt
 
-        encoded = self._axes(x, y, log, domain) | self._series(by, "color")
+        encoded = self._axes(frame, x, y, log, domain) | self._series(by, "color")
         encoded |= self._series(shape, "shape")
         few = {"size": 50} if len(frame) <= 200 else {"size": 25, "opacity": 0.6}
         drawn = (
@@ -178,8 +179,8 @@ class Charts:
         """Bars from zero over a column of names, those of `by` side by side."""
         import altair as alt
 
-        encoded = self._axes(x, y, "", domain) | self._series(by, "color")
-        encoded["x"] = alt.X(f"{x}:N", sort=None, title=self._title(x), axis=alt.Axis(labelAngle=0))
+        encoded = self._axes(frame, x, y, "", domain) | self._series(by, "color")
+        encoded["x"] = self._named_axis(x)
         if by:
             encoded["xOffset"] = alt.XOffset(f"{by}:N", sort=None)
         drawn = alt.Chart().mark_bar(clip=domain is not None).encode(**encoded)
@@ -201,7 +202,7 @@ class Charts:
         """What was measured as points, and what was predicted as a dashed line of its colour."""
         import altair as alt
 
-        encoded = self._axes(x, measured, log, domain) | self._series(by, "color")
+        encoded = self._axes(frame, x, measured, log, domain) | self._series(by, "color")
         line = encoded | {"y": self._axis("y", predicted, log, domain, self._title(measured))}
         drawn = [
             alt.Chart().mark_line(clip=domain is not None, strokeDash=_DASH).encode(**line),
@@ -249,11 +250,19 @@ class Charts:
         kind = alt.X if axis == "x" else alt.Y
         return kind(f"{column}:Q", scale=alt.Scale(**options), title=title)
 
-    def _axes(self, x: str, y: str, log: str, domain: Sequence[float] | None) -> dict[str, Any]:
-        return {
-            "x": self._axis("x", x, log, None, self._title(x)),
-            "y": self._axis("y", y, log, domain, self._title(y)),
-        }
+    def _named_axis(self, column: str) -> Any:
+        import altair as alt
+
+        axis = alt.Axis(labelAngle=0)
+        return alt.X(f"{column}:N", sort=None, title=self._title(column), axis=axis)
+
+    def _axes(
+        self, frame: pl.DataFrame, x: str, y: str, log: str, domain: Sequence[float] | None
+    ) -> dict[str, Any]:
+        across = self._axis("x", x, log, None, self._title(x))
+        if frame.schema[x] == pl.String:
+            across = self._named_axis(x)
+        return {"x": across, "y": self._axis("y", y, log, domain, self._title(y))}
 
     def _series(self, column: str, channel: str) -> dict[str, Any]:
         import altair as alt

@@ -208,6 +208,20 @@ def share(
     return of(experiment, holds, *conditions, how="all", **where).then(PerSeed.share)
 
 
+def greatest(readings: Iterable[Reading]) -> Reading:
+    """Of several readings the greatest number of each seed; NaN where one of them is."""
+    every = list(readings)
+
+    def read(records: Records) -> PerSeed:
+        values: dict[int, list[float]] = {}
+        for reading in every:
+            for seed, value in reading(records).values.items():
+                values.setdefault(seed, []).append(value)
+        return PerSeed({seed: float(np.max(found)) for seed, found in sorted(values.items())})
+
+    return Reading(read)
+
+
 def worst(readings: Iterable[Reading], target: float = 0.0) -> Reading:
     """Of several readings the effect that lies farthest from its target; the unknown first."""
 

@@ -100,3 +100,9 @@ def test_names_on_an_axis_keep_their_order(kind: str) -> None:
     assert axis["title"] == "weight decay"
     numbers = Charts().lines(frame.with_columns(pl.lit(1.0).alias("decay")), "decay", "rank")
     assert numbers.to_dict()["layer"][0]["encoding"]["x"]["type"] == "quantitative"
+
+
+def test_panels_keep_the_order_of_appearance() -> None:
+    frame = pl.DataFrame({"x": [1.0, 2.0], "y": [1.0, 2.0], "start": ["size 1", "size 0.1"]})
+    facet = draw.lines(frame, "x", "y", columns="start").to_dict()["facet"]
+    assert facet["column"]["sort"] == ["size 1", "size 0.1"]

@@ -101,7 +101,8 @@ class Charts:
     - `x`, a column of numbers, or of names in the order of their first appearance;
     - `by`: a column that colours tell apart, in the order of its first appearance;
     - `log`: the axes that are logarithmic, "", "x", "y" or "xy";
-    - `columns`, `rows`: columns of which each value gets a panel of its own;
+    - `columns`, `rows`: columns of which each value gets a panel of its own, in the order of their
+      first appearance;
     - `domain`: of the vertical axis; what lies outside is cut off.
     """
 
@@ -291,7 +292,9 @@ class Charts:
         if not columns and not rows:
             return chart.properties(width=_WIDE[0], height=_WIDE[1])
         panels = {
-            name: kind(f"{column}:N", sort=None, title=None)
+            name: kind(
+                f"{column}:N", sort=frame[column].unique(maintain_order=True).to_list(), title=None
+            )
             for name, kind, column in (("column", alt.Column, columns), ("row", alt.Row, rows))
             if column
         }

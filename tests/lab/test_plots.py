@@ -106,3 +106,9 @@ def test_panels_keep_the_order_of_appearance() -> None:
     frame = pl.DataFrame({"x": [1.0, 2.0], "y": [1.0, 2.0], "start": ["size 1", "size 0.1"]})
     facet = draw.lines(frame, "x", "y", columns="start").to_dict()["facet"]
     assert facet["column"]["sort"] == ["size 1", "size 0.1"]
+
+
+def test_logarithmic_axes_alone_have_few_ticks() -> None:
+    (layer,) = draw.lines(FRAME, "x", "y", log="x").to_dict()["layer"]
+    assert layer["encoding"]["x"]["axis"] == {"tickCount": 5}
+    assert "axis" not in layer["encoding"]["y"]

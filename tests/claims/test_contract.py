@@ -15,7 +15,11 @@ from contract import Contract
 
 from undertow import claims, lab
 
-CONVERTED = ("momentum", "matrix-sensing")  # the claims that are held to the contract
+CONVERTED = (
+    "momentum",
+    "matrix-sensing",
+    "greedy-low-rank",
+)  # the claims that are held to the contract
 MODULES = {name: "test_" + name.replace("-", "_") for name in CONVERTED}
 CONTRACTS: dict[str, Contract] = {
     name: importlib.import_module(module).CONTRACT for name, module in MODULES.items()

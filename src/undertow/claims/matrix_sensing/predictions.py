@@ -189,8 +189,9 @@ def departure(phase: int) -> Reading:
 
 def slope_without_gap(records: Records) -> PerSeed:
     """The slope of the approach to Z_1 without a gap, in parts of the mean with one."""
+    without: PerSeed = law("slope", 1, "degenerate")(records).known()
     with_gap = law("slope", 1)(records).mean()
-    return law("slope", 1, "degenerate")(records).known() / with_gap
+    return (without / PerSeed(dict.fromkeys(without.values, with_gap))).plain()
 
 
 def in_order(records: Records) -> lab.Effect:

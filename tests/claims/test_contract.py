@@ -15,11 +15,7 @@ from contract import Contract
 
 from undertow import claims, lab
 
-CONVERTED = (
-    *("momentum", "adaptive-sde", "low-rank", "deep-relu-limit", "janus", "sgd-noise"),
-    *("rank-one-features", "square-loss"),
-)
-MODULES = {name: "test_" + name.replace("-", "_") for name in CONVERTED}
+MODULES = {name: "test_" + name.replace("-", "_") for name in claims.ALL}
 CONTRACTS: dict[str, Contract] = {
     name: importlib.import_module(module).CONTRACT for name, module in MODULES.items()
 }

@@ -1,4 +1,4 @@
-"""The claim greedy-low-rank: its experiments' laws, and what its verdict rule makes of records."""
+"""The claim greedy-low-rank: its world, and the laws of its flows."""
 
 from __future__ import annotations
 
@@ -9,19 +9,30 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from contract import Contract
 
-from undertow import lab
-from undertow.claims import greedy_low_rank
-from undertow.claims.greedy_low_rank import (
-    Completion,
-    Config,
+from undertow import claims, lab
+from undertow.claims import Records
+from undertow.claims.greedy_low_rank import GreedyLowRank, completion, experiments
+from undertow.claims.greedy_low_rank.completion import METHODS, Completion
+from undertow.claims.greedy_low_rank.experiments import (
+    SCALES,
     Counterexample,
     Product,
     Trajectory,
-    Trial,
 )
 
-CONFIG = Config(
+TINY = GreedyLowRank(
+    scales=(1e-1, 1e-2, 1e-3),
+    deep_scales=(1e-1, 1e-2, 1e-3),
+    ratios=(0.7, 1.0),
+    wide_scales=(1e-2, 1e-4, 1e-5),
+    matrices=("low-rank",),
+    rows=10,
+    columns=8,
+    seeds=2,
+)
+KNOBS = GreedyLowRank(
     scales=(1e-4, 1e-8, 1e-12),
     deep_scales=(1e-2, 1e-6, 1e-10),
     ratios=(0.7, 1.0),
@@ -30,50 +41,216 @@ CONFIG = Config(
 )
 
 
-def rows_of(trial: Trial) -> list[dict[str, Any]]:
-    (rows,) = greedy_low_rank.run([trial])
-    return rows
+def world(
+    seeds: int = 8,
+    *,
+    first: float = 1.0,
+    second: float = 1.2,
+    escape: float = 1.0,
+    no_gap: float = 0.9,
+    shallow: float = 0.3,
+    ungapped: float = 0.0,
+    deep: float = 1.0,
+    blow_up: float = 1.0,
+    trace: float = 18.0,
+    weak_trace: float = 4.25,
+    ordinary_trace: float = 13.0,
+    wide_trace: float = 20.0,
+    collapse: float = 1.2,
+    large_start: float = 0.05,
+    loss: float = 1e-16,
+    rank: float = 0.8,
+    error: float = 2.0,
+    low_rank_error: float = 0.5,
+    missed: float = 0.01,
+) -> Records:
+    """Records of a world in which every prediction holds, but for what is given otherwise."""
+    found: dict[str, list[dict[str, Any]]] = {
+        name: []
+        for name in ("trajectories", "no_gap", "products", "counterexamples", "completions")
+    }
+    for seed in range(seeds):
+        jitter, predicted = 1 + 0.001 * seed, 0.2 + 0.005 * seed
+        for scale in KNOBS.scales:
+            shared = {"seed": seed, "scale": scale, "rate": 8.0}
+            shared["time"] = escape * math.log(1 / scale) / 8
+            found["trajectories"] += [
+                shared
+                | {"phase": phase, "predicted": predicted, "distance": scale ** (power * predicted)}
+                for phase, power in ((1, first), (2, second))
+            ]
+            found["no_gap"].append(shared | {"phase": 1, "distance": no_gap * jitter})
+        powers = {(2, 0.7): shallow, (2, 1.0): ungapped}
+        found["products"] += [
+            {
+                "seed": seed,
+                "depth": depth,
+                "ratio": ratio,
+                "scale": scale,
+                "second": scale ** powers.get((depth, ratio), deep) * jitter,
+                "time": scale ** (blow_up * (2 / depth - 1)) * jitter,
+            }
+            for depth in (2, 3, 4)
+            for ratio in KNOBS.ratios
+            for scale in KNOBS.deep_scales
+        ]
+        found["counterexamples"] += [
+            {
+                "seed": seed,
+                "problem": problem,
+                "strength": strength,
+                "scale": scale,
+                "trace": own * jitter,
+                "second_over_first": (large_start if scale == 0.1 else scale**collapse) * jitter,
+                "loss": loss,
+                "first_gap": 1.2,
+            }
+            for problem, strength, scale, own in [
+                *(("3x3", 4.0, scale, trace) for scale in SCALES),
+                ("3x3", 1.5, SCALES[-1], weak_trace),
+                ("4x4", 3.0, 1e-4, ordinary_trace),
+                ("4x4", 3.0, 1e-32, wide_trace),
+            ]
+        ]
+        found["completions"] += [
+            {
+                "seed": seed,
+                "matrix": matrix,
+                "method": method,
+                "missed": 0.01 if method == METHODS[0] else missed,
+                "effective_rank": (10 if method == METHODS[0] else 10 * rank) * jitter,
+                "error": 1.0 if method == METHODS[0] else own * jitter,
+                "best_error": own,
+            }
+            for matrix, own in (("low-rank", low_rank_error), ("digits", error), ("tumours", error))
+            for method in METHODS
+        ]
+    return {name: pl.DataFrame(rows) for name, rows in found.items()}
 
 
-def exponent(rows: list[dict[str, Any]], column: str) -> float:
+CONTRACT = Contract(
+    claim="greedy-low-rank",
+    tiny=TINY,
+    world=world,
+    knobs=KNOBS,
+    refuted=[
+        ({"first": 0.5}, "phase 1: exponent of the distance"),
+        ({"second": 0.5}, "phase 2: exponent of the distance"),
+        ({"first": 0.01, "second": 0.01}, "distance of every phase falls"),
+        ({"escape": 1.1}, "escape time over ln(1/scale)"),
+        ({"shallow": 0.5}, "depth 2: exponent of the second"),
+        ({"deep": 0.3}, "depth 3: exponent of the second"),
+        ({"deep": 0.3}, "depth 4: exponent of the second"),
+        ({"deep": 0.3}, "depth 3: exponent without a gap"),
+        ({"blow_up": 0.5}, "depth 3: exponent of the escape time"),
+        ({"blow_up": 0.5}, "depth 4: exponent of the escape time"),
+        ({"trace": 14.0}, "3x3 from 1e-08: trace over the least"),
+        ({"loss": 1e-3}, "3x3 from 1e-08: rank one, loss zero"),
+        ({"collapse": 0.8}, "3x3: exponent of sigma_2 / sigma_1"),
+        ({"wide_trace": 15.0}, "4x4 from 1e-32: trace over that of rank one"),
+        ({"low_rank_error": 1.5}, "rank two: error of depth 4"),
+        ({"rank": 1.2}, "digits: effective rank of depth 3"),
+        ({"rank": 1.2}, "tumours: effective rank of depth 3"),
+    ],
+    left_open=[
+        ({"no_gap": 1e-3}, "distance at the smallest start, equal eigenvalues"),
+        ({"ungapped": 1.0}, "depth 2: exponent without a gap"),
+        ({"ordinary_trace": 19.0}, "4x4 from 1e-4: trace over the least"),
+        ({"weak_trace": 6.0}, "3x3, R = 1.5"),
+        ({"large_start": 1e-4}, "3x3 from 0.1: sigma_2 / sigma_1"),
+        ({"error": 0.5}, "digits: error of depth 4"),
+        ({"error": 0.5}, "tumours: error of depth 4"),
+    ],
+    bad_knobs=[
+        ({"scales": (1e-4, 1e-8)}, "scales must be at least 3 values"),
+        ({"scales": (0.5, 1e-4, 1e-8)}, "scales must be at most 0.1"),
+        ({"deep_scales": (1e-6, 1e-4, 1e-2)}, "deep_scales must be falling"),
+        ({"ratios": (0.5,)}, "ratios must hold 0.7"),
+        ({"ratios": (0.7, 1.5)}, "ratios must be at most 1"),
+        ({"strength": 1.0}, "strength must be larger"),
+        # Rank one has 1.1 times the least trace, which is no refutation.
+        ({"strength": 3.0}, "strength must be larger, so that .* 1.2 times"),
+        ({"weak_strength": 0.0}, "weak_strength must be above 0"),
+        ({"wide_strength": 2.0}, "wide_strength must be larger"),  # its control could not fail
+        ({"wide_scales": (1e-2, 1e-8, 1e-32)}, "wide_scales must hold 0.0001"),
+        ({"matrices": ("photograph",)}, "matrices must be one of low-rank, digits, tumours"),
+        ({"seeds": 1}, "seeds must be at least 2"),
+    ],
+)
+
+
+def judged(knobs: GreedyLowRank = KNOBS, **broken: Any) -> lab.Verdict:
+    return claims.get("greedy-low-rank").judge(world(**broken), knobs)
+
+
+def named(verdict: lab.Verdict, start: str) -> lab.Check:
+    (check,) = [check for check in verdict.checks if check.name.startswith(start)]
+    return check
+
+
+def power(rows: list[dict[str, Any]], column: str) -> float:
     first, last = rows[0], rows[-1]
     return math.log(last[column] / first[column]) / math.log(last["scale"] / first["scale"])
 
 
-def test_trials_are_distinct():
-    trials = greedy_low_rank.trials(CONFIG, 3)
-    assert len({lab.trial_hash(trial) for trial in trials}) == len(trials)
-    assert {type(trial) for trial in trials} == {Trajectory, Product, Counterexample, Completion}
-    assert len({greedy_low_rank.group(trial) for trial in trials}) == 4 * CONFIG.seeds
+# ---- the verdict
 
 
-def test_the_first_phase_is_approached_with_half_the_relative_gap():
-    rows = rows_of(Trajectory((4.0, 2.0, 1.0), (1e-8, 1e-12), 7))
+def test_a_flow_that_does_not_interpolate_has_no_rank_to_compare() -> None:
+    verdict = judged(missed=0.5)
+    assert math.isnan(named(verdict, "digits: effective rank").value)
+    assert verdict.outcome == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    "changed", [{"wide_scales": (1e-2, 1e-4, 1e-8)}, {"deep_scales": (1e-2, 1e-3, 1e-4)}]
+)
+def test_starts_that_are_not_small_refute_nothing(changed: dict[str, Any]) -> None:
+    knobs = replace(KNOBS, **changed)
+    verdict = judged(knobs, trace=14.0)
+    assert named(verdict, "3x3 from 1e-08: trace").refuted
+    assert verdict.outcome == "inconclusive"
+    assert "not small enough" in verdict.summary
+    assert judged(trace=14.0).outcome == "refuted"
+
+
+def test_without_equal_eigenvalues_among_the_ratios_none_are_judged() -> None:
+    names = claims.get("greedy-low-rank").predictions(replace(KNOBS, ratios=(0.7,)))
+    assert not [name for name in names if "without a gap" in name]
+
+
+# ---- the flows
+
+
+def test_the_first_phase_is_approached_with_half_the_relative_gap() -> None:
+    rows = experiments.follow(Trajectory((4.0, 2.0, 1.0), True, (1e-8, 1e-12), 7))
     first = [row for row in rows if row["phase"] == 1]
-    assert exponent(first, "distance") == pytest.approx(first[0]["predicted"], rel=0.1)
+    assert power(first, "distance") == pytest.approx(first[0]["predicted"], rel=0.1)
     waited = first[1]["time"] - first[0]["time"]
     assert waited * first[0]["rate"] == pytest.approx(math.log(1e4), rel=1e-3)
 
 
-def test_without_a_gap_no_start_is_small_enough():
-    rows = rows_of(Trajectory((4.0, 4.0, 1.0), (1e-8, 1e-12), 7))
+def test_without_a_gap_no_start_is_small_enough() -> None:
+    rows = experiments.follow(Trajectory((4.0, 4.0, 1.0), False, (1e-8, 1e-12), 7))
     first = [row["distance"] for row in rows if row["phase"] == 1]
     assert first[1] == pytest.approx(first[0], rel=1e-3)
     assert first[0] > 0.2
 
 
 @pytest.mark.parametrize(("depth", "second", "time"), [(2, 0.3, None), (3, 1.0, -1 / 3)])
-def test_what_the_second_direction_has_goes_by_the_depth(depth, second, time):
-    rows = rows_of(Product(depth, 0.7, (1e-8, 1e-10), 7))
-    assert exponent(rows, "second") == pytest.approx(second, abs=0.01)
+def test_what_the_second_direction_has_goes_by_the_depth(
+    depth: int, second: float, time: float | None
+) -> None:
+    rows = experiments.multiply(Product(depth, 0.7, (1e-8, 1e-10), 7))
+    assert power(rows, "second") == pytest.approx(second, abs=0.01)
     if time is not None:
-        assert exponent(rows, "time") == pytest.approx(time, abs=0.01)
+        assert power(rows, "time") == pytest.approx(time, abs=0.01)
     else:
         assert rows[1]["time"] - rows[0]["time"] == pytest.approx(math.log(100) / 2, rel=1e-2)
 
 
-def test_the_counterexample_ends_at_rank_one_and_more_nuclear_norm():
-    (row,) = rows_of(Counterexample("3x3", 4.0, (1e-8,), 7))
+def test_the_counterexample_ends_at_rank_one_and_more_nuclear_norm() -> None:
+    (row,) = experiments.end(Counterexample("3x3", 4.0, (1e-8,), 7))
     assert row["trace"] == pytest.approx(18, rel=1e-5)
     assert row["greedy_trace"] == pytest.approx(18, rel=1e-6)
     assert row["least_trace"] == pytest.approx(14, rel=1e-4)
@@ -81,196 +258,25 @@ def test_the_counterexample_ends_at_rank_one_and_more_nuclear_norm():
     assert row["loss"] < 1e-10
 
 
-def test_a_completion_holds_what_it_saw():
-    rows = rows_of(Completion("low-rank", 40, 30, 7))
-    methods = [row["method"] for row in rows]
-    assert methods[0] == "nuclear norm"
-    assert len(methods) == len(set(methods)) == 5
+def test_a_completion_holds_what_it_saw() -> None:
+    rows = completion.complete(Completion("low-rank", 40, 30, 7))
+    assert [row["method"] for row in rows] == list(METHODS)
     assert all(row["missed"] <= 1e-2 * (1 + 1e-6) for row in rows)
 
 
-def test_the_effective_rank_counts_equal_singular_values():
-    matrix = torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0], dtype=torch.float64))
-    assert greedy_low_rank._effective_rank(matrix) == pytest.approx(3)
+@pytest.mark.parametrize("name", ["low-rank", "digits", "tumours"])
+def test_matrices_have_spectral_norm_one(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = completion.matrix_of(Completion(name, 20, 15, 0), generator)
+    assert matrix.shape == (20, 15)
+    assert float(torch.linalg.matrix_norm(matrix, 2)) == pytest.approx(1)
+    if name == "low-rank":
+        assert int(torch.linalg.matrix_rank(matrix)) == 2
+    else:
+        assert float(matrix.mean()) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.fixture(scope="module")
-def ideal() -> pl.DataFrame:
-    """Records of a world in which every law holds exactly."""
-    rows: list[dict[str, Any]] = []
-    for seed in range(CONFIG.seeds):
-        gap, jitter = 0.4 + 0.01 * seed, 1 + 0.001 * seed
-        for scale in CONFIG.scales:
-            shared = {"experiment": "trajectory", "scale": scale, "rate": 8.0, "seed": seed}
-            shared["time"] = math.log(1 / scale) / 8
-            rows += [
-                shared
-                | {
-                    "phase": phase,
-                    "predicted": gap / 2,
-                    "distance": scale ** (gap / 2),
-                    "degenerate": False,
-                }
-                for phase in (1, 2)
-            ]
-            rows.append(
-                shared | {"phase": 1, "predicted": 0.0, "distance": jitter, "degenerate": True}
-            )
-        for depth in (2, 3, 4):
-            for ratio in CONFIG.ratios:
-                power = 1 - ratio if depth == 2 else 1.0
-                rows += [
-                    {
-                        "experiment": "product",
-                        "seed": seed,
-                        "depth": depth,
-                        "ratio": ratio,
-                        "scale": scale,
-                        "second": scale**power * jitter,
-                        "time": scale ** (2 / depth - 1) * jitter,
-                    }
-                    for scale in CONFIG.deep_scales
-                ]
-        for problem, strength, scale, trace, second in [
-            *(("3x3", 4.0, scale, 18.0, scale**1.2) for scale in greedy_low_rank._SCALES),
-            ("3x3", 1.5, 1e-8, 4.25, 1e-12),
-            ("4x4", 3.0, 1e-4, 13.0, 0.1),
-            ("4x4", 3.0, 1e-32, 20.0, 1e-9),
-        ]:
-            rows.append(
-                {
-                    "experiment": "counterexample",
-                    "seed": seed,
-                    "problem": problem,
-                    "strength": strength,
-                    "scale": scale,
-                    "trace": trace * jitter,
-                    "second_over_first": second * jitter,
-                    "loss": 1e-16,
-                    "first_gap": 1.2,
-                }
-            )
-        for matrix in CONFIG.matrices:
-            for place, method in enumerate(["nuclear norm", *greedy_low_rank._DEEP_METHODS]):
-                error = (2.0 if place == 0 else 1.0) if matrix == "low-rank" else 1.0 + place
-                rows.append(
-                    {
-                        "experiment": "completion",
-                        "seed": seed,
-                        "matrix": matrix,
-                        "method": method,
-                        "effective_rank": 10.0 / (1 + place) * jitter,
-                        "error": error * jitter,
-                        "missed": 0.01,
-                        "best_error": error,
-                    }
-                )
-    return pl.DataFrame(rows, infer_schema_length=None)
-
-
-def named(verdict, name: str):
-    (check,) = [check for check in verdict.checks if check.name.startswith(name)]
-    return check
-
-
-def spoiled(records: pl.DataFrame, column: str, value: pl.Expr, *where: pl.Expr) -> pl.DataFrame:
-    changed = pl.when(pl.all_horizontal(*where)).then(value).otherwise(pl.col(column))
-    return records.with_columns(changed.alias(column))
-
-
-def test_a_world_in_which_everything_holds_is_supported(ideal):
-    verdict = greedy_low_rank.judge(ideal, CONFIG)
-    assert verdict.outcome == "supported", verdict.checks
-
-
-def test_least_nuclear_norm_refutes_it(ideal):
-    least = spoiled(ideal, "trace", pl.lit(14.0), pl.col("strength") == 4.0)
-    verdict = greedy_low_rank.judge(least, CONFIG)
-    assert verdict.outcome == "refuted"
-    assert named(verdict, "3x3 from 1e-08: trace over the least").refuted
-
-
-def test_flows_that_do_not_come_closer_refute_it(ideal):
-    apart = spoiled(ideal, "distance", pl.lit(0.5) + 0.0 * pl.col("scale"), ~pl.col("degenerate"))
-    verdict = greedy_low_rank.judge(apart, CONFIG)
-    assert verdict.outcome == "refuted"
-    assert named(verdict, "distance of every phase falls").refuted
-
-
-def test_depth_that_changes_nothing_refutes_it(ideal):
-    shallow = spoiled(ideal, "second", pl.col("scale").pow(0.3), pl.col("depth") > 2)
-    verdict = greedy_low_rank.judge(shallow, CONFIG)
-    assert verdict.outcome == "refuted"
-    assert named(verdict, "depth 4: exponent of the second").refuted
-
-
-@pytest.mark.parametrize(
-    ("column", "value", "where", "control"),
-    [
-        ("distance", pl.lit(1e-3), pl.col("degenerate"), "distance at the smallest start"),
-        ("trace", pl.lit(6.0), pl.col("strength") == 1.5, "3x3, R = 1.5"),
-        ("error", pl.lit(0.1), pl.col("method") == "depth 4, 0.001", "digits: error of depth 4"),
-        (
-            "second",
-            pl.col("scale"),
-            (pl.col("depth") == 2) & (pl.col("ratio") == 1.0),
-            "depth 2: exponent without a gap",
-        ),
-    ],
-)
-def test_a_control_that_does_not_fail_leaves_it_open(ideal, column, value, where, control):
-    verdict = greedy_low_rank.judge(spoiled(ideal, column, value, where), CONFIG)
-    assert verdict.outcome == "inconclusive"
-    assert not named(verdict, control).passed
-
-
-def test_few_seeds_promise_no_verdict(ideal):
-    assert greedy_low_rank.judge(ideal, replace(CONFIG, seeds=3)).outcome == "inconclusive"
-
-
-def test_a_flow_that_does_not_interpolate_has_no_rank_to_compare(ideal):
-    stopped = pl.col("matrix") == "digits", pl.col("method") == "depth 3, 0.001"
-    verdict = greedy_low_rank.judge(spoiled(ideal, "missed", pl.lit(0.5), *stopped), CONFIG)
-    assert not named(verdict, "digits: effective rank").passed
-    assert verdict.outcome == "inconclusive"
-
-
-@pytest.mark.parametrize(
-    "knob", [{"wide_scales": (1e-2, 1e-4, 1e-8)}, {"deep_scales": (1e-2, 1e-3, 1e-4)}]
-)
-def test_starts_that_are_not_small_refute_nothing(ideal, knob):
-    config = replace(CONFIG, **knob)
-    far = spoiled(ideal, "trace", pl.lit(15.4), pl.col("scale") == 1e-32)
-    verdict = greedy_low_rank.judge(far, config)
-    assert named(verdict, f"4x4 from {config.wide_scales[-1]:g}").refuted
-    assert verdict.outcome == "inconclusive"
-    assert "not small enough" in verdict.summary
-    assert greedy_low_rank.judge(far, CONFIG).outcome == "refuted"
-
-
-def test_table_and_figures_can_be_drawn(ideal):
-    assert "hold-out error" in greedy_low_rank.table(ideal, CONFIG).columns
-    figures = greedy_low_rank.figures(ideal, CONFIG)
-    names = [figure.name for figure in figures]
-    assert names == ["trajectory", "product", "counterexample", "completion"]
-    assert all(figure.chart.to_dict() for figure in figures)
-
-
-@pytest.mark.parametrize(
-    "knob",
-    [
-        {"scales": (1e-4, 1e-8)},
-        {"deep_scales": (1e-6, 1e-4, 1e-2)},
-        {"ratios": (0.5,)},
-        {"strength": 1.0},
-        {"strength": 3.0},  # rank one has 1.1 times the least trace, which is no refutation
-        {"weak_strength": 0.0},
-        {"wide_strength": 2.0},  # its control could not fail
-        {"wide_scales": (1e-2, 1e-8, 1e-32)},
-        {"seeds": 1},
-        {"matrices": ("photograph",)},
-    ],
-)
-def test_a_knob_out_of_range_is_named(knob):
-    with pytest.raises(ValueError, match=next(iter(knob))):
-        Config(**knob)
+def test_a_table_that_is_too_small_is_named() -> None:
+    generator = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="tumours has at most"):
+        completion.matrix_of(Completion("tumours", 40, 50, 0), generator)

@@ -135,3 +135,9 @@ def test_series_are_called_by_their_numbers() -> None:
     frame = pl.DataFrame({"lr": [0.1, 2.0], "method": ["sgd", "adam"]})
     named = frame.select(labels("{} at {:g}", "method", "lr").alias("name"))
     assert named["name"].to_list() == ["sgd at 0.1", "adam at 2"]
+
+
+def test_logarithmic_axes_alone_have_few_ticks() -> None:
+    (layer,) = draw.lines(FRAME, "x", "y", log="x").to_dict()["layer"]
+    assert layer["encoding"]["x"]["axis"] == {"tickCount": 5}
+    assert "axis" not in layer["encoding"]["y"]

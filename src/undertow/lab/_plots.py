@@ -265,7 +265,9 @@ class Charts:
         if domain is not None and axis == "y":
             options |= {"domain": list(domain)}
         kind = alt.X if axis == "x" else alt.Y
-        return kind(f"{column}:Q", scale=alt.Scale(**options), title=title)
+        # Over many decades the powers of ten alone.
+        ticks = alt.Axis(tickCount=5) if axis in log else alt.Undefined
+        return kind(f"{column}:Q", scale=alt.Scale(**options), axis=ticks, title=title)
 
     def _named_axis(self, column: str) -> Any:
         import altair as alt

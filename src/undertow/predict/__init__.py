@@ -26,6 +26,9 @@ from undertow.predict._rescale import Change as Change
 from undertow.predict._rescale import Rescaled as Rescaled
 from undertow.predict._rescale import largest_batch as largest_batch
 from undertow.predict._rescale import rescale as rescale
+from undertow.predict._saddles import SaddlePhase as SaddlePhase
+from undertow.predict._saddles import greedy_exponents as greedy_exponents
+from undertow.predict._saddles import saddle_phases as saddle_phases
 from undertow.predict._survivors import Initializer as Initializer
 from undertow.predict._survivors import forecast_rank as forecast_rank
 from undertow.predict._survivors import initial_spectrum as initial_spectrum
@@ -40,6 +43,7 @@ __all__ = [
     "RankBound",
     "RankIdentity",
     "Rescaled",
+    "SaddlePhase",
     "SyncRounds",
     "activation_derivatives",
     "averaged_lr",
@@ -48,6 +52,7 @@ __all__ = [
     "equilibrium",
     "equilibrium_steps",
     "forecast_rank",
+    "greedy_exponents",
     "initial_spectrum",
     "initial_std",
     "largest_batch",
@@ -61,6 +66,7 @@ __all__ = [
     "rank_one_modes",
     "rank_one_rate",
     "rescale",
+    "saddle_phases",
     "surviving_rank",
     "sync_period",
     "sync_rounds",

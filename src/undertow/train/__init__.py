@@ -14,11 +14,13 @@ from undertow.train.matrix import Completion as Completion
 from undertow.train.matrix import GreedyLowRank as GreedyLowRank
 from undertow.train.matrix import GreedyPath as GreedyPath
 from undertow.train.matrix import GreedyPhase as GreedyPhase
+from undertow.train.matrix import SaddleSpectra as SaddleSpectra
 from undertow.train.matrix import completion_loss as completion_loss
 from undertow.train.matrix import factored_descent as factored_descent
 from undertow.train.matrix import gaussian_sensors as gaussian_sensors
 from undertow.train.matrix import greedy_low_rank as greedy_low_rank
 from undertow.train.matrix import nuclear_norm_completion as nuclear_norm_completion
+from undertow.train.matrix import saddle_spectra as saddle_spectra
 from undertow.train.matrix import sensing_loss as sensing_loss
 from undertow.train.matrix import truncated_svd as truncated_svd
 
@@ -32,6 +34,7 @@ __all__ = [
     "GreedyPhase",
     "Member",
     "NoisyOscillator",
+    "SaddleSpectra",
     "completion_loss",
     "factored_descent",
     "flows",
@@ -40,6 +43,7 @@ __all__ = [
     "nuclear_norm_completion",
     "optim",
     "rules",
+    "saddle_spectra",
     "schedules",
     "sensing_loss",
     "spawn_generators",

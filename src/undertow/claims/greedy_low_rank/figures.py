@@ -1,0 +1,142 @@
+"""The figures of greedy-low-rank: trajectories, products, counterexamples and completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from undertow.claims import Records
+from undertow.claims.greedy_low_rank import RATIO, GreedyLowRank, traces
+from undertow.claims.greedy_low_rank.completion import METHODS
+from undertow.claims.greedy_low_rank.experiments import DEPTHS, SCALES
+from undertow.claims.greedy_low_rank.predictions import exponent
+from undertow.lab import Charts, beside, figure, of
+
+draw = Charts(
+    scale="scale of the start",
+    distance="distance from greedy learning",
+    predicted="predicted exponent",
+    measured="measured exponent",
+    ratio="second over first eigenvalue",
+    slope="exponent of the second singular value",
+    time="time until half of the first is learned",
+    trace_3x3="trace, 3 x 3",
+    trace_4x4="trace, 4 x 4",
+    error="hold-out error",
+    best_error="hold-out error, best stop",
+)
+
+
+@figure("From a smaller start, the flow keeps closer to greedy learning")
+def trajectory(records: Records, knobs: GreedyLowRank) -> Any:
+    """Left: largest distance while a phase is learned, at the best shift in time, geometric mean
+    over seeds. Right: its exponent in the scale, one point a seed; phase 1 falls with half the
+    relative gap of the eigenvalues; for phase 2 the prediction is a lower bound.
+    """
+    simple = records["trajectories"].with_columns(what=pl.format("phase {}", "phase"))
+    lost = records["no_gap"].filter(phase=1).with_columns(what=pl.lit("no gap (phase 1)"))
+    distances = pl.concat(
+        frame.group_by("what", "scale")
+        .agg(pl.col("distance").log().mean().exp())
+        .sort("what", "scale")
+        for frame in (simple, lost)
+    )
+    rows = []
+    for phase in (1, 2):
+        measured = exponent("trajectories", "distance", phase=phase)(records)
+        predicted = of("trajectories", "predicted", phase=phase)(records)
+        both = sorted((measured - predicted).values)
+        rows += [(f"phase {phase}", predicted.values[s], measured.values[s]) for s in both]
+    points = pl.DataFrame(rows, schema=["what", "predicted", "measured"], orient="row")
+    left = draw.lines(distances, "scale", "distance", "what", log="xy")
+    if points.is_empty():
+        return left
+    ends = [0.0, max(*points["predicted"], *points["measured"])]
+    diagonal = pl.DataFrame({"predicted": ends, "measured": ends})
+    line = draw.lines(diagonal, "predicted", "measured", dash=True)
+    right = line + draw.points(points, "predicted", "measured", "what")
+    return beside(left, right, shared="color")
+
+
+@figure("Three factors or more need no gap, and pay with time")
+def product(records: Records, knobs: GreedyLowRank) -> Any:
+    """Left: what the second direction has when the first is half learned falls as a power of the
+    scale; lines are the theory (1 - lambda_2 / lambda_1 at depth 2, otherwise 1), points the seeds.
+    Right: the time that it takes, logarithmic at depth 2.
+    """
+    rows = [
+        (f"depth {depth}", ratio, found, 1 - ratio if depth == 2 else 1.0)
+        for depth in DEPTHS
+        for ratio in sorted(knobs.ratios)
+        for found in exponent("products", "second", depth=depth, ratio=ratio)(
+            records
+        ).values.values()
+    ]
+    slopes = pl.DataFrame(rows, schema=["depth", "ratio", "slope", "theory"], orient="row")
+    means = records["products"].filter(ratio=RATIO).group_by("depth", "scale")
+    times = means.agg(pl.col("time").mean()).sort("depth", "scale")
+    named = times.with_columns(depth=pl.format("depth {}", "depth"))
+    return beside(
+        draw.measured_against_predicted(slopes, "ratio", "slope", "theory", "depth"),
+        draw.lines(named, "scale", "time", "depth", log="xy"),
+        shared="color",
+    )
+
+
+@figure("Less nuclear norm was to be had, and is not taken")
+def counterexample(records: Records, knobs: GreedyLowRank) -> Any:
+    """Trace of what gradient flow ends at, one point a seed, between that of the rank-one
+    completion and the least there is. The 4x4 problem has a small relative gap (0.28): from 1e-4
+    it still looks like least nuclear norm.
+    """
+    panels = []
+    for problem, strength, scales in (
+        ("3x3", knobs.strength, SCALES),
+        ("4x4", knobs.wide_strength, knobs.wide_scales),
+    ):
+        column = f"trace_{problem}"
+        bounds = zip(("rank one", "least nuclear norm"), traces(problem, strength), strict=True)
+        ends = [(name, scale, value) for name, value in bounds for scale in scales]
+        lines = pl.DataFrame(ends, schema=["what", "scale", column], orient="row")
+        runs = records["counterexamples"].filter(problem=problem, strength=strength)
+        points = runs.select("scale", pl.col("trace").alias(column), what=pl.lit("gradient flow"))
+        flow = draw.points(points, "scale", column, "what", log="x")
+        panels.append(flow + draw.lines(lines, "scale", column, "what", dash=True, log="x"))
+    return beside(*panels, shared="color")
+
+
+@figure("Lower rank with depth, and lower error only where the matrix is of low rank")
+def completion(records: Records, knobs: GreedyLowRank) -> Any:
+    """Completions where each method interpolates what it saw. From one scale the effective rank
+    falls with depth on every matrix; the error does so on the matrix of rank two alone.
+    """
+    means = table(records, knobs).rename(
+        {
+            "effective rank": "effective_rank",
+            "hold-out error": "error",
+            "at the best stop": "best_error",
+        }
+    )
+    bars = [
+        draw.bars(means, "matrix", value, "method")
+        for value in ("effective_rank", "error", "best_error")
+    ]
+    return beside(*bars, shared="color")
+
+
+FIGURES = (trajectory, product, counterexample, completion)
+
+
+def table(records: Records, knobs: GreedyLowRank) -> pl.DataFrame:
+    """Completions: where each method interpolates, and at its best stop or penalty."""
+    return (
+        records["completions"]
+        .group_by("matrix", "method")
+        .agg(
+            pl.col("effective_rank").mean().alias("effective rank"),
+            pl.col("error").mean().alias("hold-out error"),
+            pl.col("best_error").mean().alias("at the best stop"),
+        )
+        .sort("matrix", pl.col("method").replace_strict(METHODS, range(len(METHODS))))
+    )

@@ -1,0 +1,219 @@
+"""What infinitesimal starts do in theory, and where the prediction must fail."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import polars as pl
+
+from undertow import lab
+from undertow.claims import Records
+from undertow.claims.greedy_low_rank import ALIKE, APART, ORDINARY, RATIO, GreedyLowRank, traces
+from undertow.claims.greedy_low_rank.completion import CONVEX, INTERPOLATES, METHODS
+from undertow.claims.greedy_low_rank.experiments import DEPTHS, SCALES
+from undertow.lab import Prediction, Reading, at_most, near, no_less, of, per_seed, within
+
+LOG_SCALE = pl.col("scale").log()
+_FITTED = 3  # of the smallest scales
+_SMALL_ENOUGH = 1e-10  # the smallest start of a study that may give a verdict
+_WIDE_ENOUGH = 1e-6  # and of the 4x4 counterexample, to the power of the relative gap
+
+
+def predictions(knobs: GreedyLowRank) -> dict[str, Prediction]:
+    """Every check of the claim; the thresholds are the pilots'."""
+    ends = counterexamples(knobs) | no_counterexamples(knobs)
+    return trajectories(knobs) | products(knobs) | ends | completions(knobs)
+
+
+def summary(records: Records, knobs: GreedyLowRank) -> str:
+    """How much was run, and whether from starts that are small enough."""
+    count = sum(map(len, records.values()))
+    smallest = min(*knobs.scales, *knobs.wide_scales)
+    words = f"{count:,} flows and phases, from starts down to {smallest:g}."
+    small = promises_verdict(records, knobs)
+    return words if small else f"{words} That is not small enough for a verdict."
+
+
+def promises_verdict(records: Records, knobs: GreedyLowRank) -> bool:
+    """Whether the smallest starts are in the limit that the rules speak of."""
+    root = math.sqrt(1 + 4 * knobs.wide_strength**2)
+    gap = 2 / (1 + root)  # of the eigenvalues (root + 1) / 2 and (root - 1) / 2
+    smallest = max(knobs.scales[-1], knobs.deep_scales[-1])
+    return smallest <= _SMALL_ENOUGH and knobs.wide_scales[-1] ** gap <= _WIDE_ENOUGH
+
+
+# ---- the predictions by experiment
+
+
+def trajectories(knobs: GreedyLowRank) -> dict[str, Prediction]:
+    """That flows keep to greedy learning, the closer the smaller the start."""
+    first, second = (
+        exponent("trajectories", "distance", phase=phase)
+        / of("trajectories", "predicted", phase=phase, how="first")
+        for phase in (1, 2)
+    )
+    grown = pl.col("rate") * pl.col("time")
+    escape = -slope("trajectories", grown, phase=1)
+    lost = of("no_gap", "distance", phase=1, scale=knobs.scales[-1])
+    return {
+        "phase 1: exponent of the distance over predicted": within(
+            0.85, 1.15, first, "half the relative gap, from the three smallest starts"
+        ),
+        "phase 2: exponent of the distance over its least": no_less(
+            0.9, second, "a sum of powers has no slope below the least"
+        ),
+        "distance of every phase falls": lab.every_seed(
+            halved, "below half from the largest start to the smallest"
+        ),
+        "escape time over ln(1/scale) / (2 lambda_1)": near(1, 0.02, escape, "as a slope"),
+        "distance at the smallest start, equal eigenvalues": no_less(
+            0.2, lost, "without a gap there is no greedy direction to follow", control=True
+        ),
+    }
+
+
+def products(knobs: GreedyLowRank) -> dict[str, Prediction]:
+    """That three factors or more need no gap, and pay with time."""
+
+    def power(depth: int, column: str = "second", ratio: float = RATIO) -> Reading:
+        return exponent("products", column, depth=depth, ratio=ratio)
+
+    deep = {
+        f"depth {depth}: exponent of the second singular value": no_less(
+            0.9, power(depth), "1 in theory, where depth 2 has 0.3"
+        )
+        for depth in DEPTHS[1:]
+    }
+    times = {
+        f"depth {depth}: exponent of the escape time": near(
+            2 / depth - 1, 0.02, power(depth, "time"), f"-(1 - 2/{depth})"
+        )
+        for depth in DEPTHS[1:]
+    }
+    found = {
+        "depth 2: exponent of the second singular value": near(
+            1 - RATIO, 0.02, power(2), f"where lambda_2 / lambda_1 = {RATIO}"
+        ),
+        **deep,
+        **times,
+    }
+    if 1.0 not in knobs.ratios:
+        return found
+    shallow, deeper = power(2, ratio=1.0), power(3, ratio=1.0)
+    return found | {
+        "depth 3: exponent without a gap": no_less(0.9, deeper, "it does not depend on the gap"),
+        "depth 2: exponent without a gap": near(
+            0, 0.02, shallow, "both are learned at once", control=True
+        ),
+    }
+
+
+def counterexamples(knobs: GreedyLowRank) -> dict[str, Prediction]:
+    """That the flow ends at rank one, though less nuclear norm was to be had."""
+    strong: dict[str, Any] = {"problem": "3x3", "strength": knobs.strength}
+    (rank_one, least), (widest, _) = traces(**strong), traces("4x4", knobs.wide_strength)
+    small, smallest = SCALES[-1], knobs.wide_scales[-1]
+    simple = (pl.col("second_over_first") < 1e-4) & (pl.col("loss") < 1e-10)
+    collapsed = lab.share("counterexamples", simple, scale=small, **strong)
+    gap = of("counterexamples", "first_gap", how="first", **strong)
+    power = exponent("counterexamples", "second_over_first", **strong) / gap
+    return {
+        f"3x3 from {small:g}: trace over the least": no_less(
+            APART, trace(scale=small, **strong) / least, f"rank one: {rank_one / least:.3f}"
+        ),
+        f"3x3 from {small:g}: rank one, loss zero": lab.every_seed(
+            collapsed, "sigma_2 < 1e-4 sigma_1 and loss < 1e-10"
+        ),
+        "3x3: exponent of sigma_2 / sigma_1 over predicted": within(
+            0.95, 1.05, power, "1 - lambda_2 / lambda_1"
+        ),
+        f"4x4 from {smallest:g}: trace over that of rank one": near(
+            1, 0.01, trace(problem="4x4", scale=smallest) / widest
+        ),
+    }
+
+
+def no_counterexamples(knobs: GreedyLowRank) -> dict[str, Prediction]:
+    """Controls: an ordinary start, a problem where the two agree, a large start."""
+    weak: dict[str, Any] = {"problem": "3x3", "strength": knobs.weak_strength}
+    strong: dict[str, Any] = {"problem": "3x3", "strength": knobs.strength}
+    rank_one, least = traces("4x4", knobs.wide_strength)
+    ordinary = trace(problem="4x4", scale=ORDINARY) / least
+    alike = f"an ordinary small start looks like the least (rank one: {rank_one / least:.2f})"
+    large = of("counterexamples", "second_over_first", scale=SCALES[0], **strong)
+    return {
+        "4x4 from 1e-4: trace over the least": at_most(ALIKE, ordinary, alike, control=True),
+        f"3x3, R = {knobs.weak_strength:g}: trace over the least": near(
+            1, 0.01, trace(**weak) / traces(**weak)[1], "there the two agree", control=True
+        ),
+        f"3x3 from {SCALES[0]:g}: sigma_2 / sigma_1": no_less(
+            0.01, large, "a large start ends at no rank one", control=True
+        ),
+    }
+
+
+def completions(knobs: GreedyLowRank) -> dict[str, Prediction]:
+    """That depth has lower rank, and lower error where the matrix is of low rank alone."""
+    shallower, deepest = METHODS[-2:]
+    found = {}
+    for name in knobs.matrices:
+        error = over_convex(name, deepest, "error")
+        if name == "low-rank":
+            found["rank two: error of depth 4 over nuclear norm"] = at_most(
+                1, error, "from a quarter of the entries"
+            )
+            continue
+        found[f"{name}: effective rank of depth 3 over nuclear norm"] = at_most(
+            0.95, over_convex(name, shallower, "effective_rank"), "where both interpolate"
+        )
+        found[f"{name}: error of depth 4 over nuclear norm"] = no_less(
+            1, error, "a matrix that is not of low rank gains nothing by it", control=True
+        )
+    return found
+
+
+# ---- readings
+
+
+def slope(experiment: str, y: pl.Expr, **where: Any) -> Reading:
+    """The slope of y on log scale over a seed's three smallest scales."""
+
+    def read(records: Records) -> lab.PerSeed:
+        rows = records[experiment].filter(**where).sort("scale").group_by("seed").head(_FITTED)
+        fits = rows.group_by("seed").agg(
+            count=pl.len(), slope=pl.cov(LOG_SCALE, y) / LOG_SCALE.var()
+        )
+        return per_seed(fits, "slope", count=_FITTED)
+
+    return Reading(read)
+
+
+def exponent(experiment: str, column: str, **where: Any) -> Reading:
+    """The power of the scale that a column is, over a seed's three smallest scales."""
+    return slope(experiment, pl.col(column).log(), **where)
+
+
+def halved(records: Records) -> lab.Effect:
+    """The share of seeds that end below half of the distance, in every phase."""
+    ordered = records["trajectories"].sort("scale", descending=True)
+    distance = pl.col("distance")
+    left = ordered.group_by("seed", "phase").agg(left=distance.last() / distance.first())
+    return per_seed(left, pl.col("left") < 0.5, how="all").share()
+
+
+def trace(**where: Any) -> Reading:
+    """Of what the flow of a counterexample ends at."""
+    return of("counterexamples", "trace", **where)
+
+
+def over_convex(matrix: str, method: str, column: str) -> Reading:
+    """A method's value over that of least nuclear norm, where both interpolate.
+
+    A flow that ran out of time has not learned all ranks that it would need.
+    """
+    there = pl.col("missed") <= 1.01 * INTERPOLATES
+    one, other = (
+        of("completions", column, there, matrix=matrix, method=name) for name in (method, CONVEX)
+    )
+    return one / other

@@ -1,0 +1,316 @@
+"""Gradient descent on U U^T from starts of many sizes, and the saddles that it is held against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from undertow.claims.matrix_sensing import MatrixSensing
+from undertow.lab import Experiment, grid, seeds
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64
+    from torch import Tensor
+
+CURVE_EVERY = 25  # steps between the points of a curve
+_EIGENVALUES_EVERY = 4  # steps
+_SEARCH_LR, _SEARCH_STEPS, _SEARCH_STARTS = 0.1, 20_000, 3
+_AT_REST = 1e-13  # the largest change of an entry in 50 steps of the search for minimisers
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """One run of gradient descent on U U^T; without measurements every entry is measured."""
+
+    dim: int
+    spectrum: tuple[float, ...]
+    measurements: int
+    width: int
+    scale: float
+    lr: float
+    steps: int
+    seed: int
+
+
+def experiments(knobs: MatrixSensing, seed: int) -> dict[str, Experiment]:
+    """Runs over scales with sensors and without, too narrow ones, and two controls."""
+    own, few = seeds(seed, knobs.seeds), [knobs.few_measurements]
+    short: dict[str, list[Any]] = {"scale": [knobs.narrow_scale], "steps": [knobs.steps // 2]}
+    ranks = range(1, len(knobs.spectrum))
+
+    def batched(run: Callable[[Sequence[Descent]], list[Rows]], **axes: Iterable[Any]) -> Any:
+        trials = grid(Descent, knobs, **({"width": [knobs.dim], "seed": own} | axes))
+        return Experiment(trials, run, together=("scale", "seed"), group_size=36)
+
+    flat = {"spectrum": [knobs.degenerate], "scale": knobs.degenerate_scales}
+    return {
+        "sensing": batched(with_sensors, scale=(1.0, *knobs.scales)),
+        "identity": batched(with_every_entry, measurements=[0], scale=knobs.identity_scales),
+        "degenerate": batched(without_gap, **flat),
+        "narrow": batched(too_narrow, width=ranks, **short),
+        "few": batched(recovery, measurements=few, **short),
+    }
+
+
+def with_sensors(trials: Sequence[Descent]) -> list[Rows]:
+    """Closest approaches and times, with greedy learning's phases and the saddles' forecasts."""
+    from undertow import train
+
+    problems = draw(trials)
+    minimisers = every_minimiser(problems)
+    known = forecasts(problems, minimisers)
+    dim, rank = trials[0].dim, len(trials[0].spectrum)
+    for place, own in enumerate(minimisers):
+        loss = problems.loss(place)
+        greedy = train.greedy_low_rank(loss, dim, symmetric=True, max_rank=rank)
+        for row, phase, found in zip(known[place], greedy.phases, own, strict=True):
+            row["to_greedy"] = float((phase.matrix - found).norm() / found.norm())
+    return approach(problems, minimisers, known)
+
+
+def with_every_entry(trials: Sequence[Descent]) -> list[Rows]:
+    """The same where the minimisers are truncations of X*."""
+    problems = draw(trials)
+    return approach(problems, problems.truncated, forecasts(problems, problems.truncated))
+
+
+def without_gap(trials: Sequence[Descent]) -> list[Rows]:
+    """Closest approaches and times alone."""
+    problems = draw(trials)
+    nothing: list[Rows] = [[{} for _ in problems.trial.spectrum] for _ in problems.targets]
+    return approach(problems, every_minimiser(problems), nothing)
+
+
+def too_narrow(trials: Sequence[Descent]) -> list[Rows]:
+    """How far from the minimiser of its rank a run with few columns ends."""
+    problems = draw(trials)
+    minimisers = minimiser(problems, trials[0].width)
+    apart = (problems.descend() - minimisers[:, None]).flatten(2).norm(dim=-1)
+    return [
+        [{"end_distance": float(apart[place, run]), "size": float(minimisers[place].norm())}]
+        for place, run in problems.places
+    ]
+
+
+def recovery(trials: Sequence[Descent]) -> list[Rows]:
+    """How far from X* a run ends, relative to it."""
+    problems = draw(trials)
+    errors = problems.errors(problems.descend())
+    return [[{"final_error": float(errors[place])}] for place in problems.places]
+
+
+# ---- problems, and descent on them
+
+
+@dataclass(frozen=True)
+class Problems:
+    """The problems of a group of trials, one for each seed, and the runs on each."""
+
+    targets: Float64[Tensor, "seeds dim dim"]  # X*
+    truncated: Float64[Tensor, "seeds phases dim dim"]  # X* cut to rank 1, 2, ...
+    # The quadratic forms of the measurements over `coordinates`; none for all entries.
+    grams: Float64[Tensor, "seeds coordinates coordinates"] | None
+    starts: Float64[Tensor, "seeds runs dim width"]
+    places: tuple[tuple[int, int], ...]  # of each trial, its seed and its run
+    trial: Descent  # one of them; they differ in scale and seed alone
+
+    def loss(self, place: int | None = None) -> Callable[[Tensor], Tensor]:
+        """Of matrices `[seeds, runs, dim, dim]`, each on its seed's problem; or on one seed's.
+
+        Its form is a quarter of the one over all entries.
+        """
+        targets = self.targets[:, None] if place is None else self.targets[place]
+        grams = self.grams if self.grams is None or place is None else self.grams[place]
+
+        def loss(matrices: Tensor) -> Tensor:
+            errors = coordinates(matrices - targets)
+            images = errors if grams is None else errors @ grams
+            return (images * errors).sum(-1) / 2
+
+        return loss
+
+    def descend(self, observe: Any = None) -> Float64[Tensor, "seeds runs dim dim"]:
+        """U U^T at the end of every run."""
+        from undertow import train
+
+        lr, steps = self.trial.lr, self.trial.steps
+        factors = train.factored_descent(
+            self.loss(), self.starts, lr=lr, steps=steps, observe=observe
+        )
+        return factors @ factors.mT
+
+    def errors(self, ended: Float64[Tensor, "seeds runs dim dim"]) -> Float64[Tensor, "seeds runs"]:
+        """The distances from X*, relative to it."""
+        missed = (ended - self.targets[:, None]).flatten(2).norm(dim=-1)
+        return missed / self.targets.flatten(1).norm(dim=-1)[:, None]
+
+
+def draw(trials: Sequence[Descent]) -> Problems:
+    """The problems of the trials' seeds, with as many runs on each as the most that one has."""
+    import torch
+
+    from undertow import train
+
+    first, double = trials[0], torch.float64
+    scales: dict[int, list[float]] = {}
+    places = []
+    for trial in trials:
+        runs = scales.setdefault(trial.seed, [])
+        places.append((list(scales).index(trial.seed), len(runs)))
+        runs.append(trial.scale)
+    most = max(map(len, scales.values()))
+    targets, grams, starts = [], [], []
+    for seed, own in scales.items():
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(2, first.dim, first.dim, generator=generator, dtype=double)
+        vectors = torch.linalg.qr(drawn[0])[0][:, : len(first.spectrum)]
+        targets.append((vectors * torch.tensor(first.spectrum, dtype=double)) @ vectors.T)
+        if first.measurements:
+            sensors = train.gaussian_sensors(first.measurements, first.dim, generator=generator)
+            rows = coordinates(sensors)
+            grams.append(rows.T @ rows / first.measurements)
+        start = drawn[1][:, : first.width]
+        # A seed with fewer runs repeats its last, which is not read.
+        sizes = torch.tensor(own + own[-1:] * (most - len(own)), dtype=double)
+        starts.append(sizes[:, None, None] * (start / torch.linalg.matrix_norm(start, 2)))
+    ranks = range(1, len(first.spectrum) + 1)
+    cut = [train.truncated_svd(one, rank, positive=True) for one in targets for rank in ranks]
+    return Problems(
+        torch.stack(targets),
+        torch.stack(cut).view(len(targets), len(ranks), first.dim, first.dim),
+        torch.stack(grams) if grams else None,
+        torch.stack(starts),
+        tuple(places),
+        first,
+    )
+
+
+def coordinates(matrices: Float64[Tensor, "*shape dim dim"]) -> Float64[Tensor, "*shape count"]:
+    """The upper triangles of symmetric matrices; an isometry."""
+    import torch
+
+    dim = matrices.shape[-1]
+    row, column = torch.triu_indices(dim, dim)
+    weights = torch.where(row == column, 1.0, 2.0).to(matrices).sqrt()
+    return matrices.flatten(-2).index_select(-1, row * dim + column) * weights
+
+
+# ---- saddles, and how near descent comes to them
+
+
+def every_minimiser(problems: Problems) -> Float64[Tensor, "seeds phases dim dim"]:
+    """Z_1, Z_2, ... of every problem."""
+    import torch
+
+    ranks = range(1, len(problems.trial.spectrum) + 1)
+    return torch.stack([minimiser(problems, rank) for rank in ranks], 1)
+
+
+def minimiser(problems: Problems, rank: int) -> Float64[Tensor, "seeds dim dim"]:
+    """Z_rank: the lowest that descent finds, from the truncation of X* and from random starts."""
+    import torch
+
+    from undertow import train
+
+    values, vectors = torch.linalg.eigh(problems.truncated[:, rank - 1])
+    informed = vectors[..., -rank:] * values[:, None, -rank:].sqrt()
+    generator = torch.Generator().manual_seed(rank)
+    shape = (len(informed), _SEARCH_STARTS, *informed.shape[1:])
+    random = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    last: list[Tensor] = []
+
+    def at_rest(step: int, matrices: Tensor) -> bool:
+        if step % 50:
+            return False
+        last.append(matrices.clone())
+        return len(last) > 1 and float((last[-1] - last.pop(0)).abs().max()) < _AT_REST
+
+    loss, starts = problems.loss(), torch.cat([informed[:, None], random], 1)
+    lr = min(_SEARCH_LR, 0.5 / max(problems.trial.spectrum))
+    factors = train.factored_descent(loss, starts, lr=lr, steps=_SEARCH_STEPS, observe=at_rest)
+    matrices = factors @ factors.mT
+    best = loss(matrices).argmin(1)
+    return matrices[torch.arange(len(best)), best]
+
+
+def forecasts(
+    problems: Problems, minimisers: Float64[Tensor, "seeds phases dim dim"]
+) -> list[Rows]:
+    """Of each seed and phase what the saddles' spectra say; without sensors no way turns."""
+    from undertow import predict, train
+
+    found: list[Rows] = []
+    for place, own in enumerate(minimisers):
+        spectra = train.saddle_spectra(problems.loss(place), list(own))
+        phases = predict.saddle_phases(spectra.rates.numpy(), spectra.relaxations.numpy())
+        found.append([asdict(phase) for phase in phases])
+        if problems.grams is None:
+            found[-1] = [row | {"exponent": row["early_exponent"]} for row in found[-1]]
+    return found
+
+
+def approach(
+    problems: Problems,
+    minimisers: Float64[Tensor, "seeds phases dim dim"],
+    known: Sequence[Rows],
+) -> list[Rows]:
+    """Of each run a row for each phase: how near it came and when, and what is known of it."""
+    watch = Watch(minimisers, problems.truncated, problems.starts.shape[1])
+    errors = problems.errors(problems.descend(watch))
+    return [
+        [
+            {"final_error": float(errors[place, run])} | watch.row(place, run, s) | of_phase
+            for s, of_phase in enumerate(known[place])
+        ]
+        for place, run in problems.places
+    ]
+
+
+class Watch:
+    """The closest approaches of every run to its saddles, kept while descent goes on."""
+
+    def __init__(self, minimisers: Tensor, truncated: Tensor, runs: int) -> None:
+        import torch
+
+        seeds, self._phases = minimisers.shape[:2]
+        self._targets = torch.cat([minimisers, truncated], 1).flatten(-2)[:, None]
+        eigenvalues = torch.linalg.eigvalsh(minimisers).flip(-1)
+        self._halves = eigenvalues.diagonal(dim1=1, dim2=2)[:, None] / 2  # the s-th of Z_s
+        shape = (seeds, runs, 2 * self._phases)
+        self._closest = torch.full(shape, math.inf, dtype=torch.float64)
+        self._when = torch.zeros(shape, dtype=torch.float64)
+        self._learned = torch.full((seeds, runs, self._phases), math.nan, dtype=torch.float64)
+        self._sizes = minimisers.flatten(2).norm(dim=-1)
+        self._curve: list[Tensor] = []
+
+    def __call__(self, step: int, matrices: Float64[Tensor, "seeds runs dim dim"]) -> None:
+        import torch
+
+        distances = (matrices.flatten(-2)[:, :, None] - self._targets).norm(dim=-1)
+        nearer = distances < self._closest
+        self._when[nearer] = float(step)
+        torch.minimum(self._closest, distances, out=self._closest)
+        if step % _EIGENVALUES_EVERY == 0:
+            largest = torch.linalg.eigvalsh(matrices).flip(-1)[..., : self._phases]
+            self._learned[(largest > self._halves) & self._learned.isnan()] = float(step)
+        if step % CURVE_EVERY == 0:
+            self._curve.append(distances[..., : self._phases] / self._sizes[:, None])
+
+    def row(self, place: int, run: int, s: int) -> dict[str, Any]:
+        """Of one run and phase; `distances`, relative to the minimiser, every few steps."""
+        closest, learned = self._closest[place, run], float(self._learned[place, run, s])
+        saddle, cut = self._targets[place, 0, s], self._targets[place, 0, self._phases + s]
+        return {
+            "phase": s + 1,
+            "closest": float(closest[s]),
+            "closest_step": int(self._when[place, run, s]),
+            "learned_step": None if math.isnan(learned) else learned,
+            "closest_to_truncated": float(closest[self._phases + s]),
+            "size": float(self._sizes[place, s]),
+            "apart": float((saddle - cut).norm()),
+            "distances": [float(points[place, run, s]) for points in self._curve],
+        }

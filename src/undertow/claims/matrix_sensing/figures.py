@@ -1,0 +1,118 @@
+"""The figures of matrix-sensing: closest approaches, one run after another, and times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from undertow.claims import Records
+from undertow.claims.matrix_sensing import MatrixSensing
+from undertow.claims.matrix_sensing.experiments import CURVE_EVERY
+from undertow.claims.matrix_sensing.predictions import SMALL, power_laws
+from undertow.lab import Charts, figure
+
+draw = Charts(
+    scale="scale of the start",
+    distance="closest approach / ||Z_s||",
+    time="steps x lr",
+    distances="||U U^T - Z_s|| / ||Z_s||",
+    predicted="predicted: log(1 / scale) x arrival",
+    measured="measured: steps x lr to half the eigenvalue",
+)
+
+
+@figure("A power of the scale, toward the minimiser of the measured loss")
+def approach(records: Records, knobs: MatrixSensing) -> Any:
+    """How near gradient descent comes to the minimiser of rank s. The dashed line has the slope
+    that the spectra at the saddles predict for small scales; the truncated SVD is missed by the
+    same amount at any scale. With every entry measured the law is another.
+    """
+    before = pl.col("phase") < len(knobs.spectrum)
+    sensing, identity = (records[name].filter(before) for name in ("sensing", "identity"))
+    least = min(knobs.scales)
+    anchors = sensing.filter(scale=least).select("seed", "phase", anchor="closest")
+    small = sensing.filter(pl.col("scale") <= SMALL).join(anchors, on=["seed", "phase"])
+    slope = pl.col("anchor") * ((pl.col("scale") / least).log() * pl.col("exponent")).exp()
+    parts = [
+        (sensing, pl.col("closest"), "to Z_s", "measured"),
+        (sensing, pl.col("closest_to_truncated"), "to X*_s (truncated SVD)", "measured"),
+        (small, slope, "to Z_s", "predicted slope"),
+        (identity, pl.col("closest"), "to Z_s, every entry measured", "measured"),
+    ]
+    rows = pl.concat(
+        frame.group_by("phase", "scale")
+        .agg(distance=(value / pl.col("size")).mean())
+        .sort("phase", "scale")
+        .with_columns(
+            target=pl.lit(target), kind=pl.lit(kind), panel=pl.format("phase {}", "phase")
+        )
+        for frame, value, target, kind in parts
+    )
+    return draw.lines(rows, "scale", "distance", "target", dash="kind", log="xy", columns="panel")
+
+
+@figure("One minimiser after the other")
+def phases(records: Records, knobs: MatrixSensing) -> Any:
+    """One problem from starts of several sizes: the smaller the start, the longer descent stays at
+    each minimiser and the nearer it comes.
+    """
+    chosen = {max(knobs.scales), 1e-3, 1e-6, min(knobs.scales)}
+    runs = records["sensing"].filter(pl.col("seed") == pl.col("seed").min())
+    curves = runs.filter(pl.col("scale").is_in(chosen)).explode("distances")
+    points = pl.int_range(pl.len()).over("scale", "phase")
+    shown = curves.with_columns(
+        target=pl.format("Z_{}", "phase"),
+        time=points * CURVE_EVERY * pl.col("lr"),
+        start=pl.col("scale").map_elements("start of size {:g}".format, pl.String),
+    ).filter(pl.col("time") <= 0.6 * knobs.steps * knobs.lr)
+    ordered = shown.sort("scale", "phase", "time", descending=[True, False, False])
+    panels = ordered.select("time", "distances", "target", "start")
+    limits = (1e-4, 2)
+    return draw.lines(
+        panels, "time", "distances", "target", log="y", columns="start", domain=limits
+    )
+
+
+@figure("When each eigenvalue is learned")
+def times(records: Records, knobs: MatrixSensing) -> Any:
+    """Each point is one run. The predicted time adds up the stays at the saddles from their growth
+    rates; the offset from the diagonal is a constant, not a slope.
+    """
+    small = records["sensing"].filter(pl.col("scale") <= SMALL).drop_nulls("learned_step")
+    if small.is_empty():
+        return None
+    points = small.sort("phase").select(
+        measured=pl.col("learned_step") * pl.col("lr"),
+        predicted=-pl.col("scale").log() * pl.col("arrival"),
+        phase=pl.format("phase {}", "phase"),
+    )
+    ends = [0.0, float(points["predicted"].max())]  # type: ignore[arg-type]
+    diagonal = pl.DataFrame({"predicted": ends, "measured": ends})
+    line = draw.lines(diagonal, "predicted", "measured", dash=True)
+    return line + draw.points(points, "predicted", "measured", "phase")
+
+
+FIGURES = (approach, phases, times)
+
+
+def table(records: Records, knobs: MatrixSensing) -> pl.DataFrame:
+    """Closest approaches by phase and scale, with exponents and times beside their predictions."""
+    laws = power_laws(records["sensing"]).group_by("phase")
+    means = laws.agg(
+        pl.col("limit").mean().alias("exponent"),
+        pl.col("exponent").mean().alias("predicted exponent"),
+        pl.col("time").mean(),
+        pl.col("arrival").mean().alias("predicted time"),
+    )
+    return (
+        records["sensing"]
+        .group_by("phase", "scale")
+        .agg(
+            (pl.col("closest") / pl.col("size")).mean().alias("closest to Z_s"),
+            (pl.col("closest_to_truncated") / pl.col("size")).mean().alias("closest to X*_s"),
+            pl.col("closest_step").mean().alias("at step"),
+        )
+        .join(means, on="phase")
+        .sort("phase", "scale", descending=[False, True])
+    )

@@ -63,7 +63,7 @@ def complete(trial: Completion) -> list[dict[str, Any]]:
         }
 
     paths = [
-        train.nuclear_norm_completion(matrix, known, penalty=penalty, tolerance=1e-4)
+        train.nuclear_norm_completion(matrix, known, penalty=penalty, rtol=1e-4)
         for penalty in [*np.geomspace(0.5, 1e-3, 12).tolist(), 0.0]
     ]
     fitted = torch.stack([path.matrix for path in paths])

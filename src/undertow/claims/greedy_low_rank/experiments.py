@@ -236,7 +236,7 @@ def end(trial: Counterexample) -> Rows:
     for place, value in zip(_OBSERVED[trial.problem], (1, *[trial.strength] * 2), strict=True):
         observed[place] = observed[place[::-1]] = value
     loss = train.completion_loss(observed, observed != 0)
-    least = train.nuclear_norm_completion(observed, observed != 0, positive=True, tolerance=1e-5)
+    least = train.nuclear_norm_completion(observed, observed != 0, positive=True, rtol=1e-5)
     greedy = train.greedy_low_rank(loss, size, symmetric=True)
     values = torch.linalg.eigvalsh(observed).flip(0)
     generator = torch.Generator().manual_seed(trial.seed)
@@ -248,7 +248,7 @@ def end(trial: Counterexample) -> Rows:
             1e6,
             start=math.sqrt(scale) * start,
             rtol=1e-9,
-            gradient_tolerance=1e-8,
+            gradient_rtol=1e-8,
         )
         eigenvalues = torch.linalg.eigvalsh(flow.parameters[-1] @ flow.parameters[-1].T).flip(0)
         rows.append(

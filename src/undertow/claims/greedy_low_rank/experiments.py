@@ -248,7 +248,7 @@ def end(trial: Counterexample) -> Rows:
             1e6,
             start=math.sqrt(scale) * start,
             rtol=1e-9,
-            gradient_rtol=1e-8,
+            gradient_tolerance=1e-8,
         )
         eigenvalues = torch.linalg.eigvalsh(flow.parameters[-1] @ flow.parameters[-1].T).flip(0)
         rows.append(

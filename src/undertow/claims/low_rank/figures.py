@@ -42,7 +42,7 @@ def collapse(records: Records, knobs: LowRank) -> Any:
     """Every snapshot of every run that had fitted, at all batch sizes, learning rates, weight
     decays and numbers of steps. E = sum of lr x weight decay (over 1 - momentum).
     """
-    rows = snapshots(records, knobs).sort("batch_size", maintain_order=True)
+    rows = snapshots(records, knobs).sort("batch_size", "rule", descending=[False, True])
     named = rows.with_columns(pl.format("batch size {}", "batch_size"))
     return draw.points(named, "decay_exponent", "rank", "batch_size", shape="rule")
 
@@ -84,8 +84,8 @@ def spectra(records: Records, knobs: LowRank) -> Any:
 def accuracy(records: Records, knobs: LowRank) -> Any:
     """One point a run that fitted the training set."""
     ends = records["training"].filter(*fitted(knobs), "final")
-    rows = means(ends, ("trial", "rule"), ("rank", "test_accuracy"))
-    return draw.points(rows, "rank", "test_accuracy", "rule")
+    rows = means(ends, ("rule", "trial"), ("rank", "test_accuracy"))
+    return draw.points(rows.sort("rule", descending=True), "rank", "test_accuracy", "rule")
 
 
 FIGURES = (batch_size, collapse, survivors, spectra, accuracy)

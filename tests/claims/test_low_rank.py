@@ -76,8 +76,6 @@ def ideal(trial: Training) -> list[dict[str, Any]]:
                 "test_accuracy": 0.96 + noise.normal() / 1000,
                 "layer": 2,
                 "decay_exponent": exponent,
-                "rows": 128,
-                "cols": 128,
                 "rank": max(survivors, learned) * noise.uniform(0.99, 1.01),
                 "survivors": survivors,
                 "survivors_theory": survivors,

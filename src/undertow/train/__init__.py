@@ -5,6 +5,8 @@ from undertow.train import optim as optim
 from undertow.train import rules as rules
 from undertow.train import schedules as schedules
 from undertow.train._committee import CommitteeMachine as CommitteeMachine
+from undertow.train._momentum_noise import momentum_paths as momentum_paths
+from undertow.train._momentum_noise import stationary_variance as stationary_variance
 from undertow.train._oscillator import NoisyOscillator as NoisyOscillator
 from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
@@ -40,6 +42,7 @@ __all__ = [
     "flows",
     "gaussian_sensors",
     "greedy_low_rank",
+    "momentum_paths",
     "nuclear_norm_completion",
     "optim",
     "rules",
@@ -47,5 +50,6 @@ __all__ = [
     "schedules",
     "sensing_loss",
     "spawn_generators",
+    "stationary_variance",
     "truncated_svd",
 ]

@@ -11,7 +11,7 @@ from undertow.claims import Records
 from undertow.claims.low_rank import LowRank
 from undertow.claims.low_rank.experiments import RULES, cell
 from undertow.claims.low_rank.predictions import fitted, snapshots, value
-from undertow.lab import Charts, figure, intervals
+from undertow.lab import Charts, figure, intervals, means
 
 SERIES = {
     "rank": "measured rank",
@@ -34,7 +34,7 @@ def batch_size(records: Records, knobs: LowRank) -> Any:
     } | {("same steps (same E)", n): cell(knobs, batch_size=n) for n in sizes}
     ranks = {key: value(knobs, "rank", where)(records) for key, where in cells.items()}
     rows = intervals(ranks, "compared", "batch_size", value="rank")
-    return None if rows.is_empty() else draw.lines(rows, "batch_size", "rank", "compared", log="x")
+    return draw.lines(rows, "batch_size", "rank", "compared", log="x")
 
 
 @figure("Rank follows the decay exponent, not the batch size")
@@ -42,9 +42,7 @@ def collapse(records: Records, knobs: LowRank) -> Any:
     """Every snapshot of every run that had fitted, at all batch sizes, learning rates, weight
     decays and numbers of steps. E = sum of lr x weight decay (over 1 - momentum).
     """
-    rows = snapshots(records, knobs).sort("batch_size", maintain_order=True)
-    if rows.is_empty():
-        return None
+    rows = snapshots(records, knobs).sort("batch_size", "rule", descending=[False, True])
     named = rows.with_columns(pl.format("batch size {}", "batch_size"))
     return draw.points(named, "decay_exponent", "rank", "batch_size", shape="rule")
 
@@ -56,12 +54,9 @@ def survivors(records: Records, knobs: LowRank) -> Any:
     Marchenko-Pastur spectrum of the initialiser, E and the final norm.
     """
     kept = records["training"].filter(*fitted(knobs))
-    runs = pl.concat(kept.filter(**cell(knobs, rule)) for rule in RULES)
     at = ("rule", "decay_exponent")
-    means = runs.group_by(at, maintain_order=True).agg(pl.col(*SERIES).mean())
-    rows = means.rename(SERIES).unpivot(index=at, variable_name="what", value_name="rank")
-    if rows.is_empty():
-        return None
+    runs = pl.concat(means(kept.filter(**cell(knobs, rule)), at, SERIES) for rule in RULES)
+    rows = runs.drop("runs").unpivot(index=at, variable_name="what", value_name="rank")
     return draw.lines(rows, "decay_exponent", "rank", "what", dash="what", columns="rule")
 
 
@@ -75,8 +70,11 @@ def spectra(records: Records, knobs: LowRank) -> Any:
         "large batch, same steps": cell(knobs, batch_size=large),
     }
     kept = records["training"].filter(*fitted(knobs), "final").sort("seed", "layer")
-    found = {name: kept.filter(**where)["spectrum"].head(1) for name, where in cells.items()}
-    drawn = {name: spectrum[0] for name, spectrum in found.items() if len(spectrum)}
+    drawn = {
+        name: values
+        for name, where in cells.items()
+        for values in kept.filter(**where)["spectrum"].head(1)
+    }
     if not drawn:
         return None
     return draw.spectra(drawn) + draw.level(knobs.threshold, across="value", log="y")
@@ -86,9 +84,8 @@ def spectra(records: Records, knobs: LowRank) -> Any:
 def accuracy(records: Records, knobs: LowRank) -> Any:
     """One point a run that fitted the training set."""
     ends = records["training"].filter(*fitted(knobs), "final")
-    run = ("trial", "rule", "test_accuracy")
-    rows = ends.group_by(run, maintain_order=True).agg(pl.col("rank").mean())
-    return None if rows.is_empty() else draw.points(rows, "rank", "test_accuracy", "rule")
+    rows = means(ends, ("rule", "trial"), ("rank", "test_accuracy"))
+    return draw.points(rows.sort("rule", descending=True), "rank", "test_accuracy", "rule")
 
 
 FIGURES = (batch_size, collapse, survivors, spectra, accuracy)
@@ -96,33 +93,27 @@ FIGURES = (batch_size, collapse, survivors, spectra, accuracy)
 
 def table(records: Records, knobs: LowRank) -> pl.DataFrame:
     """One row a setting: E, ranks, the bound of the paper, accuracies, runs that fitted."""
-    own = ("rule", "batch_size", "lr", "weight_decay", "step")
-    means = {
+    columns = {
+        "decay_exponent": "E",
         "rank": "rank",
         "survivors": "survivors",
         "survivors_theory": "forecast",
         "learned_rank": "learned",
         "test_accuracy": "test",
+        "fitted": "fitted",
     }
     fit = pl.all_horizontal(*fitted(knobs)).cast(pl.Float64)
-    rows = (
-        records["training"]
-        .filter("final")
-        .group_by(own)
-        .agg(
-            pl.col("decay_exponent").drop_nulls().first().alias("E"),
-            pl.col(*means).mean().name.map(means.__getitem__),
-            fit.mean().alias("fitted"),
-            pl.col("rows", "cols").max(),
-        )
-        .sort(own, descending=[True, *[False] * 4])
+    ends = records["training"].filter("final").with_columns(fitted=fit)
+    rows = means(ends, ("rule", "batch_size", "lr", "weight_decay", "step"), columns)
+    bound = pl.struct("rule", "batch_size", "lr", "weight_decay").map_elements(
+        lambda cell: _bound(knobs, **cell), return_dtype=pl.String
     )
-    bounds = [_bound(knobs, **row) for row in rows.select(*own, "rows", "cols").to_dicts()]
-    return rows.drop("rows", "cols").with_columns(pl.Series("paper's bound", bounds))
+    return rows.with_columns(bound.alias("paper's bound"))
 
 
-def _bound(knobs: LowRank, *, rule: str, step: int, rows: int | None, cols: int, **own: Any) -> str:
-    if rule != "sgd" or rows is None:
+def _bound(knobs: LowRank, rule: str, **own: Any) -> str:
+    if rule != "sgd":
         return "does not apply"
-    bound = predict.rank_bound(shape=(rows, cols), threshold=knobs.threshold, **own)
+    shape = (max(knobs.widths[1:]), max(knobs.widths[:-1]))
+    bound = predict.rank_bound(shape=shape, threshold=knobs.threshold, **own)
     return f"{bound.rank:.3g}{' (vacuous)' if bound.vacuous else ''}"

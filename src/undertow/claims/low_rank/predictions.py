@@ -18,31 +18,39 @@ Cell = Mapping[str, Any]
 
 def predictions(knobs: LowRank) -> dict[str, Prediction]:
     """At a fixed number of epochs, of the rank identity, and at equal E."""
-    return _published(knobs) | _identity() | _forgetting(knobs)
+    note = "a residual of rank above n m_l B, in every run of either network"
+    identity = {rule: every_seed(broken(rule), note, control=True) for rule in RULES}
+    identity["sgd"] = no_seed(broken("sgd"), note.replace("every", "any"), exact=True)
+    broken_by = {f"rank identity broken, {rule}": found for rule, found in identity.items()}
+    return _published(knobs) | broken_by | _forgetting(knobs)
 
 
 def summary(records: Records, knobs: LowRank) -> str:
     """How many runs were left out."""
-    every, fit = (len(_ends(records, *kept)) for kept in ((), fitted(knobs)))
+    fit, every = _fitted_runs(records, knobs)
     return f"{every - fit} of {every} runs had not fitted the training set and were left out."
 
 
 def promises_verdict(records: Records, knobs: LowRank) -> bool:
     """Whether most runs fitted."""
-    return 2 * len(_ends(records, *fitted(knobs))) >= len(_ends(records))
+    fit, every = _fitted_runs(records, knobs)
+    return 2 * fit >= every
+
+
+def _fitted_runs(records: Records, knobs: LowRank) -> tuple[int, int]:
+    ends = records["training"].filter("final").unique("trial")
+    return len(ends.filter(*fitted(knobs))), len(ends)
 
 
 def _published(knobs: LowRank) -> dict[str, Prediction]:
     small, large = cell(knobs), max(knobs.batch_sizes)
     other = cell(knobs, batch_size=large, steps_as=large)
-    levels = {"lr": "learning rate", "weight_decay": "weight decay"}
     sizes = f"batch size {small['batch_size']} over {large}"
-    rules = {
-        "rank, small over large batch, same epochs": at_most(
-            0.65, ratio(knobs, "rank", small, other), sizes
-        )
-    }
-    for knob, label in levels.items():
+    rules = {}
+    rules["rank, small over large batch, same epochs"] = at_most(
+        0.65, ratio(knobs, "rank", small, other), sizes
+    )
+    for knob, label in {"lr": "learning rate", "weight_decay": "weight decay"}.items():
         values = [value for value in getattr(knobs, knob) if value > 0]
         low, high = min(values), max(values)
         if low < high:
@@ -58,39 +66,25 @@ def _published(knobs: LowRank) -> dict[str, Prediction]:
     }
 
 
-def _identity() -> dict[str, Prediction]:
-    """W_T - (1 - lr weight_decay)^n W_(T-n) has rank at most n m_l B: exactly, for SGD alone."""
-    note = "a residual of rank above n m_l B, in any run of either network"
-    return {
-        f"rank identity broken, {rule}": no_seed(broken(rule), note, exact=True)
-        if rule == "sgd"
-        else every_seed(broken(rule), note.replace("any", "every"), control=True)
-        for rule in RULES
-    }
-
-
 def _forgetting(knobs: LowRank) -> dict[str, Prediction]:
     """Whether rank is what survives of the initial weights, whatever the batch size."""
     small, same_steps = cell(knobs), cell(knobs, batch_size=max(knobs.batch_sizes))
     batches = ratio(knobs, "rank", small, same_steps)
     learned = ratio(knobs, "learned_rank", small, cell(knobs, "adamw"))
-    errors = {rule: forecast_error(knobs, "survivors", rule) for rule in RULES}
-    late = pl.col("decay_exponent") > 1.5
-    unforgotten = forecast_error(knobs, "survivors_unforgotten", "sgd", late)
+    on_exponent, alike = rank_on_exponent(knobs), "over all snapshots: the runs collapse on E"
+    rules = {
+        "rank, small over large batch, same E": no_less(0.95, batches, "no pull beyond E"),
+        "rank against E (Spearman)": at_most(-0.85, on_exponent, alike),
+    }
     twice = "where survivors are at least twice the learned part"
+    for rule in RULES:
+        error = forecast_error(knobs, "survivors", rule)
+        rules[f"survivor forecast error, {rule}"] = at_most(0.1, error, twice)
+    late = pl.col("decay_exponent") > 1.5
+    error = forecast_error(knobs, "survivors_unforgotten", "sgd", late)
     fails = "at E > 1.5: without E the same forecast fails"
-    return {
-        "rank, small over large batch, same E": no_less(
-            0.95, batches, "no pull of small batches beyond E"
-        ),
-        "rank against E (Spearman)": at_most(
-            -0.85, rank_on_exponent(knobs), "over all snapshots: the runs collapse on E"
-        ),
-        **{
-            f"survivor forecast error, {rule}": at_most(0.1, error, twice)
-            for rule, error in errors.items()
-        },
-        "forecast error, forgetting left out": no_less(0.2, unforgotten, fails, control=True),
+    return rules | {
+        "forecast error, forgetting left out": no_less(0.2, error, fails, control=True),
         "learned rank, SGD over AdamW": at_most(0.8, learned, "at the same E"),
     }
 
@@ -143,21 +137,16 @@ def rank_on_exponent(knobs: LowRank) -> Reading:
     """The rank correlation of rank with E, over every snapshot of SGD."""
 
     def read(records: Records) -> lab.Effect:
-        points = snapshots(records, knobs).filter(rule="sgd").sort("seed")
+        points = snapshots(records, knobs).filter(rule="sgd")
         if points.is_empty():
             return lab.unknown()
-        seeds = points["seed"].to_list()
-        return lab.spearman(points["decay_exponent"], points["rank"], clusters=seeds)
+        own = points["seed"].to_list()
+        return lab.spearman(points["decay_exponent"], points["rank"], clusters=own)
 
     return Reading(read)
 
 
 def snapshots(records: Records, knobs: LowRank) -> pl.DataFrame:
     """A row for each snapshot of each run that had fitted: its mean rank over the layers."""
-    chosen = records["training"].filter(*fitted(knobs))
-    run = ("trial", "seed", "step", "rule", "batch_size", "decay_exponent")
-    return chosen.group_by(run, maintain_order=True).agg(pl.col("rank").mean())
-
-
-def _ends(records: Records, *conditions: pl.Expr) -> pl.DataFrame:
-    return records["training"].filter("final", *conditions).unique("trial")
+    run = ("seed", "trial", "step", "rule", "batch_size", "decay_exponent")
+    return lab.means(records["training"].filter(*fitted(knobs)), run, ("rank",))

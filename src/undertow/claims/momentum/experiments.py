@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
-import numpy as np
-
+from undertow.claims import Networks, perceptrons
 from undertow.claims.momentum import BATCH, Momentum
 from undertow.data import Images
-from undertow.lab import Experiment, grid, seeds
+from undertow.lab import Experiment, grid, rows_of, seeds
 
-if TYPE_CHECKING:
-    from jaxtyping import Int
-    from torch import Generator, Tensor, nn
-
-    from undertow.train import Ensemble
-
-ORDERS = (0.0, 0.5, 1.0)  # alpha in 1 - momentum = scale x lr^alpha
-SCALES = (0.5, 2.0, 8.0)
+ORDERS = {0.0: 0.5, 0.5: 2.0, 1.0: 8.0}  # 1 - momentum = scale x lr^alpha: the scale by alpha
 NOISES = ("additive", "state-dependent")
 CURVATURES = (0.1, 0.5, 1.0, 1.5)  # lr x sharpness of the stationary runs
 PAIR = ("sgd", "momentum")
-_TIMES = 4  # equal parts of the horizon at which moments are compared
-_RIDGE = 1e-2  # of the top eigenvalue
-_BURN_IN = 200  # steps; 20 relaxation times at the smallest curvature
+TIMES = 4  # equal parts of the horizon at which moments of paths are compared
 
 Rows = list[dict[str, Any]]
 
@@ -52,12 +41,12 @@ class Paths:
 class Stationary:
     """Minibatch SGD on least squares: the variance along the top eigenvector of the Hessian.
 
-    `order` is `replacement` (independent batches, as in the theory) or `epochs` (shuffled).
+    Batches are independent, as in the theory, or those of shuffled epochs.
     """
 
     images: Images
     momentum: float
-    order: str
+    order: Literal["replacement", "epochs"]
     seed: int
 
 
@@ -94,21 +83,24 @@ def experiments(knobs: Momentum, seed: int) -> dict[str, Experiment]:
     }
 
 
+def momenta(lr: float) -> dict[float, float]:
+    """The momentum at a learning rate, by alpha."""
+    return {alpha: 1 - scale * lr**alpha for alpha, scale in ORDERS.items()}
+
+
 def recursions(trial: Recursion) -> Rows:
     """The exact gap at each rate, for every alpha."""
-    from undertow import predict
+    from undertow.predict import momentum_gap
 
     spread = 0.5 if trial.noise == "state-dependent" else 0.0
     return [
         {
-            "exact_gap": predict.momentum_gap(
-                2.0**-exponent, 1 - scale * (2.0**-exponent) ** alpha, spread=spread
-            ),
+            "exact_gap": momentum_gap(2.0**-exponent, kept, spread=spread),
             "exponent": exponent,
             "alpha": alpha,
         }
-        for alpha, scale in zip(ORDERS, SCALES, strict=True)
         for exponent in trial.exponents
+        for alpha, kept in momenta(2.0**-exponent).items()
     ]
 
 
@@ -116,176 +108,96 @@ def simulate(trial: Paths) -> Rows:
     """Both methods on L = x^2 / 2 - cos(2x) / 4 from x = 1 to time 1, for all orders at once."""
     import torch
 
+    from undertow.train import momentum_paths
+
     generator = torch.Generator().manual_seed(trial.seed)
     rows = []
     for exponent in trial.path_exponents:
-        lr = 2.0**-exponent
-        kept = torch.tensor(
-            [0.0, *(1 - s * lr**a for a, s in zip(ORDERS, SCALES, strict=True))],
-            dtype=torch.float64,
-        )[:, None]
-        place = torch.ones(len(kept), trial.replicas, dtype=torch.float64)
-        velocity = torch.zeros_like(place)
         steps = 2**exponent
-        gaps = []
-        for step in range(1, steps + 1):
-            sign = torch.randint(0, 2, (trial.replicas,), generator=generator, dtype=torch.int8)
-            noise = sign.double().mul_(2).sub_(1).div_(math.sqrt(lr))
-            amplitude = torch.sin(place).square_().mul_(0.5).add_(1).sqrt_()
-            gradient = torch.sin(2 * place).mul_(0.5).add_(place).addcmul_(amplitude, noise)
-            velocity.mul_(kept).addcmul_(gradient, 1 - kept)
-            place.sub_(velocity, alpha=lr)
-            if step % (steps // _TIMES) == 0:
-                squares = place.square().mean(1)
-                gaps.append(squares[1:] - squares[0])
-        rows += [
-            {
-                "path_gaps": [float(gap[index]) for gap in gaps],
-                "exponent": exponent,
-                "alpha": alpha,
-            }
-            for index, alpha in enumerate(ORDERS)
-        ]
+        read = momentum_paths(
+            lambda x: x + torch.sin(2 * x) / 2,
+            lambda x: (1 + torch.sin(x) ** 2 / 2).sqrt(),
+            (0.0, *momenta(1 / steps).values()),
+            lr=1 / steps,
+            read_at=[steps // TIMES * time for time in range(1, TIMES + 1)],
+            generator=generator,
+            replicas=trial.replicas,
+        )
+        squares = torch.stack([place.square().mean(1) for place in read], dim=1)
+        gaps = squares[1:] - squares[0]
+        rows += rows_of({"path_gaps": gaps, "exponent": exponent, "alpha": list(ORDERS)})
     return rows
 
 
 def stationary_variances(trial: Stationary) -> Rows:
-    """Ridge regression of the label's parity, 50 replicas, the same batches for all settings."""
+    """Ridge regression of the label's parity, the same batches for all settings."""
     import torch
 
-    from undertow import predict
+    from undertow import predict, train
 
     loaded = trial.images.load()
-    inputs, labels = loaded.train_inputs.flatten(1), loaded.train_targets
-    inputs = torch.cat([inputs.double(), torch.ones(len(inputs), 1, dtype=torch.float64)], dim=1)
-    targets = 1.0 - 2.0 * (labels % 2).double()
-    hessian = inputs.T @ inputs / len(inputs)
-    ridge = _RIDGE * float(torch.linalg.eigvalsh(hessian)[-1])
-    hessian += ridge * torch.eye(len(hessian), dtype=torch.float64)
-    sharpness, top = (part[..., -1] for part in torch.linalg.eigh(hessian))
-    best = torch.linalg.solve(hessian, inputs.T @ targets / len(inputs))
-
-    settings = [(c, kept) for c in CURVATURES for kept in (trial.momentum, 0.0)]
-    rates = torch.tensor([c / float(sharpness) for c, _ in settings]).double()[:, None, None]
-    kept = torch.tensor([beta for _, beta in settings]).double()[:, None, None]
-    replicas, steps = 50, 400
-    batches = batches_of(trial, len(inputs), replicas)
-    place = best.repeat(len(settings), replicas, 1)
-    velocity, total = torch.zeros_like(place), torch.zeros(len(settings), dtype=torch.float64)
-    for step in range(_BURN_IN + steps):
-        drawn = next(batches)
-        batch = inputs[drawn]
-        residuals = torch.bmm(batch, place.permute(1, 2, 0)) - targets[drawn][:, :, None]
-        gradient = torch.bmm(batch.transpose(1, 2), residuals).permute(2, 0, 1) / BATCH
-        gradient += ridge * place
-        velocity = kept * velocity + (1 - kept) * gradient
-        place = place - rates * velocity
-        if step >= _BURN_IN:
-            total += ((place - best) @ top).square().mean(1)
-    variances = total.view(len(CURVATURES), 2)
-    return [
-        {
-            "curvature": curvature,
-            "measured_ratio": float(with_momentum / without),
-            "predicted_ratio": predict.momentum_equivalent(
-                curvature, trial.momentum, form="ema", sharpness=1.0
-            ).variance_ratio,
-        }
-        for curvature, (with_momentum, without) in zip(CURVATURES, variances, strict=True)
-    ]
-
-
-def batches_of(
-    trial: Stationary, count: int, replicas: int
-) -> Iterator[Int[Tensor, "replicas batch"]]:
-    """The batches of the trial's order and seed, of so many samples, for each replica its own."""
-    import torch
-
-    generator = torch.Generator().manual_seed(trial.seed)
-    if trial.order == "epochs":
-        return epochs(count, BATCH, replicas, generator)
-    return iter(
-        lambda: torch.randint(0, count, (replicas, BATCH), generator=generator),
-        None,
+    inputs, labels = loaded.train_inputs.flatten(1).double(), loaded.train_targets
+    variances = train.stationary_variance(
+        torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1),
+        1.0 - 2.0 * (labels % 2).double(),
+        (trial.momentum, 0.0),
+        curvatures=CURVATURES,
+        batch_size=BATCH,
+        order=trial.order,
+        generator=torch.Generator().manual_seed(trial.seed),
     )
-
-
-def epochs(
-    count: int, batch_size: int, replicas: int, generator: Generator
-) -> Iterator[Int[Tensor, "replicas batch"]]:
-    """Batches without replacement; what an epoch leaves over after whole batches is dropped."""
-    import torch
-
-    while True:
-        keys = torch.rand(replicas, count, generator=generator)
-        shuffled = keys.argsort(dim=1)
-        whole = count // batch_size * batch_size
-        yield from shuffled[:, :whole].split(batch_size, dim=1)
+    equal = [
+        predict.momentum_equivalent(curvature, trial.momentum, form="ema", sharpness=1.0)
+        for curvature in CURVATURES
+    ]
+    return rows_of(
+        {
+            "curvature": CURVATURES,
+            "measured_ratio": variances[:, 0] / variances[:, 1],
+            "predicted_ratio": [own.variance_ratio for own in equal],
+        }
+    )
 
 
 def train(trials: Sequence[Network]) -> list[Rows]:
     """One cell: all seeds, with the loss that SGD had where momentum's lag leaves it."""
-    from undertow import predict
+    from undertow import measure, predict
 
-    first = trials[0]
-    loaded = first.images.load()
-    inputs, targets = loaded.train_inputs.flatten(1), loaded.train_targets
-    ensemble = _ensemble(trials, inputs, targets, loaded.num_classes)
-    steps = first.steps * first.level
-    rows: list[dict[str, Any]] = [{} for _ in trials]
-    moved = predict.averaged_lr(np.full(steps, (1 - first.momentum) * first.lr), first.momentum)
+    first, networks = trials[0], _networks(trials)
+    ensemble, steps = networks.ensemble, first.steps * first.level
+    moved = predict.averaged_lr([(1 - first.momentum) * first.lr] * steps, first.momentum)
     # In short runs with much momentum the lag is longer than what follows the first quarter.
     behind = round(float(moved.sum()) / first.lr) if first.method == "sgd" else None
     early = steps // 4 if first.level == 1 else None
-    for step in ensemble.read_at(step for step in (early, behind, steps) if step is not None):
+    facts: dict[str, Any] = {}
+    for step in ensemble.read_at(step for step in (early, behind) if step is not None):
         if step == early:
+            edges: list[float | None] = [None] * len(trials)
             for e in ensemble.alive:
-                rows[e]["edge"] = first.lr * _sharpness(ensemble.module(e), inputs, targets)
+                sharpest = measure.sharpness(networks.objective(e), rtol=0.05).eigenvalues[0]
+                edges[e] = first.lr * float(sharpest)
+            facts["edge"] = edges
         if step == behind:
-            losses = ensemble.evaluate(inputs, targets).loss
-            for row, lagged in zip(rows, losses.tolist(), strict=True):
-                row["lagged_loss"] = lagged
-    loss = ensemble.evaluate(inputs, targets).loss
-    accuracy = ensemble.evaluate(loaded.test_inputs.flatten(1), loaded.test_targets).accuracy
-    for e, row in enumerate(rows):
-        row |= {
-            "diverged": ensemble.diverged_at[e] is not None,
-            "loss": float(loss[e]),
-            "accuracy": float(accuracy[e]),
-        }
-    return [[row] for row in rows]
+            facts["lagged_loss"] = networks.fit().loss
+    ensemble.train(steps - ensemble.steps_taken)
+    facts |= {
+        "diverged": [at is not None for at in ensemble.diverged_at],
+        "loss": networks.fit().loss,
+        "accuracy": networks.tested().accuracy,
+    }
+    return [[row] for row in rows_of(facts)]
 
 
-def _ensemble(
-    trials: Sequence[Network], inputs: Tensor, targets: Tensor, num_classes: int
-) -> Ensemble:
-    from torch.nn import functional
-
-    from undertow import models
-    from undertow.train import Ensemble, Member, rules
+def _networks(trials: Sequence[Network]) -> Networks:
+    from undertow.train import Member, rules
 
     first = trials[0]
-    sizes = (inputs.shape[1], first.width, num_classes)
     kept = 0.0 if first.method == "sgd" else first.momentum
     lr = first.lr if first.method == "raw" else (1 - kept) * first.lr
     rule = rules.sgd if first.method == "sgd" else rules.momentum
-    return Ensemble(
-        lambda generator: models.mlp(sizes, generator=generator),
-        functional.cross_entropy,
-        (inputs, targets),
-        # Independent batches, as the theory has them: over shuffled epochs noise cancels.
-        [Member(trial.seed, lr, momentum=kept, order="replacement") for trial in trials],
-        batch_size=first.batch_size,
-        rule=rules.svag(rule, first.level),
-        path="fused",
+    # Independent batches, as the theory has them: over shuffled epochs noise cancels.
+    members = [Member(trial.seed, lr, momentum=kept, order="replacement") for trial in trials]
+    options: dict[str, Any] = {"rule": rules.svag(rule, first.level), "path": "fused"}
+    return perceptrons(
+        first.images, (first.width,), members, batch_size=first.batch_size, **options
     )
-
-
-def _sharpness(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    from torch.nn import functional
-
-    from undertow import measure
-    from undertow.objective import Objective
-
-    objective = Objective(model, functional.cross_entropy, (inputs, targets))
-    return float(measure.sharpness(objective, rtol=0.05).eigenvalues[0])

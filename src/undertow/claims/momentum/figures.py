@@ -11,8 +11,8 @@ from undertow import predict
 from undertow.claims import Records
 from undertow.claims.momentum import Momentum
 from undertow.claims.momentum.experiments import CURVATURES, NOISES, ORDERS
-from undertow.claims.momentum.predictions import gap, largest_gaps, log_gap, value, variance
-from undertow.lab import Charts, beside, figure, intervals
+from undertow.claims.momentum.predictions import gap, largest_gap, log_gap, value, variance
+from undertow.lab import Charts, beside, figure, intervals, kept, labels, means
 
 NAMES = {"sgd": "SGD", "momentum": "momentum, lr x (1 - beta)", "raw": "momentum, same raw lr"}
 draw = Charts(
@@ -32,23 +32,20 @@ def order(records: Records, knobs: Momentum) -> Any:
     1 - momentum in proportion to lr^alpha and noise of variance 1 / lr. Dashed: the order
     1 - alpha. The theorem guarantees half of it.
     """
-    exact = records["recursions"].filter(noise=NOISES[1]).rename({"exact_gap": "gap"})
-    paths = records["paths"].sort("seed", "exponent")
+    exact = records["recursions"].filter(noise=NOISES[1])
     simulated = [
-        largest_gaps(paths.filter(alpha=alpha)).with_columns(alpha=pl.lit(alpha))
+        {"alpha": alpha, "exponent": n, "moments": largest_gap(records, alpha, n)}
         for alpha in ORDERS
+        for n in knobs.path_exponents
     ]
-    parts = {"exact, quadratic": exact, "simulated, not quadratic": pl.concat(simulated)}
+    parts = {
+        "exact, quadratic": exact.select("alpha", "exponent", moments="exact_gap"),
+        "simulated, not quadratic": pl.DataFrame(simulated),
+    }
     rows = pl.concat(
-        part.select(
-            order=pl.format("alpha = {}", pl.col("alpha").cast(pl.String).str.strip_suffix(".0")),
-            alpha="alpha",
-            lr=pl.lit(2.0).pow(-pl.col("exponent")),
-            moments="gap",
-            what=pl.lit(name),
-        )
+        part.with_columns(what=pl.lit(name), lr=0.5 ** pl.col("exponent"))
         for name, part in parts.items()
-    )
+    ).with_columns(order=labels("alpha = {:g}", "alpha"))
     finest = rows.filter(what="exact, quadratic").sort("alpha", "lr")
     law = finest.with_columns(
         moments=pl.col("moments").first().over("alpha")
@@ -80,27 +77,24 @@ def variances(records: Records, knobs: Momentum) -> Any:
     return closed + draw.points(measured, "curvature", "ratio", "batches")
 
 
-@figure("On a network: alike while steps are small, then only momentum is stable")
+@figure("On a network: alike while steps are small, then only momentum is stable", "networks")
 def network(records: Records, knobs: Momentum) -> Any:
     """Train loss after {steps} steps, mean over seeds. Right: what is left between the two, cut off
     where SGD fails, and the lag predicted from SGD itself, stopped beta / (1 - beta) steps earlier.
     Without the factor 1 - beta nothing agrees.
     """
-    runs = records["networks"].filter(~pl.col("diverged"), level=1)
-    if runs.is_empty():
-        return None
-    means = runs.group_by("method", "lr").agg(pl.col("loss").mean()).sort("method", "lr")
-    named = means.with_columns(pl.col("method").replace_strict(NAMES))
-    losses = draw.lines(named, "lr", "loss", "method", log="xy")
+    runs = kept(records["networks"]).filter(level=1)
+    losses = means(runs, ("method", "lr"), ("loss",))
+    named = losses.with_columns(pl.col("method").replace_strict(NAMES))
     lag = pl.col("lagged_loss") - pl.col("loss")
-    cells = {("measured", lr): gap("loss", lr)(records) for lr in knobs.lrs}
-    cells |= {
-        ("predicted by the lag", lr): value(lag, lr, method="sgd")(records) for lr in knobs.lrs
-    }
-    left = intervals(cells, "what", "lr", value="gap")
-    if left.is_empty():
-        return losses
-    return beside(losses, draw.lines(left, "lr", "gap", "what", log="x", domain=(-0.05, 0.03)))
+    left = {("measured", lr): gap("loss", lr) for lr in knobs.lrs}
+    left |= {("predicted by the lag", lr): value(lag, lr, method="sgd") for lr in knobs.lrs}
+    read = {cell: reading(records) for cell, reading in left.items()}
+    gaps = intervals(read, "what", "lr", value="gap")
+    return beside(
+        draw.lines(named, "lr", "loss", "method", log="xy"),
+        draw.lines(gaps, "lr", "gap", "what", log="x", domain=(-0.05, 0.03)),
+    )
 
 
 @figure("SVAG closes the gap")
@@ -111,7 +105,7 @@ def svag(records: Records, knobs: Momentum) -> Any:
     levels = (1, *sorted(knobs.svag_levels))
     gaps = {level: log_gap(knobs.large_lr, level)(records) for level in levels}
     closing = intervals(gaps, "level", value="gap")
-    return None if closing.is_empty() else draw.lines(closing, "level", "gap", log="x")
+    return draw.lines(closing, "level", "gap", log="x")
 
 
 FIGURES = (order, variances, network, svag)
@@ -119,14 +113,10 @@ FIGURES = (order, variances, network, svag)
 
 def table(records: Records, knobs: Momentum) -> pl.DataFrame:
     """Loss, accuracy and lr x sharpness of the networks, by learning rate, level and method."""
-    means = {"loss": "train loss", "lagged_loss": "loss at momentum's lag", "accuracy": "accuracy"}
-    runs = records["networks"].filter(~pl.col("diverged"))
-    return (
-        runs.group_by("lr", "level", "method")
-        .agg(
-            pl.col(*means).mean().name.map(means.__getitem__),
-            pl.col("edge").median().alias("lr x sharpness"),
-            pl.len().alias("runs"),
-        )
-        .sort("level", "lr", "method")
-    )
+    columns = {
+        "loss": "train loss",
+        "lagged_loss": "loss at momentum's lag",
+        "accuracy": "accuracy",
+        "edge": "lr x sharpness",
+    }
+    return means(kept(records["networks"]), ("level", "lr", "method"), columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -11,8 +11,8 @@ import polars as pl
 from undertow import lab
 from undertow.claims import Records
 from undertow.claims.momentum import Momentum
-from undertow.claims.momentum.experiments import CURVATURES, NOISES, ORDERS
-from undertow.lab import Prediction, Reading, at_most, near, no_less, of, outside, worst
+from undertow.claims.momentum.experiments import CURVATURES, NOISES, ORDERS, TIMES
+from undertow.lab import Prediction, Reading, at_most, near, no_less, of, of_means, outside, worst
 
 
 def predictions(knobs: Momentum) -> dict[str, Prediction]:
@@ -21,7 +21,8 @@ def predictions(knobs: Momentum) -> dict[str, Prediction]:
     independent = worst((variance("replacement", c, "predicted_ratio") for c in CURVATURES), 1)
     orders = {}
     for alpha in ORDERS:
-        for kind, read in (("exact", exact_order(alpha)), ("simulated", simulated_order(alpha))):
+        simulated = simulated_order(alpha, knobs.path_exponents)
+        for kind, read in {"exact": exact_order(alpha), "simulated": simulated}.items():
             rule = near(1 - alpha, 0.1, read, "1 - alpha")
             if alpha == 1:
                 rule = at_most(0.1, read, "the gap does not close", control=True)
@@ -65,10 +66,10 @@ def predictions(knobs: Momentum) -> dict[str, Prediction]:
 
 def summary(records: Records, knobs: Momentum) -> str:
     """How many networks diverged."""
-    networks = records["networks"]
+    diverged, total = lab.lost(records, "networks")
     return (
-        f"{networks['diverged'].sum()} of {len(networks)} networks diverged; the networks are "
-        f"compared at effective learning rates {knobs.small_lr:g} and {knobs.large_lr:g}."
+        f"{diverged} of {total} networks diverged; the networks are compared at effective "
+        f"learning rates {knobs.small_lr:g} and {knobs.large_lr:g}."
     )
 
 
@@ -113,36 +114,33 @@ def exact_order(alpha: float) -> Reading:
 
     def slope(noise: str) -> Reading:
         def read(records: Records) -> lab.Effect:
-            rows = records["recursions"].filter(alpha=alpha, noise=noise).sort("exponent")
-            return lab.slope(log_lr(rows), np.log(rows["exact_gap"].to_numpy()))
+            rows = records["recursions"].filter(alpha=alpha, noise=noise)
+            log_lr = -math.log(2) * rows["exponent"].to_numpy()
+            return lab.slope(log_lr, np.log(rows["exact_gap"].to_numpy()))
 
         return Reading(read)
 
     return worst(map(slope, NOISES), 1 - alpha)
 
 
-def simulated_order(alpha: float) -> Reading:
+def simulated_order(alpha: float, exponents: Sequence[int]) -> Reading:
     """The same of the simulated paths, averaged over seeds before the largest gap is taken."""
+    log_lr = -math.log(2) * np.array(exponents)
 
-    def slope(rows: pl.DataFrame) -> float:
-        found = largest_gaps(rows)
-        return float(np.polyfit(log_lr(found), np.log(found["gap"].to_numpy()), 1)[0])
+    def slope(gaps: np.ndarray) -> float:
+        largest = abs(gaps.reshape(len(exponents), TIMES)).max(1)
+        return float(np.polyfit(log_lr, np.log(largest), 1)[0])
 
-    def read(records: Records) -> lab.Effect:
-        rows = records["paths"].filter(alpha=alpha).sort("seed", "exponent")
-        return lab.resampled(rows, slope)
-
-    return Reading(read)
+    gaps = [gap for exponent in exponents for gap in path_gaps(alpha, exponent)]
+    return of_means(gaps, slope, least=8)
 
 
-def log_lr(rows: pl.DataFrame) -> Any:
-    """Log learning rate, of rows with its exponent."""
-    return -math.log(2) * rows["exponent"].to_numpy()
+def path_gaps(alpha: float, exponent: int) -> list[Reading]:
+    """The gap of the simulated paths at each of the times."""
+    gaps = (pl.col("path_gaps").list.get(time) for time in range(TIMES))
+    return [of("paths", gap, alpha=alpha, exponent=exponent) for gap in gaps]
 
 
-def largest_gaps(rows: pl.DataFrame) -> pl.DataFrame:
-    """Of each `exponent` the largest `gap` over the times, of means over seeds."""
-    place = pl.int_range(pl.len()) % rows["path_gaps"].list.len().first()
-    times = rows.select("exponent", gap="path_gaps").explode("gap").with_columns(time=place)
-    means = times.group_by("exponent", "time").agg(pl.col("gap").mean())
-    return means.group_by("exponent").agg(pl.col("gap").abs().max()).sort("exponent")
+def largest_gap(records: Records, alpha: float, exponent: int) -> float:
+    """The largest over the times, of means over seeds."""
+    return max(abs(gap(records).mean()) for gap in path_gaps(alpha, exponent))

@@ -1,0 +1,149 @@
+"""Momentum beside plain SGD under the same noise: where the two are alike, and where they part.
+
+Momentum is in its averaged form, m' = beta m + (1 - beta) g and x' = x - lr m', so that every beta
+has the same effective learning rate and beta = 0 is SGD (2307.15196). All betas see the same draws,
+so that differences between them are sharper than each of them is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from undertow.train._checks import whole_number
+
+Field = Callable[[Tensor], Tensor]
+
+
+def momentum_paths(
+    gradient: Field,
+    noise: Field,
+    momenta: Sequence[float],
+    *,
+    lr: float,
+    read_at: Iterable[int],
+    generator: torch.Generator,
+    start: float = 1.0,
+    replicas: int = 10_000,
+) -> Iterator[Float64[Tensor, "momenta replicas"]]:
+    """Where paths on a loss of one variable are after these numbers of steps.
+
+    Each step adds noise(x) / lr^(1/2) to the gradient at x, or takes it away, as a coin falls: of
+    that order the noise may be in the theorem of 2307.15196, and in `predict.momentum_gap`.
+
+    Args:
+        gradient: of the loss, elementwise.
+        noise: standard deviation of a gradient's noise at x, times lr^(1/2), elementwise.
+        momenta: beta of each row, in [0, 1).
+        lr: constant learning rate.
+        read_at: numbers of steps from the start, each read once, in ascending order.
+        generator: of the coins; a replica's are the same for every beta.
+        start: x at step 0; velocities are zero.
+        replicas: paths of each beta.
+
+    Raises:
+        ValueError: a momentum out of range.
+    """
+    kept = _momenta(momenta)[:, None]
+    place = torch.full((len(kept), replicas), start, dtype=torch.float64)
+    velocity, taken = torch.zeros_like(place), 0
+    for step in sorted(set(read_at)):
+        for _ in range(step - taken):
+            coins = torch.randint(0, 2, (replicas,), generator=generator, dtype=torch.int8)
+            signs = coins.double().mul_(2).sub_(1).div_(math.sqrt(lr))
+            pull = torch.addcmul(gradient(place), noise(place), signs)
+            velocity.mul_(kept).addcmul_(pull, 1 - kept)
+            place.sub_(velocity, alpha=lr)
+        taken = step
+        yield place.clone()
+
+
+def stationary_variance(
+    inputs: Float[Tensor, "n features"],
+    targets: Float[Tensor, " n"],
+    momenta: Sequence[float],
+    *,
+    curvatures: Sequence[float],
+    batch_size: int,
+    generator: torch.Generator,
+    order: Literal["replacement", "epochs"] = "replacement",
+    ridge: float = 1e-2,
+    replicas: int = 50,
+    burn_in: int = 200,
+    steps: int = 400,
+) -> Float64[Tensor, "curvatures momenta"]:
+    """Variance of mini-batch training on ridge regression along the top eigenvector, at rest.
+
+    Of (w - w*) . v, with w* the minimum and v the Hessian's top eigenvector, over replicas and
+    steps. Where batches are independent and the noise does not grow with w - w*, its ratio between
+    two betas is `predict.momentum_equivalent(...).variance_ratio`.
+
+    Args:
+        inputs: of the training set, bias column included.
+        targets: of the training set.
+        momenta: the betas.
+        curvatures: learning rate x top eigenvalue.
+        batch_size: samples a step.
+        generator: of the batches; a replica's are the same for every beta and curvature.
+        order: `replacement` draws each batch independently, `epochs` visits the samples in a fresh
+            shuffle each, and drops what whole batches leave over.
+        ridge: half of ridge x (top eigenvalue without it) x |w|^2 is added to the loss.
+        replicas: runs, each with batches of its own.
+        burn_in: steps from w* before the first is counted.
+        steps: steps that are counted.
+
+    Raises:
+        TypeError: `batch_size` is no whole number.
+        ValueError: a momentum out of range, or no whole batch in the samples.
+    """
+    batch_size = whole_number("batch_size", batch_size, least=1)
+    if batch_size > len(inputs):
+        raise ValueError(f"batch_size must be at most {len(inputs)} samples, got {batch_size}")
+    inputs, targets = inputs.double(), targets.double()
+    hessian = inputs.T @ inputs / len(inputs)
+    penalty = ridge * float(torch.linalg.eigvalsh(hessian)[-1])
+    hessian += penalty * torch.eye(len(hessian), dtype=torch.float64)
+    sharpness, top = (part[..., -1] for part in torch.linalg.eigh(hessian))
+    best = torch.linalg.solve(hessian, inputs.T @ targets / len(inputs))
+
+    kept = _momenta(momenta).repeat(len(curvatures))[:, None, None]
+    rates = torch.tensor([c / float(sharpness) for c in curvatures], dtype=torch.float64)
+    rates = rates.repeat_interleave(len(momenta))[:, None, None]
+    place = best.repeat(len(kept), replicas, 1)
+    velocity, total = torch.zeros_like(place), torch.zeros(len(kept), dtype=torch.float64)
+    batches = _batches(order, len(inputs), batch_size, replicas, generator)
+    for step, drawn in enumerate(itertools.islice(batches, burn_in + steps)):
+        batch = inputs[drawn]
+        residuals = torch.bmm(batch, place.permute(1, 2, 0)) - targets[drawn][:, :, None]
+        gradient = torch.bmm(batch.transpose(1, 2), residuals).permute(2, 0, 1) / batch_size
+        gradient += penalty * place
+        velocity = kept * velocity + (1 - kept) * gradient
+        place = place - rates * velocity
+        if step >= burn_in:
+            total += ((place - best) @ top).square().mean(1)
+    return total.view(len(curvatures), len(momenta)) / steps
+
+
+def _momenta(momenta: Sequence[float]) -> Float64[Tensor, " momenta"]:
+    if not all(0 <= kept < 1 for kept in momenta):
+        raise ValueError(f"momenta must be at least 0 and below 1, got {tuple(momenta)}")
+    return torch.tensor(momenta, dtype=torch.float64)
+
+
+def _batches(
+    order: str, count: int, batch_size: int, replicas: int, generator: torch.Generator
+) -> Iterator[Int[Tensor, "replicas batch"]]:
+    """Batches without end, for each replica its own."""
+    whole = count // batch_size * batch_size
+    while True:
+        if order == "epochs":
+            shuffled = torch.rand(replicas, count, generator=generator).argsort(dim=1)
+            yield from shuffled[:, :whole].split(batch_size, dim=1)
+        else:
+            yield torch.randint(0, count, (replicas, batch_size), generator=generator)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from undertow import lab
 
 Records = Mapping[str, "pl.DataFrame"]
+"""What a study gave: a frame of like rows for each experiment."""
 
 BUILT_IN = "built-in"
 

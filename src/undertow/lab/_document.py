@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Tone = Literal["good", "bad", "unsure"]
+"""What gives a state or a cell its colour."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Chart:
 
 
 Item = str | Mapping[str, str] | tuple[str, ...] | Table | Chart
+"""What may stand under a heading: text, facts, a list, a table or a chart."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,10 +66,15 @@ def some(least: int = 1) -> Bound:
 
 
 DISTINCT = Bound("values without one twice", lambda v: len(set(v)) == len(v), whole=True)
+"""A bound on a tuple: no value twice."""
 ASCENDING = Bound("ascending", lambda v: all(a < b for a, b in pairwise(v)), whole=True)
+"""A bound on a tuple: each value above the one before."""
 Count = Annotated[int, at_least(1)]
+"""The type of a knob that counts something: 1 or more."""
 Seeds = Annotated[int, at_least(2)]
+"""The type of a number of repetitions: 2 or more, so that there is an interval."""
 Share = Annotated[float, between(0, 1)]
+"""The type of a share: strictly between 0 and 1."""
 
 
 class Knobs:

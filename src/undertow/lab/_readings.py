@@ -29,7 +29,8 @@ from undertow.lab._statistics import bootstrap_interval, paired_ratio, proportio
 
 Records = Mapping[str, pl.DataFrame]
 
-KEPT = ~pl.col("diverged").any().over("trial")  # a condition: of trials that did not diverge
+KEPT = ~pl.col("diverged").any().over("trial")
+"""A condition on records: of trials that did not diverge anywhere."""
 How = Literal["mean", "median", "min", "max", "first", "last", "all", "any"]
 
 

@@ -38,6 +38,7 @@ from undertow.objective._module import (
 )
 
 Tensors = Mapping[str, Tensor]
+"""Parameters and buffers by name."""
 Contribution = Callable[[Tensors, Any, Tensor], tuple[Tensor, Tensor]]
 Result = TypeVar("Result")
 

@@ -150,15 +150,22 @@ def rank_rows(
     beta = RULES[trials[0].rule]
     factors = np.array([predict.decay_factor(*own, momentum=beta) for own in hyper])
     split = measure.split_matrices(weights, start, weights.new_tensor(factors))
-    threshold, ranks = trials[0].threshold, split.ranks(trials[0].threshold)
     norm, initial = split.norm, split.initial_spectra
     rows, cols = weights.shape[1:]
     theory = predict.initial_spectrum(rows, cols, predict.initial_std("pytorch", fan_in=cols))
-    return rows_of(
-        {
-            "decay_exponent": [predict.decay_exponent(*own, momentum=beta) for own in hyper],
-            "norm": norm,
-            "spectrum": split.spectra / norm[:, None],
+    facts: dict[str, Any] = {
+        "rows": rows,
+        "cols": cols,
+        "decay_exponent": [predict.decay_exponent(*own, momentum=beta) for own in hyper],
+        "norm": norm,
+        "stable_rank": (norm / split.spectra[:, 0]) ** 2,
+        "spectrum": split.spectra / norm[:, None],
+        "residue_spectrum": split.residue_spectra / norm[:, None],
+        "learned_spectrum": split.learned_spectra / norm[:, None],
+    }
+    for suffix, threshold in (("", trials[0].threshold), ("_fine", FINE)):
+        ranks = split.ranks(threshold)
+        counts = {
             "rank": ranks.rank,
             "learned_rank": ranks.learned_rank,
             "survivors": ranks.surviving_rank,
@@ -166,10 +173,10 @@ def rank_rows(
                 theory, decay_factor=factors, final_norm=norm.numpy(), threshold=threshold
             ),
             "survivors_unforgotten": (initial > threshold * norm[:, None]).sum(1),
-            "rank_fine": split.ranks(FINE).rank,
-            "initial_rank_fine": (initial > FINE * initial.norm(dim=1, keepdim=True)).sum(1),
+            "initial_rank": (initial > threshold * initial.norm(dim=1, keepdim=True)).sum(1),
         }
-    )
+        facts |= {name + suffix: count for name, count in counts.items()}
+    return rows_of(facts)
 
 
 def residuals(trials: Sequence[Identity]) -> list[Rows]:

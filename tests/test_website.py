@@ -70,6 +70,8 @@ def test_a_run_places_the_figures_that_pages_show(tmp_path, monkeypatch) -> None
 def test_a_claims_page_is_built_from_its_parts(name: str) -> None:
     """Its figures and the verdict are there, no placeholder is left, no rule is copied by hand."""
     stored = claims.DOCS / "claims" / name
+    if not (stored / "verdict.json").exists():
+        pytest.skip("no run is stored beside the page")
     text = claims.page(name, stored)
     assert "<!--" not in text
     assert text.startswith(f"# `{name}`")

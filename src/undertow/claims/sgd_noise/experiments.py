@@ -6,19 +6,17 @@ noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from undertow.claims import perceptrons
 from undertow.claims.sgd_noise import LR, SHRINK_BATCH, SgdNoise
 from undertow.data import Images
 from undertow.lab import Experiment, grid, seeds
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Int
     from torch import Tensor, nn
-
-    from undertow.train import Ensemble
 
 _MOMENTUM = 0.95  # heavy ball comes to rest at the same points as descent
 _ORDERS = 16  # data orders from the same weights: one pair of them tells little of their spread
@@ -142,33 +140,39 @@ def displace(trial: Shrinking) -> Rows:
 
     Late, descent goes on from where it got to itself, and once more from where SGD did.
     """
-    from undertow import measure, models
+    import torch
+    from torch.nn import functional
 
-    loaded = trial.images.load()
-    data = loaded.train_inputs.flatten(1).double(), loaded.train_targets
-    sizes = (data[0].shape[1], 64, 64, loaded.num_classes)
-    per_epoch, late, decay = len(data[0]) // SHRINK_BATCH, trial.late_epochs, trial.weight_decay
-    fit = _ensemble(lambda generator: models.mlp(sizes, generator=generator), data, 0.0, trial.seed)
-    start, unfit = fit.train(trial.fit_steps).module(0), not fit.alive
+    from undertow import measure
+    from undertow.train import Ensemble, Member
+
+    options: dict[str, Any] = {"batch_size": SHRINK_BATCH, "path": "fused", "dtype": torch.float64}
+    fit = perceptrons(trial.images, (64, 64), [Member(trial.seed, LR)], **options)
+    data, own, decay = (fit.inputs, fit.targets), [trial.seed], trial.weight_decay
+
+    def onward(model: nn.Module, orders: Sequence[int], order: Any) -> Ensemble:
+        members = [Member(seed, LR, decay, order=order) for seed in orders]
+        return Ensemble(model, functional.cross_entropy, data, members, **options)
+
+    per_epoch, late = len(data[0]) // SHRINK_BATCH, trial.late_epochs
+    start, unfit = fit.ensemble.train(trial.fit_steps).module(0), not fit.ensemble.alive
     readings = [("SGD", 0, start, unfit), ("GD", 0, start, unfit)]
     if decay:
-        sgd, descent = (
-            _ensemble(start, data, decay, trial.seed, full=full).train(late * per_epoch)
-            for full in (False, True)
-        )
+        steps = late * per_epoch
+        sgd, descent = (onward(start, own, order).train(steps) for order in ("epochs", "full"))
         for method, there in {"SGD": sgd, "GD": descent, "GD from SGD": sgd}.items():
             readings.append((method, late, there.module(0), unfit or not there.alive))
     orders = [trial.seed + k * _OTHER_ORDER for k in range(1, _ORDERS + 1)]
     rows = []
     for method, epoch, model, lost in readings:
-        runs, full = (orders, False) if method == "SGD" else ([trial.seed], True)
-        ensemble = _ensemble(model, data, decay, *runs, full=full).train(per_epoch)
-        moved = measure.displacement(model, *map(ensemble.module, range(len(runs))))
+        runs = onward(model, orders, "epochs") if method == "SGD" else onward(model, own, "full")
+        runs.train(per_epoch)
+        moved = measure.displacement(model, *map(runs.module, range(len(runs.members))))
         rows.append(
             {
                 "method": method,
                 "epoch": epoch,
-                "diverged": lost or len(ensemble.alive) < len(runs),
+                "diverged": lost or len(runs.alive) < len(runs.members),
                 "displacement": moved.total,
                 "radial": moved.radial,
                 "tangential": moved.tangential,
@@ -177,26 +181,3 @@ def displace(trial: Shrinking) -> Rows:
             }
         )
     return rows
-
-
-def _ensemble(
-    model: nn.Module | Callable[..., nn.Module],
-    data: tuple[Tensor, Tensor],
-    weight_decay: float,
-    *orders: int,
-    full: bool = False,
-) -> Ensemble:
-    import torch
-    from torch.nn import functional
-
-    from undertow.train import Ensemble, Member
-
-    return Ensemble(
-        model,
-        functional.cross_entropy,
-        data,
-        [Member(own, LR, weight_decay, order="full" if full else "epochs") for own in orders],
-        batch_size=len(data[0]) if full else SHRINK_BATCH,
-        path="fused",
-        dtype=torch.float64,
-    )

@@ -21,7 +21,7 @@ class Networks:
 
     Attributes:
         ensemble: the networks.
-        inputs: `[n, features]`, float32.
+        inputs: `[n, features]`, of the type in which the ensemble trains.
         targets: `[n]`, class numbers.
         test: inputs and targets that were kept back.
         num_classes: labels run from 0 to one less.
@@ -59,10 +59,14 @@ def networks(
     from undertow.train import Ensemble
 
     loaded = images.load()
-    inputs, targets = loaded.train_inputs.flatten(1), loaded.train_targets
+    dtype = options.get("dtype", loaded.train_inputs.dtype)
+    inputs, test_inputs = (
+        own.flatten(1).to(dtype) for own in (loaded.train_inputs, loaded.test_inputs)
+    )
+    targets = loaded.train_targets
     made = model(inputs.shape[1], loaded.num_classes)
     ensemble = Ensemble(made, functional.cross_entropy, (inputs, targets), members, **options)
-    test = (loaded.test_inputs.flatten(1), loaded.test_targets)
+    test = (test_inputs, loaded.test_targets)
     return Networks(ensemble, inputs, targets, test, loaded.num_classes)
 
 

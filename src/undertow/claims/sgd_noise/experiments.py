@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from undertow.claims import perceptrons
@@ -64,61 +65,48 @@ def experiments(knobs: SgdNoise, seed: int) -> dict[str, Experiment]:
 def come_to_rest(trials: Sequence[Rest]) -> list[Rows]:
     """All decays and seeds: the gradients of minibatches where that of all data is nearly zero."""
     import torch
-    from torch.nn import functional
 
-    from undertow import models
-    from undertow.train import Ensemble, Member, rules
+    from undertow.train import Member, rules
 
     first = trials[0]
-    loaded = first.images.load()
-    inputs, targets = loaded.train_inputs.flatten(1).double(), loaded.train_targets
-    sizes = (inputs.shape[1], first.width, first.width, loaded.num_classes)
-    ensemble = Ensemble(
-        lambda generator: models.mlp(sizes, activation="tanh", generator=generator),
-        functional.cross_entropy,
-        (inputs, targets),
+    networks = perceptrons(
+        first.images,
+        (first.width, first.width),
         [Member(t.seed, LR, t.weight_decay, _MOMENTUM, order="full") for t in trials],
-        batch_size=len(inputs),
+        activation="tanh",
+        batch_size=1,  # of no account: a step takes all images
         rule=rules.momentum,
         path="fused",
         dtype=torch.float64,
-    ).train(first.steps)
-    accuracy = ensemble.evaluate(inputs, targets).accuracy
-    records: list[Rows] = [[{"diverged": True, "train_accuracy": float(a)}] for a in accuracy]
+    )
+    ensemble, data = networks.ensemble.train(first.steps), (networks.inputs, networks.targets)
+    accuracy = networks.fit().accuracy.tolist()
+    records: list[Rows] = [[{"diverged": True, "train_accuracy": own}] for own in accuracy]
     for e in ensemble.alive:
-        facts = {"diverged": False, "train_accuracy": float(accuracy[e])}
-        rows = minibatch_gradients(trials[e], ensemble.module(e), inputs, targets)
-        records[e] = [facts | row for row in rows]
+        facts = {"diverged": False, "train_accuracy": accuracy[e]}
+        records[e] = [facts | row for row in at_floor(trials[e], ensemble.module(e), data)]
     return records
 
 
-def minibatch_gradients(
-    trial: Rest, module: nn.Module, inputs: Float64[Tensor, "n d"], targets: Int[Tensor, " n"]
-) -> Rows:
+def at_floor(trial: Rest, module: nn.Module, data: tuple[Tensor, Tensor]) -> Rows:
     """Regularised minibatch gradients of every matrix against the floor of its spectrum."""
     import torch
-    from torch.func import functional_call, grad, vmap
     from torch.nn import functional
 
     from undertow import measure
+    from undertow.objective import Objective
 
-    params = {name: value.detach() for name, value in module.named_parameters()}
-
-    def sample_loss(own: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(functional_call(module, own, (x[None],)), y[None])
-
-    gradients = vmap(grad(sample_loss), in_dims=(None, 0, 0))(params, inputs, targets)
-    generator = torch.Generator().manual_seed(trial.seed)
+    objective, count = Objective(module, functional.cross_entropy, data), len(data[0])
+    norms = partial(measure.batch_gradient_norms, objective, weight_decay=trial.weight_decay)
+    residual, singles = norms(torch.arange(count)[None]), torch.arange(count)[:, None]
+    equal, generator = torch.ones(trial.batches, count), torch.Generator().manual_seed(trial.seed)
     rows = []
     for size in trial.batch_sizes:
-        batches = torch.arange(len(inputs))[:, None]
-        if size > 1:
-            weights = torch.ones(trial.batches, len(inputs))
-            batches = torch.multinomial(weights, size, generator=generator)
+        drawn = singles if size == 1 else torch.multinomial(equal, size, generator=generator)
+        found = norms(drawn)
         floors = measure.noise_floor(module, weight_decay=trial.weight_decay, batch_size=size).table
         for layer, (name, floor) in enumerate(floors.select("name", "floor").iter_rows(), 1):
-            decay = trial.weight_decay * params[name]
-            noise = (gradients[name][batches].mean(1) + decay).flatten(1).norm(dim=1)
+            noise = found[name]
             rows.append(
                 {
                     "layer": layer,
@@ -129,7 +117,7 @@ def minibatch_gradients(
                     "floor": floor,
                     "least": float(noise.min()),
                     "rms": float(noise.square().mean().sqrt()),
-                    "residual": float((gradients[name].mean(0) + decay).norm()),
+                    "residual": float(residual[name]),
                 }
             )
     return rows

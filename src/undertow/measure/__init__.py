@@ -15,6 +15,7 @@ from undertow.measure.curvature import spherical_sharpness as spherical_sharpnes
 from undertow.measure.function import AffineRegion as AffineRegion
 from undertow.measure.function import Boundary as Boundary
 from undertow.measure.function import DepthConvergence as DepthConvergence
+from undertow.measure.function import DepthPath as DepthPath
 from undertow.measure.function import FunctionalRank as FunctionalRank
 from undertow.measure.function import Homogeneity as Homogeneity
 from undertow.measure.function import Margins as Margins
@@ -23,6 +24,7 @@ from undertow.measure.function import NormBounds as NormBounds
 from undertow.measure.function import activation_region as activation_region
 from undertow.measure.function import boundary_distance as boundary_distance
 from undertow.measure.function import depth_convergence as depth_convergence
+from undertow.measure.function import follow_depth as follow_depth
 from undertow.measure.function import functional_rank as functional_rank
 from undertow.measure.function import homogeneity as homogeneity
 from undertow.measure.function import margins as margins
@@ -30,6 +32,7 @@ from undertow.measure.function import neural_collapse as neural_collapse
 from undertow.measure.function import norm_bounds as norm_bounds
 from undertow.measure.function import normalized_outputs as normalized_outputs
 from undertow.measure.function import region_radius as region_radius
+from undertow.measure.function import row_norms as row_norms
 from undertow.measure.noise import GradientNoise as GradientNoise
 from undertow.measure.noise import NoiseAlignment as NoiseAlignment
 from undertow.measure.noise import NoiseCovariance as NoiseCovariance
@@ -68,6 +71,7 @@ __all__ = [
     "AffineRegion",
     "Boundary",
     "DepthConvergence",
+    "DepthPath",
     "Displacement",
     "Estimate",
     "FunctionalRank",
@@ -99,6 +103,7 @@ __all__ = [
     "boundary_distance",
     "depth_convergence",
     "displacement",
+    "follow_depth",
     "functional_rank",
     "gradient_noise",
     "hessian_trace",
@@ -119,6 +124,7 @@ __all__ = [
     "profile",
     "ranks",
     "region_radius",
+    "row_norms",
     "sharpness",
     "spectral_density",
     "spectrum_ranks",

@@ -66,6 +66,7 @@ def trained(trial: Training) -> dict[str, Any]:
     failing = trial.init == "he" and trial.net_depth == KNOBS.net_depth
     accuracy = (0.15 if failing else 0.97) + 1e-3 * math.sin(trial.seed + 1)
     fields = {name: getattr(trial, name) for name in ("init", "net_depth", "lr", "seed")}
+    fields["trial"] = str(trial)
     found = {"diverged": False, "train_accuracy": accuracy, "test_accuracy": accuracy - 0.02}
     return fields | found
 
@@ -78,6 +79,7 @@ def ideal(trial: Limit) -> list[dict[str, Any]]:
         "bias": 0.5 - trial.power,
     }.get(trial.kind)
     facts = {
+        "trial": str(trial),
         "kind": trial.kind,
         "power": trial.power,
         "seed": trial.seed,

@@ -63,6 +63,7 @@ def world(
                 rms = undecayed_rms if decay == 0 else decay * 30 * (loudest if strongest else 1)
                 rest.append(
                     {
+                        "trial": f"{decay} {seed}",
                         "seed": seed,
                         "weight_decay": decay,
                         "layer": layer,
@@ -88,6 +89,7 @@ def world(
         ):
             moved.append(
                 {
+                    "trial": f"{decay} {seed}",
                     "seed": seed,
                     "weight_decay": decay,
                     "method": method,

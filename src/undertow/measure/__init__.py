@@ -15,6 +15,7 @@ from undertow.measure.curvature import spherical_sharpness as spherical_sharpnes
 from undertow.measure.function import AffineRegion as AffineRegion
 from undertow.measure.function import Boundary as Boundary
 from undertow.measure.function import DepthConvergence as DepthConvergence
+from undertow.measure.function import DepthPath as DepthPath
 from undertow.measure.function import FunctionalRank as FunctionalRank
 from undertow.measure.function import Homogeneity as Homogeneity
 from undertow.measure.function import Margins as Margins
@@ -23,6 +24,7 @@ from undertow.measure.function import NormBounds as NormBounds
 from undertow.measure.function import activation_region as activation_region
 from undertow.measure.function import boundary_distance as boundary_distance
 from undertow.measure.function import depth_convergence as depth_convergence
+from undertow.measure.function import follow_depth as follow_depth
 from undertow.measure.function import functional_rank as functional_rank
 from undertow.measure.function import homogeneity as homogeneity
 from undertow.measure.function import margins as margins
@@ -30,6 +32,7 @@ from undertow.measure.function import neural_collapse as neural_collapse
 from undertow.measure.function import norm_bounds as norm_bounds
 from undertow.measure.function import normalized_outputs as normalized_outputs
 from undertow.measure.function import region_radius as region_radius
+from undertow.measure.function import row_norms as row_norms
 from undertow.measure.noise import GradientNoise as GradientNoise
 from undertow.measure.noise import NoiseAlignment as NoiseAlignment
 from undertow.measure.noise import NoiseCovariance as NoiseCovariance
@@ -37,6 +40,7 @@ from undertow.measure.noise import NoiseEigenpairs as NoiseEigenpairs
 from undertow.measure.noise import NoiseFloor as NoiseFloor
 from undertow.measure.noise import NoiseScale as NoiseScale
 from undertow.measure.noise import PerSampleNorms as PerSampleNorms
+from undertow.measure.noise import batch_gradient_norms as batch_gradient_norms
 from undertow.measure.noise import gradient_noise as gradient_noise
 from undertow.measure.noise import noise_covariance as noise_covariance
 from undertow.measure.noise import noise_floor as noise_floor
@@ -60,12 +64,14 @@ from undertow.measure.weights import spectrum_ranks as spectrum_ranks
 from undertow.measure.weights import split_init as split_init
 from undertow.measure.weights import split_matrices as split_matrices
 from undertow.measure.weights import toeplitz_norm as toeplitz_norm
+from undertow.measure.weights import update_fluctuation as update_fluctuation
 from undertow.measure.weights import weight_matrices as weight_matrices
 
 __all__ = [
     "AffineRegion",
     "Boundary",
     "DepthConvergence",
+    "DepthPath",
     "Displacement",
     "Estimate",
     "FunctionalRank",
@@ -93,9 +99,11 @@ __all__ = [
     "SplitRanks",
     "WeightMatrix",
     "activation_region",
+    "batch_gradient_norms",
     "boundary_distance",
     "depth_convergence",
     "displacement",
+    "follow_depth",
     "functional_rank",
     "gradient_noise",
     "hessian_trace",
@@ -116,6 +124,7 @@ __all__ = [
     "profile",
     "ranks",
     "region_radius",
+    "row_norms",
     "sharpness",
     "spectral_density",
     "spectrum_ranks",
@@ -123,5 +132,6 @@ __all__ = [
     "split_init",
     "split_matrices",
     "toeplitz_norm",
+    "update_fluctuation",
     "weight_matrices",
 ]

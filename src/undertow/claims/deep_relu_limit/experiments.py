@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from undertow.claims import networks
 from undertow.claims.deep_relu_limit import BURN_IN, DIVERGING, DeepReluLimit
 from undertow.data import Images
-from undertow.lab import Experiment, grid, seeds
+from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -67,11 +68,11 @@ def experiments(knobs: DeepReluLimit, seed: int) -> dict[str, Experiment]:
     }
     forms = [{"kind": kind, "power": power} for kind, own in powers.items() for power in own]
     own = seeds(seed, knobs.net_seeds)
-    networks = grid(Training, knobs, cell=cells, lr=knobs.lrs, seed=own)
+    trainings = grid(Training, knobs, cell=cells, lr=knobs.lrs, seed=own)
     limits = grid(Limit, knobs, seed=seeds(seed, knobs.seeds), form=forms)
     together = ("kind", "power", "seed")
     return {
-        "networks": Experiment(networks, train, together=("lr", "seed"), group_size=64),
+        "networks": Experiment(trainings, train, together=("lr", "seed"), group_size=64),
         "limits": Experiment(limits, deepen, together=together, group_size=64),
     }
 
@@ -86,46 +87,30 @@ def deepen(trials: Sequence[Limit]) -> list[Rows]:
     """Networks of one size side by side: d(n) at each depth, and what holds of all layers."""
     import torch
 
+    from undertow.measure import follow_depth, row_norms
     from undertow.train import spawn_generators
 
     layers = read_at(trials[0].depth)
-    wanted = {*layers, *(2 * n for n in layers)}
     # A seed's generators of its input, of perturbations and of biases.
     own = {trial.seed: spawn_generators(trial.seed, 3) for trial in trials}
     start = _inputs(trials, own)
-    norm = start.norm(dim=1)
-    kept: dict[int, Tensor] = {}
-    excess = torch.full_like(norm, -math.inf)
-    log_growth, pushed = torch.zeros_like(norm), norm.clone()
-    state = start
-    for n, (after, perturbation, bias) in enumerate(_states(trials, own, start), start=1):
-        size = _norm(state)
-        over = _norm(after - state) - perturbation * size - bias
-        # A state that shrinks to nothing has only rounding errors in proportion to its start.
-        excess = torch.maximum(excess, over / torch.maximum(size, norm))
-        log_growth += perturbation.log1p()
-        pushed += bias
-        state = after
-        if n in wanted:
-            kept[n] = state
-    doubling = torch.stack([_norm(kept[2 * n] - kept[n]) for n in layers])
-    end = _norm(state)
+    path = follow_depth(start, _states(trials, own, start), {*layers, *(2 * n for n in layers)})
+    doubling = [row_norms(path.states[2 * n] - path.states[n]) for n in layers]
+    curves = torch.stack(doubling, 1).tolist()
+    norm, end = row_norms(start), row_norms(path.end)
     facts = {
         "diverged": ~torch.isfinite(end),  # grown out of float64's range
-        "excess": excess,
-        "log_norm_ratio": end.log() - log_growth - pushed.log(),
+        "excess": path.excess,
+        "log_norm_ratio": path.log_norm_ratio,
         "limit_ratio": end / norm,
-        "off_average": _norm(state - start.mean(1, keepdim=True)) / norm,
+        "off_average": row_norms(path.end - start.mean(1, keepdim=True)) / norm,
         "last_ratio": doubling[-1] / norm,
+        "slope": [slope(layers, curve) for curve in curves],
     }
-    rows = []
-    for e, d in enumerate(doubling.T.tolist()):
-        shared = {name: values[e].item() for name, values in facts.items()}
-        shared["slope"] = slope(layers, d)
-        rows.append(
-            [{"layers": n, "doubling": at} | shared for n, at in zip(layers, d, strict=True)]
-        )
-    return rows
+    return [
+        [{"layers": n, "doubling": d} | shared for n, d in zip(layers, curve, strict=True)]
+        for curve, shared in zip(curves, rows_of(facts), strict=True)
+    ]
 
 
 def _inputs(trials: Sequence[Limit], own: dict[int, list[Generator]]) -> Float64[Tensor, "E width"]:
@@ -186,14 +171,6 @@ def _noise(
     return noise, push / push.norm(dim=2, keepdim=True)
 
 
-def _norm(vectors: Float64[Tensor, "E m"]) -> Float64[Tensor, " E"]:
-    """Norms of vectors whose squares may overflow: constant perturbations' do."""
-    import torch
-
-    size = vectors.abs().amax(1).clamp(min=torch.finfo(vectors.dtype).tiny)
-    return size * (vectors / size[:, None]).norm(dim=1)
-
-
 def read_at(depth: int) -> list[int]:
     """Depths n, two in each doubling, of which 2 n is reached too."""
     steps = math.floor(2 * math.log2(depth / 2 / BURN_IN) + 1e-9)
@@ -211,35 +188,23 @@ def slope(layers: list[int], doubling: list[float]) -> float | None:
 
 def train(trials: Sequence[Training]) -> list[Rows]:
     """One architecture: its accuracies after SGD, those of a network that blew up as zero."""
-    from torch.nn import functional
-
     from undertow.models import deep_plain_mlp
-    from undertow.train import Ensemble, Member
+    from undertow.train import Member
 
     first = trials[0]
-    loaded = first.images.load()
-    inputs, targets = loaded.train_inputs.flatten(1), loaded.train_targets
-    shape: dict[str, Any] = {"inputs": inputs.shape[1], "outputs": loaded.num_classes}
-    shape |= {"width": first.net_width, "depth": first.net_depth, "init": first.init}
-    ensemble = Ensemble(
-        lambda generator: deep_plain_mlp(**shape, generator=generator),
-        functional.cross_entropy,
-        (inputs, targets),
-        [Member(trial.seed, trial.lr) for trial in trials],
-        batch_size=min(32, len(inputs)),
-        path="fused",
-    )
-    ensemble.train(first.steps)
-    fit = ensemble.evaluate(inputs, targets).accuracy.tolist()
-    test = ensemble.evaluate(loaded.test_inputs.flatten(1), loaded.test_targets).accuracy.tolist()
-    alive = set(ensemble.alive)
-    return [
-        [
-            {
-                "diverged": e not in alive,
-                "train_accuracy": fit[e] if e in alive else 0.0,
-                "test_accuracy": test[e] if e in alive else 0.0,
-            }
-        ]
-        for e in range(len(trials))
-    ]
+    shape: dict[str, Any] = {"width": first.net_width, "depth": first.net_depth, "init": first.init}
+
+    def model(features: int, classes: int) -> Any:
+        sizes = shape | {"inputs": features, "outputs": classes}
+        return lambda generator: deep_plain_mlp(**sizes, generator=generator)
+
+    members = [Member(trial.seed, trial.lr) for trial in trials]
+    size = min(32, first.images.train_size or 32)
+    trained = networks(first.images, model, members, batch_size=size, path="fused")
+    trained.ensemble.train(first.steps)
+    facts = {
+        "diverged": [at is not None for at in trained.ensemble.diverged_at],
+        "train_accuracy": trained.fit().accuracy.nan_to_num(),
+        "test_accuracy": trained.tested().accuracy.nan_to_num(),
+    }
+    return [[row] for row in rows_of(facts)]

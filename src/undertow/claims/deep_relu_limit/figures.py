@@ -9,7 +9,7 @@ import polars as pl
 from undertow.claims import Records
 from undertow.claims.deep_relu_limit import DeepReluLimit
 from undertow.claims.deep_relu_limit.predictions import KINDS, networks
-from undertow.lab import Charts, figure
+from undertow.lab import Charts, figure, means
 
 draw = Charts(layers="n, layers", doubling="d(n)", lr="learning rate", accuracy="training accuracy")
 
@@ -71,11 +71,7 @@ def table(records: Records, knobs: DeepReluLimit) -> pl.DataFrame:
     limits = networks(records).filter(pl.col("kind").is_in(list(KINDS)))
     names = {"slope of d(n)": pl.col("slope").mean(), "spread over seeds": pl.col("slope").std()}
     slopes = limits.group_by("kind", "power").agg(**names).with_columns(predicted=predicted(knobs))
-    runs = records["networks"].group_by("init", "net_depth", "lr")
-    means = {
-        "train accuracy": pl.col("train_accuracy").mean(),
-        "test accuracy": pl.col("test_accuracy").mean(),
-        "diverged": pl.col("diverged").sum(),
-    }
-    nets = runs.agg(**means).rename({"init": "kind"}).sort("kind", "net_depth", "lr")
-    return pl.concat([slopes.sort("kind", "power"), nets], how="diagonal")
+    columns = {"train_accuracy": "train accuracy", "test_accuracy": "test accuracy"}
+    columns |= {"diverged": "share diverged"}
+    nets = means(records["networks"], ["init", "net_depth", "lr"], columns)
+    return pl.concat([slopes.sort("kind", "power"), nets.rename({"init": "kind"})], how="diagonal")

@@ -13,11 +13,12 @@ from typing import Annotated
 
 from undertow.claims import Claim
 from undertow.data import Images
-from undertow.lab import DISTINCT, Count, Knobs, Seeds, above, at_least, some
+from undertow.lab import DISTINCT, Bound, Count, Knobs, Seeds, above, at_least, some
 
 DEEP_BATCH = 8  # of SGD on the deep network
 
-Decays = Annotated[tuple[float, ...], at_least(0), DISTINCT]
+_SOME = Bound("values of which one is positive", any, whole=True)
+Decays = Annotated[tuple[float, ...], at_least(0), DISTINCT, _SOME]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Janus(Knobs):
     seeds: Seeds = 20  # independent repetitions
 
     def rules(self) -> Mapping[str, bool]:
-        """Batches are smaller than the data, and these leave a null space; something decays."""
-        size, decays = self.images.train_size, ("weight_decay", "deep_weight_decay")
+        """Batches are smaller than the data, and these leave a null space."""
+        size = self.images.train_size
         return {
             f"dimension must exceed samples, or the data leave no null space, got "
             f"{self.dimension} and {self.samples}": self.dimension > self.samples,
@@ -48,11 +49,6 @@ class Janus(Knobs):
             f"included), got {self.batch_sizes}": max(self.batch_sizes) < self.samples,
             f"train_size must be above {DEEP_BATCH}, the batch size of the deep network's SGD, "
             f"got {size}": size is not None and size > DEEP_BATCH,
-        } | {
-            f"{name} must hold a positive value, got {getattr(self, name)}": any(
-                getattr(self, name)
-            )
-            for name in decays
         }
 
     @property

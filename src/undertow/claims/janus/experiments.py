@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from undertow.claims import perceptrons
 from undertow.claims.janus import DEEP_BATCH, Janus
 from undertow.data import Images
-from undertow.lab import Experiment, grid, seeds
+from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 LINEAR = ("gaussian", "images")  # the regressions
 _OUTPUTS = 10
+_FIRST, _MIDDLE = "1.weight", "3.weight"  # an MLP's layer 0 flattens
 _THRESHOLD = 1e-3  # of the deep networks' rank
 _READINGS = (0.25, 0.5, 0.75, 1.0)  # fractions of the steps at which the null space is read
 _LATE = 40  # updates over which the fluctuation at the end of training is taken
@@ -144,7 +146,6 @@ def regress(
 
     first = trials[0]
     inputs = inputs / inputs.norm(dim=1, keepdim=True)
-    projector = measure.null_projector(inputs)
     sizes = (inputs.shape[1], targets.shape[1])
     ensemble = Ensemble(
         lambda generator: models.mlp(sizes, bias=False, generator=generator),
@@ -155,54 +156,43 @@ def regress(
         path="fused",
         dtype=torch.float64,
     )
-
-    start = _weight(ensemble)
-    rows: list[Rows] = [[] for _ in trials]
+    projector, start = measure.null_projector(inputs), ensemble.parameters()[_FIRST]
+    read = []
     for step in ensemble.read_at(round(fraction * first.steps) for fraction in _READINGS):
-        left = null_space(trials, projector, start, _weight(ensemble), step)
-        for e, (own, row) in enumerate(zip(rows, left, strict=True)):
-            row |= {"step": step, "epochs": step * first.batch_size / len(inputs)}
-            row |= {"final": step == first.steps, "diverged": ensemble.diverged_at[e] is not None}
-            own.append(row)
-    end = _weight(ensemble)
+        facts = null_space(trials, projector, start, ensemble)
+        facts |= {"step": step, "epochs": step * first.batch_size / len(inputs)}
+        read.append(rows_of(facts | {"final": step == first.steps}))
+    end, seen = ensemble.parameters()[_FIRST], torch.eye(len(projector)).double() - projector
     stable = end.square().sum((1, 2)) / torch.linalg.matrix_norm(end, 2).square()
-    fluctuating = fluctuation(ensemble, torch.eye(len(projector)).double() - projector)
-    for e, own in enumerate(rows):
-        own[-1] |= {"stable_rank": float(stable[e]), "fluctuation": float(fluctuating[e])}
-    return rows
+    late = ensemble.read_at(range(first.steps, first.steps + _LATE + 1))
+    path = torch.stack([ensemble.parameters()[_FIRST] @ seen for _ in late])
+    moving = {"stable_rank": stable, "fluctuation": measure.update_fluctuation(path)}
+    read[-1] = [row | more for row, more in zip(read[-1], rows_of(moving), strict=True)]
+    return [list(own) for own in zip(*read, strict=True)]
 
 
 def train_deep(trials: Sequence[Deep]) -> list[Rows]:
     """One batch size: the rank of the middle matrix, and the null space of the first."""
     import torch
-    from torch.nn import functional
 
-    from undertow import measure, models
-    from undertow.train import Ensemble, Member
+    from undertow import measure
+    from undertow.train import Member
 
     first = trials[0]
-    loaded = first.images.load()
-    inputs, targets = loaded.train_inputs.flatten(1).double(), loaded.train_targets
-    sizes = (inputs.shape[1], first.width, first.width, loaded.num_classes)
-    order: Order = "full" if first.batch_size == len(inputs) else "epochs"
-    ensemble = Ensemble(
-        lambda generator: models.mlp(sizes, generator=generator),
-        functional.cross_entropy,
-        (inputs, targets),
-        [Member(trial.seed, trial.lr, trial.weight_decay, order=order) for trial in trials],
-        batch_size=first.batch_size,
-        path="fused",
-        dtype=torch.float64,
+    order: Order = "full" if first.batch_size == first.images.train_size else "epochs"
+    members = [Member(trial.seed, trial.lr, trial.weight_decay, order=order) for trial in trials]
+    options: dict[str, Any] = {"path": "fused", "dtype": torch.float64}
+    networks = perceptrons(
+        first.images, (first.width,) * 2, members, batch_size=first.batch_size, **options
     )
-    start = _weight(ensemble)
+    ensemble, projector = networks.ensemble, measure.null_projector(networks.inputs)
+    start = ensemble.parameters()[_FIRST]
     ensemble.train(first.steps)
-    accuracy = ensemble.evaluate(inputs, targets).accuracy
-    rows = null_space(trials, measure.null_projector(inputs), start, _weight(ensemble), first.steps)
-    for e, row in enumerate(rows):
-        row |= {"diverged": True, "train_accuracy": float(accuracy[e]), "deep_rank": None}
+    facts = null_space(trials, projector, start, ensemble)
+    rows = rows_of(facts | {"train_accuracy": networks.fit().accuracy, "deep_rank": None})
+    middle = ensemble.parameters()[_MIDDLE]
     for e in ensemble.alive:
-        rank = measure.matrix_ranks(_weight(ensemble, layer=1)[e], _THRESHOLD).threshold_rank
-        rows[e] |= {"diverged": False, "deep_rank": int(rank)}
+        rows[e]["deep_rank"] = int(measure.matrix_ranks(middle[e], _THRESHOLD).threshold_rank)
     return [[row] for row in rows]
 
 
@@ -210,37 +200,18 @@ def null_space(
     trials: Sequence[Regression | Deep],
     projector: Float64[Tensor, "d d"],
     start: Float64[Tensor, "E k d"],
-    weight: Float64[Tensor, "E k d"],
-    step: int,
-) -> list[dict[str, Any]]:
+    ensemble: Ensemble,
+) -> dict[str, Any]:
     """How much of what the data cannot see is left of the weights, and how much is predicted."""
     import torch
 
-    from undertow import predict
+    from undertow.predict import null_space_decay
 
-    before, now = (torch.linalg.norm(own @ projector, dim=(1, 2)) for own in (start, weight))
-    return [
-        {
-            "null_dimension": round(float(projector.trace())),
-            "null_ratio": left,
-            "null_predicted": predict.null_space_decay(trial.lr, trial.weight_decay, step),
-        }
-        for trial, left in zip(trials, (now / before).tolist(), strict=True)
-    ]
-
-
-def fluctuation(ensemble: Ensemble, seen: Float64[Tensor, "d d"]) -> Float64[Tensor, " E"]:
-    """The spread of the next updates about their mean, of what the data see of the weights."""
-    import torch
-
-    path = [_weight(ensemble) @ seen]
-    for _ in range(_LATE):
-        path.append(_weight(ensemble.train(1)) @ seen)
-    updates = torch.stack(path).diff(dim=0)  # [late, E, k, d]
-    spread = (updates - updates.mean(0)).square().sum((2, 3)).mean(0).sqrt()
-    return spread / torch.linalg.norm(path[0], dim=(1, 2))
-
-
-def _weight(ensemble: Ensemble, layer: int = 0) -> Float64[Tensor, "E k d"]:
-    weights = [value for name, value in ensemble.parameters().items() if name.endswith("weight")]
-    return weights[layer]
+    steps, now = ensemble.steps_taken, ensemble.parameters()[_FIRST]
+    before, left = (torch.linalg.norm(own @ projector, dim=(1, 2)) for own in (start, now))
+    return {
+        "diverged": [at is not None for at in ensemble.diverged_at],
+        "null_dimension": round(float(projector.trace())),
+        "null_ratio": left / before,
+        "null_predicted": [null_space_decay(t.lr, t.weight_decay, steps) for t in trials],
+    }

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import polars as pl
 
+from undertow import lab
 from undertow.claims import Records
 from undertow.claims.janus import DEEP_BATCH, Janus
 from undertow.claims.janus.experiments import LINEAR
-from undertow.lab import (
-    Prediction,
-    Reading,
-    at_most,
-    greatest,
-    near,
-    no_less,
-    of,
-    slope_of,
-    within,
-    worst,
-)
+from undertow.lab import KEPT, Prediction, Reading, at_most, greatest, near, no_less, of, within
 
 _SMALL = 2e-4  # decays up to here are read for the fluctuation's power of the decay
 _LEFT, _LAW = pl.col("null_ratio"), pl.col("null_predicted")
 _ERROR = (_LEFT.log() / _LAW.log() - 1).abs()
 _READABLE = _LAW > 1e-9  # where less is left, rounding error is what is measured
-_DECAYED, _KEPT = pl.col("weight_decay") > 0, ~pl.col("diverged")
+_DECAYED = pl.col("weight_decay") > 0
 _FITTED = pl.col("train_accuracy") >= 0.95
 
 
@@ -38,9 +29,9 @@ def predictions(knobs: Janus) -> dict[str, Prediction]:
 def null_space(knobs: Janus) -> dict[str, Prediction]:
     """One rate a step for every batch size and order."""
     ratio, small, every = -(-knobs.samples // knobs.smallest), knobs.smallest, knobs.samples
-    rate = greatest(of(kind, _ERROR, _KEPT, _DECAYED, _READABLE, how="max") for kind in LINEAR)
+    rate = greatest(of(kind, _ERROR, KEPT, _DECAYED, _READABLE, how="max") for kind in LINEAR)
     change = (_LEFT - 1).abs()
-    lost = greatest(of(kind, change, _KEPT, how="max", weight_decay=0.0) for kind in LINEAR)
+    forgotten = greatest(of(kind, change, KEPT, how="max", weight_decay=0.0) for kind in LINEAR)
     pace = -_LEFT.log() / pl.col("epochs")
     faster = ended(knobs, pace, small, small) / ended(knobs, pace, every, every)
     unseen, stable = (
@@ -54,7 +45,7 @@ def null_space(knobs: Janus) -> dict[str, Prediction]:
         ),
         "decay per epoch, SGD over GD": near(ratio, 1e-6 * ratio, faster, "N / B"),
         "null space lost without decay": at_most(
-            1e-12, lost, "without decay nothing is forgotten", control=True
+            1e-12, forgotten, "without decay nothing is forgotten", control=True
         ),
         "null space, SGD over GD, same steps": near(1, 1e-6, unseen, gone, control=True),
         "stable rank, SGD over GD, same steps": within(
@@ -65,32 +56,33 @@ def null_space(knobs: Janus) -> dict[str, Prediction]:
 
 def noise(knobs: Janus) -> dict[str, Prediction]:
     """What is left of the updates late in training."""
-    positive = sorted(decay for decay in knobs.weight_decay if decay > 0)
-    weakest, small = positive[0], [decay for decay in positive if decay <= _SMALL]
-    sgd: dict[str, Any] = {"steps": knobs.late_steps, "batch_size": knobs.smallest}
+    decays = sorted(filter(None, knobs.weight_decay))
+    weakest, weak = decays[0], [decay for decay in decays if decay <= _SMALL]
+    sgd, descent = (partial(late, knobs, size) for size in (knobs.smallest, knobs.samples))
     orders = (
-        late(sgd, order="cyclic", weight_decay=d) / late(sgd, order="epochs", weight_decay=d)
-        for d in positive
+        sgd(order="cyclic", weight_decay=decay) / sgd(order="epochs", weight_decay=decay)
+        for decay in decays
     )
-    least = late(sgd, how="min", weight_decay=weakest)
     never = {
         "SGD's fluctuation with decay": no_less(
-            1e-6, least, f"of ||W|| an update at decay {weakest:g}, also in a fixed order"
+            1e-6,
+            sgd(how="min", weight_decay=weakest),
+            f"of ||W|| an update at decay {weakest:g}, also in a fixed order",
         ),
         "fluctuation, fixed order over shuffled": within(
-            0.8, 1.25, worst(orders, 1), "at every decay: it is not the shuffling"
+            0.8, 1.25, lab.worst(orders, 1), "at every decay: it is not the shuffling"
         ),
     }
-    if len(small) > 1:
+    if len(weak) > 1:
         logs = pl.col("weight_decay").log(), pl.col("fluctuation").log()
-        chosen = (_KEPT, "final", pl.col("weight_decay").is_in(small))
-        power = slope_of("gaussian", *logs, *chosen, order="epochs", **sgd)
-        note = f"for decays up to {small[-1]:g}"
+        chosen = (KEPT, "final", pl.col("weight_decay").is_in(weak))
+        sizes: dict[str, Any] = {"batch_size": knobs.smallest, "steps": knobs.late_steps}
+        power = lab.slope_of("gaussian", *logs, *chosen, order="epochs", **sizes)
+        note = f"for decays up to {weak[-1]:g}"
         never["fluctuation's power of the decay"] = within(0.85, 1.15, power, note)
-    descent = sgd | {"batch_size": knobs.samples}
     rests = {
-        "GD's fluctuation with decay": late(descent, _DECAYED, how="max"),
-        "SGD's fluctuation without decay": late(sgd, how="max", weight_decay=0.0),
+        "GD's fluctuation with decay": descent(_DECAYED, how="max"),
+        "SGD's fluctuation without decay": sgd(how="max", weight_decay=0.0),
     }
     note = "of ||W||: it comes to rest"
     return never | {name: at_most(1e-12, r, note, control=True) for name, r in rests.items()}
@@ -100,10 +92,10 @@ def deep_networks(knobs: Janus) -> dict[str, Prediction]:
     """The first layer's null space, and whose rank is low."""
     strongest, full = max(knobs.deep_weight_decay), knobs.images.train_size
     sgd, descent, undecayed = (
-        of("deep", "deep_rank", _KEPT, _FITTED, batch_size=batch_size, weight_decay=decay)
+        of("deep", "deep_rank", KEPT, _FITTED, batch_size=batch_size, weight_decay=decay)
         for batch_size, decay in ((DEEP_BATCH, strongest), (full, strongest), (full, 0.0))
     )
-    rate = of("deep", _ERROR, _KEPT, _DECAYED, how="max")
+    rate = of("deep", _ERROR, KEPT, _DECAYED, how="max")
     return {
         "deep net, null-space rate, error": at_most(
             1e-6, rate, "exact in the first layer of a deep net too, SGD and GD"
@@ -119,9 +111,8 @@ def deep_networks(knobs: Janus) -> dict[str, Prediction]:
 
 def summary(records: Records, knobs: Janus) -> str:
     """How many runs diverged."""
-    ends = [records[kind].filter("final") for kind in LINEAR] + [records["deep"]]
-    lost, runs = sum(end["diverged"].sum() for end in ends), sum(map(len, ends))
-    return f"{lost} of {runs} runs diverged and were left out."
+    gone, runs = lab.lost(records)
+    return f"{gone} of {runs} runs diverged and were left out."
 
 
 # ---- readings
@@ -130,14 +121,12 @@ def summary(records: Records, knobs: Janus) -> str:
 def ended(knobs: Janus, value: pl.Expr, batch_size: int, steps_of: int) -> Reading:
     """A value after as many steps as another batch size takes; of SGD with shuffled epochs."""
     order = "full" if batch_size == knobs.samples else "epochs"
-    cell: dict[str, Any] = {
-        "batch_size": batch_size,
-        "order": order,
-        "steps": knobs.steps_of(steps_of),
-    }
-    return of("gaussian", value, _KEPT, "final", weight_decay=knobs.strongest, **cell)
+    cell: dict[str, Any] = {"batch_size": batch_size, "order": order}
+    cell |= {"weight_decay": knobs.strongest, "steps": knobs.steps_of(steps_of)}
+    return of("gaussian", value, KEPT, "final", **cell)
 
 
-def late(cell: dict[str, Any], *conditions: pl.Expr, **more: Any) -> Reading:
+def late(knobs: Janus, batch_size: int, *conditions: pl.Expr, **more: Any) -> Reading:
     """The fluctuation late in training."""
-    return of("gaussian", "fluctuation", _KEPT, "final", *conditions, **cell, **more)
+    more |= {"batch_size": batch_size, "steps": knobs.late_steps}
+    return of("gaussian", "fluctuation", KEPT, "final", *conditions, **more)

@@ -6,19 +6,18 @@ noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from undertow.claims import perceptrons
 from undertow.claims.sgd_noise import LR, SHRINK_BATCH, SgdNoise
 from undertow.data import Images
 from undertow.lab import Experiment, grid, seeds
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Int
     from torch import Tensor, nn
-
-    from undertow.train import Ensemble
 
 _MOMENTUM = 0.95  # heavy ball comes to rest at the same points as descent
 _ORDERS = 16  # data orders from the same weights: one pair of them tells little of their spread
@@ -66,61 +65,48 @@ def experiments(knobs: SgdNoise, seed: int) -> dict[str, Experiment]:
 def come_to_rest(trials: Sequence[Rest]) -> list[Rows]:
     """All decays and seeds: the gradients of minibatches where that of all data is nearly zero."""
     import torch
-    from torch.nn import functional
 
-    from undertow import models
-    from undertow.train import Ensemble, Member, rules
+    from undertow.train import Member, rules
 
     first = trials[0]
-    loaded = first.images.load()
-    inputs, targets = loaded.train_inputs.flatten(1).double(), loaded.train_targets
-    sizes = (inputs.shape[1], first.width, first.width, loaded.num_classes)
-    ensemble = Ensemble(
-        lambda generator: models.mlp(sizes, activation="tanh", generator=generator),
-        functional.cross_entropy,
-        (inputs, targets),
+    networks = perceptrons(
+        first.images,
+        (first.width, first.width),
         [Member(t.seed, LR, t.weight_decay, _MOMENTUM, order="full") for t in trials],
-        batch_size=len(inputs),
+        activation="tanh",
+        batch_size=1,  # of no account: a step takes all images
         rule=rules.momentum,
         path="fused",
         dtype=torch.float64,
-    ).train(first.steps)
-    accuracy = ensemble.evaluate(inputs, targets).accuracy
-    records: list[Rows] = [[{"diverged": True, "train_accuracy": float(a)}] for a in accuracy]
+    )
+    ensemble, data = networks.ensemble.train(first.steps), (networks.inputs, networks.targets)
+    accuracy = networks.fit().accuracy.tolist()
+    records: list[Rows] = [[{"diverged": True, "train_accuracy": own}] for own in accuracy]
     for e in ensemble.alive:
-        facts = {"diverged": False, "train_accuracy": float(accuracy[e])}
-        rows = minibatch_gradients(trials[e], ensemble.module(e), inputs, targets)
-        records[e] = [facts | row for row in rows]
+        facts = {"diverged": False, "train_accuracy": accuracy[e]}
+        records[e] = [facts | row for row in at_floor(trials[e], ensemble.module(e), data)]
     return records
 
 
-def minibatch_gradients(
-    trial: Rest, module: nn.Module, inputs: Float64[Tensor, "n d"], targets: Int[Tensor, " n"]
-) -> Rows:
+def at_floor(trial: Rest, module: nn.Module, data: tuple[Tensor, Tensor]) -> Rows:
     """Regularised minibatch gradients of every matrix against the floor of its spectrum."""
     import torch
-    from torch.func import functional_call, grad, vmap
     from torch.nn import functional
 
     from undertow import measure
+    from undertow.objective import Objective
 
-    params = {name: value.detach() for name, value in module.named_parameters()}
-
-    def sample_loss(own: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(functional_call(module, own, (x[None],)), y[None])
-
-    gradients = vmap(grad(sample_loss), in_dims=(None, 0, 0))(params, inputs, targets)
-    generator = torch.Generator().manual_seed(trial.seed)
+    objective, count = Objective(module, functional.cross_entropy, data), len(data[0])
+    norms = partial(measure.batch_gradient_norms, objective, weight_decay=trial.weight_decay)
+    residual, singles = norms(torch.arange(count)[None]), torch.arange(count)[:, None]
+    equal, generator = torch.ones(trial.batches, count), torch.Generator().manual_seed(trial.seed)
     rows = []
     for size in trial.batch_sizes:
-        batches = torch.arange(len(inputs))[:, None]
-        if size > 1:
-            weights = torch.ones(trial.batches, len(inputs))
-            batches = torch.multinomial(weights, size, generator=generator)
+        drawn = singles if size == 1 else torch.multinomial(equal, size, generator=generator)
+        found = norms(drawn)
         floors = measure.noise_floor(module, weight_decay=trial.weight_decay, batch_size=size).table
         for layer, (name, floor) in enumerate(floors.select("name", "floor").iter_rows(), 1):
-            decay = trial.weight_decay * params[name]
-            noise = (gradients[name][batches].mean(1) + decay).flatten(1).norm(dim=1)
+            noise = found[name]
             rows.append(
                 {
                     "layer": layer,
@@ -131,7 +117,7 @@ def minibatch_gradients(
                     "floor": floor,
                     "least": float(noise.min()),
                     "rms": float(noise.square().mean().sqrt()),
-                    "residual": float((gradients[name].mean(0) + decay).norm()),
+                    "residual": float(residual[name]),
                 }
             )
     return rows
@@ -142,33 +128,39 @@ def displace(trial: Shrinking) -> Rows:
 
     Late, descent goes on from where it got to itself, and once more from where SGD did.
     """
-    from undertow import measure, models
+    import torch
+    from torch.nn import functional
 
-    loaded = trial.images.load()
-    data = loaded.train_inputs.flatten(1).double(), loaded.train_targets
-    sizes = (data[0].shape[1], 64, 64, loaded.num_classes)
-    per_epoch, late, decay = len(data[0]) // SHRINK_BATCH, trial.late_epochs, trial.weight_decay
-    fit = _ensemble(lambda generator: models.mlp(sizes, generator=generator), data, 0.0, trial.seed)
-    start, unfit = fit.train(trial.fit_steps).module(0), not fit.alive
+    from undertow import measure
+    from undertow.train import Ensemble, Member
+
+    options: dict[str, Any] = {"batch_size": SHRINK_BATCH, "path": "fused", "dtype": torch.float64}
+    fit = perceptrons(trial.images, (64, 64), [Member(trial.seed, LR)], **options)
+    data, own, decay = (fit.inputs, fit.targets), [trial.seed], trial.weight_decay
+
+    def onward(model: nn.Module, orders: Sequence[int], order: Any) -> Ensemble:
+        members = [Member(seed, LR, decay, order=order) for seed in orders]
+        return Ensemble(model, functional.cross_entropy, data, members, **options)
+
+    per_epoch, late = len(data[0]) // SHRINK_BATCH, trial.late_epochs
+    start, unfit = fit.ensemble.train(trial.fit_steps).module(0), not fit.ensemble.alive
     readings = [("SGD", 0, start, unfit), ("GD", 0, start, unfit)]
     if decay:
-        sgd, descent = (
-            _ensemble(start, data, decay, trial.seed, full=full).train(late * per_epoch)
-            for full in (False, True)
-        )
+        steps = late * per_epoch
+        sgd, descent = (onward(start, own, order).train(steps) for order in ("epochs", "full"))
         for method, there in {"SGD": sgd, "GD": descent, "GD from SGD": sgd}.items():
             readings.append((method, late, there.module(0), unfit or not there.alive))
     orders = [trial.seed + k * _OTHER_ORDER for k in range(1, _ORDERS + 1)]
     rows = []
     for method, epoch, model, lost in readings:
-        runs, full = (orders, False) if method == "SGD" else ([trial.seed], True)
-        ensemble = _ensemble(model, data, decay, *runs, full=full).train(per_epoch)
-        moved = measure.displacement(model, *map(ensemble.module, range(len(runs))))
+        runs = onward(model, orders, "epochs") if method == "SGD" else onward(model, own, "full")
+        runs.train(per_epoch)
+        moved = measure.displacement(model, *map(runs.module, range(len(runs.members))))
         rows.append(
             {
                 "method": method,
                 "epoch": epoch,
-                "diverged": lost or len(ensemble.alive) < len(runs),
+                "diverged": lost or len(runs.alive) < len(runs.members),
                 "displacement": moved.total,
                 "radial": moved.radial,
                 "tangential": moved.tangential,
@@ -177,26 +169,3 @@ def displace(trial: Shrinking) -> Rows:
             }
         )
     return rows
-
-
-def _ensemble(
-    model: nn.Module | Callable[..., nn.Module],
-    data: tuple[Tensor, Tensor],
-    weight_decay: float,
-    *orders: int,
-    full: bool = False,
-) -> Ensemble:
-    import torch
-    from torch.nn import functional
-
-    from undertow.train import Ensemble, Member
-
-    return Ensemble(
-        model,
-        functional.cross_entropy,
-        data,
-        [Member(own, LR, weight_decay, order="full" if full else "epochs") for own in orders],
-        batch_size=len(data[0]) if full else SHRINK_BATCH,
-        path="fused",
-        dtype=torch.float64,
-    )

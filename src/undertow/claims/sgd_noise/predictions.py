@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from functools import reduce
 from itertools import pairwise
@@ -12,21 +13,10 @@ import polars as pl
 from undertow import lab
 from undertow.claims import Records
 from undertow.claims.sgd_noise import LR, SHRINK_BATCH, SgdNoise
-from undertow.lab import (
-    PerSeed,
-    Prediction,
-    Reading,
-    at_most,
-    every_seed,
-    no_less,
-    no_seed,
-    of,
-    share,
-    within,
-)
+from undertow.lab import KEPT, PerSeed, Prediction, Reading, at_most, no_less, of, within
 
 _LEAST_PAIRS = 1_000  # (layer, batch) pairs; fewer say little of the code
-_DECAYED, _KEPT = pl.col("weight_decay") > 0, ~pl.col("diverged")
+_DECAYED = pl.col("weight_decay") > 0
 _LEAST, _FLOOR = pl.col("least"), pl.col("floor")
 
 
@@ -38,22 +28,20 @@ def predictions(knobs: SgdNoise) -> dict[str, Prediction]:
 def floor(knobs: SgdNoise) -> dict[str, Prediction]:
     """Networks at rest that have fitted, as a collapsed one has no rank to speak of."""
     fitted, decays = at_rest(knobs), sorted(knobs.weight_decay)
-    weakest = decays[1]
     hidden = (*fitted, _DECAYED, _FLOOR > 0, pl.col("batch_size") == 1, pl.col("layer") == 2)
-    quiet = (noise(knobs, 0.0) / noise(knobs, weakest)).then(PerSeed.plain)
+    quiet = (noise(knobs, 0.0) / noise(knobs, decays[1])).then(PerSeed.plain)
     resting = of("rest", pl.col("residual") / _LEAST, *fitted, _DECAYED, how="max")
-    doubled = share("rest", _LEAST < 2 * _FLOOR, *hidden)
+    doubled = lab.share("rest", _LEAST < 2 * _FLOOR, *hidden)
     tight = of("rest", _LEAST / _FLOOR, *hidden)
+    enough = f"{_LEAST_PAIRS:,} (layer, batch) pairs or more"
     return {
-        "guaranteed floor violated": no_seed(
-            violated(knobs), f"{_LEAST_PAIRS:,} (layer, batch) pairs or more", exact=True
-        ),
+        "guaranteed floor violated": lab.no_seed(violated(knobs), enough, exact=True),
         "measured minimum over floor, hidden matrix": at_most(
             1.5, tight, "at batch size 1, mean over the decays: the floor is not far below"
         ),
-        "noise rises with decay": every_seed(rises(knobs, decays), "over all the decays"),
+        "noise rises with decay": lab.every_seed(rises(knobs, decays), "over all the decays"),
         "noise without decay over weakest decay": at_most(
-            1 / 30, quiet, f"of that at {weakest:g}: no decay, no noise", control=True
+            1 / 30, quiet, f"of that at {decays[1]:g}: no decay, no noise", control=True
         ),
         "full-batch gradient over least batch gradient": at_most(
             0.1, resting, "in the worst layer: descent is at rest, no batch is", control=True
@@ -73,7 +61,7 @@ def displacements(knobs: SgdNoise) -> dict[str, Prediction]:
         (epoch(of_what, when, "SGD") / epoch(of_what, when, "GD")).then(PerSeed.plain)
         for of_what, when in ((moved, 0), (sideways, late))
     )
-    undecayed = of("displacement", moved / reference, _KEPT, method="SGD", weight_decay=0.0)
+    undecayed = of("displacement", moved / reference, KEPT, method="SGD", weight_decay=0.0)
     plateau = epoch(moved / pl.col("shrinkage"), 0, "SGD")
     return {
         "displacement over shrinkage, after fitting": within(
@@ -99,32 +87,24 @@ def displacements(knobs: SgdNoise) -> dict[str, Prediction]:
 
 def summary(records: Records, knobs: SgdNoise) -> str:
     """How many runs count."""
-    lost = sum(runs(frame.filter("diverged")) for frame in records.values())
+    (counted, wanted), (gone, _) = runs(records, knobs), lab.lost(records)
     return (
-        f"{kept(records, knobs)} of {wanted(knobs)} runs were kept; {lost} diverged, the others "
-        "failed or had not fitted."
+        f"{counted} of {wanted} runs were kept; {gone} diverged, the others failed or had not "
+        "fitted."
     )
 
 
 def promises_verdict(records: Records, knobs: SgdNoise) -> bool:
     """Nine in ten runs must count: those that are left of many lost are no fair sample."""
-    return kept(records, knobs) >= 0.9 * wanted(knobs)
+    counted, wanted = runs(records, knobs)
+    return counted >= 0.9 * wanted
 
 
-def kept(records: Records, knobs: SgdNoise) -> int:
-    """How many runs count."""
-    rest, moved = records["rest"], records["displacement"]
-    return runs(rest.filter(*at_rest(knobs))) + runs(moved.filter(_KEPT))
-
-
-def wanted(knobs: SgdNoise) -> int:
-    """How many runs there should be."""
-    return knobs.seeds * (len(knobs.weight_decay) + 2)
-
-
-def runs(frame: pl.DataFrame) -> int:
-    """How many runs a frame holds records of."""
-    return frame.select("seed", "weight_decay").n_unique()
+def runs(records: Records, knobs: SgdNoise) -> tuple[int, int]:
+    """How many runs count, and how many there should be."""
+    frames = records["rest"].filter(*at_rest(knobs)), lab.kept(records["displacement"])
+    counted = sum(frame["trial"].n_unique() for frame in frames)
+    return counted, knobs.seeds * (len(knobs.weight_decay) + 2)
 
 
 # ---- readings
@@ -132,7 +112,7 @@ def runs(frame: pl.DataFrame) -> int:
 
 def at_rest(knobs: SgdNoise) -> tuple[pl.Expr, ...]:
     """The conditions under which a network at rest counts."""
-    return _KEPT, pl.col("train_accuracy") >= knobs.fit
+    return KEPT, pl.col("train_accuracy") >= knobs.fit
 
 
 def violated(knobs: SgdNoise) -> Reading:
@@ -141,8 +121,8 @@ def violated(knobs: SgdNoise) -> Reading:
     broken = of("rest", pl.col("violations") > 0, *conditions, how="any").then(PerSeed.share)
 
     def read(records: Records) -> lab.Effect:
-        found: lab.Effect = broken(records)
         pairs = records["rest"].filter(*conditions)["pairs"].sum()
+        found = broken.effect(records)
         return found if found.value > 0 or pairs >= _LEAST_PAIRS else lab.unknown()
 
     return Reading(read)
@@ -152,18 +132,20 @@ def noise(knobs: SgdNoise, weight_decay: float) -> Reading:
     """The root of the matrices' mean square gradient, of single samples."""
     where: dict[str, Any] = {"batch_size": 1, "weight_decay": weight_decay}
     squares = of("rest", pl.col("rms") ** 2, *at_rest(knobs), **where)
-    return squares.then(lambda found: found.map(lambda square: square**0.5))
+    return squares.then(lambda found: found.map(math.sqrt))
 
 
 def rises(knobs: SgdNoise, decays: list[float]) -> Reading:
     """The share of seeds in which the noise rises at each step; unknown of one step alone."""
-    steps = [noise(knobs, more) - noise(knobs, less) for less, more in pairwise(decays)]
+    steps = [
+        (noise(knobs, more) - noise(knobs, less)).then(lambda own: own.map(lambda rise: rise > 0))
+        for less, more in pairwise(decays)
+    ]
     if len(steps) < 2:
         return Reading(lambda _: lab.unknown())
-    rising = [step.then(lambda own: own.map(lambda rise: float(rise > 0))) for step in steps]
-    return reduce(operator.mul, rising).then(PerSeed.share)
+    return reduce(operator.mul, steps).then(PerSeed.share)
 
 
 def epoch(value: pl.Expr, after: int, method: str) -> Reading:
     """A value of one epoch's displacement with decay, so many epochs after fitting."""
-    return of("displacement", value, _KEPT, _DECAYED, epoch=after, method=method)
+    return of("displacement", value, KEPT, _DECAYED, epoch=after, method=method)

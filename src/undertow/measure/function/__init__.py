@@ -6,6 +6,9 @@ from undertow.measure.function._collapse import NeuralCollapse as NeuralCollapse
 from undertow.measure.function._collapse import neural_collapse as neural_collapse
 from undertow.measure.function._depth import DepthConvergence as DepthConvergence
 from undertow.measure.function._depth import depth_convergence as depth_convergence
+from undertow.measure.function._depth_path import DepthPath as DepthPath
+from undertow.measure.function._depth_path import follow_depth as follow_depth
+from undertow.measure.function._depth_path import row_norms as row_norms
 from undertow.measure.function._functional_rank import FunctionalRank as FunctionalRank
 from undertow.measure.function._functional_rank import functional_rank as functional_rank
 from undertow.measure.function._homogeneity import Homogeneity as Homogeneity
@@ -23,6 +26,7 @@ __all__ = [
     "AffineRegion",
     "Boundary",
     "DepthConvergence",
+    "DepthPath",
     "FunctionalRank",
     "Homogeneity",
     "Margins",
@@ -31,6 +35,7 @@ __all__ = [
     "activation_region",
     "boundary_distance",
     "depth_convergence",
+    "follow_depth",
     "functional_rank",
     "homogeneity",
     "margins",
@@ -38,4 +43,5 @@ __all__ = [
     "norm_bounds",
     "normalized_outputs",
     "region_radius",
+    "row_norms",
 ]

@@ -45,6 +45,17 @@ def test_every_kind_of_chart_draws(
     assert written.read_text().startswith("<svg")
 
 
+def test_a_frame_without_rows_gives_no_chart_and_no_panel() -> None:
+    none = draw.lines(FRAME.clear(), "x", "y", "by", log="xy", columns="panel")
+    assert none is None
+    assert draw.points(intervals({}, "x", value="y"), "x", "y") is None
+    assert draw.spectra({}) is None
+    some = draw.points(FRAME, "x", "y")
+    assert beside(none, some) is some
+    assert beside(none, none) is None
+    assert len(beside(none, some, some).to_dict()["hconcat"]) == 2
+
+
 def test_axes_carry_the_words_and_colours_the_order_of_appearance() -> None:
     spec = draw.lines(FRAME, "x", "y", "by").to_dict()
     (layer,) = spec["layer"]

@@ -58,6 +58,7 @@ def test_momentum_exponent_is_the_slow_decay_of_the_heavy_ball() -> None:
         weight -= lr * velocity
     exponent = decay_exponent(lr, decay, steps, momentum=momentum)
     assert -math.log(weight) == pytest.approx(exponent, rel=0.02)
+    assert decay_factor(lr, decay, steps, momentum=momentum) == math.exp(-exponent)
 
 
 def test_no_decay_forgets_nothing() -> None:

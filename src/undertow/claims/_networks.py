@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from undertow.data import Images
+    from undertow.objective import Objective
     from undertow.train import Ensemble, Evaluation, Member
 
 
@@ -38,6 +39,15 @@ class Networks:
     def tested(self) -> Evaluation:
         """Losses and accuracies on the test images."""
         return self.ensemble.evaluate(*self.test)
+
+    def objective(self, member: int) -> Objective:
+        """One network's loss on the training images, as a function of its parameters."""
+        from torch.nn import functional
+
+        from undertow.objective import Objective
+
+        module = self.ensemble.module(member)
+        return Objective(module, functional.cross_entropy, (self.inputs, self.targets))
 
 
 def perceptrons(

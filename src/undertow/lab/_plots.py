@@ -100,10 +100,16 @@ def intervals(readings: Mapping[Any, PerSeed], *columns: str, value: str = "valu
 
 
 def beside(*charts: Any, shared: str = "") -> Any:
-    """Panels side by side, each with its own scales and legends but for the channels `shared`."""
+    """Panels side by side, each with its own scales and legends but for the channels `shared`.
+
+    Charts that are None are left out: one that is left stands alone, and of none there is None.
+    """
     import altair as alt
 
-    panels = [chart.properties(width=_PANEL[0], height=_PANEL[1]) for chart in charts]
+    drawn = [chart for chart in charts if chart is not None]
+    if len(drawn) < 2:
+        return drawn[0] if drawn else None
+    panels = [chart.properties(width=_PANEL[0], height=_PANEL[1]) for chart in drawn]
     own = [name for name in ("color", "shape", "strokeDash") if name not in shared.split()]
     return alt.hconcat(*panels).resolve_scale(**dict.fromkeys(own, "independent"))
 
@@ -122,6 +128,8 @@ class Charts:
     - `columns`, `rows`: columns of which each value gets a panel of its own, in that order too;
       more than four side by side go on in a further row where there are no `rows`;
     - `domain`: of the vertical axis; what lies outside is cut off.
+
+    They give None of a frame without rows.
     """
 
     def __init__(self, **words: str) -> None:
@@ -301,6 +309,8 @@ class Charts:
     ) -> Any:
         import altair as alt
 
+        if frame.is_empty():
+            return None
         layers = list(drawn)
         if {"low", "high"} <= set(frame.columns):
             kept = {k: v for k, v in encoded.items() if k in ("x", "color", "xOffset")}

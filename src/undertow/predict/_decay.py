@@ -6,6 +6,7 @@ there before by 1 - lr x weight_decay (PyTorch's weight_decay, twice the papers'
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -51,13 +52,17 @@ def decay_factor(
     weight_decay: float,
     steps: int | None = None,
     *,
+    momentum: float = 0.0,
     schedule: Schedule = None,
 ) -> float:
     """The factor f = prod_t (1 - lr_t weight_decay) in W_T = f W_0 + what was learned.
 
-    Exact for SGD without momentum and for decoupled decay; arguments and errors as in
-    `decay_exponent`.
+    Exact for SGD without momentum and for decoupled decay. With momentum it is exp(-E), of first
+    order in lr weight_decay / (1 - momentum). Arguments and errors as in `decay_exponent`.
     """
+    if momentum:
+        exponent = decay_exponent(lr, weight_decay, steps, momentum=momentum, schedule=schedule)
+        return math.exp(-exponent)
     products, repeats = step_decays(lr, weight_decay, steps, schedule)
     return float(np.exp(repeats * np.log1p(-products).sum()))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor, nn
 
     from undertow.data import Images
     from undertow.objective import Objective
     from undertow.train import Ensemble, Evaluation, Member
+
+    Model = nn.Module | Callable[[Generator], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -50,37 +52,54 @@ class Networks:
         return Objective(module, functional.cross_entropy, (self.inputs, self.targets))
 
 
+def networks(
+    images: Images, model: Callable[[int, int], Model], members: Sequence[Member], **options: Any
+) -> Networks:
+    """Networks on images as vectors, with the cross-entropy.
+
+    Args:
+        images: where the images come from.
+        model: from the numbers of features and of classes to what `train.Ensemble` makes networks
+            of: a module that all of them start from, or a function of a generator.
+        members: a network's seed and hyperparameters each.
+        options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
+    """
+    from torch.nn import functional
+
+    from undertow.train import Ensemble
+
+    loaded = images.load()
+    inputs, targets = loaded.train_inputs.flatten(1), loaded.train_targets
+    made = model(inputs.shape[1], loaded.num_classes)
+    ensemble = Ensemble(made, functional.cross_entropy, (inputs, targets), members, **options)
+    test = (loaded.test_inputs.flatten(1), loaded.test_targets)
+    return Networks(ensemble, inputs, targets, test, loaded.num_classes)
+
+
 def perceptrons(
     images: Images,
     hidden: Sequence[int],
     members: Sequence[Member],
     *,
+    activation: str = "relu",
     bias: bool = True,
     **options: Any,
 ) -> Networks:
-    """ReLU networks of these hidden widths on images as vectors, with the cross-entropy.
+    """Networks of these hidden widths on images as vectors, with the cross-entropy.
 
     Args:
         images: where the images come from.
         hidden: the widths of the hidden layers.
         members: a network's seed and hyperparameters each.
+        activation: as `models.mlp` names it.
         bias: whether layers have biases.
         options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
     """
-    from torch.nn import functional
-
     from undertow import models
-    from undertow.train import Ensemble
 
-    loaded = images.load()
-    inputs, targets = loaded.train_inputs.flatten(1), loaded.train_targets
-    sizes = (inputs.shape[1], *hidden, loaded.num_classes)
-    ensemble = Ensemble(
-        lambda generator: models.mlp(sizes, bias=bias, generator=generator),
-        functional.cross_entropy,
-        (inputs, targets),
-        members,
-        **options,
-    )
-    test = (loaded.test_inputs.flatten(1), loaded.test_targets)
-    return Networks(ensemble, inputs, targets, test, loaded.num_classes)
+    def model(features: int, classes: int) -> Model:
+        sizes = (features, *hidden, classes)
+        shape: dict[str, Any] = {"activation": activation, "bias": bias}
+        return lambda generator: models.mlp(sizes, **shape, generator=generator)
+
+    return networks(images, model, members, **options)

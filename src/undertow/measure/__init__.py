@@ -37,6 +37,7 @@ from undertow.measure.noise import NoiseEigenpairs as NoiseEigenpairs
 from undertow.measure.noise import NoiseFloor as NoiseFloor
 from undertow.measure.noise import NoiseScale as NoiseScale
 from undertow.measure.noise import PerSampleNorms as PerSampleNorms
+from undertow.measure.noise import batch_gradient_norms as batch_gradient_norms
 from undertow.measure.noise import gradient_noise as gradient_noise
 from undertow.measure.noise import noise_covariance as noise_covariance
 from undertow.measure.noise import noise_floor as noise_floor
@@ -60,6 +61,7 @@ from undertow.measure.weights import spectrum_ranks as spectrum_ranks
 from undertow.measure.weights import split_init as split_init
 from undertow.measure.weights import split_matrices as split_matrices
 from undertow.measure.weights import toeplitz_norm as toeplitz_norm
+from undertow.measure.weights import update_fluctuation as update_fluctuation
 from undertow.measure.weights import weight_matrices as weight_matrices
 
 __all__ = [
@@ -93,6 +95,7 @@ __all__ = [
     "SplitRanks",
     "WeightMatrix",
     "activation_region",
+    "batch_gradient_norms",
     "boundary_distance",
     "depth_convergence",
     "displacement",
@@ -123,5 +126,6 @@ __all__ = [
     "split_init",
     "split_matrices",
     "toeplitz_norm",
+    "update_fluctuation",
     "weight_matrices",
 ]

@@ -1,5 +1,6 @@
 """The noise of mini-batch gradients: per-sample norms, size, covariance and floor."""
 
+from undertow.measure.noise._batch_gradients import batch_gradient_norms as batch_gradient_norms
 from undertow.measure.noise._gradient_noise import GradientNoise as GradientNoise
 from undertow.measure.noise._gradient_noise import NoiseScale as NoiseScale
 from undertow.measure.noise._gradient_noise import gradient_noise as gradient_noise
@@ -22,6 +23,7 @@ __all__ = [
     "NoiseFloor",
     "NoiseScale",
     "PerSampleNorms",
+    "batch_gradient_norms",
     "gradient_noise",
     "noise_covariance",
     "noise_floor",

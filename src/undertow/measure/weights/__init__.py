@@ -3,6 +3,7 @@
 from undertow.measure.weights._convolution import operator_spectrum as operator_spectrum
 from undertow.measure.weights._displacement import Displacement as Displacement
 from undertow.measure.weights._displacement import displacement as displacement
+from undertow.measure.weights._fluctuation import update_fluctuation as update_fluctuation
 from undertow.measure.weights._norms import LayerCall as LayerCall
 from undertow.measure.weights._norms import LayerNorms as LayerNorms
 from undertow.measure.weights._norms import layer_calls as layer_calls
@@ -47,5 +48,6 @@ __all__ = [
     "split_init",
     "split_matrices",
     "toeplitz_norm",
+    "update_fluctuation",
     "weight_matrices",
 ]

@@ -15,6 +15,7 @@ from undertow.claims.adaptive_sde.experiments import OPTIMIZERS, PROCESSES, time
 from undertow.lab import Prediction, Reading, at_most, at_most_times, no_less, of, of_means, within
 
 RIVALS = {"linear": "linear", "none": "no scaling"}
+APART = dict.fromkeys(("deviation", "share", "predicted", "predicted_share"), pl.Float64)
 BETAS = {"long memory": "betas of 0.998 and 0.9995", "RMSprop": "RMSprop", "text": "text"}
 
 
@@ -42,18 +43,13 @@ def summary(records: Records, knobs: AdaptiveSde) -> str:
 def _of_oscillators(knobs: AdaptiveSde) -> dict[str, Prediction]:
     bounds = dict.fromkeys(PROCESSES, (-2.6, -1.6, "order 1/l^2, over l of at least 2"))
     bounds["sgd"] = (-1.25, -0.85, "the slope of log error on log l: order 1/l")
-    found = {}
+    orders, controls = {}, {}
     for process, name in PROCESSES.items():
         low, high, why = bounds[process]
-        found[f"weak order of SVAG, {name}"] = within(low, high, order(process, knobs), why)
-    for process, name in PROCESSES.items():
-        found[f"error kept with weaker noise, {name}"] = no_less(
-            0.5,
-            kept_error(process, knobs),
-            "of the bare rule's error at the finest l",
-            control=True,
-        )
-    return found
+        orders[f"weak order of SVAG, {name}"] = within(low, high, order(process, knobs), why)
+        read, why = kept_error(process, knobs), "of the bare rule's error at the finest l"
+        controls[f"error kept with weaker noise, {name}"] = no_less(0.5, read, why, control=True)
+    return orders | controls
 
 
 def _of_limits(knobs: AdaptiveSde) -> dict[str, Prediction]:
@@ -211,12 +207,12 @@ def deviations(runs: pl.DataFrame) -> pl.DataFrame:
     """
     keys = ["series", "seed"]
     facts = pl.col("factor", "scaling", "clipped", "accuracy", "test_log_loss", "noise_to_signal")
-    trials = lab.kept(runs).sort("epoch").group_by("trial", *keys)
+    trials = lab.kept(runs).sort("epoch").group_by("trial", *keys, maintain_order=True)
     curves = trials.agg(facts.first(), pl.col("epoch", "log_loss"))
     base = curves.filter(scaling="base")
     pairs = curves.filter(pl.col("scaling") != "base").join(base, on=keys, suffix="_base")
     apart = pl.struct("scaling", "factor", "epoch", "log_loss", "log_loss_base").map_elements(
-        _apart, return_dtype=pl.Struct(dict.fromkeys(_APART, pl.Float64))
+        _apart, return_dtype=pl.Struct(APART)
     )
     return pairs.select(
         *("trial", "series", "factor", "scaling", "seed", "clipped"),
@@ -225,9 +221,6 @@ def deviations(runs: pl.DataFrame) -> pl.DataFrame:
         test_change=(pl.col("test_log_loss") - pl.col("test_log_loss_base")).abs(),
         noise=pl.col("noise_to_signal_base") / pl.col("factor"),
     ).unnest("apart")
-
-
-_APART = ("deviation", "share", "predicted", "predicted_share")
 
 
 def _apart(run: dict[str, Any]) -> dict[str, float | None]:

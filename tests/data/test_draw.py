@@ -1,9 +1,11 @@
-"""Draws of as many samples of one class as of another."""
+"""Draws of as many samples of one class as of another, and of random labels."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from undertow import data
 
@@ -21,3 +23,39 @@ def test_a_draw_holds_each_class_once_over_and_depends_on_its_seed_alone() -> No
 def test_more_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="at most the 20 samples of class 1, got 21"):
         data.per_class(LABELS, (1, 0), 21, seed=0)
+
+
+@given(st.integers(0, 2**32), st.floats(0, 1), st.floats(0, 1))
+def test_more_label_noise_keeps_fewer_labels_whatever_is_drawn(
+    seed: int, less: float, more: float
+) -> None:
+    less, more = sorted((less, more))
+    unlike = -torch.ones(60, dtype=torch.int64)  # that no draw gives
+    few, many = (data.random_labels(unlike, noise, 3, seed=seed) for noise in (less, more))
+    assert set(many.tolist()) <= {-1, 0, 1, 2}
+    assert bool(((few >= 0) <= (many >= 0)).all())
+    assert torch.equal(many, data.random_labels(unlike, more, 3, seed=seed))
+    assert bool((unlike == -1).all())
+
+
+def test_random_labels_are_uniform_and_a_share_of_all(global_rng_untouched: None) -> None:
+    ones = torch.ones(40_000, dtype=torch.int64)
+    assert torch.equal(data.random_labels(ones, 0.0, 4, seed=1), ones)
+    drawn = data.random_labels(ones, 0.6, 4, seed=1)
+    # Five standard deviations of a share of 40,000.
+    assert float((drawn != 1).double().mean()) == pytest.approx(0.6 * 3 / 4, abs=0.0125)
+    counts = torch.bincount(data.random_labels(ones, 1.0, 4, seed=1)) / len(ones)
+    assert counts.tolist() == pytest.approx([0.25] * 4, abs=0.011)
+
+
+def test_noise_is_in_the_training_labels_only() -> None:
+    clean, noisy = (data.load("digits", seed=5, label_noise=noise) for noise in (0.0, 0.5))
+    expected = data.random_labels(clean.train_targets, 0.5, 10, seed=5)
+    assert torch.equal(noisy.train_targets, expected)
+    assert torch.equal(noisy.test_targets, clean.test_targets)
+    assert torch.equal(noisy.train_inputs, clean.train_inputs)
+
+
+def test_a_share_above_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"label_noise must be from 0 to 1, got 1\.5"):
+        data.load("digits", label_noise=1.5)

@@ -39,6 +39,14 @@ def test_the_statistic_is_taken_of_means_not_the_mean_of_the_statistic() -> None
     assert effect.interval[0] < -1 < effect.interval[1]
 
 
+def test_curves_come_as_curves() -> None:
+    curves = [READINGS, READINGS[::-1]]
+    apart = of_means(curves, lambda means: float(np.abs(means[0] - means[1]).sum()))(records(20))
+    assert apart.value == pytest.approx(2 * (1 - 1 / 4))
+    flat = of_means([*READINGS, *READINGS[::-1]], lambda m: float(np.abs(m[:3] - m[3:]).sum()))
+    assert flat(records(20)) == apart
+
+
 def test_of_a_mean_it_is_the_bootstrap_of_whole_seeds() -> None:
     (reading,) = READINGS[:1]
     effect = of_means([reading], lambda means: float(means[0]))(records(12))

@@ -126,6 +126,15 @@ def test_panels_keep_the_order_of_the_data() -> None:
     assert facet["row"]["sort"] == [1, 2, 3]
 
 
+def test_many_panels_go_on_in_a_further_row(tmp_path: Path) -> None:
+    names = ["d", "a", "e", "b", "c"]
+    frame = pl.DataFrame({"x": range(5), "y": range(5), "part": names})
+    few, many = (Charts().lines(part, "x", "y", columns="part") for part in (frame[:4], frame))
+    assert "columns" not in few.to_dict()
+    assert (many.to_dict()["columns"], many.to_dict()["facet"]["sort"]) == (3, names)
+    lab.save_chart(many, tmp_path / "wrapped.svg")
+
+
 def test_a_figure_is_not_drawn_without_what_it_needs() -> None:
     @figure("Losses", "runs")
     def losses(records: Any, knobs: Any) -> Any:

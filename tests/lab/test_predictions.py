@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from undertow import lab
 from undertow.lab import (
+    PerSeed,
     Prediction,
     Reading,
     at_most,
+    at_most_times,
     check_all,
     decide,
     every_seed,
@@ -97,6 +99,43 @@ def test_words_come_from_numbers_and_the_note_follows() -> None:
     assert outside(0, 0.02, read).words == "farther than 0.02 from 0"
     assert every_seed(read).words == "in every seed"
     assert no_seed(read, "why").words == "in no seed: why"
+
+
+def pairs(seeds: int, large: float = 0.51) -> dict[str, PerSeed]:
+    """A tenth of the other, but in two seeds where both are a thousand times as large."""
+    odd = [seed < 2 for seed in range(seeds)]
+    own = {s: 1000 * large if o else 0.1 + 0.001 * s for s, o in enumerate(odd)}
+    return {
+        "own": PerSeed(own),
+        "other": PerSeed({s: 1000.0 if o else 1.0 for s, o in enumerate(odd)}),
+    }
+
+
+def at_most_half(found: dict[str, PerSeed]) -> lab.Check:
+    own, other = (Reading(lambda _, name=name: found[name]) for name in ("own", "other"))
+    return at_most_times(0.5, own, other, "why").check("it", {})
+
+
+def test_signed_ranks_are_asked_too_where_there_are_runs_enough() -> None:
+    ratio = pairs(10)["own"] / pairs(10)["other"]
+    judged = at_most_half(pairs(10))
+    assert (judged.value, judged.interval) == (ratio.effect().value, ratio.effect().interval)
+    assert judged.interval[1] < 0.5
+    assert not judged.passed
+    assert not judged.refuted
+    assert at_most_half(pairs(9)).passed
+    assert at_most_half(pairs(10, large=0.1)).passed
+    assert at_most_half(pairs(40)).passed
+    assert judged.rule == "at most 0.5, with p < 0.01 by signed ranks of 10 runs or more: why"
+
+
+def test_a_ratio_that_is_too_large_refutes_and_an_unknown_one_does_not() -> None:
+    found = pairs(12, large=0.1)
+    swapped = at_most_half({"own": found["other"], "other": found["own"]})
+    assert swapped.refuted
+    lost = at_most_half({**found, "own": PerSeed({**found["own"].values, 3: math.nan})})
+    assert (lost.passed, lost.refuted) == (False, False)
+    assert not at_most_half(dict.fromkeys(found, PerSeed({}))).passed
 
 
 def share(count: int, total: int) -> Reading:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
-    from undertow.data import Images
+    from undertow.data import Dataset, Images
     from undertow.objective import Objective
     from undertow.train import Ensemble, Evaluation, Member
 
-    Model = nn.Module | Callable[[Generator], nn.Module]
+    Model = nn.Module | Sequence[nn.Module] | Callable[[Generator], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,26 @@ class Networks:
 
 
 def networks(
-    images: Images, model: Callable[[int, int], Model], members: Sequence[Member], **options: Any
+    images: Images | Dataset,
+    model: Callable[[int, int], Model],
+    members: Sequence[Member],
+    **options: Any,
 ) -> Networks:
     """Networks on images as vectors, with the cross-entropy.
 
     Args:
-        images: where the images come from.
+        images: where the images come from, or the images themselves.
         model: from the numbers of features and of classes to what `train.Ensemble` makes networks
-            of: a module that all of them start from, or a function of a generator.
+            of: a module that all of them start from, one for each, or a function of a generator.
         members: a network's seed and hyperparameters each.
         options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
     """
     from torch.nn import functional
 
+    from undertow.data import Images
     from undertow.train import Ensemble
 
-    loaded = images.load()
+    loaded = images.load() if isinstance(images, Images) else images
     dtype = options.get("dtype", loaded.train_inputs.dtype)
     inputs, test_inputs = (
         own.flatten(1).to(dtype) for own in (loaded.train_inputs, loaded.test_inputs)
@@ -81,29 +85,40 @@ def networks(
 
 
 def perceptrons(
-    images: Images,
+    images: Images | Dataset,
     hidden: Sequence[int],
     members: Sequence[Member],
     *,
     activation: str = "relu",
     bias: bool = True,
+    init_seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> Networks:
     """Networks of these hidden widths on images as vectors, with the cross-entropy.
 
     Args:
-        images: where the images come from.
+        images: where the images come from, or the images themselves.
         hidden: the widths of the hidden layers.
         members: a network's seed and hyperparameters each.
         activation: as `models.mlp` names it.
         bias: whether layers have biases.
+        init_seeds: one for each member, of the generators of initial weights; by default those are
+            decided by the members' own seeds.
         options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
     """
+    import torch
+
     from undertow import models
 
     def model(features: int, classes: int) -> Model:
         sizes = (features, *hidden, classes)
         shape: dict[str, Any] = {"activation": activation, "bias": bias}
-        return lambda generator: models.mlp(sizes, **shape, generator=generator)
+
+        def drawn(generator: Generator) -> nn.Module:
+            return models.mlp(sizes, **shape, generator=generator)
+
+        if init_seeds is None:
+            return drawn
+        return [drawn(torch.Generator().manual_seed(seed)) for seed in init_seeds]
 
     return networks(images, model, members, **options)

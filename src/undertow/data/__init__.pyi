@@ -1,4 +1,5 @@
 from ._draw import per_class as per_class
+from ._draw import random_labels as random_labels
 from ._load import Dataset as Dataset
 from ._load import Windows as Windows
 from ._load import load as load

@@ -1,4 +1,4 @@
-"""Draws of samples that hold as many of one class as of another."""
+"""Draws by a seed: samples that hold as many of one class as of another, and random labels."""
 
 from __future__ import annotations
 
@@ -36,3 +36,30 @@ def per_class(
             )
         chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
     return torch.cat(chosen)
+
+
+def random_labels(
+    labels: Int[Tensor, " samples"], label_noise: float, num_classes: int, *, seed: int
+) -> Int[Tensor, " samples"]:
+    """The labels, each with probability `label_noise` drawn anew, uniformly from all classes.
+
+    A drawn label may be the right one: about label_noise (num_classes - 1) / num_classes of all are
+    wrong. For one seed, those drawn anew with less noise are among those with more.
+
+    Args:
+        labels: of all samples; they stay as they are.
+        label_noise: from 0 (the labels themselves) to 1 (all drawn).
+        num_classes: labels run from 0 to one less.
+        seed: which labels are drawn, and what.
+
+    Raises:
+        ValueError: label_noise outside 0 to 1.
+    """
+    import torch
+
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"label_noise must be from 0 to 1, got {label_noise}")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(len(labels), generator=generator) < label_noise
+    drawn = torch.randint(num_classes, (int(chosen.sum()),), generator=generator)
+    return labels.masked_scatter(chosen.to(labels.device), drawn.to(labels))

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from undertow.data._draw import random_labels
 from undertow.data._files import READERS, TEXT_READERS
 
 _Arrays = tuple[np.ndarray, np.ndarray]
@@ -60,6 +61,7 @@ def load(
     test_size: int | None = None,
     seed: int = 0,
     image_size: int | None = None,
+    label_noise: float = 0.0,
 ) -> Dataset:
     """Load a dataset by name, whole or as a stratified, seeded subset.
 
@@ -78,9 +80,11 @@ def load(
         seed: chooses the subsets; every class keeps its share (largest remainders). For one seed
             a class's images in a smaller subset are among those in a larger one.
         image_size: average-pool the images to this side; it must divide their own.
+        label_noise: share of the training labels that are drawn at random, by `random_labels`
+            with the same seed.
 
     Raises:
-        ValueError: an unknown name, a size out of range, or a damaged file.
+        ValueError: an unknown name, a size or share out of range, or a damaged file.
         FileNotFoundError: the files are not there; the message says how to get them.
     """
     if name not in READERS:
@@ -99,10 +103,11 @@ def load(
     if not scale > 0:
         raise ValueError(f"{name}: all training pixels have one value, so nothing can be scaled.")
     channels, height, width = train_inputs.shape[1:]
+    labels = torch.from_numpy(train[1][kept]).long()
     return Dataset(
         name=name,
         train_inputs=((train_inputs.double() - shift) / scale).float(),
-        train_targets=torch.from_numpy(train[1][kept]).long(),
+        train_targets=random_labels(labels, label_noise, num_classes, seed=seed),
         test_inputs=((test_inputs.double() - shift) / scale).float(),
         test_targets=torch.from_numpy(test[1][test_kept]).long(),
         num_classes=num_classes,

@@ -44,6 +44,7 @@ from ._predictions import Check as Check
 from ._predictions import Prediction as Prediction
 from ._predictions import Verdict as Verdict
 from ._predictions import at_most as at_most
+from ._predictions import at_most_times as at_most_times
 from ._predictions import check_all as check_all
 from ._predictions import decide as decide
 from ._predictions import every_seed as every_seed

@@ -18,6 +18,7 @@ import polars as pl
 from undertow.lab._readings import PerSeed, Records, kept
 
 _WIDE, _PANEL = (560, 290), (265, 250)
+_ABREAST = 4  # panels that fit in a row
 _DASH = [5, 4]
 
 
@@ -125,6 +126,7 @@ class Charts:
     - `by`: a column that colours tell apart, in the order of its first appearance;
     - `log`: the axes that are logarithmic, "", "x", "y" or "xy";
     - `columns`, `rows`: columns of which each value gets a panel of its own, in that order too;
+      more than four side by side go on in a further row where there are no `rows`;
     - `domain`: of the vertical axis; what lies outside is cut off.
 
     They give None of a frame without rows.
@@ -326,6 +328,10 @@ class Charts:
             if column
         }
         count = frame[columns].n_unique() if columns else 1
+        if count > _ABREAST and not rows:
+            wrapped = alt.Facet(f"{columns}:N", sort=_appearance(frame, columns), title=None)
+            chart = chart.properties(width=_WIDE[0] // 3 - 30, height=_PANEL[1] - 50)
+            return chart.facet(wrapped, columns=3)
         width = max(140, _WIDE[0] // max(count, 1) - 30) if count > 1 else _PANEL[0]
         return chart.properties(width=width, height=_PANEL[1] - 50).facet(**panels)
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from undertow.lab._effect import Effect
-from undertow.lab._readings import Reading, Records
+from undertow.lab._readings import PerSeed, Reading, Records
 
 Outcome = Literal["supported", "refuted", "inconclusive"]
 
@@ -87,7 +89,7 @@ class Prediction:
     """That a reading lies in a range, its whole 95% interval within it.
 
     It is refuted where the whole interval lies outside. Made by `at_most`, `no_less`, `near`,
-    `within`, `outside`, `every_seed` and `no_seed`.
+    `within`, `outside`, `at_most_times`, `every_seed` and `no_seed`.
 
     Attributes:
         read: from the records to one number a seed, or to an effect.
@@ -151,6 +153,41 @@ def near(
     """That it lies within `by` of `target`."""
     words = f"within {by:.6g} of {target:.6g}"
     return _ranged(target - by, target + by, words, read, note, control)
+
+
+def at_most_times(
+    factor: float,
+    read: Callable[[Records], PerSeed],
+    other: Callable[[Records], PerSeed],
+    note: str = "",
+    *,
+    below: float = 0.01,
+    least: int = 10,
+) -> Prediction:
+    """That it is at most `factor` times another, pair by pair: by the ratio, and by signed ranks.
+
+    A geometric mean of ratios can be small because of few seeds that have small numbers. So where
+    there are `least` pairs, Wilcoxon's one-sided signed-rank test must find it less than `factor`
+    times the other, too, with a p-value `below` this. It alone does not refute.
+    """
+    ratio = at_most(factor, lambda records: read(records) / other(records), note)
+
+    def both(records: Records) -> Effect:
+        from scipy.stats import wilcoxon
+
+        first, second = read(records), other(records)
+        margin = list((first - second * factor).values.values())
+        effect = (first / second).effect()
+        if len(margin) < least or not np.isfinite(margin).all():
+            return replace(effect, p_value=None)
+        return replace(effect, p_value=float(wilcoxon(margin, alternative="less").pvalue))
+
+    def judge(effect: Effect) -> tuple[bool, bool]:
+        passed, refuted = ratio.judge(effect)
+        return passed and (effect.p_value is None or effect.p_value < below), refuted
+
+    words = f"at most {factor:.6g}, with p < {below:g} by signed ranks of {least} runs or more"
+    return Prediction(both, _with(words, note), judge)
 
 
 def outside(

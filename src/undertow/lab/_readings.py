@@ -309,7 +309,7 @@ def resampled(
 
 
 def of_means(
-    readings: Sequence[Reading],
+    readings: Sequence[Reading] | Sequence[Sequence[Reading]],
     statistic: Callable[[np.ndarray], float],
     *,
     least: int = 4,
@@ -321,14 +321,15 @@ def of_means(
     curve, the distance between two.
 
     Args:
-        readings: each to one number a seed.
-        statistic: from their means `[readings]` to a number.
+        readings: each to one number a seed; or curves of them, as many in each.
+        statistic: from their means, `[readings]` or `[curves, readings]`, to a number.
         least: of fewer seeds than this there is no interval.
         resamples: how many times the seeds are drawn anew.
     """
+    placed = np.array(readings, dtype=object)
 
     def read(records: Records) -> Effect:
-        found = [reading(records).values for reading in readings]
+        found = [reading(records).values for reading in placed.flat]
         seeds = sorted(set.intersection(*map(set, found)))
         if not seeds:
             return unknown()
@@ -338,7 +339,7 @@ def of_means(
             return unknown(len(seeds), f"{odd} of {len(seeds)} seeds have no finite value")
 
         def of_chosen(chosen: np.ndarray) -> float:
-            return statistic(values[chosen.astype(int)].mean(axis=0))
+            return statistic(values[chosen.astype(int)].mean(axis=0).reshape(placed.shape))
 
         return _over_seeds(len(seeds), of_chosen, least, resamples)
 

@@ -116,6 +116,19 @@ def test_squared_norm_is_the_mean_over_pairs_of_different_samples() -> None:
     assert gradient_noise(located(inputs)).gradient_sqnorm == pytest.approx(float(pairs))
 
 
+def test_noise_to_signal_is_that_of_the_data_themselves() -> None:
+    inputs = draw(3, 20, 4) + 0.3
+    found = gradient_noise(located(inputs))
+    mean = inputs.mean(0)
+    trace = float((inputs - mean).square().sum() / 19)
+    assert found.noise_to_signal == pytest.approx(trace / float(mean.square().sum()))
+    assert found.noise_to_signal < found.noise_scale
+    # Where the gradient cannot be told from zero the noise scale is infinite, and this is not.
+    faint = gradient_noise(located(inputs - 0.99 * mean))
+    assert math.isinf(faint.noise_scale)
+    assert faint.noise_to_signal == pytest.approx(1e4 * found.noise_to_signal)
+
+
 @pytest.mark.slow
 def test_standard_errors_are_the_spread_over_data_sets() -> None:
     size, count = 6, 80

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -117,6 +118,22 @@ def test_all_members_start_from_the_weights_of_a_module() -> None:
     params = make(module).parameters()
     for name, param in module.named_parameters():
         assert all(torch.equal(own, param.double()) for own in params[name])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("build", [small, normed])
+def test_members_start_from_modules_of_their_own(
+    path: str, build: Callable[..., nn.Module]
+) -> None:
+    modules = [build(torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)]
+    before = copy.deepcopy(modules[0].state_dict())
+    own = [Member(seed, 0.2) for seed in (1, 2, 1)]  # whose data come in one order, or in two
+    together = make(modules, own, path=path).train(12).parameters()
+    for e, (module, member) in enumerate(zip(modules, own, strict=True)):
+        alone = make(module, [member], path=path).train(12).parameters()
+        for name, param in alone.items():
+            torch.testing.assert_close(together[name][e], param[0], rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in modules[0].state_dict().items())
 
 
 def test_a_module_that_a_function_hands_out_again_and_again_is_left_as_it_was() -> None:

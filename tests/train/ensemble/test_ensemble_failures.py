@@ -244,6 +244,9 @@ def test_ensembles_without_members_or_of_something_else() -> None:
 
 def test_models() -> None:
     refused("model must be an nn.Module", TypeError, model=3)
+    one = small(torch.Generator())
+    refused("model must hold one module for each of the 1 members, got 2", model=[one, one])
+    refused("model must hold modules, got int", TypeError, model=[3])
     refused("returned NoneType; it must make an nn.Module", TypeError, model=lambda generator: None)
     refused("no parameters to train", model=nn.Flatten())
     frozen = small(torch.Generator()).requires_grad_(False)

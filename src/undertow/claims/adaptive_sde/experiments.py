@@ -8,15 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from undertow.claims import Networks, perceptrons
 from undertow.claims.adaptive_sde import FACTOR, IMAGE_BATCH, SHORT_FACTORS, TEXT_BATCH, AdaptiveSde
 from undertow.data import Images, Text
-from undertow.lab import Experiment, grid, seeds
+from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from undertow.data import Dataset
-    from undertow.train import Ensemble, Member, NoisyOscillator
+    from undertow.train import Member, NoisyOscillator
     from undertow.train.rules import Rule
 
 SCALINGS = ("square root", "learning rate only", "linear", "none")
@@ -26,7 +24,6 @@ LONG = {"lr": 3e-4, "beta1": 0.998, "beta2": 0.9995}
 UNJUDGED = {"adam from step 0": "Adam from step 0"}
 
 Rows = list[dict[str, Any]]
-Pair = tuple["Tensor", "Tensor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,11 +182,11 @@ def times(setting: AdaptiveSde | Limit) -> list[float]:
 
 def limit_curves(trials: Sequence[Limit]) -> list[Rows]:
     """The log loss of a perceptron, of each start averaged over its replicas; coarse on purpose."""
-    from undertow import models
+    import torch
+
     from undertow.train import Member, rules
 
     first = trials[0]
-    loaded, data = noisy_images(first)
     # RMSprop with its bias corrected: from v = 0 uncorrected, noise over sqrt(v) ~ sqrt(t) has a
     # variance of the integral of dt / t, so that there is no SDE to tend to.
     own = rules.adam if first.optimizer == "adam" else rules.adaptive(mean=False)
@@ -197,135 +194,107 @@ def limit_curves(trials: Sequence[Limit]) -> list[Rows]:
     # With replacement: batches of one shuffle are not independent, and SVAG would see the same
     # shuffle in a shorter time.
     fixed: dict[str, Any] = {"lr": 1e-2, "beta1": 0.8, "beta2": 0.9, "order": "replacement"}
+    starts = [trial.seed for trial in trials for _ in range(first.replicas)]
     members = [
-        (trial.seed, Member(trial.seed * 1_000 + copy, **fixed))
-        for trial in trials
-        for copy in range(first.replicas)
+        Member(seed * 1_000 + place % first.replicas, **fixed) for place, seed in enumerate(starts)
     ]
-    make = partial(models.mlp, (data[0].shape[1], 32, loaded.num_classes))
-    ensemble = _ensemble(make, data, members, batch_size=4, rule=rule, path="fused")
-    records: list[Rows] = [[] for _ in trials]
+    found = of_images(first, 32)(members, init_seeds=starts, batch_size=4, rule=rule)
+    losses = []
     for time in times(first):
-        ensemble.train(round(time * rule.steps_per_step) - ensemble.steps_taken)
-        losses = ensemble.evaluate(*data).loss.double().log().view(len(trials), -1)
-        for rows, curve in zip(records, losses, strict=True):
-            lost = int(curve.isnan().sum())
-            rows.append({"time": time, "log_loss": float(curve.nanmean()), "lost": lost})
-    return records
+        found.ensemble.train(round(time * rule.steps_per_step) - found.ensemble.steps_taken)
+        losses.append(found.fit().loss.double().log())
+    curves = torch.stack(losses).unflatten(1, (len(trials), -1)).unbind(1)
+    return [
+        rows_of({"time": times(first), "log_loss": own.nanmean(1), "lost": own.isnan().sum(1)})
+        for own in curves
+    ]
 
 
-def noisy_images(trial: Limit | ImageRun) -> tuple[Dataset, Pair]:
-    """The data, and its training part with a share of the labels drawn at random."""
-    import torch
-
-    loaded = trial.images.load(seed=trial.data_seed)
-    labels = loaded.train_targets.clone()
-    generator = torch.Generator().manual_seed(trial.data_seed)
-    chosen = torch.rand(len(labels), generator=generator) < trial.label_noise
-    drawn = labels[chosen].shape
-    labels[chosen] = torch.randint(loaded.num_classes, drawn, generator=generator)
-    return loaded, (loaded.train_inputs.flatten(1), labels)
-
-
-def _ensemble(
-    make: Callable[..., nn.Module], data: Pair, members: Sequence[tuple[int, Member]], **more: Any
-) -> Ensemble:
-    """Members that start from weights of given seeds, whatever their own are."""
-    import torch
-    from torch.nn import functional
-
-    from undertow.train import Ensemble
-
-    starts = (make(generator=torch.Generator().manual_seed(seed)) for seed, _ in members)
-    own, loss = [member for _, member in members], functional.cross_entropy
-    return Ensemble(lambda generator: next(starts), loss, data, own, **more)
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """The network and its data, and the part of them that a curve of so many readings shows."""
-
-    make: Callable[..., nn.Module]
-    train: Pair
-    shown: Pair
-    test: Pair
-    readings: int
-    path: str
+def of_images(trial: Limit | ImageRun, hidden: int) -> Callable[..., Networks]:
+    """Perceptrons on images, of which a share has labels drawn at random."""
+    loaded = trial.images.load(seed=trial.data_seed, label_noise=trial.label_noise)
+    return partial(perceptrons, loaded, (hidden,), path="fused")
 
 
 def on_images(trials: Sequence[ImageRun]) -> list[Rows]:
     """A perceptron, read once an epoch."""
-    from undertow import models
+    return at_batch_size(trials, of_images(trials[0], 64), trials[0].epochs)
 
-    loaded, train = noisy_images(trials[0])
-    test = (loaded.test_inputs.flatten(1), loaded.test_targets)
-    make = partial(models.mlp, (train[0].shape[1], 64, loaded.num_classes))
-    return at_batch_size(trials, Task(make, train, train, test, trials[0].epochs, "fused"))
+
+def text_networks(
+    trial: TextRun, members: Sequence[Member], *, init_seeds: Sequence[int], **options: Any
+) -> Networks:
+    """Small causal transformers, whose weights come from these seeds."""
+    import torch
+    from torch.nn import functional
+
+    from undertow import models
+    from undertow.train import Ensemble
+
+    text = trial.text.load(test_size=512, seed=trial.data_seed)
+    train, test = (text.train_inputs, text.train_targets), (text.test_inputs, text.test_targets)
+    sizes = (len(text.characters), train[0].shape[1])
+    made = [
+        models.transformer(*sizes, width=32, depth=1, generator=torch.Generator().manual_seed(seed))
+        for seed in init_seeds
+    ]
+    ensemble = Ensemble(made, functional.cross_entropy, train, members, path="vmap", **options)
+    return Networks(ensemble, *train, test, sizes[0])
 
 
 def on_text(trials: Sequence[TextRun]) -> list[Rows]:
     """A small causal transformer, read four times an epoch."""
-    from undertow import models
-
-    text = trials[0].text.load(test_size=512, seed=trials[0].data_seed)
-    train = (text.train_inputs, text.train_targets)
-    shown = (text.train_inputs[:512], text.train_targets[:512])  # enough to tell curves apart
-    test = (text.test_inputs, text.test_targets)
-    sizes = (len(text.characters), train[0].shape[1])
-    make = partial(models.transformer, *sizes, width=32, depth=1)
-    return at_batch_size(trials, Task(make, train, shown, test, 4 * trials[0].epochs, "vmap"))
+    # 512 windows are enough to tell curves apart.
+    kind = partial(text_networks, trials[0])
+    return at_batch_size(trials, kind, 4 * trials[0].epochs, shown=512)
 
 
-def at_batch_size(trials: Sequence[Run], task: Task) -> list[Rows]:
-    """The runs of one batch size, from the base runs' weights and in their order of data."""
+def at_batch_size(
+    trials: Sequence[Run],
+    kind: Callable[..., Networks],
+    readings: int,
+    shown: int | None = None,
+) -> list[Rows]:
+    """The runs of one batch size, from the base runs' weights and in their order of data.
+
+    A curve has so many readings after the first, on so many samples.
+    """
+    import torch
+
+    from undertow import measure
     from undertow.train import Member, rules
 
     first = trials[0]
-    settings = [hyper(trial) for trial in trials]
-    batch_size = first.batch_size * first.factor
+    batch_size, rule = first.batch_size * first.factor, getattr(rules, first.optimizer)
+    settings, clipped = zip(*map(hyper, trials), strict=True)
     # One shuffle for every batch size: a larger batch is the union of smaller ones.
     members = [
-        (trial.seed, Member(trial.seed + 5_000 * (trial.scaling == "other order"), **values))
-        for trial, (values, _) in zip(trials, settings, strict=True)
+        Member(trial.seed + 5_000 * (trial.scaling == "other order"), **values)
+        for trial, values in zip(trials, settings, strict=True)
     ]
-    rule = {"adam": rules.adam, "rmsprop": rules.rmsprop}[first.optimizer]
-    more = {"batch_size": batch_size, "rule": rule, "path": task.path}
-    ensemble = _ensemble(task.make, task.train, members, **more)
-    steps = len(task.train[0]) * first.epochs // batch_size
-    curve, noise = [], {}
-    for reading in range(task.readings + 1):
-        ensemble.train(steps * reading // task.readings - ensemble.steps_taken)
-        if reading == task.readings // 2:
-            base = [e for e in ensemble.alive if trials[e].scaling == "base"]
-            noise = {e: noise_to_signal(ensemble.module(e), task) / first.batch_size for e in base}
-        losses = ensemble.evaluate(*task.shown).loss.double().log()
-        curve.append((first.epochs * reading / task.readings, losses.tolist()))
-    tested = ensemble.evaluate(*task.test)
-    facts = [
-        {
-            "diverged": e not in ensemble.alive,
-            "clipped": clipped,
-            "test_log_loss": float(tested.loss[e].log()),
-            "accuracy": float(tested.accuracy[e]),
-            "noise_to_signal": noise.get(e),
-        }
-        for e, (_, clipped) in enumerate(settings)
-    ]
-    return [
-        [{"epoch": epoch, "log_loss": losses[e], **own} for epoch, losses in curve]
-        for e, own in enumerate(facts)
-    ]
-
-
-def noise_to_signal(network: nn.Module, task: Task) -> float:
-    """Tr Sigma / |G|^2 of single samples, G being the training data's own gradient."""
-    from torch.nn import functional
-
-    from undertow import measure
-    from undertow.objective import Objective
-
-    noise = measure.gradient_noise(Objective(network, functional.cross_entropy, task.train))
-    return noise.trace / (noise.gradient_sqnorm + noise.trace / noise.num_samples)
+    starts = [trial.seed for trial in trials]
+    networks = kind(members, init_seeds=starts, batch_size=batch_size, rule=rule)
+    ensemble, seen = networks.ensemble, (networks.inputs[:shown], networks.targets[:shown])
+    steps = len(networks.inputs) * first.epochs // batch_size
+    losses, noise = [], {}
+    for reading in range(readings + 1):
+        ensemble.train(steps * reading // readings - ensemble.steps_taken)
+        if reading == readings // 2:
+            base = [run for run in ensemble.alive if trials[run].scaling == "base"]
+            found = {run: measure.gradient_noise(networks.objective(run)) for run in base}
+            noise = {run: own.noise_to_signal / first.batch_size for run, own in found.items()}
+        losses.append(ensemble.evaluate(*seen).loss.double().log())
+    tested = networks.tested()
+    facts = {
+        "diverged": [run not in ensemble.alive for run in range(len(trials))],
+        "clipped": clipped,
+        "test_log_loss": tested.loss.log(),
+        "accuracy": tested.accuracy,
+        "noise_to_signal": [noise.get(run) for run in range(len(trials))],
+    }
+    epochs = [first.epochs * reading / readings for reading in range(readings + 1)]
+    curves = (rows_of({"epoch": epochs, "log_loss": own}) for own in torch.stack(losses, 1))
+    return [[row | own for row in curve] for curve, own in zip(curves, rows_of(facts), strict=True)]
 
 
 def hyper(trial: Run) -> tuple[dict[str, Any], bool]:

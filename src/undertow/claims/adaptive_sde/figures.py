@@ -9,15 +9,10 @@ import polars as pl
 from undertow.claims import Records
 from undertow.claims.adaptive_sde import AdaptiveSde
 from undertow.claims.adaptive_sde.experiments import OPTIMIZERS, PROCESSES, SCALINGS, UNJUDGED
-from undertow.claims.adaptive_sde.predictions import (
-    deviations,
-    error,
-    every_run,
-    from_limit,
-    slower_bases,
-)
-from undertow.lab import Charts, beside, figure
+from undertow.claims.adaptive_sde.predictions import deviations, error, from_limit
+from undertow.lab import Charts, beside, figure, kept, means
 
+CELL = ("series", "factor", "scaling")
 RIGHT, WEAK = "SVAG", "weaker noise (control)"
 Row = tuple[str, int, str, float, float | None]
 draw = Charts(
@@ -76,41 +71,30 @@ def rule(records: Records, knobs: AdaptiveSde) -> Any:
     predicts the base curve run sqrt(k) times slower, from no free number. The rule is worst where
     labels are clean, as signal then dominates.
     """
-    keys, named = ["series", "factor", "scaling"], (*SCALINGS, "none, predicted")
-    measured = every_run(records, deviations)
-    predicted = every_run(records, slower_bases).with_columns(scaling=pl.lit(named[-1]))
-    parts = [part.select(*keys, "share") for part in (measured, predicted)]
-    frame = (
-        pl.concat(parts)
-        .group_by(keys)
-        .agg(pl.col("share").mean())
-        .filter(pl.col("scaling").is_in(named))
-        .sort(pl.col("scaling").cast(pl.Enum(["other order", *named])), "series", "factor")
+    shares = means(_deviations(records), CELL, ["share", "predicted_share"])
+    predicted = shares.filter(scaling="none").select(
+        *("series", "factor"), scaling=pl.lit("none, predicted"), share="predicted_share"
     )
+    measured = [shares.filter(scaling=name).select(*CELL, "share") for name in SCALINGS]
+    frame = pl.concat([*measured, predicted])
     return draw.lines(frame, "factor", "share", "scaling", columns="series", log="xy")
 
 
-@figure("The curves behind it, at the largest of the batches")
+@figure("The curves behind it, at the largest of the batches", "images", "text")
 def curves(records: Records, knobs: AdaptiveSde) -> Any:
     """Geometric means over seeds, at the largest of {factors} times the batch for images and of
     {text_factors} times for text.
     """
-    largest = {"clean labels": max(knobs.factors), "noisy labels": max(knobs.factors)}
-    largest["text"] = max(knobs.text_factors)
-    columns = ["series", "scaling", "factor", "epoch", "log_loss"]
-    runs = every_run(records, lambda frame: frame.filter(~pl.col("diverged")).select(columns))
-    means = (
-        runs.group_by(columns[:4])
-        .agg(loss=pl.col("log_loss").mean().exp())
-        .filter(pl.col("scaling").is_in(["base", *SCALINGS]))
-        .sort(pl.col("scaling").cast(pl.Enum(["base", *SCALINGS])), "epoch")
-        .with_columns(pl.col("scaling").replace("base", "base batch"))
-    )
+    largest = dict.fromkeys(("clean labels", "noisy labels"), max(knobs.factors))
     panels = []
-    for series, factor in largest.items():
-        own = means.filter(pl.col("factor").is_in([1, factor]), series=series)
-        lines = draw.lines(own, "epoch", "loss", "scaling", log="y")
-        panels.append(lines.properties(title=series))
+    for series, factor in (largest | {"text": max(knobs.text_factors)}).items():
+        runs = kept(records["text" if series == "text" else "images"])
+        logs = means(runs.filter(series=series), ["scaling", "factor", "epoch"], ["log_loss"])
+        shown = [logs.filter(scaling=name, factor=factor) for name in SCALINGS]
+        base = logs.filter(scaling="base").with_columns(scaling=pl.lit("base batch"))
+        frame = pl.concat([base, *shown]).with_columns(loss=pl.col("log_loss").exp())
+        lines = draw.lines(frame, "epoch", "loss", "scaling", log="y")
+        panels.append(lines if lines is None else lines.properties(title=series))
     return beside(*panels, shared="color")
 
 
@@ -119,21 +103,17 @@ FIGURES = (order, limit, rule, curves)
 
 def table(records: Records, knobs: AdaptiveSde) -> pl.DataFrame:
     """Deviations at every batch size, scaling and series, with what theory says of no scaling."""
-    keys = ["series", "factor", "scaling"]
-    slower = every_run(records, slower_bases).with_columns(scaling=pl.lit("none"))
-    noise = every_run(records, lambda frame: frame.select("series", "noise_to_signal"))
-    means = every_run(records, deviations).group_by(keys)
-    table = means.agg(
-        pl.col("deviation").mean(),
-        pl.col("share").mean().alias("over drop in loss"),
-        pl.col("accuracy_change").mean().fill_nan(None).alias("test accuracy off by"),
-        pl.col("test_change").mean().alias("test log loss off by"),
-        pl.col("clipped").any().alias("beta1 cut off"),
-    )
-    return (
-        table.join(slower.group_by(keys).agg(pl.col("predicted").mean()), on=keys, how="left")
-        .join(noise.group_by("series").agg(pl.col("noise_to_signal").mean()), on="series")
-        .with_columns((pl.col("noise_to_signal") / pl.col("factor")).alias("noise over signal"))
-        .drop("noise_to_signal")
-        .sort(keys)
-    )
+    columns = {
+        "deviation": "deviation",
+        "share": "over drop in loss",
+        "accuracy_change": "test accuracy off by",
+        "test_change": "test log loss off by",
+        "clipped": "beta1 cut off",
+        "predicted": "predicted",
+        "noise": "noise over signal",
+    }
+    return means(_deviations(records), CELL, columns).fill_nan(None)
+
+
+def _deviations(records: Records) -> pl.DataFrame:
+    return pl.concat([deviations(records[name]) for name in ("images", "text")])

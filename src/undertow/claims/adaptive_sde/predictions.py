@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,11 @@ from undertow import lab
 from undertow.claims import Records
 from undertow.claims.adaptive_sde import FACTOR, SHORT_FACTORS, AdaptiveSde
 from undertow.claims.adaptive_sde.experiments import OPTIMIZERS, PROCESSES, times
-from undertow.lab import Prediction, Reading, at_most, no_less, of, of_means, within
+from undertow.lab import Prediction, Reading, at_most, at_most_times, no_less, of, of_means, within
 
 RIVALS = {"linear": "linear", "none": "no scaling"}
+APART = dict.fromkeys(("deviation", "share", "predicted", "predicted_share"), pl.Float64)
 BETAS = {"long memory": "betas of 0.998 and 0.9995", "RMSprop": "RMSprop", "text": "text"}
-_WILCOXON = 10  # runs from which on its p-value is asked for
 
 
 def predictions(knobs: AdaptiveSde) -> dict[str, Prediction]:
@@ -33,31 +31,25 @@ def promises_verdict(records: Records, knobs: AdaptiveSde) -> bool:
 
 def summary(records: Records, knobs: AdaptiveSde) -> str:
     """What was lost, and what a deviation is."""
-    runs = every_run(records, lambda frame: frame.select("trial", "diverged"))
+    diverged, _ = lab.lost(records, "images", "text")
     lost = records["limits"].select(pl.col("lost").max()).item()
     return (
-        f"{runs.filter('diverged')['trial'].n_unique()} training runs diverged, and at most {lost} "
-        "of a start's replicas. Deviation is the mean |difference of log training loss| from the "
-        "run at the base batch with the same seed, at equal epochs."
+        f"{diverged} training runs diverged, and at most {lost} of a start's replicas. "
+        "Deviation is the mean |difference of log training loss| from the run at the base batch "
+        "with the same seed, at equal epochs."
     )
 
 
 def _of_oscillators(knobs: AdaptiveSde) -> dict[str, Prediction]:
-    found = {}
+    bounds = dict.fromkeys(PROCESSES, (-2.6, -1.6, "order 1/l^2, over l of at least 2"))
+    bounds["sgd"] = (-1.25, -0.85, "the slope of log error on log l: order 1/l")
+    orders, controls = {}, {}
     for process, name in PROCESSES.items():
-        read = order(process, knobs)
-        rule = within(-2.6, -1.6, read, "order 1/l^2, over l of at least 2")
-        if process == "sgd":
-            rule = within(-1.25, -0.85, read, "the slope of log error on log l: order 1/l")
-        found[f"weak order of SVAG, {name}"] = rule
-    for process, name in PROCESSES.items():
-        found[f"error kept with weaker noise, {name}"] = no_less(
-            0.5,
-            kept_error(process, knobs),
-            "of the bare rule's error at the finest l",
-            control=True,
-        )
-    return found
+        low, high, why = bounds[process]
+        orders[f"weak order of SVAG, {name}"] = within(low, high, order(process, knobs), why)
+        read, why = kept_error(process, knobs), "of the bare rule's error at the finest l"
+        controls[f"error kept with weaker noise, {name}"] = no_less(0.5, read, why, control=True)
+    return orders | controls
 
 
 def _of_limits(knobs: AdaptiveSde) -> dict[str, Prediction]:
@@ -79,27 +71,27 @@ def _of_limits(knobs: AdaptiveSde) -> dict[str, Prediction]:
 
 
 def _of_rule(knobs: AdaptiveSde) -> dict[str, Prediction]:
-    largest = max(knobs.factors)
+    whole, largest = "square root", max(knobs.factors)
     factors = {"noisy labels": (FACTOR, largest), "RMSprop": (FACTOR, largest)}
     cells = [(s, k, rival) for s, own in factors.items() for k in own for rival in RIVALS]
     # At k = 4 text's linear runs lie within what the order of the data alone does to a curve.
     cells += [("text", FACTOR, "none"), *(("text", max(knobs.text_factors), r) for r in RIVALS)]
     found = {
-        f"{series}, k = {k}: square root over {RIVALS[rival]}": at_most_half(
-            scaled(series, k, "square root"), scaled(series, k, rival)
+        f"{series}, k = {k}: square root over {RIVALS[rival]}": at_most_times(
+            0.5, scaled(series, k, whole), scaled(series, k, rival)
         )
         for series, k, rival in cells
     }
-    slower = of_runs(slower_bases, "predicted", series="noisy labels", factor=FACTOR)
+    slower, measured = (
+        scaled("noisy labels", FACTOR, "none", column) for column in ("predicted", "deviation")
+    )
     kept, lost = (
-        scaled("noisy labels", largest, scaling, "accuracy_change")
-        for scaling in ("square root", "none")
+        scaled("noisy labels", largest, scaling, "accuracy_change") for scaling in (whole, "none")
     )
     accuracy = "change of test accuracy"
     return found | {
         f"no scaling, k = {FACTOR}: predicted over measured deviation": within(
-            *(0.8, 1.25, slower / scaled("noisy labels", FACTOR, "none")),
-            "it is the base curve, sqrt(k) times slower",
+            0.8, 1.25, slower / measured, "it is the base curve, sqrt(k) times slower"
         ),
         f"{accuracy}, square root, k = {largest}": at_most(0.02, kept, "on noisy labels"),
         f"{accuracy}, no scaling, k = {largest}": no_less(0.05, lost, "it shows", control=True),
@@ -127,25 +119,6 @@ def _of_edges() -> dict[str, Prediction]:
     return found
 
 
-def at_most_half(own: Reading, rival: Reading) -> Prediction:
-    """By the interval of the ratio, and by Wilcoxon's signed ranks of own - rival / 2."""
-
-    def read(records: Records) -> lab.Effect:
-        from scipy.stats import wilcoxon
-
-        margin = list((own - rival / 2)(records).values.values())
-        enough = len(margin) >= _WILCOXON
-        p_value = float(wilcoxon(margin, alternative="less").pvalue) if enough else None
-        return replace((own / rival).effect(records), p_value=p_value)
-
-    def judge(effect: lab.Effect) -> tuple[bool, bool]:
-        passed, refuted = rule.judge(effect)
-        return passed and (effect.p_value is None or effect.p_value < 0.01), refuted
-
-    rule = at_most(0.5, read, f"with Wilcoxon's p < 0.01 where there are {_WILCOXON} runs")
-    return replace(rule, judge=judge)
-
-
 # ---- readings of SVAG
 
 
@@ -171,24 +144,13 @@ def kept_error(process: str, knobs: AdaptiveSde) -> Reading:
     return of_means([weak, error(process, 1)], lambda errors: abs(errors[0] / errors[1]))
 
 
-def of_curves(
-    cell: tuple[str, float, AdaptiveSde],
-    points: Sequence[tuple[str, int]],
-    statistic: Callable[..., float],
-) -> Reading:
-    """A statistic of mean curves after time 0, one for each of `points`, weights and level.
-
-    The cell is an optimizer, its label noise, and the knobs.
-    """
-    optimizer, noise, knobs = cell
-    where: dict[str, Any] = {"optimizer": optimizer, "label_noise": noise}
-    readings = [
-        of("limits", "log_loss", weights=weights, level=level, time=time, **where)
-        for weights, level in points
-        for time in times(knobs)[1:]
-    ]
-    known = [reading.then(lab.PerSeed.known) for reading in readings]
-    return of_means(known, lambda means: statistic(*means.reshape(len(points), -1)))
+def curve(
+    optimizer: str, level: int, knobs: AdaptiveSde, *, weights: str = "svag", noise: float = 0.0
+) -> list[Reading]:
+    """The log loss at each time after 0, of starts that were not lost; on clean labels."""
+    where: dict[str, Any] = {"optimizer": optimizer, "label_noise": noise, "weights": weights}
+    readings = [of("limits", "log_loss", level=level, time=t, **where) for t in times(knobs)[1:]]
+    return [reading.then(lab.PerSeed.known) for reading in readings]
 
 
 def distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -197,33 +159,29 @@ def distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def from_limit(optimizer: str, level: int, weights: str, knobs: AdaptiveSde) -> Reading:
-    """The distance of a level from the last one, which stands for the SDE, on clean labels."""
-    points = [(weights, level), ("svag", knobs.limit_levels[-1])]
-    return of_curves((optimizer, 0.0, knobs), points, distance)
+    """The distance of a level's mean curve from the last one's, which stands for the SDE."""
+    limit = curve(optimizer, knobs.limit_levels[-1], knobs)
+    own = curve(optimizer, level, knobs, weights=weights)
+    return of_means([own, limit], lambda curves: distance(*curves))
 
 
 def nearer(optimizer: str, weights: str, knobs: AdaptiveSde) -> Reading:
     """The distance of the level before the last one, over that of the bare optimizer."""
     *_, before, last = knobs.limit_levels
-    points = [("svag", last), ("svag", 1), (weights, before)]
-
-    def ratio(limit: np.ndarray, bare: np.ndarray, fine: np.ndarray) -> float:
-        return distance(fine, limit) / distance(bare, limit)
-
-    return of_curves((optimizer, 0.0, knobs), points, ratio)
+    limit, bare = (curve(optimizer, level, knobs) for level in (last, 1))
+    fine = curve(optimizer, before, knobs, weights=weights)
+    return of_means([limit, bare, fine], lambda c: distance(c[2], c[0]) / distance(c[1], c[0]))
 
 
 def share_of_drop(optimizer: str, knobs: AdaptiveSde) -> Reading:
     """The bare optimizer's distance where noise dominates, over the drop in log loss."""
-    noise, points = knobs.label_noise, [("svag", knobs.limit_levels[-1]), ("svag", 1)]
+    noise = knobs.label_noise
+    curves = [curve(optimizer, at, knobs, noise=noise) for at in (1, knobs.limit_levels[-1])]
 
     def read(records: Records) -> lab.Effect:
         start = of("limits", "log_loss", label_noise=noise, time=0.0)(records).mean()
-
-        def share(limit: np.ndarray, bare: np.ndarray) -> float:
-            return distance(bare, limit) / float(start - limit[-1])
-
-        return of_curves((optimizer, noise, knobs), points, share).effect(records)
+        share = of_means(curves, lambda c: distance(*c) / float(start - c[1, -1]))
+        return share.effect(records)
 
     return Reading(read)
 
@@ -231,59 +189,46 @@ def share_of_drop(optimizer: str, knobs: AdaptiveSde) -> Reading:
 # ---- readings of batch sizes
 
 
-def every_run(records: Records, function: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
-    """What the function makes of the runs on images and of those on text."""
-    return pl.concat([function(records[name]) for name in ("images", "text")])
-
-
-def of_runs(function: Callable[[pl.DataFrame], pl.DataFrame], column: str, **where: Any) -> Reading:
-    """A column of what the function makes of the runs, where columns equal these values."""
-    experiment = "text" if where["series"] == "text" else "images"
-    return Reading(lambda records: lab.per_seed(function(records[experiment]), column, **where))
-
-
 def scaled(series: str, factor: int, scaling: str, column: str = "deviation") -> Reading:
     """A column of `deviations`."""
-    return of_runs(deviations, column, series=series, factor=factor, scaling=scaling)
+    experiment = "text" if series == "text" else "images"
+    where: dict[str, Any] = {"series": series, "factor": factor, "scaling": scaling}
+    return Reading(lambda found: lab.per_seed(deviations(found[experiment]), column, **where))
 
 
 def deviations(runs: pl.DataFrame) -> pl.DataFrame:
-    """One row a run: its deviation from the base run of its seed, and that over the base's drop."""
-    loss, keys = pl.col("log_loss"), ["series", "seed", "epoch"]
-    rows = runs.filter(~pl.col("diverged")).sort("epoch")
-    drop = (loss.first() - loss.last()).over("series", "seed")
-    base = rows.filter(scaling="base").with_columns(drop=drop)
-    base = base.select(*keys, "drop", "log_loss", "accuracy", "test_log_loss")
-    both = rows.filter(pl.col("scaling") != "base").join(base, on=keys, suffix="_base")
+    """How far each run is from the base run of its seed, one row a run.
 
-    def off(name: str) -> pl.Expr:
-        return (pl.col(name) - pl.col(f"{name}_base")).abs().mean()
-
-    return (
-        both.filter(pl.col("epoch") > 0)
-        .group_by("series", "factor", "scaling", "seed", "clipped")
-        .agg(
-            deviation=off("log_loss"),
-            share=off("log_loss") / pl.col("drop").first(),
-            accuracy_change=off("accuracy"),
-            test_change=off("test_log_loss"),
-        )
-    )
-
-
-def slower_bases(runs: pl.DataFrame) -> pl.DataFrame:
-    """What the SDE says of runs without scaling: the base curve, sqrt(k) times as slow.
-
-    At k times the batch an unchanged learning rate is the square-root rule's over sqrt(k); where
-    noise is averaged out over the path, only the speed of the drift matters.
+    `deviation` is the mean over epochs of |difference of log loss|, `share` that over the base
+    run's drop. Of runs without scaling, `predicted` is the deviation that the SDE says, and
+    `predicted_share` its share: at k times the batch an unchanged learning rate is the square-root
+    rule's over sqrt(k), and where noise is averaged out over the path only the speed of the drift
+    matters, so that the run is the base run, sqrt(k) times as slow.
     """
-    kept = runs.filter(~pl.col("diverged")).sort("epoch")
-    factors = kept.filter(scaling="none").select("series", "factor").unique()
-    bases = kept.filter(scaling="base").group_by("series", "seed").agg("epoch", "log_loss")
-    columns = ["series", "factor", "seed", "epoch", "log_loss"]
-    rows = []
-    for *key, epochs, losses in bases.join(factors, on="series").select(columns).iter_rows():
-        slow = np.interp(np.array(epochs) / math.sqrt(key[1]), epochs, losses)
-        deviation = float(np.abs(slow - losses)[1:].mean())
-        rows.append((*key, deviation, deviation / (losses[0] - losses[-1])))
-    return pl.DataFrame(rows, schema=[*columns[:3], "predicted", "share"], orient="row")
+    keys = ["series", "seed"]
+    facts = pl.col("factor", "scaling", "clipped", "accuracy", "test_log_loss", "noise_to_signal")
+    trials = lab.kept(runs).sort("epoch").group_by("trial", *keys, maintain_order=True)
+    curves = trials.agg(facts.first(), pl.col("epoch", "log_loss"))
+    base = curves.filter(scaling="base")
+    pairs = curves.filter(pl.col("scaling") != "base").join(base, on=keys, suffix="_base")
+    apart = pl.struct("scaling", "factor", "epoch", "log_loss", "log_loss_base").map_elements(
+        _apart, return_dtype=pl.Struct(APART)
+    )
+    return pairs.select(
+        *("trial", "series", "factor", "scaling", "seed", "clipped"),
+        apart.alias("apart"),
+        accuracy_change=(pl.col("accuracy") - pl.col("accuracy_base")).abs(),
+        test_change=(pl.col("test_log_loss") - pl.col("test_log_loss_base")).abs(),
+        noise=pl.col("noise_to_signal_base") / pl.col("factor"),
+    ).unnest("apart")
+
+
+def _apart(run: dict[str, Any]) -> dict[str, float | None]:
+    epochs, own, base = (np.array(run[name]) for name in ("epoch", "log_loss", "log_loss_base"))
+    far, drop = distance(own[1:], base[1:]), base[0] - base[-1]
+    found = {"deviation": far, "share": far / drop}
+    if run["scaling"] != "none":
+        return found
+    slow = np.interp(epochs / math.sqrt(run["factor"]), epochs, base)
+    far = distance(slow[1:], base[1:])
+    return found | {"predicted": far, "predicted_share": far / drop}

@@ -75,6 +75,17 @@ class GradientNoise(NoiseScale):
     vmapped: tuple[str, ...]
     converged: bool
 
+    @property
+    def noise_to_signal(self) -> float:
+        """N/G of a batch of one: trace / |G|^2, where G is the gradient of these data.
+
+        It is what training on these data sees, where the noise scale is of the distribution that
+        they come from: never above it, and finite unless G is zero. A batch of B samples has the
+        B-th part.
+        """
+        signal = self.gradient_sqnorm + self.trace / self.num_samples
+        return self.trace / signal if signal > 0 else math.inf
+
     def __repr__(self) -> str:
         lines = [
             f"Noise scale {_said(self)} at {self.confidence:.0%} confidence, from "

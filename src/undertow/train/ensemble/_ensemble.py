@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -68,8 +68,9 @@ class Ensemble:
     """E networks of one shape, trained together.
 
     Args:
-        model: an `nn.Module`, whose present weights every member starts from; or a function that
-            makes one from a `torch.Generator`, called once a member with the member's own.
+        model: an `nn.Module`, whose present weights every member starts from; a sequence of them,
+            one for each member, that differ in nothing but their tensors' values; or a function
+            that makes one from a `torch.Generator`, called once a member with the member's own.
             PyTorch's global random state is seeded alike meanwhile, for modules that draw from it.
         loss: a module or function of (outputs, targets) that returns the batch's mean or one
             value a sample. Cross-entropy and mean squared error have a closed form on the fused
@@ -90,9 +91,10 @@ class Ensemble:
 
     Raises:
         ValueError: the data hold NaN, a label is out of range, the batch size exceeds the number
-            of samples, members disagree on the batch shape, or the path cannot run the module.
-        TypeError: `model` is neither a module nor a function that makes one, or the rule's label
-            noise is for targets of another kind.
+            of samples, members disagree on the batch shape, there are more or fewer modules than
+            members, or the path cannot run the module.
+        TypeError: `model` is neither a module, nor modules, nor a function that makes one, or the
+            rule's label noise is for targets of another kind.
 
     Notes:
         Batch norm trains in train mode; of a rule that needs several batches a step, each is

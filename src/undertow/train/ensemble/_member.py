@@ -20,7 +20,7 @@ class Member:
 
     Attributes:
         seed: decides the initial weights (where the model is a factory), the data order and the
-            label noise.
+            label noise. Members that share initial weights but not these are given modules instead.
         lr: learning rate.
         weight_decay: PyTorch's coefficient, twice the lambda of papers that penalise
             lambda ||W||^2.

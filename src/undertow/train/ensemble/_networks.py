@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-Model = nn.Module | Callable[[torch.Generator], nn.Module]
+Model = nn.Module | Sequence[nn.Module] | Callable[[torch.Generator], nn.Module]
 
 
 def initialise(
@@ -24,24 +24,7 @@ def initialise(
     device: torch.device | str,
 ) -> tuple[nn.Module, dict[str, Tensor], dict[str, Tensor]]:
     """A template, the trainable parameters `[E, ...]`, and the fixed tensors `[E, ...]`."""
-    if isinstance(model, nn.Module):
-        modules = [copy.deepcopy(model).to(device, dtype)] * len(generators)
-    elif callable(model):
-        modules = []
-        for own in generators:
-            with random_state(own.get_state()):
-                made = model(own)
-            if not isinstance(made, nn.Module):
-                raise TypeError(
-                    "model is a function that returned "
-                    f"{type(made).__name__}; it must make an nn.Module from a torch.Generator"
-                )
-            # A copy, as nothing says that the function makes a new module at each call.
-            modules.append(copy.deepcopy(made).to(device, dtype))
-    else:
-        raise TypeError(
-            f"model must be an nn.Module or a function that makes one, got {type(model).__name__}"
-        )
+    modules = [module.to(device, dtype) for module in _copies(model, generators)]
     shapes = [
         {name: value.shape for name, value in {**trainable(part), **fixed(part)}.items()}
         for part in modules
@@ -56,6 +39,39 @@ def initialise(
         raise ValueError("the model has no parameters to train")
     params = stack([trainable(module) for module in modules])
     return modules[0].train(), params, stack([fixed(module) for module in modules])
+
+
+def _copies(model: Model, generators: Sequence[torch.Generator]) -> list[nn.Module]:
+    """A module for each member, none of which is the user's own."""
+    if isinstance(model, nn.Module):
+        return [copy.deepcopy(model)] * len(generators)
+    if isinstance(model, Sequence):
+        if len(model) != len(generators):
+            raise ValueError(
+                f"model must hold one module for each of the {len(generators)} members, got "
+                f"{len(model)}"
+            )
+        for given in model:
+            if not isinstance(given, nn.Module):
+                raise TypeError(f"model must hold modules, got {type(given).__name__}")
+        return [copy.deepcopy(given) for given in model]
+    if not callable(model):
+        raise TypeError(
+            "model must be an nn.Module, one for each member, or a function that makes one, got "
+            f"{type(model).__name__}"
+        )
+    modules = []
+    for own in generators:
+        with random_state(own.get_state()):
+            made = model(own)
+        if not isinstance(made, nn.Module):
+            raise TypeError(
+                f"model is a function that returned {type(made).__name__}; it must make an "
+                "nn.Module from a torch.Generator"
+            )
+        # A copy, as nothing says that the function makes a new module at each call.
+        modules.append(copy.deepcopy(made))
+    return modules
 
 
 def probe(

@@ -105,21 +105,12 @@ def experiments(knobs: SquareLoss, seed: int) -> dict[str, Experiment]:
     }
 
 
-# ---- images
-
-
-def unit_images(images: Images) -> tuple[Tensor, Tensor]:
-    """All training images as unit vectors `[n, d]` in float64, and their labels."""
-    loaded = images.load()
-    inputs = loaded.train_inputs.flatten(1).double()
-    return inputs / inputs.norm(dim=1, keepdim=True), loaded.train_targets
-
-
 def two_classes(trials: Sequence[Flow | Norms]) -> tuple[Tensor, Tensor]:
-    """Every trial's own images `[E, n, d]` and labels +-1 `[E, n]`, shuffled where it says so."""
+    """Every trial's own unit images `[E, n, d]` and labels +-1 `[E, n]`, some shuffled."""
     import torch
 
-    first, (inputs, labels) = trials[0], unit_images(trials[0].images)
+    first = trials[0]
+    inputs, labels = first.images.load().unit_vectors()
     half = first.samples // 2
     own = [per_class(labels, first.classes, half, seed=_IMAGES + trial.seed) for trial in trials]
     signs = torch.ones(len(trials), 2 * half, dtype=torch.float64)
@@ -152,7 +143,7 @@ def follow(trials: Sequence[Flow]) -> list[Rows]:
         for name in ("initial_rho", "rho_decay", "time")
     )
     fractions = torch.tensor(FLOW_READINGS, dtype=torch.float64)
-    given = {"slowed": trials[0].speed == "scaled", "max_steps": MAX_STEPS}
+    given: dict[str, Any] = {"slowed": trials[0].speed == "scaled", "max_steps": MAX_STEPS}
     path = normalized_flow(
         inputs, labels, layers, rho, decay=decay, times=fractions * end[:, None], **given
     )
@@ -230,7 +221,7 @@ def train_collapse(trials: Sequence[Collapse]) -> list[Rows]:
     from undertow.train import Ensemble, Member, rules
 
     first = trials[0]
-    images, labels = unit_images(first.images)
+    images, labels = first.images.load().unit_vectors()
     classes = int(labels.max()) + 1
     count = first.collapse_per_class
     chosen = per_class(labels, range(classes), count, seed=_IMAGES + first.seed)

@@ -64,7 +64,9 @@ def layer_norms(records: Records, knobs: SquareLoss) -> Any:
     layers = {f"square_{layer}": f"layer {layer}" for layer in (1, 2, 3)}
     rows = means(kept(records["norms"]), ["weight_decay"], layers)
     rows = rows.with_columns(decay=labels("weight decay {:g}", "weight_decay"))
-    long = rows.unpivot(layers.values(), index="decay", variable_name="layer", value_name="square")
+    long = rows.unpivot(
+        [*layers.values()], index="decay", variable_name="layer", value_name="square"
+    )
     return draw.bars(long, "layer", "square", "decay")
 
 
@@ -76,7 +78,7 @@ def collapse(records: Records, knobs: SquareLoss) -> Any:
     measures = {"nc1": "NC1", "nc2": "NC2", "nc3": "NC3"}
     rows = means(kept(records["collapse"]), ("weight_decay", "step"), measures)
     rows = rows.with_columns(decay=labels("weight decay {:g}", "weight_decay"))
-    long = rows.unpivot(measures.values(), index=["decay", "step"], variable_name="measure")
+    long = rows.unpivot([*measures.values()], index=["decay", "step"], variable_name="measure")
     return draw.lines(long, "step", "value", "decay", columns="measure", log="y")
 
 
@@ -89,7 +91,7 @@ def table(records: Records, knobs: SquareLoss) -> pl.DataFrame:
     if flows.is_empty():
         return flows
     ends = flows.filter(fraction=1.0).with_columns(at_rest=REST)
-    columns = ("rho", "equilibrium", "at_rest", "margin", "least_margin")
-    columns += ("margin_cv", "stable_rank", "fitted")
+    columns = ["rho", "equilibrium", "at_rest", "margin", "least_margin"]
+    columns += ["margin_cv", "stable_rank", "fitted"]
     named = {name: name.replace("_", " ") for name in columns}
     return means(ends, ("shuffled", "rho_decay", "initial_rho", "speed"), named)

@@ -211,7 +211,8 @@ def test_readings_are_taken_at_their_times() -> None:
 def test_a_flow_that_runs_out_of_steps_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiments, "MAX_STEPS", 3)
     (rows,) = experiments.follow([FLOW])
-    assert rows[-1] == {"diverged": True, "steps_taken": 3}
+    assert rows[-1]["diverged"]
+    assert rows[-1]["steps_taken"] == 3
 
 
 def test_shuffling_changes_labels_and_not_images() -> None:

@@ -38,6 +38,16 @@ def test_digits_are_scikit_learns_up_to_one_scalar_pair() -> None:
     assert sorted(ours) == sorted(theirs)
 
 
+def test_unit_vectors_are_the_training_images_up_to_their_norms_and_their_mean() -> None:
+    digits = data.load("digits", train_size=50)
+    pixels = digits.train_inputs.flatten(1).double()
+    for centered, expected in ((False, pixels), (True, pixels - pixels.mean(0))):
+        vectors, targets = digits.unit_vectors(centered=centered)
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(50).double())
+        torch.testing.assert_close(vectors * expected.norm(dim=1, keepdim=True), expected)
+        assert torch.equal(targets, digits.train_targets)
+
+
 def grey_levels(digits: data.Dataset, inputs: torch.Tensor) -> list[list[int]]:
     """The published pixels, 0 to 16: a large training set holds both extremes."""
     low, high = digits.train_inputs.min(), digits.train_inputs.max()

@@ -181,7 +181,8 @@ def test_a_slope_over_seeds_is_the_mean_of_their_own_and_may_be_unknown() -> Non
     for where in ({"seed": 1}, {"lr": 0.1}, {"lr": 7.0}):  # one seed, one point, nothing
         assert math.isnan(slope_of("runs", log_lr, log_gap, **where).effect({"runs": rows}).value)
     lost = rows.with_columns(gap=pl.when(pl.col("lr") == 0.1).then(0.0).otherwise("gap"))
-    assert math.isnan(order.effect({"runs": lost}).value)
+    for unknown_of in (lost, pl.DataFrame(schema={"trial": pl.String})):
+        assert math.isnan(order.effect({"runs": unknown_of}).value)
     kept = slope_of("runs", log_lr, log_gap, pl.col("gap") > 0)
     assert kept.effect({"runs": lost}).value == pytest.approx(2)
 

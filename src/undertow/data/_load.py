@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from undertow.data._draw import random_labels
@@ -44,6 +44,19 @@ class Dataset:
     num_classes: int
     input_shape: tuple[int, int, int]
     source: str
+
+    def unit_vectors(
+        self, *, centered: bool = False
+    ) -> tuple[Float64[Tensor, "train features"], Int[Tensor, " train"]]:
+        """The training images as vectors of norm one, and their labels.
+
+        Args:
+            centered: less the mean over all of them, before their norms are made one.
+        """
+        vectors = self.train_inputs.flatten(1).double()
+        if centered:
+            vectors = vectors - vectors.mean(0)
+        return torch.nn.functional.normalize(vectors), self.train_targets
 
     def __repr__(self) -> str:
         shape = "x".join(str(side) for side in self.input_shape)

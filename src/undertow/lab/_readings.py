@@ -272,6 +272,8 @@ def slope_of(
     """
 
     def read(records: Records) -> Effect:
+        if records[experiment].is_empty():
+            return unknown()
         rows = records[experiment].filter(*conditions, **where)
         points = rows.select("seed", x=_expression(x), y=_expression(y)).drop_nulls()
         across, up = (points[name].to_numpy() for name in ("x", "y"))

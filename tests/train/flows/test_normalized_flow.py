@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from undertow.train.flows import NormalizedReading, normalized_flow
+from undertow.train.flows import normalized_flow
 from undertow.train.flows._normalized_flow import forward
 
 DOUBLE = torch.float64
@@ -38,34 +38,23 @@ def outputs(inputs: Tensor, layers: list[Tensor]) -> Tensor:
     return (inputs @ (layers[-1] / layers[-1].norm()).T)[:, 0]
 
 
-def ends(found: list[NormalizedReading], runs: int) -> list[float]:
-    """Each run's rho at its last reading."""
-    rho = [math.nan] * runs
-    for reading in found:
-        for run, value in zip(reading.runs, reading.rho.tolist(), strict=True):
-            rho[run] = value
-    return rho
-
-
 @pytest.mark.parametrize("slowed", [True, False])
 def test_the_first_move_is_the_gradient_flow_of_the_penalised_loss(slowed: bool) -> None:
     inputs, labels, layers = random_runs(0)
     rho, decay, short = numbers(0.5, 1.5, 3.0), numbers(0.0, 0.1, 0.2), 1e-7
     times = torch.full((3, 1), short, dtype=DOUBLE)
-    (reading,) = normalized_flow(
-        inputs, labels, layers, rho, decay=decay, times=times, slowed=slowed
-    )
-    assert (reading.runs, reading.indices, reading.steps) == ((0, 1, 2), (0, 0, 0), 1)
+    path = normalized_flow(inputs, labels, layers, rho, decay=decay, times=times, slowed=slowed)
+    assert path.steps.tolist() == [[1]] * 3
     for run in range(3):
         own = [layer[run].clone().requires_grad_() for layer in layers]
         size = rho[run].clone().requires_grad_()
         loss = (size * outputs(inputs[run], own) - labels[run]).square().mean()
         expected = torch.autograd.grad(loss + decay[run] * size**2, [size, *own])
-        assert float((reading.rho[run] - rho[run]) / short) == pytest.approx(
+        assert float((path.rho[run, 0] - rho[run]) / short) == pytest.approx(
             -float(expected[0]), rel=1e-5
         )
         slower = max(float(rho[run]), 1.0) ** 2 if slowed else 1.0
-        for layer, moved, gradient in zip(layers, reading.layers, expected[1:], strict=True):
+        for layer, moved, gradient in zip(layers, path.layers, expected[1:], strict=True):
             speed = (moved[run] - layer[run]) / short * slower
             assert torch.allclose(speed, -gradient, atol=1e-5)
 
@@ -91,38 +80,39 @@ def test_two_opposite_points_have_an_equilibrium_in_closed_form(slowed: bool) ->
         for a, b in pairwise((16, 32, 32, 1))
     ]
     point = torch.eye(16, dtype=DOUBLE)[0]
-    found = list(
-        normalized_flow(
-            torch.stack([point, -point]).expand(4, 2, 16),
-            numbers(1, -1).expand(4, 2),
-            layers,
-            numbers(1.0, 1.5, 2.0, 4.0),
-            decay=torch.full((4,), 0.04, dtype=DOUBLE),
-            times=torch.full((4, 1), 500.0, dtype=DOUBLE),
-            slowed=slowed,
-        )
+    path = normalized_flow(
+        torch.stack([point, -point]).expand(4, 2, 16),
+        numbers(1, -1).expand(4, 2),
+        layers,
+        numbers(1.0, 1.5, 2.0, 4.0),
+        decay=torch.full((4,), 0.04, dtype=DOUBLE),
+        times=torch.full((4, 1), 500.0, dtype=DOUBLE),
+        slowed=slowed,
     )
-    for reading in found:
-        margins = reading.outputs * numbers(1, -1)
-        assert torch.allclose(margins.mean(1), numbers(2**-1.5), rtol=1e-2)
-        assert torch.allclose(reading.rho, numbers(2**-1.5 / (2**-3 + 0.04)), rtol=1e-2)
-    assert sorted(run for reading in found for run in reading.runs) == [0, 1, 2, 3]
+    assert torch.allclose(path.margins.mean(2), numbers(2**-1.5), rtol=1e-2)
+    assert torch.allclose(path.rho, numbers(2**-1.5 / (2**-3 + 0.04)), rtol=1e-2)
+    assert torch.allclose(path.rho, path.equilibrium, rtol=1e-3)
+
+
+def test_readings_are_those_of_the_network_of_unit_layers() -> None:
+    inputs, labels, layers = random_runs(7)
+    times, ones = torch.zeros(3, 1, dtype=DOUBLE), numbers(1, 1, 1)
+    path = normalized_flow(inputs, labels, layers, ones, decay=ones, times=times)
+    for run in range(3):
+        own = [layer[run] for layer in layers]
+        assert torch.allclose(path.outputs[run, 0], outputs(inputs[run], own))
+        ranks = [float(w.square().sum() / torch.linalg.svdvals(w)[0] ** 2) for w in own]
+        assert path.stable_ranks[run, 0].tolist() == pytest.approx(ranks)
 
 
 def test_a_run_does_not_depend_on_those_beside_it_and_is_read_at_its_times() -> None:
     inputs, labels, layers = random_runs(4)
     rho, decay = numbers(1.0, 20.0, 3.0), numbers(1e-2, 0.0, 0.1)
     times = torch.stack([numbers(5, 50), numbers(1, 30), numbers(0, 2)])
-    together = list(normalized_flow(inputs, labels, layers, rho, decay=decay, times=times))
-    read = {
-        (run, index): at
-        for reading in together
-        for run, index, at in zip(
-            reading.runs, reading.indices, reading.times.tolist(), strict=True
-        )
-    }
-    assert read == {(r, i): float(times[r, i]) for r in range(3) for i in range(2)}
-    for run, end in enumerate(ends(together, 3)):
+    together = normalized_flow(inputs, labels, layers, rho, decay=decay, times=times)
+    assert torch.equal(together.times, times)
+    assert bool((together.steps.diff(dim=1) > 0).all())
+    for run in range(3):
         own = slice(run, run + 1)
         alone = normalized_flow(
             inputs[own],
@@ -132,18 +122,18 @@ def test_a_run_does_not_depend_on_those_beside_it_and_is_read_at_its_times() -> 
             decay=decay[own],
             times=times[own],
         )
-        assert ends(list(alone), 1)[0] == pytest.approx(end, rel=1e-6)
+        assert torch.allclose(alone.rho, together.rho[own], rtol=1e-6)
 
 
-def test_a_run_out_of_steps_or_bounds_gives_no_further_readings() -> None:
+def test_a_run_out_of_steps_or_bounds_is_not_read_any_further() -> None:
     inputs, labels, layers = random_runs(5, runs=2)
     spoiled = inputs.clone()
     spoiled[1] = math.nan
     times = torch.stack([numbers(1e-9, 100), numbers(1, 100)])
     given = (spoiled, labels, layers, numbers(1, 1))
-    (reading,) = normalized_flow(*given, decay=numbers(0, 0), times=times, max_steps=3)
-    assert (reading.runs, reading.indices) == ((0, 1), (0, 0))
-    assert torch.isfinite(reading.rho).tolist() == [True, False]
+    path = normalized_flow(*given, decay=numbers(0, 0), times=times, max_steps=3)
+    assert torch.isfinite(path.rho).tolist() == [[True, False], [False, False]]
+    assert path.steps.tolist() == [[1, 3], [1, 3]]
 
 
 @pytest.mark.parametrize(

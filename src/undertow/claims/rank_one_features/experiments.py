@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from undertow import predict
 from undertow.claims.rank_one_features import READINGS, SHAKEN, RankOneFeatures
-from undertow.lab import Experiment, grid, seeds
+from undertow.data import Images
+from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
-
-    from undertow.train import CommitteeMachine
 
 # Activations, and common pre-activations with phi''' above, at and below zero.
 SIGN_POINTS = {
@@ -27,6 +28,7 @@ SIGN_POINTS = {
 }
 _NEAR = 0.02  # spread of neurons that start near one another
 _TYPICAL = 0.55  # the mean size of the common pre-activations that are drawn
+PREDICTED = ("predicted", "predicted_slowest", "predicted_at_lr")
 _SIGN_STEP = 0.1  # lr x curvature of the runs that look for a sign
 
 Rows = list[dict[str, Any]]
@@ -135,7 +137,7 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
     each = zip(trials, gram.numpy(), goal.numpy(), strict=True)
     modes, predicted = zip(*(forecast(*own) for own in each), strict=True)
     directions = torch.from_numpy(np.stack(modes))
-    least = committee.hessian_trace(goal[:, None].expand_as(z)).tolist()
+    least = committee.hessian_trace(goal[:, None].expand_as(z))
     z = committee.at_rest(z)
     lr = torch.tensor([trial.lr for trial in trials], dtype=torch.float64)
     loud = [trial.noise_std * (trial.noise != "none") for trial in trials]
@@ -145,13 +147,19 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
         given |= {"noise_std": lr * given["noise_std"] * 2 * steep, "on": "preactivations"}
     generators = [torch.Generator().manual_seed(2**40 + trial.seed) for trial in trials]
     rows: list[Rows] = [[] for _ in trials]
-    taken = 0
-    for stop in read_at(first.steps):
-        z = committee.descend(z, stop - taken, generators, **given)
-        taken = stop
-        facts = _facts(committee, committee.at_rest(z), directions)
-        for e, own in enumerate(facts):
-            rows[e].append(own | predicted[e] | {"step": taken, "least_trace": least[e]})
+    for before, stop in pairwise((0, *read_at(first.steps))):
+        z = committee.descend(z, stop - before, generators, **given)
+        settled = committee.at_rest(z)
+        log_spread = (settled @ directions.mT).std(1).clamp(min=1e-300).log()
+        facts = ranks(settled) | {
+            "step": stop,
+            "trace": committee.hessian_trace(settled),
+            "least_trace": least,
+            "log_spread": log_spread.mean(1),
+            "log_spread_slowest": log_spread[:, 0],
+        }
+        for own, known, row in zip(rows, predicted, rows_of(facts), strict=True):
+            own.append(known | row)
     return rows
 
 
@@ -179,7 +187,7 @@ def _inputs(trial: Committee, generator: Generator) -> tuple[Tensor, Tensor]:
     import torch
 
     if trial.inputs == "digits":
-        images, labels = digit_images()
+        images, labels = Images().load().unit_vectors(centered=True)
         chosen = torch.randperm(len(images), generator=generator)[: trial.samples]
         return images[chosen], 1.0 - 2.0 * (labels[chosen][None] % 2).double()
     drawn = normals(generator, trial.samples, trial.features)
@@ -202,44 +210,31 @@ def forecast(
     trial: Committee, gram: np.ndarray, goal: np.ndarray
 ) -> tuple[np.ndarray, dict[str, float | None]]:
     """Directions in the space of inputs `[n, n]`, slowest first, and what rates are predicted."""
-    names = ("predicted", "predicted_slowest", "predicted_at_lr")
     if trial.inputs in ("crowded", "digits") or trial.noise == "isotropic":
-        return np.eye(len(gram)), dict.fromkeys(names)
+        return np.eye(len(gram)), dict.fromkeys(PREDICTED)
     given: dict[str, Any] = {"activation": trial.activation, "preactivation": goal}
     free, known = (
         np.asarray(predict.rank_one_rate(trial.lr, trial.noise_std, neurons=neurons, **given))
         for neurons in (None, trial.neurons)
     )
-    orthonormal = trial.inputs == "orthonormal"
+    orthonormal, heard = trial.inputs == "orthonormal", float(trial.noise != "none")
     rates, modes = predict.rank_one_modes(free, np.eye(len(gram)) if orthonormal else gram)
-    facts = (rates.mean(), rates[0], known.mean() if orthonormal else None)
-    heard = float(trial.noise != "none")
-    return modes, {
-        name: None if value is None else heard * float(value)
-        for name, value in zip(names, facts, strict=True)
-    }
+    found = (heard * rates.mean(), heard * rates[0], heard * known.mean() if orthonormal else None)
+    return modes, dict(zip(PREDICTED, found, strict=True))
 
 
-def _facts(committee: CommitteeMachine, z: Tensor, modes: Tensor) -> Rows:
-    """What is read of settled pre-activations: their rank, F, and how far neurons are apart."""
+def ranks(features: Tensor) -> dict[str, Tensor]:
+    """Of features `[runs, rows, columns]`: s2 / s1 and the stable rank, NaN where not finite."""
     import torch
 
-    finite = z.isfinite().all(2).all(1)
-    z = torch.where(finite[:, None, None], z, 0.0)
-    singular = torch.linalg.svdvals(z)
-    log_spread = (z @ modes.mT).std(1).clamp(min=1e-300).log()
-    facts = {
-        "rank_ratio": singular[:, 1] / singular[:, 0],
-        "stable_rank": (singular / singular[:, :1]).square().sum(1),
-        "trace": committee.hessian_trace(z),
-        "log_spread": log_spread.mean(1),
-        "log_spread_slowest": log_spread[:, 0],
+    finite = features.isfinite().flatten(1).all(1)
+    singular = torch.linalg.svdvals(torch.where(finite[:, None, None], features, 0.0))
+    relative = singular / singular[:, :1]
+    return {
+        "diverged": ~finite,
+        "rank_ratio": relative[:, 1],
+        "stable_rank": relative.square().sum(1),
     }
-    return [
-        {"diverged": not sound}
-        | {name: float(values[e]) if sound else None for name, values in facts.items()}
-        for e, sound in enumerate(finite.tolist())
-    ]
 
 
 # ---- ordinary networks
@@ -247,7 +242,6 @@ def _facts(committee: CommitteeMachine, z: Tensor, modes: Tensor) -> Rows:
 
 def train_nets(trials: Sequence[Net]) -> list[Rows]:
     """All layers are trained, on minibatches, by the library's own rules."""
-    import torch
     from torch.nn import functional
 
     from undertow import measure, models
@@ -265,26 +259,22 @@ def train_nets(trials: Sequence[Net]) -> list[Rows]:
         batch_size=10,
         rule=rules.label_noise(rules.sgd, std=first.noise_std) if noisy else rules.sgd,
         path="fused",
-        dtype=torch.float64,
+        dtype=inputs.dtype,
     )
     rows: list[Rows] = [[] for _ in trials]
     for step in ensemble.read_at(read_at(first.steps)):
-        for e, at in enumerate(ensemble.diverged_at):
-            row: dict[str, Any] = {"step": step, "diverged": at is not None}
-            rows[e].append(row)
-            if at is not None:
-                continue
-            module = ensemble.module(e)
-            objective = Objective(module, functional.mse_loss, (inputs, targets))
-            hidden = next(layer for layer in module.modules() if isinstance(layer, torch.nn.Linear))
-            with torch.no_grad():
-                singular = torch.linalg.svdvals(hidden(inputs))
-            row |= {
-                "rank_ratio": float(singular[1] / singular[0]),
-                "stable_rank": float((singular / singular[0]).square().sum()),
-                "trace": measure.hessian_trace(objective, curvature="ggn").value,
-                "loss": float(objective.value()),
-            }
+        weight, bias, *_ = ensemble.parameters().values()
+        traces = [math.nan] * len(trials)
+        for e in ensemble.alive:
+            objective = Objective(ensemble.module(e), functional.mse_loss, (inputs, targets))
+            traces[e] = measure.hessian_trace(objective, curvature="ggn").value
+        facts = ranks(inputs @ weight.mT + bias[:, None]) | {
+            "step": step,
+            "trace": traces,
+            "loss": ensemble.evaluate(inputs, targets).loss,
+        }
+        for own, row in zip(rows, rows_of(facts), strict=True):
+            own.append(row)
     return rows
 
 
@@ -292,17 +282,6 @@ def threes_and_eights(count: int) -> tuple[Tensor, Tensor]:
     """Images of norm two `[count, 64]`, and 1 for a 3, -1 for an 8 `[count, 1]`."""
     import torch
 
-    images, labels = digit_images()
+    images, labels = Images().load().unit_vectors(centered=True)
     chosen = torch.cat([(labels == digit).nonzero()[: count // 2, 0] for digit in (3, 8)])
     return 2 * images[chosen], 1.0 - 2.0 * (labels[chosen][:, None] == 8).double()
-
-
-def digit_images() -> tuple[Tensor, Tensor]:
-    """All images less their mean, as unit vectors `[n, 64]` in float64, and their labels."""
-    import torch
-
-    from undertow import data
-
-    loaded = data.load("digits")
-    images = loaded.train_inputs.flatten(1).double()
-    return torch.nn.functional.normalize(images - images.mean(0)), loaded.train_targets

@@ -9,7 +9,7 @@ import polars as pl
 from undertow.claims import Records
 from undertow.claims.rank_one_features import RankOneFeatures
 from undertow.claims.rank_one_features.predictions import EXCESS, LAST, RATE
-from undertow.lab import Charts, beside, figure, kept, labels
+from undertow.lab import Charts, beside, figure, kept, labels, means
 
 draw = Charts(
     predicted="predicted, over 2 lr^2 s^2",
@@ -85,8 +85,8 @@ def collapse(records: Records, knobs: RankOneFeatures) -> Any:
         runs=pl.concat_str(["activation", "inputs", noise()], separator=", ")
     )
     mean = pl.col("rank_ratio").log().mean().exp()
-    means = rows.group_by("runs", "step").agg(mean).sort("runs", "step")
-    return draw.lines(means, "step", "rank_ratio", "runs", log="y")
+    along = rows.group_by("runs", "step").agg(mean).sort("runs", "step")
+    return draw.lines(along, "step", "rank_ratio", "runs", log="y")
 
 
 @figure("Outside the theory: networks whose every layer trains", "nets")
@@ -95,13 +95,9 @@ def net(records: Records, knobs: RankOneFeatures) -> Any:
     of both signs that train are outside the theorem. Noise on the labels lowers the trace; whether
     the rank falls with it is another matter.
     """
-    rows = (
-        kept(records["nets"])
-        .with_columns(networks=pl.concat_str(["activation", noise()], separator=", "))
-        .group_by("networks", "step")
-        .agg(pl.col("stable_rank", "trace").mean())
-        .sort("networks", "step")
-    )
+    named = pl.concat_str(["activation", noise()], separator=", ")
+    nets = kept(records["nets"]).with_columns(networks=named)
+    rows = means(nets, ("networks", "step"), ("stable_rank", "trace"))
     rank = draw.lines(rows, "step", "stable_rank", "networks", log="y")
     return beside(rank, draw.lines(rows, "step", "trace", "networks", log="y"), shared="color")
 

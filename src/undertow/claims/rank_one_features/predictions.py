@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -72,21 +73,14 @@ def collapse_rules() -> dict[str, Prediction]:
 def rate_rules(knobs: RankOneFeatures) -> dict[str, Prediction]:
     """Near equal neurons: the rate has no free parameter."""
     largest, limit = max(knobs.lrs), "where a line through the learning rates meets 0"
-    rate, slowest = RATE, moved("log_spread_slowest") / LENGTH
-    known = of("rates", rate / pl.col("predicted_at_lr"), KEPT, inputs="orthonormal", lr=largest)
-    orthonormal, independent = (
-        at_zero(ratio, knobs.lrs, inputs)
-        for ratio, inputs in (
-            (rate / pl.col("predicted"), "orthonormal"),
-            (slowest / pl.col("predicted_slowest"), "independent"),
-        )
-    )
+    eigenvalue = moved("log_spread_slowest") / LENGTH / pl.col("predicted_slowest")
+    known = of("rates", RATE / pl.col("predicted_at_lr"), KEPT, inputs="orthonormal", lr=largest)
     return {
         "orthonormal inputs, rate over 2 lr^2 s^2 phi' phi''', lr to 0": within(
-            0.9, 1.1, orthonormal, limit
+            0.9, 1.1, at_zero(RATE / pl.col("predicted"), knobs.lrs, "orthonormal"), limit
         ),
         "independent inputs, slowest rate over the eigenvalue, lr to 0": within(
-            0.9, 1.1, independent, limit
+            0.9, 1.1, at_zero(eigenvalue, knobs.lrs, "independent"), limit
         ),
         f"rate over prediction that knows lr x curvature, lr = {largest:g}": within(
             0.95, 1.05, known, "at the largest learning rate, without extrapolation"
@@ -103,9 +97,7 @@ def sign_rules() -> dict[str, Prediction]:
     flat, cubic = (
         of("signs", RATE, KEPT, activation=name, **heard) for name in ("quadratic", "cubic")
     )
-
-    def drift(records: Records) -> PerSeed:
-        return abs(flat(records) / (cubic(records).mean() or np.nan))
+    drift = abs(flat / cubic.then(lambda found: found.mean() or math.nan))
 
     return {
         "tanh near 0, where phi''' < 0: neurons move apart": every_seed(
@@ -127,8 +119,7 @@ def sign_rules() -> dict[str, Prediction]:
 
 def summary(records: Records, knobs: RankOneFeatures) -> str:
     """How many of the runs that decide were lost."""
-    gone, total = lost(records, *DECIDING)
-    return f"{gone} of {total} runs diverged and are left out."
+    return "{} of {} runs diverged and are left out.".format(*lost(records, *DECIDING))
 
 
 def promises_verdict(records: Records, knobs: RankOneFeatures) -> bool:
@@ -146,16 +137,17 @@ def end(value: str | pl.Expr, inputs: str = "orthonormal", noise: str = "label")
 
 def at_zero(ratio: pl.Expr, lrs: tuple[float, ...], inputs: str) -> Reading:
     """A ratio extrapolated to lr = 0 along a line for every seed that has two learning rates."""
-    readings = {lr: of("rates", ratio, KEPT, inputs=inputs, lr=lr) for lr in lrs}
+    readings = [of("rates", ratio, KEPT, inputs=inputs, lr=lr) for lr in lrs]
 
     def read(records: Records) -> PerSeed:
-        found = {lr: reading(records).values for lr, reading in readings.items()}
+        found = [reading(records).values for reading in readings]
         ends = {}
-        for seed in sorted(set().union(*found.values())):
-            own = [(lr, values[seed]) for lr, values in found.items() if seed in values]
+        for seed in sorted(set().union(*found)):
+            own = {
+                lr: values[seed] for lr, values in zip(lrs, found, strict=True) if seed in values
+            }
             if len(own) > 1:
-                rates, ratios = zip(*own, strict=True)
-                ends[seed] = float(np.polyfit(rates, ratios, 1)[1])
+                ends[seed] = float(np.polyfit(list(own), list(own.values()), 1)[1])
         return PerSeed(ends)
 
     return Reading(read)

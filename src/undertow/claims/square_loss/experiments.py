@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from undertow.claims.square_loss import SquareLoss
 from undertow.data import Images, per_class
-from undertow.lab import Experiment, grid, seeds
+from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from undertow.train.flows import NormalizedReading
 
 # Fractions of the time, and of the steps, at which flows and networks are read.
 FLOW_READINGS = (0.01, 0.03, 0.1, 0.3, 0.6, 0.9, 1.0)
@@ -107,21 +105,12 @@ def experiments(knobs: SquareLoss, seed: int) -> dict[str, Experiment]:
     }
 
 
-# ---- images
-
-
-def unit_images(images: Images) -> tuple[Tensor, Tensor]:
-    """All training images as unit vectors `[n, d]` in float64, and their labels."""
-    loaded = images.load()
-    inputs = loaded.train_inputs.flatten(1).double()
-    return inputs / inputs.norm(dim=1, keepdim=True), loaded.train_targets
-
-
 def two_classes(trials: Sequence[Flow | Norms]) -> tuple[Tensor, Tensor]:
-    """Every trial's own images `[E, n, d]` and labels +-1 `[E, n]`, shuffled where it says so."""
+    """Every trial's own unit images `[E, n, d]` and labels +-1 `[E, n]`, some shuffled."""
     import torch
 
-    first, (inputs, labels) = trials[0], unit_images(trials[0].images)
+    first = trials[0]
+    inputs, labels = first.images.load().unit_vectors()
     half = first.samples // 2
     own = [per_class(labels, first.classes, half, seed=_IMAGES + trial.seed) for trial in trials]
     signs = torch.ones(len(trials), 2 * half, dtype=torch.float64)
@@ -137,7 +126,7 @@ def two_classes(trials: Sequence[Flow | Norms]) -> tuple[Tensor, Tensor]:
 
 
 def follow(trials: Sequence[Flow]) -> list[Rows]:
-    """Every trial's flow, read at fractions of its time."""
+    """Every trial's flow, read at fractions of its time; lost where it runs out of steps."""
     import torch
 
     from undertow.train.flows import normalized_flow
@@ -153,50 +142,29 @@ def follow(trials: Sequence[Flow]) -> list[Rows]:
         torch.tensor([getattr(trial, name) for trial in trials], dtype=torch.float64)
         for name in ("initial_rho", "rho_decay", "time")
     )
-    times = torch.tensor(FLOW_READINGS, dtype=torch.float64) * end[:, None]
-    given: dict[str, Any] = {"decay": decay, "times": times, "max_steps": MAX_STEPS}
-    slowed = trials[0].speed == "scaled"
-    rows: list[Rows] = [[] for _ in trials]
-    for reading in normalized_flow(inputs, labels, layers, rho, slowed=slowed, **given):
-        chosen = list(reading.runs)
-        facts = _facts(reading, labels[chosen], decay[chosen])
-        for place, run in enumerate(reading.runs):
-            row: dict[str, Any] = {name: values[place] for name, values in facts.items()}
-            sound = row["rho"] > 0 and math.isfinite(row["rho"])
-            before = [last["rho"] for last in rows[run][-1:]]
-            row |= {
-                "fraction": FLOW_READINGS[reading.indices[place]],
-                "diverged": not sound,
-                "moved": abs(math.log(row["rho"] / before[0])) if sound and before else math.inf,
-                "steps_taken": reading.steps,
-            }
-            rows[run].append(row)
-    for own in rows:
-        if len(own) < len(FLOW_READINGS) and not (own and own[-1]["diverged"]):
-            own.append({"diverged": True, "steps_taken": MAX_STEPS})  # out of steps
-    return rows
-
-
-def _facts(reading: NormalizedReading, labels: Tensor, decay: Tensor) -> dict[str, list[float]]:
-    """What a reading holds, for every run in it."""
-    import torch
-
-    rho, f = reading.rho, reading.outputs
-    margins = labels * f
-    mean = margins.mean(1)
-    first = torch.linalg.matrix_norm(torch.nan_to_num(reading.layers[0]), 2)
+    fractions = torch.tensor(FLOW_READINGS, dtype=torch.float64)
+    given: dict[str, Any] = {"slowed": trials[0].speed == "scaled", "max_steps": MAX_STEPS}
+    path = normalized_flow(
+        inputs, labels, layers, rho, decay=decay, times=fractions * end[:, None], **given
+    )
+    margins, mean = path.margins, path.margins.mean(2)
+    first = torch.full_like(rho[:, None], math.inf)
     facts = {
-        "at": reading.times,
-        "rho": rho,
-        "equilibrium": mean / (f.square().mean(1) + decay),
+        "at": path.times,
+        "fraction": fractions.expand_as(path.rho),
+        "diverged": ~((path.rho > 0) & path.rho.isfinite()),
+        "rho": path.rho,
+        "moved": torch.cat([first, path.rho.log().diff(dim=1).abs()], dim=1),
+        "equilibrium": path.equilibrium,
         "margin": mean,
-        "least_margin": margins.amin(1),
-        "margin_cv": margins.std(1, correction=0) / mean.abs(),
-        "fitted": (margins > 0).double().mean(1),
-        "loss": (rho[:, None] * f - labels).square().mean(1),
-        "stable_rank": first.pow(-2),
+        "least_margin": margins.amin(2),
+        "margin_cv": margins.std(2, correction=0) / mean.abs(),
+        "fitted": (margins > 0).double().mean(2),
+        "loss": (path.rho[..., None] * margins - 1).square().mean(2),
+        "stable_rank": path.stable_ranks[..., 0],
+        "steps_taken": path.steps,
     }
-    return {name: values.tolist() for name, values in facts.items()}
+    return [rows_of(run) for run in rows_of(facts)]
 
 
 # ---- ordinary training
@@ -233,17 +201,14 @@ def train_norms(trials: Sequence[Norms]) -> list[Rows]:
     decay = torch.tensor([own.weight_decay for own in trials], dtype=torch.float64)
     effective = decay / 2 * rho ** (2 / squares.shape[1] - 2)
     facts = {
+        "diverged": [at is not None for at in ensemble.diverged_at],
         "norm_spread": squares.amax(1) / squares.amin(1) - 1,
         "rho": rho,
         "equilibrium": margins.mean(1) / (margins.square().mean(1) + effective),
         "fitted": (margins > 0).double().mean(1),
     }
     facts |= {f"square_{k}": own for k, own in enumerate(squares.unbind(1), 1)}
-    diverged = [at is not None for at in ensemble.diverged_at]
-    return [
-        [{"diverged": lost} | {name: float(values[e]) for name, values in facts.items()}]
-        for e, lost in enumerate(diverged)
-    ]
+    return [[row] for row in rows_of(facts)]
 
 
 def train_collapse(trials: Sequence[Collapse]) -> list[Rows]:
@@ -256,7 +221,7 @@ def train_collapse(trials: Sequence[Collapse]) -> list[Rows]:
     from undertow.train import Ensemble, Member, rules
 
     first = trials[0]
-    images, labels = unit_images(first.images)
+    images, labels = first.images.load().unit_vectors()
     classes = int(labels.max()) + 1
     count = first.collapse_per_class
     chosen = per_class(labels, range(classes), count, seed=_IMAGES + first.seed)

@@ -9,7 +9,7 @@ import polars as pl
 from undertow.claims import Records
 from undertow.claims.square_loss import SquareLoss
 from undertow.claims.square_loss.predictions import PLAIN, REST
-from undertow.lab import Charts, beside, figure, kept, labels
+from undertow.lab import Charts, beside, figure, kept, labels, means
 
 draw = Charts(
     fraction="share of the time",
@@ -61,15 +61,13 @@ def layer_norms(records: Records, knobs: SquareLoss) -> Any:
     """Mean over seeds. Without decay the differences of the squared norms are those of the initial
     weights.
     """
-    rows = (
-        kept(records["norms"])
-        .group_by("weight_decay")
-        .agg(pl.col("^square_.*$").mean().name.replace("square_", "layer "))
-        .unpivot(index="weight_decay", variable_name="layer", value_name="square")
-        .sort("weight_decay", "layer")
+    layers = {f"square_{layer}": f"layer {layer}" for layer in (1, 2, 3)}
+    rows = means(kept(records["norms"]), ["weight_decay"], layers)
+    rows = rows.with_columns(decay=labels("weight decay {:g}", "weight_decay"))
+    long = rows.unpivot(
+        [*layers.values()], index="decay", variable_name="layer", value_name="square"
     )
-    named = rows.with_columns(decay=labels("weight decay {:g}", "weight_decay"))
-    return draw.bars(named, "layer", "square", "decay")
+    return draw.bars(long, "layer", "square", "decay")
 
 
 @figure("Neural collapse along training, with decay and without", "collapse")
@@ -77,15 +75,11 @@ def collapse(records: Records, knobs: SquareLoss) -> Any:
     """All three are zero at collapse: NC1 is the spread within classes, NC2 the distance of the
     class means from a simplex, NC3 that of the weights from the class means.
     """
-    rows = (
-        kept(records["collapse"])
-        .group_by("weight_decay", "step")
-        .agg(pl.col("nc1", "nc2", "nc3").mean().name.to_uppercase())
-        .unpivot(index=["weight_decay", "step"], variable_name="measure")
-        .sort("measure", "weight_decay", "step")
-    )
-    named = rows.with_columns(decay=labels("weight decay {:g}", "weight_decay"))
-    return draw.lines(named, "step", "value", "decay", columns="measure", log="y")
+    measures = {"nc1": "NC1", "nc2": "NC2", "nc3": "NC3"}
+    rows = means(kept(records["collapse"]), ("weight_decay", "step"), measures)
+    rows = rows.with_columns(decay=labels("weight decay {:g}", "weight_decay"))
+    long = rows.unpivot([*measures.values()], index=["decay", "step"], variable_name="measure")
+    return draw.lines(long, "step", "value", "decay", columns="measure", log="y")
 
 
 FIGURES = (rho, margins, layer_norms, collapse)
@@ -96,14 +90,8 @@ def table(records: Records, knobs: SquareLoss) -> pl.DataFrame:
     flows = kept(records["flows"])
     if flows.is_empty():
         return flows
-    mean = pl.col(
-        *("rho", "equilibrium", "at rest", "margin", "least_margin"),
-        *("margin_cv", "stable_rank", "fitted"),
-    ).mean()
-    return (
-        flows.filter(fraction=1.0)
-        .with_columns(REST.alias("at rest"))
-        .group_by("shuffled", "speed", "rho_decay", "initial_rho")
-        .agg(mean.name.map(lambda name: name.replace("_", " ")))
-        .sort("shuffled", pl.col("speed") == "own", "rho_decay", "initial_rho")
-    )
+    ends = flows.filter(fraction=1.0).with_columns(at_rest=REST)
+    columns = ["rho", "equilibrium", "at_rest", "margin", "least_margin"]
+    columns += ["margin_cv", "stable_rank", "fitted"]
+    named = {name: name.replace("_", " ") for name in columns}
+    return means(ends, ("shuffled", "rho_decay", "initial_rho", "speed"), named)

@@ -5,7 +5,7 @@ from undertow.train.flows._adaptive_sde import rmsprop_sde as rmsprop_sde
 from undertow.train.flows._gradient_flow import GradientFlow as GradientFlow
 from undertow.train.flows._gradient_flow import gradient_flow as gradient_flow
 from undertow.train.flows._noise import NoisyGradient as NoisyGradient
-from undertow.train.flows._normalized_flow import NormalizedReading as NormalizedReading
+from undertow.train.flows._normalized_flow import NormalizedPath as NormalizedPath
 from undertow.train.flows._normalized_flow import normalized_flow as normalized_flow
 from undertow.train.flows._path import Event as Event
 from undertow.train.flows._sde import sgd_sde as sgd_sde
@@ -22,7 +22,7 @@ __all__ = [
     "GradientFlow",
     "Manifold",
     "NoisyGradient",
-    "NormalizedReading",
+    "NormalizedPath",
     "SharpnessReduction",
     "StochasticFlow",
     "adam_sde",

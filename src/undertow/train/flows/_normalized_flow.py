@@ -6,37 +6,53 @@ Dynamics in Deep Classifiers trained with the Square Loss, Research, 2023).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from undertow.train._checks import whole_number
 
 
 @dataclass(frozen=True, eq=False)
-class NormalizedReading:
-    """What some of the runs of `normalized_flow` were when they reached a time.
+class NormalizedPath:
+    """Runs of `normalized_flow` as they were at their times.
+
+    At a time that a run did not reach, as it diverged or ran out of steps, all but the times and
+    steps are NaN.
 
     Attributes:
-        runs: which runs; the arrays have a row for each.
-        indices: of each, which of its times.
-        times: that time.
-        rho: not finite in a run that diverged, of which this is the last reading.
+        times: t.
+        rho: not finite from where a run diverged.
         outputs: f_V of the run's own inputs.
-        layers: V, each of Frobenius norm one.
-        steps: how many steps were taken.
+        stable_ranks: 1 / s_1^2 of every V_k, whose Frobenius norm is one.
+        steps: how many were taken by then; where a time was not reached, in all.
+        layers: V at the last time that a run reached.
+        labels: y.
+        decay: lambda.
     """
 
-    runs: tuple[int, ...]
-    indices: tuple[int, ...]
-    times: Float64[Tensor, " due"]
-    rho: Float64[Tensor, " due"]
-    outputs: Float64[Tensor, "due samples"]
-    layers: list[Float64[Tensor, "due out in"]]
-    steps: int
+    times: Float64[Tensor, "runs readings"]
+    rho: Float64[Tensor, "runs readings"]
+    outputs: Float64[Tensor, "runs readings samples"]
+    stable_ranks: Float64[Tensor, "runs readings layers"]
+    steps: Int64[Tensor, "runs readings"]
+    layers: list[Float64[Tensor, "runs out in"]]
+    labels: Float64[Tensor, "runs samples"]
+    decay: Float64[Tensor, " runs"]
+
+    @property
+    def margins(self) -> Float64[Tensor, "runs readings samples"]:
+        """The normalised margins y f_V."""
+        return self.labels[:, None] * self.outputs
+
+    @property
+    def equilibrium(self) -> Float64[Tensor, "runs readings"]:
+        """The rho = mu / (M + lambda) at which rho' is zero for the V of that time."""
+        return self.margins.mean(2) / (self.outputs.square().mean(2) + self.decay[:, None])
 
 
 def normalized_flow(
@@ -49,7 +65,7 @@ def normalized_flow(
     times: Float[Tensor, "runs readings"],
     slowed: bool = True,
     max_steps: int = 300_000,
-) -> Iterator[NormalizedReading]:
+) -> NormalizedPath:
     """Follow rho and V from time 0, many runs as one batched program, in float64.
 
         rho' = -2 (rho M - mu) - 2 decay rho,    mu = mean(y f),  M = mean(f^2)
@@ -72,10 +88,7 @@ def normalized_flow(
         decay: lambda, of rho^2.
         times: of each run, ascending.
         slowed: whether V is slowed.
-        max_steps: runs that need more give no further readings.
-
-    Returns:
-        The readings as runs reach their times, soonest in steps first.
+        max_steps: runs that need more are not read any further.
 
     Raises:
         ValueError: shapes that do not fit, a start or a decay out of range, or times that do not
@@ -104,10 +117,10 @@ def normalized_flow(
         raise ValueError(f"times must ascend from 0 or more, got {times.tolist()}")
     start = [layer.double() for layer in layers]
     facts = [value.double() for value in (inputs, labels, rho, decay, times)]
-    return _readings(*facts, layers=_unit(start), slowed=slowed, max_steps=max_steps)
+    return _follow(*facts, layers=_unit(start), slowed=slowed, max_steps=max_steps)
 
 
-def _readings(
+def _follow(
     inputs: Tensor,
     labels: Tensor,
     rho: Tensor,
@@ -117,7 +130,8 @@ def _readings(
     layers: list[Tensor],
     slowed: bool,
     max_steps: int,
-) -> Iterator[NormalizedReading]:
+) -> NormalizedPath:
+    path = _unread(labels, decay, times, layers)
     run = torch.arange(len(inputs))
     index, time, steps = torch.zeros_like(run), torch.zeros_like(rho), 0
     while len(run) and steps < max_steps:
@@ -125,15 +139,8 @@ def _readings(
         target = times.gather(1, index[:, None])[:, 0]
         due = (time >= target) | ~torch.isfinite(rho)
         if due.any():
-            yield NormalizedReading(
-                tuple(run[due].tolist()),
-                tuple(index[due].tolist()),
-                time[due],
-                rho[due],
-                now.f[due],
-                [layer[due] for layer in layers],
-                steps,
-            )
+            _read(path, run[due], index[due], rho[due], now.f[due], [w[due] for w in layers])
+            path.steps[run[due], index[due]] = steps
             index = index + due.long()
             kept = (index < times.shape[1]) & torch.isfinite(rho)
             inputs, labels, rho, decay = (v[kept] for v in (inputs, labels, rho, decay))
@@ -156,6 +163,42 @@ def _readings(
         rho = rho + 2 * step * pull
         time = torch.where(last, target, time + step)
         steps += 1
+    path.steps[path.steps < 0] = steps
+    return path
+
+
+def _unread(
+    labels: Tensor, decay: Tensor, times: Tensor, layers: Sequence[Tensor]
+) -> NormalizedPath:
+    """A path of which nothing has been read."""
+    blank = torch.full_like(times, math.nan)
+    return NormalizedPath(
+        times,
+        rho=blank,
+        outputs=blank[..., None].repeat(1, 1, labels.shape[1]),
+        stable_ranks=blank[..., None].repeat(1, 1, len(layers)),
+        steps=torch.full_like(times, -1, dtype=torch.int64),
+        layers=[layer.clone() for layer in layers],
+        labels=labels,
+        decay=decay,
+    )
+
+
+def _read(
+    path: NormalizedPath,
+    run: Tensor,
+    index: Tensor,
+    rho: Tensor,
+    outputs: Tensor,
+    layers: Sequence[Tensor],
+) -> None:
+    """Write down what some of the runs are at their times of these indices."""
+    path.rho[run, index] = rho
+    path.outputs[run, index] = outputs
+    for k, layer in enumerate(layers):
+        path.layers[k][run] = layer
+        largest = torch.linalg.matrix_norm(torch.nan_to_num(layer), 2)
+        path.stable_ranks[run, index, k] = largest.pow(-2)
 
 
 @dataclass(frozen=True)

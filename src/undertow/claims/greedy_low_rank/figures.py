@@ -28,7 +28,7 @@ draw = Charts(
 SHOWN = {
     "effective_rank": "effective rank",
     "error": "hold-out error",
-    "best_error": "at the best stop",
+    "best_error": "hold-out error, best stop",
 }
 
 

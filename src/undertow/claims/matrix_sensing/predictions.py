@@ -136,25 +136,21 @@ def power_laws(rows: pl.DataFrame) -> pl.DataFrame:
     few. What is forecast stands beside them.
     """
     keys = ("seed", "phase")
-    log_scale, log_closest = pl.col("scale").log(), CLOSEST.log()
-    small = rows.filter(pl.col("scale") < 1).sort("phase", "seed", "scale")
-    close = small.filter(CLOSEST > _ROUNDING).group_by(keys, maintain_order=True)
-    learned = small.filter(pl.col("scale") <= SMALL).drop_nulls("learned_step").group_by(keys)
+
+    def lines(x: pl.Expr, y: pl.Expr, *where: pl.Expr, smallest: int | None = None) -> pl.DataFrame:
+        return lab.slopes(rows, x, y, *where, by=keys, smallest=smallest).drop("points")
+
+    log_scale, learned = pl.col("scale").log(), pl.col("learned_step") * pl.col("lr")
+    close = pl.col("scale") < 1, CLOSEST > _ROUNDING
     fits = [
-        close.head(_POINTS)
-        .group_by(keys)
-        .agg(slope=_slope(log_scale, log_closest), misfit=1 - pl.corr(log_scale, log_closest) ** 2),
-        close.head(_LAST).group_by(keys).agg(limit=_slope(log_scale, log_closest)),
-        learned.agg(time=_slope(-log_scale, pl.col("learned_step") * pl.col("lr"))),
+        lines(log_scale, CLOSEST.log(), *close, smallest=_POINTS),
+        lines(log_scale, CLOSEST.log(), *close, smallest=_LAST).select(*keys, limit="slope"),
+        lines(-log_scale, learned, pl.col("scale") <= SMALL).select(*keys, time="slope"),
     ]
-    laws = small.group_by(keys, maintain_order=True).agg(pl.col(_FORECAST).first())
+    laws = rows.group_by(keys, maintain_order=True).agg(pl.col(_FORECAST).first())
     for fit in fits:
         laws = laws.join(fit, on=keys, how="left", maintain_order="left")
     return laws.with_columns(pl.col("slope", "misfit", "limit", "time").fill_null(math.nan))
-
-
-def _slope(x: pl.Expr, y: pl.Expr) -> pl.Expr:
-    return pl.cov(x, y) / x.var()
 
 
 def law(value: str | pl.Expr, phase: int, experiment: str = "sensing") -> Reading:

@@ -111,7 +111,7 @@ class Problems:
 
     targets: Float64[Tensor, "seeds dim dim"]  # X*
     truncated: Float64[Tensor, "seeds phases dim dim"]  # X* cut to rank 1, 2, ...
-    # The quadratic forms of the measurements over `coordinates`; none for all entries.
+    # The quadratic forms of the measurements (`train.sensor_gram`); none for all entries.
     grams: Float64[Tensor, "seeds coordinates coordinates"] | None
     starts: Float64[Tensor, "seeds runs dim width"]
     places: tuple[tuple[int, int], ...]  # of each trial, its seed and its run

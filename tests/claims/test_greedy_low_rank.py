@@ -13,14 +13,16 @@ from contract import Contract
 
 from undertow import claims, lab
 from undertow.claims import Records
-from undertow.claims.greedy_low_rank import GreedyLowRank, completion, experiments
-from undertow.claims.greedy_low_rank.completion import METHODS, Completion
+from undertow.claims.greedy_low_rank import GreedyLowRank, experiments
 from undertow.claims.greedy_low_rank.experiments import (
+    METHODS,
     SCALES,
+    Completion,
     Counterexample,
     Product,
     Trajectory,
 )
+from undertow.claims.greedy_low_rank.predictions import ALIKE, APART, traces
 
 TINY = GreedyLowRank(
     scales=(1e-1, 1e-2, 1e-3),
@@ -165,14 +167,17 @@ CONTRACT = Contract(
         ({"scales": (1e-4, 1e-8)}, "scales must be at least 3 values"),
         ({"scales": (0.5, 1e-4, 1e-8)}, "scales must be at most 0.1"),
         ({"deep_scales": (1e-6, 1e-4, 1e-2)}, "deep_scales must be falling"),
-        ({"ratios": (0.5,)}, "ratios must hold 0.7"),
+        ({"ratios": (0.5,)}, "ratios must be values with 0.7 among them"),
         ({"ratios": (0.7, 1.5)}, "ratios must be at most 1"),
-        ({"strength": 1.0}, "strength must be larger"),
-        # Rank one has 1.1 times the least trace, which is no refutation.
-        ({"strength": 3.0}, "strength must be larger, so that .* 1.2 times"),
+        ({"strength": 1.0}, "strength must be at least 3.6"),
+        # Below these bounds a control could not fail, or rank one would be no refutation.
+        ({"strength": 3.0}, "strength must be at least 3.6"),
         ({"weak_strength": 0.0}, "weak_strength must be above 0"),
-        ({"wide_strength": 2.0}, "wide_strength must be larger"),  # its control could not fail
-        ({"wide_scales": (1e-2, 1e-8, 1e-32)}, "wide_scales must hold 0.0001"),
+        (
+            {"wide_strength": 2.0},
+            "wide_strength must be at least 2.3",
+        ),  # its control could not fail
+        ({"wide_scales": (1e-2, 1e-8, 1e-32)}, "wide_scales must be values with 0.0001"),
         ({"matrices": ("photograph",)}, "matrices must be one of low-rank, digits, tumours"),
         ({"seeds": 1}, "seeds must be at least 2"),
     ],
@@ -219,6 +224,12 @@ def test_without_equal_eigenvalues_among_the_ratios_none_are_judged() -> None:
     assert not [name for name in names if "without a gap" in name]
 
 
+def test_the_least_strengths_leave_rank_one_and_the_least_trace_apart() -> None:
+    for problem, least, apart in (("3x3", 3.6, APART), ("4x4", 2.3, ALIKE)):
+        rank_one, smallest = traces(problem, least)
+        assert rank_one > apart * smallest
+
+
 # ---- the flows
 
 
@@ -259,7 +270,7 @@ def test_the_counterexample_ends_at_rank_one_and_more_nuclear_norm() -> None:
 
 
 def test_a_completion_holds_what_it_saw() -> None:
-    rows = completion.complete(Completion("low-rank", 40, 30, 7))
+    rows = experiments.complete(Completion("low-rank", 40, 30, 7))
     assert [row["method"] for row in rows] == list(METHODS)
     assert all(row["missed"] <= 1e-2 * (1 + 1e-6) for row in rows)
 
@@ -267,7 +278,7 @@ def test_a_completion_holds_what_it_saw() -> None:
 @pytest.mark.parametrize("name", ["low-rank", "digits", "tumours"])
 def test_matrices_have_spectral_norm_one(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    matrix = completion.matrix_of(Completion(name, 20, 15, 0), generator)
+    matrix = experiments.matrix_of(Completion(name, 20, 15, 0), generator)
     assert matrix.shape == (20, 15)
     assert float(torch.linalg.matrix_norm(matrix, 2)) == pytest.approx(1)
     if name == "low-rank":
@@ -279,4 +290,4 @@ def test_matrices_have_spectral_norm_one(name: str) -> None:
 def test_a_table_that_is_too_small_is_named() -> None:
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="tumours has at most"):
-        completion.matrix_of(Completion("tumours", 40, 50, 0), generator)
+        experiments.matrix_of(Completion("tumours", 40, 50, 0), generator)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
 from contract import Contract
 
 from undertow import claims, lab
@@ -196,14 +195,6 @@ def test_a_share_is_one_of_problems_and_not_of_their_runs() -> None:
 
 
 # ---- runs
-
-
-def test_coordinates_keep_lengths_and_angles() -> None:
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(2, 5, 5, generator=generator, dtype=torch.float64)
-    first, second = drawn + drawn.mT
-    inner = experiments.coordinates(first) @ experiments.coordinates(second)
-    assert float(inner) == pytest.approx(float((first * second).sum()), rel=1e-14)
 
 
 def test_greedy_learning_finds_the_minimisers_that_descent_finds() -> None:

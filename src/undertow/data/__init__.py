@@ -1,4 +1,4 @@
-"""The few real datasets that claims train on: standardised images and text, in seeded subsets."""
+"""The few real datasets that claims train on: images and text in seeded subsets, and tables."""
 
 import lazy_loader as _lazy
 

@@ -6,3 +6,4 @@ from ._load import load as load
 from ._load import load_text as load_text
 from ._sources import Images as Images
 from ._sources import Text as Text
+from ._tables import load_table as load_table

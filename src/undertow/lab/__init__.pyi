@@ -16,6 +16,7 @@ from ._document import Tone as Tone
 from ._effect import Effect as Effect
 from ._files import StoreError as StoreError
 from ._files import write_atomically as write_atomically
+from ._fits import slopes as slopes
 from ._grid import grid as grid
 from ._grid import rows_of as rows_of
 from ._grid import seeds as seeds

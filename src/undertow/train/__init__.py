@@ -12,7 +12,9 @@ from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
 from undertow.train.ensemble import Member as Member
 from undertow.train.ensemble import spawn_generators as spawn_generators
+from undertow.train.matrix import ClosestApproach as ClosestApproach
 from undertow.train.matrix import Completion as Completion
+from undertow.train.matrix import EigenvaluesLearned as EigenvaluesLearned
 from undertow.train.matrix import GreedyLowRank as GreedyLowRank
 from undertow.train.matrix import GreedyPath as GreedyPath
 from undertow.train.matrix import GreedyPhase as GreedyPhase
@@ -22,13 +24,20 @@ from undertow.train.matrix import factored_descent as factored_descent
 from undertow.train.matrix import gaussian_sensors as gaussian_sensors
 from undertow.train.matrix import greedy_low_rank as greedy_low_rank
 from undertow.train.matrix import nuclear_norm_completion as nuclear_norm_completion
+from undertow.train.matrix import phase_distance as phase_distance
+from undertow.train.matrix import rank_minimiser as rank_minimiser
+from undertow.train.matrix import recovery_loss as recovery_loss
 from undertow.train.matrix import saddle_spectra as saddle_spectra
 from undertow.train.matrix import sensing_loss as sensing_loss
+from undertow.train.matrix import sensor_gram as sensor_gram
+from undertow.train.matrix import symmetric_coordinates as symmetric_coordinates
 from undertow.train.matrix import truncated_svd as truncated_svd
 
 __all__ = [
+    "ClosestApproach",
     "CommitteeMachine",
     "Completion",
+    "EigenvaluesLearned",
     "Ensemble",
     "Evaluation",
     "GreedyLowRank",
@@ -45,11 +54,16 @@ __all__ = [
     "momentum_paths",
     "nuclear_norm_completion",
     "optim",
+    "phase_distance",
+    "rank_minimiser",
+    "recovery_loss",
     "rules",
     "saddle_spectra",
     "schedules",
     "sensing_loss",
+    "sensor_gram",
     "spawn_generators",
     "stationary_variance",
+    "symmetric_coordinates",
     "truncated_svd",
 ]

@@ -1,31 +1,32 @@
-"""Flows beside greedy learning, products of factors, and counterexamples."""
+"""Flows beside greedy learning, products of factors, counterexamples, and completions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from undertow.claims.greedy_low_rank import GreedyLowRank
-from undertow.claims.greedy_low_rank.completion import Completion, complete
 from undertow.lab import Experiment, grid, seeds
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
-    from torch import Tensor
-
-    from undertow.train import GreedyPhase
-    from undertow.train.flows import GradientFlow
+    from torch import Generator, Tensor
 
 DEPTHS = (2, 3, 4)
 SCALES = (1e-1, 1e-2, 1e-4, 1e-8)  # of the start of the 3x3 counterexample
+CONVEX = "nuclear norm"
+# Depth and scale of the flows that complete.
+DEEP = {f"depth {d}, {s:g}": (d, s) for d, s in ((2, 1e-3), (2, 1e-6), (3, 1e-3), (4, 1e-3))}
+METHODS = (CONVEX, *DEEP)
+INTERPOLATES = 1e-2  # of the norm of what was seen
 _EIGENVALUES, _DEGENERATE = (4.0, 2.0, 1.0), (4.0, 4.0, 1.0)
 _DIM, _DEEP_DIM = 6, 4
 # Of the counterexamples: rows and columns of what is observed; the last two are the strength R.
 _OBSERVED = {"3x3": ((0, 1), (0, 2), (1, 2)), "4x4": ((0, 1), (0, 2), (1, 3))}
+# Half of a real matrix is seen; of one of rank two, so few that least nuclear norm misses it.
+_SEEN = {"low-rank": 0.25, "digits": 0.5, "tumours": 0.5}
 
 Rows = list[dict[str, Any]]
 
@@ -66,6 +67,16 @@ class Counterexample:
     seed: int
 
 
+@dataclass(frozen=True)
+class Completion:
+    """A matrix completed from a part of its entries by products of factors and by convex means."""
+
+    matrix: str
+    rows: int
+    columns: int
+    seed: int
+
+
 def experiments(knobs: GreedyLowRank, seed: int) -> dict[str, Experiment]:
     """Completions, trajectories, products and counterexamples, with their controls."""
     own = seeds(seed, knobs.seeds)
@@ -76,17 +87,15 @@ def experiments(knobs: GreedyLowRank, seed: int) -> dict[str, Experiment]:
         {"problem": "3x3", "strength": knobs.weak_strength, "scales": SCALES[-1:]},
         {"problem": "4x4", "strength": knobs.wide_strength, "scales": knobs.wide_scales},
     ]
-    trials: dict[str, tuple[list[Any], Callable[[Any], Rows]]] = {
-        "completions": (grid(Completion, knobs, matrix=knobs.matrices, seed=own), complete),
-        "trajectories": (grid(Trajectory, knobs, case=gap, seed=own), follow),
-        "no_gap": (grid(Trajectory, knobs, case=none, seed=own), follow),
-        "products": (grid(Product, knobs, depth=DEPTHS, ratio=knobs.ratios, seed=own), multiply),
-        "counterexamples": (grid(Counterexample, knobs, case=cases, seed=own), end),
+    completions = grid(Completion, knobs, matrix=knobs.matrices, seed=own)
+    products = grid(Product, knobs, depth=DEPTHS, ratio=knobs.ratios, seed=own)
+    return {
+        "completions": Experiment(completions, complete),
+        "trajectories": Experiment(grid(Trajectory, knobs, case=gap, seed=own), follow),
+        "no_gap": Experiment(grid(Trajectory, knobs, case=none, seed=own), follow),
+        "products": Experiment(products, multiply),
+        "counterexamples": Experiment(grid(Counterexample, knobs, case=cases, seed=own), end),
     }
-    return {name: Experiment(*parts) for name, parts in trials.items()}
-
-
-# ---- trajectories
 
 
 def follow(trial: Trajectory) -> Rows:
@@ -94,6 +103,7 @@ def follow(trial: Trajectory) -> Rows:
     import torch
 
     from undertow import predict, train
+    from undertow.train.flows import Event, factored_flow
 
     generator, double = torch.Generator().manual_seed(trial.seed), torch.float64
     turn, _ = torch.linalg.qr(torch.randn(_DIM, _DIM, generator=generator, dtype=double))
@@ -106,6 +116,9 @@ def follow(trial: Trajectory) -> Rows:
     def loss(matrix: Tensor) -> Tensor:
         return (weights * (matrix - target).square()).sum() / 2
 
+    def falls_to(level: float, terminal: bool = False) -> Event:
+        return Event(lambda matrix: loss(matrix) - level, terminal, direction=-1)
+
     rank = len(trial.eigenvalues)
     greedy = train.greedy_low_rank(
         loss, _DIM, symmetric=True, scale=1e-12, max_rank=rank, keep_path=True
@@ -115,10 +128,14 @@ def follow(trial: Trajectory) -> Rows:
     # Scales are in units of W here, the squares of those in units of U.
     known = {s: exponent / 2 for s, exponent in enumerate(exponents, start=1)}
     reached = [float(loss(torch.zeros_like(target))), *(phase.loss for phase in greedy.phases)]
-    halves = [(before + after) / 2 for before, after in pairwise(reached)]
+    events = [falls_to((before + after) / 2) for before, after in pairwise(reached)]
+    events.append(falls_to(1e-8, terminal=True))
     rows = []
     for scale in trial.scales:
-        flow = _flow_past(loss, math.sqrt(scale) * start, halves)
+        flow = factored_flow(
+            loss, math.sqrt(scale) * start, 1e4, rtol=1e-10, dense=True, events=events
+        )
+        assert flow.at is not None
         rows += [
             {
                 "scale": scale,
@@ -126,103 +143,45 @@ def follow(trial: Trajectory) -> Rows:
                 "rate": 2 * float(spectra.rates[0, 0]),
                 "predicted": known.get(phase.rank),
                 "time": float(times[0]),
-                "distance": _distance(flow, float(times[0]), phase, level),
+                "distance": train.phase_distance(
+                    phase, flow.at, float(times[0]), end=float(flow.times[-1])
+                ),
                 "steps": flow.steps,
             }
-            for phase, level, times in zip(greedy.phases, halves, flow.event_times, strict=False)
+            for phase, times in zip(greedy.phases, flow.event_times, strict=False)
             if len(times)
         ]
     return rows
-
-
-def _flow_past(
-    loss: Callable[[Tensor], Tensor], start: Float64[Tensor, "dim dim"], levels: list[float]
-) -> GradientFlow:
-    """Gradient flow on U, until next to no loss is left; when the loss falls past each level."""
-    from undertow.train import flows
-
-    def above(level: float) -> Callable[[Tensor], Tensor]:
-        return lambda factor: loss(factor @ factor.T) - level
-
-    passed = [flows.Event(above(level), direction=-1) for level in levels]
-    return flows.gradient_flow(
-        lambda factor: loss(factor @ factor.T) / 2,
-        1e4,
-        start=start,
-        rtol=1e-10,
-        dense=True,
-        events=[*passed, flows.Event(above(1e-8), terminal=True)],
-    )
-
-
-def _distance(flow: GradientFlow, crossed: float, phase: GreedyPhase, level: float) -> float:
-    """Largest distance of a flow from a greedy phase while this is learned, at the best shift.
-
-    Relative to the phase's matrix, over three growth times before and after half of it is learned.
-    """
-    import torch
-    from scipy.optimize import minimize_scalar
-
-    path, at = phase.path, flow.at
-    assert path is not None
-    assert at is not None
-    middle = float(path.times[int((path.losses < level).double().argmax())])
-    unit = 1 / phase.eigenvalue
-    near = (path.times - middle).abs() < 3 * unit
-    since, matrices = path.times[near] - middle, path.matrices[near]
-    end = float(flow.times[-1])
-
-    def apart(shift: float) -> float:
-        factors = at((since + shift).clamp(0, end).tolist())
-        return float(torch.linalg.matrix_norm(factors @ factors.mT - matrices).max())
-
-    found = minimize_scalar(
-        apart,
-        bounds=(crossed - unit / 2, crossed + unit / 2),
-        method="bounded",
-        options={"xatol": 1e-9 * unit},
-    )
-    return float(found.fun) / float(torch.linalg.matrix_norm(phase.matrix))
-
-
-# ---- products
 
 
 def multiply(trial: Product) -> Rows:
     """The second singular value, and the time, when half of the first has been learned."""
     import torch
 
-    from undertow.train import flows
+    from undertow.train.flows import Event, factored_flow
 
     generator, double = torch.Generator().manual_seed(trial.seed), torch.float64
     target = torch.zeros(_DEEP_DIM, _DEEP_DIM, dtype=double)
     target[0, 0], target[1, 1] = 1.0, trial.ratio
     sample = torch.randn(_DEEP_DIM, 2 * _DEEP_DIM, generator=generator, dtype=double)
     values, vectors = torch.linalg.eigh(sample @ sample.T / (2 * _DEEP_DIM))
-
-    def whole(factors: Tensor) -> Tensor:
-        return reduce(torch.matmul, factors)
-
-    half = flows.Event(lambda f: torch.linalg.matrix_norm(whole(f), 2) - 0.5, terminal=True)
+    half = Event(lambda matrix: torch.linalg.matrix_norm(matrix, 2) - 0.5, terminal=True)
     rows = []
     for scale in trial.deep_scales:
         # Balanced factors, equal roots of a positive matrix of this scale.
         root = vectors * (scale * values) ** (1 / trial.depth) @ vectors.T
-        flow = flows.gradient_flow(
-            lambda factors: (whole(factors) - target).square().sum() / 2,
+        flow = factored_flow(
+            lambda matrix: (matrix - target).square().sum() / 2,
+            [root] * trial.depth,
             1e12,
-            start=root.expand(trial.depth, -1, -1).contiguous(),
             rtol=1e-9,
             events=[half],
         )
         if flow.stopped == "event":
-            second = float(torch.linalg.svdvals(whole(flow.parameters[-1]))[1])
+            second = float(torch.linalg.svdvals(flow.parameters[-1])[1])
             time = float(flow.times[-1])
             rows.append({"scale": scale, "time": time, "second": second, "steps": flow.steps})
     return rows
-
-
-# ---- counterexamples
 
 
 def end(trial: Counterexample) -> Rows:
@@ -243,14 +202,10 @@ def end(trial: Counterexample) -> Rows:
     start = torch.randn(size, size, generator=generator, dtype=double) / math.sqrt(size)
     rows = []
     for scale in trial.scales:
-        flow = train.flows.gradient_flow(
-            lambda factor: loss(factor @ factor.T) / 2,
-            1e6,
-            start=math.sqrt(scale) * start,
-            rtol=1e-9,
-            gradient_tolerance=1e-8,
+        flow = train.flows.factored_flow(
+            loss, math.sqrt(scale) * start, 1e6, rtol=1e-9, gradient_tolerance=1e-8
         )
-        eigenvalues = torch.linalg.eigvalsh(flow.parameters[-1] @ flow.parameters[-1].T).flip(0)
+        eigenvalues = torch.linalg.eigvalsh(flow.parameters[-1]).flip(0)
         rows.append(
             {
                 "scale": scale,
@@ -264,3 +219,81 @@ def end(trial: Counterexample) -> Rows:
             }
         )
     return rows
+
+
+def complete(trial: Completion) -> Rows:
+    """Hold-out error and effective rank where each method interpolates, and at its best stop."""
+    import numpy as np
+    import torch
+
+    from undertow import measure, train
+    from undertow.train.flows import Event, factored_flow
+
+    generator = torch.Generator().manual_seed(trial.seed)
+    matrix = matrix_of(trial, generator)
+    part = torch.rand(matrix.shape, generator=generator)
+    known, held_out = part < _SEEN[trial.matrix], part > 0.75
+    chosen_by = (part > 0.5) & (part < 0.75)
+
+    def record(method: str, matrices: Tensor, scale: float | None, steps: int) -> dict[str, Any]:
+        def error(entries: Tensor) -> Tensor:
+            missed = ((matrices - matrix) * entries).square().sum((-2, -1))
+            return (missed / (matrix * entries).square().sum()).sqrt()
+
+        best, held = int(error(chosen_by).argmin()), error(held_out)
+        singular = torch.linalg.svdvals(matrices[-1])
+        return {
+            "method": method,
+            "scale": scale,
+            "missed": float(error(known)[-1]),
+            "error": float(held[-1]),
+            "best_error": float(held[best]),
+            "effective_rank": float(measure.spectrum_ranks(singular).effective_rank),
+            "steps": steps,
+        }
+
+    paths = [
+        train.nuclear_norm_completion(matrix, known, penalty=penalty, rtol=1e-4)
+        for penalty in [*np.geomspace(0.5, 1e-3, 12).tolist(), 0.0]
+    ]
+    fitted = torch.stack([path.matrix for path in paths])
+    rows = [record(CONVEX, fitted, None, sum(path.iterations for path in paths))]
+    loss, (height, width) = train.completion_loss(matrix, known), matrix.shape
+    level = INTERPOLATES**2 * float(loss(torch.zeros_like(matrix)))
+    learned = Event(lambda found: loss(found) - level, terminal=True)
+    times = np.geomspace(1, 1e5, 150).tolist()
+    for method, (depth, scale) in DEEP.items():
+        size = scale ** (1 / depth) / math.sqrt(width)
+        drawn = torch.randn(
+            height + (depth - 1) * width, width, generator=generator, dtype=torch.float64
+        )
+        start = (size * drawn).split([height, *[width] * (depth - 1)])
+        flow = factored_flow(loss, start, times, events=[learned], rtol=1e-4, atol=1e-5 * size)
+        rows.append(record(method, flow.parameters, scale, flow.steps))
+    return rows
+
+
+def matrix_of(trial: Completion, generator: Generator) -> Float64[Tensor, "rows columns"]:
+    """A matrix of spectral norm one; of mean zero where it is a part of a table."""
+    import torch
+
+    from undertow import data
+
+    shape, double = (trial.rows, trial.columns), torch.float64
+    if trial.matrix == "low-rank":
+        left, right = (
+            torch.randn(size, 2, generator=generator, dtype=double) / math.sqrt(size)
+            for size in shape
+        )
+        whole = left @ right.T
+    else:
+        table = data.load_table(trial.matrix)
+        if shape[0] > len(table) or shape[1] > table.shape[1]:
+            raise ValueError(f"{trial.matrix} has at most {tuple(table.shape)}, got {shape}")
+        rows, columns = (
+            torch.randperm(most, generator=generator)[:size]
+            for most, size in zip(table.shape, shape, strict=True)
+        )
+        whole = table[rows][:, columns]
+        whole = whole - whole.mean()
+    return whole / torch.linalg.matrix_norm(whole, 2)

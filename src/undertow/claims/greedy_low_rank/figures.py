@@ -6,12 +6,12 @@ from typing import Any
 
 import polars as pl
 
+from undertow import lab
 from undertow.claims import Records
-from undertow.claims.greedy_low_rank import RATIO, GreedyLowRank, traces
-from undertow.claims.greedy_low_rank.completion import METHODS
-from undertow.claims.greedy_low_rank.experiments import DEPTHS, SCALES
-from undertow.claims.greedy_low_rank.predictions import exponent
-from undertow.lab import Charts, beside, figure, of
+from undertow.claims.greedy_low_rank import RATIO, GreedyLowRank
+from undertow.claims.greedy_low_rank.experiments import METHODS, SCALES
+from undertow.claims.greedy_low_rank.predictions import FITTED, LOG_SCALE, traces
+from undertow.lab import Charts, beside, figure
 
 draw = Charts(
     scale="scale of the start",
@@ -23,9 +23,13 @@ draw = Charts(
     time="time until half of the first is learned",
     trace_3x3="trace, 3 x 3",
     trace_4x4="trace, 4 x 4",
-    error="hold-out error",
-    best_error="hold-out error, best stop",
 )
+# What the table shows of completions.
+SHOWN = {
+    "effective_rank": "effective rank",
+    "error": "hold-out error",
+    "best_error": "hold-out error, best stop",
+}
 
 
 @figure("From a smaller start, the flow keeps closer to greedy learning")
@@ -34,22 +38,17 @@ def trajectory(records: Records, knobs: GreedyLowRank) -> Any:
     over seeds. Right: its exponent in the scale, one point a seed; phase 1 falls with half the
     relative gap of the eigenvalues; for phase 2 the prediction is a lower bound.
     """
+    distance = pl.col("distance").log()
     simple = records["trajectories"].with_columns(what=pl.format("phase {}", "phase"))
     lost = records["no_gap"].filter(phase=1).with_columns(what=pl.lit("no gap (phase 1)"))
     distances = pl.concat(
-        frame.group_by("what", "scale")
-        .agg(pl.col("distance").log().mean().exp())
-        .sort("what", "scale")
+        frame.group_by("what", "scale").agg(distance.mean().exp()).sort("what", "scale")
         for frame in (simple, lost)
     )
-    rows = []
-    for phase in (1, 2):
-        measured = exponent("trajectories", "distance", phase=phase)(records)
-        predicted = of("trajectories", "predicted", phase=phase)(records)
-        both = sorted((measured - predicted).values)
-        rows += [(f"phase {phase}", predicted.values[s], measured.values[s]) for s in both]
-    points = pl.DataFrame(rows, schema=["what", "predicted", "measured"], orient="row")
     left = draw.lines(distances, "scale", "distance", "what", log="xy")
+    run = ("what", "seed", "predicted")
+    known = lab.slopes(simple.drop_nulls("predicted"), LOG_SCALE, distance, by=run, smallest=FITTED)
+    points = known.filter(points=FITTED).rename({"slope": "measured"})
     if points.is_empty():
         return left
     ends = [0.0, max(*points["predicted"], *points["measured"])]
@@ -65,21 +64,15 @@ def product(records: Records, knobs: GreedyLowRank) -> Any:
     scale; lines are the theory (1 - lambda_2 / lambda_1 at depth 2, otherwise 1), points the seeds.
     Right: the time that it takes, logarithmic at depth 2.
     """
-    rows = [
-        (f"depth {depth}", ratio, found, 1 - ratio if depth == 2 else 1.0)
-        for depth in DEPTHS
-        for ratio in sorted(knobs.ratios)
-        for found in exponent("products", "second", depth=depth, ratio=ratio)(
-            records
-        ).values.values()
-    ]
-    slopes = pl.DataFrame(rows, schema=["depth", "ratio", "slope", "theory"], orient="row")
-    means = records["products"].filter(ratio=RATIO).group_by("depth", "scale")
-    times = means.agg(pl.col("time").mean()).sort("depth", "scale")
-    named = times.with_columns(depth=pl.format("depth {}", "depth"))
+    runs = records["products"].with_columns(name=pl.format("depth {}", "depth"))
+    by, second = ("name", "depth", "ratio", "seed"), pl.col("second").log()
+    fits = lab.slopes(runs, LOG_SCALE, second, by=by, smallest=FITTED).filter(points=FITTED)
+    theory = pl.when(depth=2).then(1 - pl.col("ratio")).otherwise(1.0)
+    slopes = fits.with_columns(theory=theory)
+    times = lab.means(runs.filter(ratio=RATIO), ["name", "scale"], ["time"])
     return beside(
-        draw.measured_against_predicted(slopes, "ratio", "slope", "theory", "depth"),
-        draw.lines(named, "scale", "time", "depth", log="xy"),
+        draw.measured_against_predicted(slopes, "ratio", "slope", "theory", "name"),
+        draw.lines(times, "scale", "time", "name", log="xy"),
         shared="color",
     )
 
@@ -111,17 +104,8 @@ def completion(records: Records, knobs: GreedyLowRank) -> Any:
     """Completions where each method interpolates what it saw. From one scale the effective rank
     falls with depth on every matrix; the error does so on the matrix of rank two alone.
     """
-    means = table(records, knobs).rename(
-        {
-            "effective rank": "effective_rank",
-            "hold-out error": "error",
-            "at the best stop": "best_error",
-        }
-    )
-    bars = [
-        draw.bars(means, "matrix", value, "method")
-        for value in ("effective_rank", "error", "best_error")
-    ]
+    means = table(records, knobs)
+    bars = [draw.bars(means, "matrix", value, "method") for value in SHOWN.values()]
     return beside(*bars, shared="color")
 
 
@@ -130,13 +114,6 @@ FIGURES = (trajectory, product, counterexample, completion)
 
 def table(records: Records, knobs: GreedyLowRank) -> pl.DataFrame:
     """Completions: where each method interpolates, and at its best stop or penalty."""
-    return (
-        records["completions"]
-        .group_by("matrix", "method")
-        .agg(
-            pl.col("effective_rank").mean().alias("effective rank"),
-            pl.col("error").mean().alias("hold-out error"),
-            pl.col("best_error").mean().alias("at the best stop"),
-        )
-        .sort("matrix", pl.col("method").replace_strict(METHODS, range(len(METHODS))))
-    )
+    means = lab.means(records["completions"], ["matrix", "method"], SHOWN)
+    order = pl.col("method").replace_strict(METHODS, range(len(METHODS)))
+    return means.drop("runs").sort("matrix", order)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from undertow.claims.matrix_sensing import MatrixSensing
-from undertow.lab import Experiment, grid, seeds
+from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 CURVE_EVERY = 25  # steps between the points of a curve
 _EIGENVALUES_EVERY = 4  # steps
-_SEARCH_LR, _SEARCH_STEPS, _SEARCH_STARTS = 0.1, 20_000, 3
-_AT_REST = 1e-13  # the largest change of an entry in 50 steps of the search for minimisers
+_SEARCH_LR = 0.1  # of the search for minimisers, at most
 
 Rows = list[dict[str, Any]]
 
@@ -112,26 +111,21 @@ class Problems:
 
     targets: Float64[Tensor, "seeds dim dim"]  # X*
     truncated: Float64[Tensor, "seeds phases dim dim"]  # X* cut to rank 1, 2, ...
-    # The quadratic forms of the measurements over `coordinates`; none for all entries.
+    # The quadratic forms of the measurements (`train.sensor_gram`); none for all entries.
     grams: Float64[Tensor, "seeds coordinates coordinates"] | None
     starts: Float64[Tensor, "seeds runs dim width"]
     places: tuple[tuple[int, int], ...]  # of each trial, its seed and its run
     trial: Descent  # one of them; they differ in scale and seed alone
 
     def loss(self, place: int | None = None) -> Callable[[Tensor], Tensor]:
-        """Of matrices `[seeds, runs, dim, dim]`, each on its seed's problem; or on one seed's.
+        """Of matrices `[seeds, runs, dim, dim]`, each on its seed's problem; or on one seed's."""
+        from undertow import train
 
-        Its form is a quarter of the one over all entries.
-        """
-        targets = self.targets[:, None] if place is None else self.targets[place]
-        grams = self.grams if self.grams is None or place is None else self.grams[place]
-
-        def loss(matrices: Tensor) -> Tensor:
-            errors = coordinates(matrices - targets)
-            images = errors if grams is None else errors @ grams
-            return (images * errors).sum(-1) / 2
-
-        return loss
+        if place is None:
+            return train.recovery_loss(self.targets[:, None], self.grams)
+        return train.recovery_loss(
+            self.targets[place], None if self.grams is None else self.grams[place]
+        )
 
     def descend(self, observe: Any = None) -> Float64[Tensor, "seeds runs dim dim"]:
         """U U^T at the end of every run."""
@@ -171,8 +165,7 @@ def draw(trials: Sequence[Descent]) -> Problems:
         targets.append((vectors * torch.tensor(first.spectrum, dtype=double)) @ vectors.T)
         if first.measurements:
             sensors = train.gaussian_sensors(first.measurements, first.dim, generator=generator)
-            rows = coordinates(sensors)
-            grams.append(rows.T @ rows / first.measurements)
+            grams.append(train.sensor_gram(sensors))
         start = drawn[1][:, : first.width]
         # A seed with fewer runs repeats its last, which is not read.
         sizes = torch.tensor(own + own[-1:] * (most - len(own)), dtype=double)
@@ -187,16 +180,6 @@ def draw(trials: Sequence[Descent]) -> Problems:
         tuple(places),
         first,
     )
-
-
-def coordinates(matrices: Float64[Tensor, "*shape dim dim"]) -> Float64[Tensor, "*shape count"]:
-    """The upper triangles of symmetric matrices; an isometry."""
-    import torch
-
-    dim = matrices.shape[-1]
-    row, column = torch.triu_indices(dim, dim)
-    weights = torch.where(row == column, 1.0, 2.0).to(matrices).sqrt()
-    return matrices.flatten(-2).index_select(-1, row * dim + column) * weights
 
 
 # ---- saddles, and how near descent comes to them
@@ -216,25 +199,10 @@ def minimiser(problems: Problems, rank: int) -> Float64[Tensor, "seeds dim dim"]
 
     from undertow import train
 
-    values, vectors = torch.linalg.eigh(problems.truncated[:, rank - 1])
-    informed = vectors[..., -rank:] * values[:, None, -rank:].sqrt()
-    generator = torch.Generator().manual_seed(rank)
-    shape = (len(informed), _SEARCH_STARTS, *informed.shape[1:])
-    random = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    last: list[Tensor] = []
-
-    def at_rest(step: int, matrices: Tensor) -> bool:
-        if step % 50:
-            return False
-        last.append(matrices.clone())
-        return len(last) > 1 and float((last[-1] - last.pop(0)).abs().max()) < _AT_REST
-
-    loss, starts = problems.loss(), torch.cat([informed[:, None], random], 1)
     lr = min(_SEARCH_LR, 0.5 / max(problems.trial.spectrum))
-    factors = train.factored_descent(loss, starts, lr=lr, steps=_SEARCH_STEPS, observe=at_rest)
-    matrices = factors @ factors.mT
-    best = loss(matrices).argmin(1)
-    return matrices[torch.arange(len(best)), best]
+    generator = torch.Generator().manual_seed(rank)
+    guess = problems.truncated[:, rank - 1]
+    return train.rank_minimiser(problems.loss(), guess, rank, lr=lr, generator=generator)
 
 
 def forecasts(
@@ -259,58 +227,40 @@ def approach(
     known: Sequence[Rows],
 ) -> list[Rows]:
     """Of each run a row for each phase: how near it came and when, and what is known of it."""
-    watch = Watch(minimisers, problems.truncated, problems.starts.shape[1])
+    import torch
+
+    from undertow import train
+
+    phases = minimisers.shape[1]
+    near = train.ClosestApproach(
+        torch.cat([minimisers, problems.truncated], 1)[:, None], every=CURVE_EVERY
+    )
+    eigenvalues = torch.linalg.eigvalsh(minimisers).flip(-1)
+    halves = eigenvalues.diagonal(dim1=1, dim2=2) / 2  # the s-th of Z_s
+    learned = train.EigenvaluesLearned(halves[:, None], every=_EIGENVALUES_EVERY)
+
+    def watch(step: int, matrices: Tensor) -> None:
+        near(step, matrices)
+        learned(step, matrices)
+
     errors = problems.errors(problems.descend(watch))
-    return [
-        [
-            {"final_error": float(errors[place, run])} | watch.row(place, run, s) | of_phase
-            for s, of_phase in enumerate(known[place])
-        ]
-        for place, run in problems.places
-    ]
-
-
-class Watch:
-    """The closest approaches of every run to its saddles, kept while descent goes on."""
-
-    def __init__(self, minimisers: Tensor, truncated: Tensor, runs: int) -> None:
-        import torch
-
-        seeds, self._phases = minimisers.shape[:2]
-        self._targets = torch.cat([minimisers, truncated], 1).flatten(-2)[:, None]
-        eigenvalues = torch.linalg.eigvalsh(minimisers).flip(-1)
-        self._halves = eigenvalues.diagonal(dim1=1, dim2=2)[:, None] / 2  # the s-th of Z_s
-        shape = (seeds, runs, 2 * self._phases)
-        self._closest = torch.full(shape, math.inf, dtype=torch.float64)
-        self._when = torch.zeros(shape, dtype=torch.float64)
-        self._learned = torch.full((seeds, runs, self._phases), math.nan, dtype=torch.float64)
-        self._sizes = minimisers.flatten(2).norm(dim=-1)
-        self._curve: list[Tensor] = []
-
-    def __call__(self, step: int, matrices: Float64[Tensor, "seeds runs dim dim"]) -> None:
-        import torch
-
-        distances = (matrices.flatten(-2)[:, :, None] - self._targets).norm(dim=-1)
-        nearer = distances < self._closest
-        self._when[nearer] = float(step)
-        torch.minimum(self._closest, distances, out=self._closest)
-        if step % _EIGENVALUES_EVERY == 0:
-            largest = torch.linalg.eigvalsh(matrices).flip(-1)[..., : self._phases]
-            self._learned[(largest > self._halves) & self._learned.isnan()] = float(step)
-        if step % CURVE_EVERY == 0:
-            self._curve.append(distances[..., : self._phases] / self._sizes[:, None])
-
-    def row(self, place: int, run: int, s: int) -> dict[str, Any]:
-        """Of one run and phase; `distances`, relative to the minimiser, every few steps."""
-        closest, learned = self._closest[place, run], float(self._learned[place, run, s])
-        saddle, cut = self._targets[place, 0, s], self._targets[place, 0, self._phases + s]
-        return {
-            "phase": s + 1,
-            "closest": float(closest[s]),
-            "closest_step": int(self._when[place, run, s]),
-            "learned_step": None if math.isnan(learned) else learned,
-            "closest_to_truncated": float(closest[self._phases + s]),
-            "size": float(self._sizes[place, s]),
-            "apart": float((saddle - cut).norm()),
-            "distances": [float(points[place, run, s]) for points in self._curve],
+    sizes = minimisers.flatten(2).norm(dim=-1)
+    apart = (minimisers - problems.truncated).flatten(2).norm(dim=-1)
+    curves = near.curve[..., :phases, :] / sizes[:, None, :, None]
+    found = []
+    for place, run in problems.places:
+        closest, steps = near.closest[place, run], learned.steps[place, run].tolist()
+        facts = {
+            "final_error": float(errors[place, run]),
+            "phase": list(range(1, phases + 1)),
+            "closest": closest[:phases],
+            "closest_step": near.steps[place, run, :phases].long(),
+            "learned_step": [None if math.isnan(step) else step for step in steps],
+            "closest_to_truncated": closest[phases:],
+            "size": sizes[place],
+            "apart": apart[place],
+            "distances": curves[place, run],  # relative to the minimiser, every few steps
         }
+        rows = zip(rows_of(facts), known[place], strict=True)
+        found.append([row | of_phase for row, of_phase in rows])
+    return found

@@ -10,7 +10,7 @@ from undertow.claims import Records
 from undertow.claims.matrix_sensing import MatrixSensing
 from undertow.claims.matrix_sensing.experiments import CURVE_EVERY
 from undertow.claims.matrix_sensing.predictions import SMALL, power_laws
-from undertow.lab import Charts, figure
+from undertow.lab import Charts, figure, labels
 
 draw = Charts(
     scale="scale of the start",
@@ -64,14 +64,13 @@ def phases(records: Records, knobs: MatrixSensing) -> Any:
     shown = curves.with_columns(
         target=pl.format("Z_{}", "phase"),
         time=points * CURVE_EVERY * pl.col("lr"),
-        start=pl.col("scale").map_elements("start of size {:g}".format, pl.String),
+        start=labels("start of size {:g}", "scale"),
     ).filter(pl.col("time") <= 0.6 * knobs.steps * knobs.lr)
-    ordered = shown.sort("scale", "phase", "time", descending=[True, False, False])
-    panels = ordered.select("time", "distances", "target", "start")
-    limits = (1e-4, 2)
-    return draw.lines(
-        panels, "time", "distances", "target", log="y", columns="start", domain=limits
+    ordered = shown.select("scale", "phase", "time", "distances", "target", "start").sort(
+        "scale", "phase", "time", descending=[True, False, False]
     )
+    ends = (1e-4, 2)
+    return draw.lines(ordered, "time", "distances", "target", log="y", columns="start", domain=ends)
 
 
 @figure("When each eigenvalue is learned")

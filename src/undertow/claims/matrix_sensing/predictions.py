@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,8 @@ SATURATION = TRUNCATED / pl.col("apart")
 OFF = (pl.col("slope") / pl.col("exponent") - 1).abs()
 LATE = (pl.col("time") / pl.col("arrival") - 1).abs()
 BENDS = pl.col("limit").is_between(0.95 * pl.col("exponent"), 1.05 * pl.col("early_exponent"))
+LATER = pl.col("closest_step").diff().over("seed", "scale", order_by="phase") > 0
+FALLS = CLOSEST.diff().over("seed", "phase", order_by="scale") > 0
 
 
 def predictions(knobs: MatrixSensing) -> dict[str, Prediction]:
@@ -38,10 +41,11 @@ def approaches(knobs: MatrixSensing) -> dict[str, Prediction]:
     before = pl.col("phase") < rank
     halved = lab.share("sensing", CLOSEST / TRUNCATED < 0.5, before, scale=smallest)
     plateau = of("sensing", SATURATION, before, scale=smallest)
+    bracketed = law(BENDS, before, how="all").then(PerSeed.share)
     of_z = [f"Z_{s}" for s in range(1, rank + 1)]
     rising = {
         f"slope of the closest approach to {z}": no_less(
-            0, law("slope", s).then(PerSeed.known), "it is a power of the scale"
+            0, law("slope", phase=s).then(PerSeed.known), "it is a power of the scale"
         )
         for s, z in enumerate(of_z, start=1)
     }
@@ -59,7 +63,7 @@ def approaches(knobs: MatrixSensing) -> dict[str, Prediction]:
         ),
         **limits,
         "exponent between the predicted limit and the predicted early one": no_less(
-            0.8, bracketed(rank), "of the problems, to 5% in every phase before the last"
+            0.8, bracketed, "of the problems, to 5% in every phase before the last"
         ),
         "closest approach to Z_s below half of that to X*_s": lab.every_seed(
             halved, "and phase before the last, at the smallest scale"
@@ -74,6 +78,8 @@ def phases(knobs: MatrixSensing) -> dict[str, Prediction]:
     """One after the other, when the spectra say, at the matrices of greedy learning."""
     rank = len(knobs.spectrum)
     greedy = greatest(of("sensing", "to_greedy", phase=s) for s in range(1, rank + 1))
+    in_order = lab.share("sensing", LATER, pl.col("scale") <= SMALL)
+    nearer = lab.share("sensing", FALLS, pl.col("scale") < 1, CLOSEST > _ROUNDING)
     ended = of("narrow", pl.col("end_distance") / pl.col("size"), how="max")
     return {
         "T_1 < T_2 < ...": lab.every_seed(in_order, f"in all runs of scale {SMALL:g} or less"),
@@ -136,45 +142,35 @@ def power_laws(rows: pl.DataFrame) -> pl.DataFrame:
     few. What is forecast stands beside them.
     """
     keys = ("seed", "phase")
-    log_scale, log_closest = pl.col("scale").log(), CLOSEST.log()
-    small = rows.filter(pl.col("scale") < 1).sort("phase", "seed", "scale")
-    close = small.filter(CLOSEST > _ROUNDING).group_by(keys, maintain_order=True)
-    learned = small.filter(pl.col("scale") <= SMALL).drop_nulls("learned_step").group_by(keys)
+
+    def lines(x: pl.Expr, y: pl.Expr, *where: pl.Expr, smallest: int | None = None) -> pl.DataFrame:
+        return lab.slopes(rows, x, y, *where, by=keys, smallest=smallest).drop("points")
+
+    log_scale, learned = pl.col("scale").log(), pl.col("learned_step") * pl.col("lr")
+    close = pl.col("scale") < 1, CLOSEST > _ROUNDING
     fits = [
-        close.head(_POINTS)
-        .group_by(keys)
-        .agg(slope=_slope(log_scale, log_closest), misfit=1 - pl.corr(log_scale, log_closest) ** 2),
-        close.head(_LAST).group_by(keys).agg(limit=_slope(log_scale, log_closest)),
-        learned.agg(time=_slope(-log_scale, pl.col("learned_step") * pl.col("lr"))),
+        lines(log_scale, CLOSEST.log(), *close, smallest=_POINTS),
+        lines(log_scale, CLOSEST.log(), *close, smallest=_LAST).select(*keys, limit="slope"),
+        lines(-log_scale, learned, pl.col("scale") <= SMALL).select(*keys, time="slope"),
     ]
-    laws = small.group_by(keys, maintain_order=True).agg(pl.col(_FORECAST).first())
+    laws = rows.group_by(keys, maintain_order=True).agg(pl.col(_FORECAST).first())
     for fit in fits:
         laws = laws.join(fit, on=keys, how="left", maintain_order="left")
     return laws.with_columns(pl.col("slope", "misfit", "limit", "time").fill_null(math.nan))
 
 
-def _slope(x: pl.Expr, y: pl.Expr) -> pl.Expr:
-    return pl.cov(x, y) / x.var()
-
-
-def law(value: str | pl.Expr, phase: int, experiment: str = "sensing") -> Reading:
-    """A value of the power laws in one phase."""
-    return Reading(lambda records: per_seed(power_laws(records[experiment]), value, phase=phase))
+def law(
+    value: str | pl.Expr, *conditions: pl.Expr, experiment: str = "sensing", **options: Any
+) -> Reading:
+    """A value of the power laws, as `of` reads it."""
+    return Reading(
+        lambda records: per_seed(power_laws(records[experiment]), value, *conditions, **options)
+    )
 
 
 def worst_phase(value: str | pl.Expr, rank: int, experiment: str = "sensing") -> Reading:
     """The same in the phase where it is greatest; unknown where it is unknown of any phase."""
-    return greatest(law(value, s, experiment) for s in range(1, rank + 1))
-
-
-def bracketed(rank: int) -> Reading:
-    """The share of problems whose exponents in the limit, in all phases before the last, lie so."""
-
-    def read(records: Records) -> lab.Effect:
-        laws = power_laws(records["sensing"])
-        return per_seed(laws, BENDS, pl.col("phase") < rank, how="all").share()
-
-    return Reading(read)
+    return greatest(law(value, experiment=experiment, phase=s) for s in range(1, rank + 1))
 
 
 def departure(phase: int) -> Reading:
@@ -184,26 +180,11 @@ def departure(phase: int) -> Reading:
         known = list(ratios.known().values.values())
         return lab.paired_sign_test(known, np.ones(len(known))) if known else lab.unknown()
 
-    return law(pl.col("limit") / pl.col("exponent"), phase).then(median)
+    return law(pl.col("limit") / pl.col("exponent"), phase=phase).then(median)
 
 
 def slope_without_gap(records: Records) -> PerSeed:
     """The slope of the approach to Z_1 without a gap, in parts of the mean with one."""
-    without: PerSeed = law("slope", 1, "degenerate")(records).known()
-    with_gap = law("slope", 1)(records).mean()
+    without: PerSeed = law("slope", experiment="degenerate", phase=1)(records).known()
+    with_gap = law("slope", phase=1)(records).mean()
     return (without / PerSeed(dict.fromkeys(without.values, with_gap))).plain()
-
-
-def in_order(records: Records) -> lab.Effect:
-    """The share of seeds whose runs from small starts come closest to one saddle after another."""
-    small = records["sensing"].filter(pl.col("scale") <= SMALL).sort("phase")
-    later = pl.col("closest_step").diff().over("seed", "scale") > 0
-    return per_seed(small.with_columns(later=later), "later", how="all").share()
-
-
-def nearer(records: Records) -> lab.Effect:
-    """The share of seeds in which every smaller start comes nearer to every saddle."""
-    small = records["sensing"].filter(pl.col("scale") < 1, CLOSEST > _ROUNDING)
-    ordered = small.sort("scale", descending=True)
-    falls = CLOSEST.diff().over("seed", "phase") < 0
-    return per_seed(ordered.with_columns(falls=falls), "falls", how="all").share()

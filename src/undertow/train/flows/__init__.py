@@ -2,6 +2,7 @@
 
 from undertow.train.flows._adaptive_sde import adam_sde as adam_sde
 from undertow.train.flows._adaptive_sde import rmsprop_sde as rmsprop_sde
+from undertow.train.flows._factored_flow import factored_flow as factored_flow
 from undertow.train.flows._gradient_flow import GradientFlow as GradientFlow
 from undertow.train.flows._gradient_flow import gradient_flow as gradient_flow
 from undertow.train.flows._noise import NoisyGradient as NoisyGradient
@@ -26,6 +27,7 @@ __all__ = [
     "SharpnessReduction",
     "StochasticFlow",
     "adam_sde",
+    "factored_flow",
     "gradient_flow",
     "local_sgd_slow_sde",
     "normalized_flow",

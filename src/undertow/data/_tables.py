@@ -1,0 +1,36 @@
+"""Small tables of measurements as matrices: what matrix completion is tried on."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from undertow.data._load import load
+
+_VARIES = 0.3  # the least standard deviation of a pixel, in units of all pixels'
+
+
+def load_table(name: str) -> Float64[Tensor, "rows columns"]:
+    """A table that comes with scikit-learn, a row for each sample.
+
+    `digits`: the training images of `load("digits")`, without the pixels that hardly vary.
+    `tumours`: lengths, areas and their spreads of 569 breast tumours (30 columns). They are
+    logarithms, since radius and area say the same; every column has mean zero and variance one.
+
+    Args:
+        name: `digits` or `tumours`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name == "digits":
+        pixels = load("digits").train_inputs.flatten(1).double()
+        return pixels[:, pixels.std(0) > _VARIES]
+    if name == "tumours":
+        from sklearn.datasets import load_breast_cancer
+
+        table = torch.from_numpy(load_breast_cancer().data)
+        table = torch.log(table + 1e-3 * table.mean(0))  # some are zero
+        return (table - table.mean(0)) / table.std(0)
+    raise ValueError(f"name must be digits or tumours, got {name!r}")

@@ -1,0 +1,46 @@
+"""Lines through the records of each cell, such as power laws through logarithms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+
+def slopes(
+    frame: pl.DataFrame,
+    x: pl.Expr,
+    y: pl.Expr,
+    *conditions: pl.Expr | str,
+    by: Sequence[str] = ("seed",),
+    smallest: int | None = None,
+    **where: Any,
+) -> pl.DataFrame:
+    """The least-squares line of y on x in each cell: `slope`, `misfit` (1 - R^2) and `points`.
+
+    NaN where a cell has fewer than two x.
+
+    Args:
+        frame: records.
+        x: an expression of columns; a row where it or y is null is not there.
+        y: likewise.
+        conditions: expressions or names of boolean columns, all of which must hold.
+        by: the columns that make a cell, in whose order they come.
+        smallest: how many rows of a cell to fit, those of the smallest x; by default all.
+        where: what columns must equal.
+    """
+    if frame.is_empty():
+        names = *by, "slope", "misfit", "points"
+        return pl.DataFrame(schema=dict.fromkeys(names, pl.Float64))
+    rows = frame.filter(*conditions, **where).select(*by, x=x, y=y)
+    there = pl.col("x").is_not_null() & pl.col("y").is_not_null()
+    chosen = (pl.col(name).filter(there).sort_by(pl.col("x").filter(there)) for name in "xy")
+    across, up = (values if smallest is None else values.head(smallest) for values in chosen)
+    fits = rows.group_by(by).agg(
+        slope=pl.cov(across, up) / across.var(),
+        misfit=1 - pl.corr(across, up) ** 2,
+        points=across.len(),
+    )
+    return fits.with_columns(pl.col("slope", "misfit").fill_null(math.nan)).sort(by)

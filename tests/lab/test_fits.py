@@ -1,0 +1,52 @@
+"""Lines through the records of each cell."""
+
+from __future__ import annotations
+
+import math
+
+import polars as pl
+import pytest
+
+from undertow import lab
+
+LOG = pl.col("scale").log()
+
+
+def power(exponent: float, seed: int, scales: list[float]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {"seed": seed, "scale": scales, "value": [2 * scale**exponent for scale in scales]}
+    )
+
+
+def test_the_exponent_of_a_power_law_is_found_in_each_cell() -> None:
+    frame = pl.concat([power(3.0, 1, [0.1, 1.0, 10.0]), power(-0.5, 0, [1.0, 2.0])])
+    fits = lab.slopes(frame, LOG, pl.col("value").log())
+    assert fits["seed"].to_list() == [0, 1]
+    assert fits["slope"].to_list() == pytest.approx([-0.5, 3.0])
+    assert fits["misfit"].to_list() == pytest.approx([0, 0], abs=1e-12)
+    assert fits["points"].to_list() == [2, 3]
+
+
+def test_the_smallest_x_are_fitted_whatever_their_order() -> None:
+    bent = pl.concat([power(1.0, 0, [1e6, 1e8]), power(3.0, 0, [1e-2, 1e-4, 1e-3])])
+    fits = lab.slopes(bent, LOG, pl.col("value").log(), smallest=3)
+    assert fits["slope"].item() == pytest.approx(3)
+    assert fits["points"].item() == 3
+
+
+def test_what_is_null_or_left_out_takes_no_part() -> None:
+    frame = pl.DataFrame({"seed": 0, "x": [1.0, 2.0, 3.0, 4.0], "y": [1.0, None, 3.0, 99.0]})
+    fits = lab.slopes(frame, pl.col("x"), pl.col("y"), pl.col("x") < 4, smallest=2)
+    assert fits["slope"].item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("xs", [[1.0], [2.0, 2.0]])
+def test_no_slope_goes_through_one_x(xs: list[float]) -> None:
+    frame = pl.DataFrame({"seed": 0, "x": xs, "y": xs})
+    assert math.isnan(lab.slopes(frame, pl.col("x"), pl.col("y"))["slope"].item())
+
+
+def test_no_records_have_no_slopes() -> None:
+    found = lab.slopes(pl.DataFrame(), pl.col("x"), pl.col("y"), by=("seed", "phase"), depth=2)
+    assert found.is_empty()
+    assert found.columns == ["seed", "phase", "slope", "misfit", "points"]

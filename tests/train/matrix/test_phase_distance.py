@@ -1,0 +1,59 @@
+"""How far a flow is from a phase of greedy learning."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from undertow.train import flows, greedy_low_rank, phase_distance
+
+TARGET = torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64))
+
+
+def loss(matrix: Tensor) -> Tensor:
+    return (matrix - TARGET).square().sum() / 2
+
+
+def first_phase(keep_path: bool = True):
+    return greedy_low_rank(loss, 2, symmetric=True, keep_path=keep_path).phases[0]
+
+
+def test_a_phase_at_another_time_is_no_distance_apart() -> None:
+    # w of the top direction obeys dw/dt = 2 w (2 - w), half of whose loss is learned where
+    # (2 - w)^2 = 2; the flow here is five time units late.
+    def at(times):
+        w = [2 / (1 + (2 / (2 - math.sqrt(2)) - 1) * math.exp(-4 * (time - 5))) for time in times]
+        zero = torch.zeros(len(w), 2, 2, dtype=torch.float64)
+        zero[:, 0, 0] = torch.tensor(w, dtype=torch.float64)
+        return zero
+
+    phase = first_phase()
+    assert phase_distance(phase, at, 5.1, end=100.0) < 1e-5
+    off = phase_distance(phase, lambda times: at(times) + torch.diag(TARGET), 5.0, end=100.0)
+    assert off > 0.5
+
+
+def test_a_flow_from_a_smaller_start_is_nearer_by_half_the_relative_gap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(2, 2, generator=generator, dtype=torch.float64)
+    phase, apart = first_phase(), []
+    assert phase.path is not None
+    half = float(phase.path.losses[0] + phase.loss) / 2
+    event = flows.Event(lambda matrix: loss(matrix) - half, direction=-1)
+    for scale in (1e-8, 1e-12):
+        flow = flows.factored_flow(
+            loss, math.sqrt(scale) * start, 100.0, rtol=1e-10, dense=True, events=[event]
+        )
+        assert flow.at is not None
+        halfway = float(flow.event_times[0][0])
+        apart.append(phase_distance(phase, flow.at, halfway, end=float(flow.times[-1])))
+    exponent = math.log(apart[1] / apart[0]) / math.log(1e-4)
+    assert exponent == pytest.approx((1 - 1 / 2) / 2, rel=0.05)
+
+
+def test_a_phase_without_its_path_is_named() -> None:
+    with pytest.raises(ValueError, match="keep_path=True"):
+        phase_distance(first_phase(keep_path=False), lambda _: TARGET[None], 0.0, end=1.0)

@@ -1,0 +1,54 @@
+"""What is kept while descent goes on."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from undertow.train import ClosestApproach, EigenvaluesLearned, factored_descent, recovery_loss
+
+DOUBLE = torch.float64
+TARGET = torch.diag(torch.tensor([3.0, 1.0], dtype=DOUBLE))
+START = 1e-3 * torch.eye(2, dtype=DOUBLE).expand(3, 2, 2) * torch.tensor([[[1.0]], [[2.0]], [[4]]])
+
+
+def test_the_closest_approach_is_the_least_of_the_curve_and_when_it_was() -> None:
+    near = ClosestApproach(torch.stack([torch.zeros_like(TARGET), TARGET]), every=1)
+    factored_descent(recovery_loss(TARGET), START, lr=0.05, steps=200, observe=near)
+    least, when = near.curve.min(-1)
+    assert near.curve.shape == (3, 2, 201)
+    assert torch.equal(near.closest, least)
+    assert torch.equal(near.steps, when.double())
+    assert near.steps[:, 0].tolist() == [0, 0, 0]  # it only leaves zero
+    assert near.closest[:, 1].max() < 1e-2
+
+
+def test_points_of_the_curve_are_thinned_out_and_the_closest_is_not() -> None:
+    every, tenth = (ClosestApproach(TARGET[None], every=count) for count in (1, 10))
+
+    def both(step: int, matrices: torch.Tensor) -> None:
+        every(step, matrices)
+        tenth(step, matrices)
+
+    factored_descent(recovery_loss(TARGET), START, lr=0.05, steps=95, observe=both)
+    assert torch.equal(tenth.curve, every.curve[..., ::10])
+    assert torch.equal(tenth.closest, every.closest)
+
+
+def test_eigenvalues_are_learned_one_after_the_other_and_sooner_from_a_larger_start() -> None:
+    learned = EigenvaluesLearned(torch.tensor([1.5, 0.5, 9.0], dtype=DOUBLE)[:2])
+    factored_descent(recovery_loss(TARGET), START, lr=0.01, steps=2000, observe=learned)
+    assert (learned.steps[:, 0] < learned.steps[:, 1]).all()
+    assert (learned.steps[1:] < learned.steps[:-1]).all()
+    # From size a the s-th takes log(1 / a) / (lr lambda_s) steps.
+    waited = learned.steps[0] - learned.steps[2]
+    expected = torch.tensor([math.log(4) / (0.01 * value) for value in (3, 1)], dtype=DOUBLE)
+    assert torch.allclose(waited, expected, rtol=0.1)
+
+
+def test_what_is_never_learned_has_no_step() -> None:
+    learned = EigenvaluesLearned(torch.tensor([1.5, 2.0], dtype=DOUBLE), every=7)
+    factored_descent(recovery_loss(TARGET), START, lr=0.05, steps=500, observe=learned)
+    assert learned.steps[:, 1].isnan().all()
+    assert (learned.steps[:, 0] % 7 == 0).all()

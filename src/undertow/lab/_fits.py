@@ -39,8 +39,11 @@ def slopes(
     chosen = (pl.col(name).filter(there).sort_by(pl.col("x").filter(there)) for name in "xy")
     across, up = (values if smallest is None else values.head(smallest) for values in chosen)
     fits = rows.group_by(by).agg(
+        several=across.n_unique() > 1,  # rounding makes a line of equal x, too
         slope=pl.cov(across, up) / across.var(),
         misfit=1 - pl.corr(across, up) ** 2,
         points=across.len(),
     )
+    lines = pl.when("several").then(pl.col("slope", "misfit"))
+    fits = fits.with_columns(lines).drop("several")
     return fits.with_columns(pl.col("slope", "misfit").fill_null(math.nan)).sort(by)

@@ -269,3 +269,9 @@ def test_the_worst_is_one_without_an_interval() -> None:
     alone = Reading(lambda records: lab.Effect(1.0, (math.nan, math.nan), None, 3, ""))
     known = Reading(lambda records: lab.Effect(1.1, (1.0, 1.2), None, 9, ""))
     assert worst([known, alone], 1.0).effect({}).count == 3
+
+
+def test_an_experiment_that_there_is_not_is_named() -> None:
+    for read in (of("rnus", "value"), slope_of("rnus", "value", "value")):
+        with pytest.raises(ValueError, match="no experiment is called 'rnus'; there are runs"):
+            read({"runs": FRAME})

@@ -230,8 +230,15 @@ def of(
 ) -> Reading:
     """The reading of `per_seed` from the records of one experiment."""
     return Reading(
-        lambda records: per_seed(records[experiment], value, *conditions, how=how, **where)
+        lambda records: per_seed(_of(records, experiment), value, *conditions, how=how, **where)
     )
+
+
+def _of(records: Records, experiment: str) -> pl.DataFrame:
+    if experiment not in records:
+        known = ", ".join(records)
+        raise ValueError(f"no experiment is called {experiment!r}; there are {known}")
+    return records[experiment]
 
 
 def kept(frame: pl.DataFrame) -> pl.DataFrame:
@@ -295,9 +302,10 @@ def slope_of(
     """
 
     def read(records: Records) -> Effect:
-        if records[experiment].is_empty():
+        frame = _of(records, experiment)
+        if frame.is_empty():
             return unknown()
-        rows = records[experiment].filter(*conditions, **where)
+        rows = frame.filter(*conditions, **where)
         points = rows.select("seed", x=_expression(x), y=_expression(y)).drop_nulls()
         across, up = (points[name].to_numpy() for name in ("x", "y"))
         counts = points["seed"].n_unique(), points["x"].n_unique()

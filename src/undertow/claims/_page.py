@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def checks_table(verdict: lab.Verdict) -> pl.DataFrame:
 
 def rerun_command(claim: Claim, *, preset: str, seed: int, knobs: Mapping[str, Any]) -> str:
     """The command line that runs a claim with these knobs."""
-    words = ["undertow", "reproduce", claim.name, "--preset", preset, "--seed", str(seed)]
+    words = ["undertow", "reproduce", _named(claim), "--preset", preset, "--seed", str(seed)]
     for name, value in knobs.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -116,6 +117,14 @@ def rerun_command(claim: Claim, *, preset: str, seed: int, knobs: Mapping[str, A
             values = value if isinstance(value, tuple) else (value,)
             words += [f"--{flag}", *(shlex.quote(str(item)) for item in values)]
     return " ".join(words)
+
+
+def _named(claim: Claim) -> str:
+    """What the command line finds a claim by: its name, or the path of one's own."""
+    if not os.path.isabs(claim.source):
+        return claim.name
+    near = os.path.relpath(claim.source)
+    return shlex.quote(claim.source if near.startswith("..") else f"./{near}")
 
 
 def _interval(check: lab.Check) -> str:

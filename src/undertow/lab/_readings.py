@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,15 +99,13 @@ class PerSeed:
 
     def share(self) -> Effect:
         """The share of seeds whose number is not zero, with its exact interval."""
-        unfit = self._unfit()
-        if unfit is not None:
+        if (unfit := self._unfit()) is not None:
             return unfit
         return proportion(sum(map(bool, self.values.values())), len(self.values))
 
     def effect(self) -> Effect:
         """The mean, or of ratios the geometric mean, with its 95% interval over seeds."""
-        unfit = self._unfit()
-        if unfit is not None:
+        if (unfit := self._unfit()) is not None:
             return unfit
         array = np.array([self.values[seed] for seed in sorted(self.values)], dtype=np.float64)
         if not self.is_ratio:
@@ -135,10 +134,8 @@ class PerSeed:
 def _quotient(first: float, second: float) -> float:
     if not (math.isfinite(first) and math.isfinite(second)):
         return math.nan
-    limits = np.finfo(np.float64)
-    with np.errstate(over="ignore"):
-        found = float(np.float64(first or limits.tiny) / np.float64(second or limits.tiny))
-    return min(max(found, -limits.max), limits.max)
+    found = (first or sys.float_info.min) / (second or sys.float_info.min)
+    return min(max(found, -sys.float_info.max), sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -389,19 +386,3 @@ def _over_seeds(
     if count < least:
         return Effect(of_chosen(every), UNKNOWN, None, count, "too few seeds")
     return bootstrap_interval(every, of_chosen, resamples=resamples)
-
-
-def means(
-    frame: pl.DataFrame, by: Sequence[str], columns: Mapping[str, str] | Sequence[str]
-) -> pl.DataFrame:
-    """The means of some columns in each cell, and the number of its trials, in the cells' order.
-
-    Args:
-        frame: records.
-        by: the columns that make a cell.
-        columns: which to average; as a mapping, what each is called.
-    """
-    names = columns if isinstance(columns, Mapping) else {name: name for name in columns}
-    averaged = [pl.col(column).mean().alias(name) for column, name in names.items()]
-    runs = pl.col("trial").n_unique().alias("runs")
-    return frame.group_by(by).agg(*averaged, runs).sort(by)

@@ -127,3 +127,24 @@ def test_an_error_in_a_file_of_ones_own_is_one_line_with_its_place(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("undertow: ")
     assert re.search(message, line)
+
+
+@pytest.mark.fast
+def test_what_an_installed_package_cannot_load_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("theirs", "no_such_package_of_theirs:CLAIM", "undertow.claims")
+    monkeypatch.setattr(_registry, "_entry_points", lambda: {"theirs": point})
+    with pytest.raises(RuntimeError, match=r"the claim theirs \(no_such.*ModuleNotFoundError"):
+        get("theirs")
+
+
+@pytest.mark.fast
+def test_what_was_read_from_an_earlier_run_is_in_sight(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["reproduce", f"./{own}", "--preset", "smoke", "--engine", "inline"]
+    said = []
+    for _ in range(2):
+        assert main(words) == 0
+        said.append(capsys.readouterr().out)
+    assert "4 of 4 trials" not in said[0]
+    assert "4 of 4 trials" in said[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -177,7 +178,7 @@ def errors_of(path: str | Path) -> Iterator[None]:
         yield
     except Exception as error:
         place = str(path)
-        within = f"{place}/" if Path(path).is_dir() else place
+        within = f"{place}{os.sep}" if Path(path).is_dir() else place
         frames = traceback.extract_tb(error.__traceback__)
         lines = [(frame.filename, frame.lineno) for frame in frames]
         if isinstance(error, SyntaxError):

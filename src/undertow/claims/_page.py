@@ -29,6 +29,11 @@ class Facts:
     seconds: float
     environment: Mapping[str, Any]
 
+    @property
+    def stored(self) -> int:
+        """How many trials were read from the store."""
+        return self.trials - self.computed
+
 
 def claim_document(
     claim: Claim,
@@ -51,6 +56,8 @@ def claim_document(
             "preset": facts.preset,
             "seed": str(facts.seed),
             **({} if math.isnan(facts.seconds) else {"seconds": f"{facts.seconds:.1f}"}),
+            # In sight: of a claim whose code has changed since, they are what the old code gave.
+            **({"stored": f"{facts.stored} of {facts.trials} trials"} if facts.stored else {}),
         },
         sections=(
             lab.Section("The claim", (claim.statement, claim.paper), page_only=True),
@@ -134,10 +141,9 @@ def _interval(check: lab.Check) -> str:
 
 def _how(facts: Facts) -> str:
     seconds = "" if math.isnan(facts.seconds) else f" in {facts.seconds:.1f} s"
-    stored = facts.trials - facts.computed
     parts = [f"{facts.trials} trials: {facts.computed} run{seconds}"]
-    if stored:
-        parts.append(f"{stored} read from the store")
+    if facts.stored:
+        parts.append(f"{facts.stored} read from the store")
     parts.append(f"{len(facts.failures) or 'none'} failed")
     versions = ", ".join(
         f"{name} {version}" for name, version in facts.environment.get("versions", {}).items()

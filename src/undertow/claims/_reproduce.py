@@ -249,7 +249,8 @@ def _refuse_another(plan: _Plan, store: lab.Store) -> None:
     stored = store.config.get("config") or {}
     source = stored.get("source", BUILT_IN) if "claim" in stored else plan.claim.source
     moved = os.path.isabs(source) and not os.path.exists(source)
-    if source != plan.claim.source and not moved:
+    by_path = os.path.isabs(source) or os.path.isabs(plan.claim.source)
+    if source != plan.claim.source and by_path and not moved:
         raise lab.StoreError(
             f"{store.path} holds a run of another claim ({stored['claim']}, {source}); give another"
             " folder"

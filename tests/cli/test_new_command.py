@@ -60,6 +60,8 @@ def test_its_rules_and_knobs_are_shown(capsys: pytest.CaptureFixture[str]) -> No
         (["new", "claim"], "needs NAME"),
         (["new", "claim", "My Claim"], "small letters"),
         (["new", "claim", "twice"], "is there already"),
+        (["new", "claim", "low-rank"], "not be that of a built-in claim"),
+        (["new", "claim", "mine", "--out", "mine"], "out must end in .py"),
     ],
 )
 def test_what_cannot_be_is_one_line(
@@ -70,3 +72,18 @@ def test_what_cannot_be_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert Path("twice.py").read_text() == "mine"
+
+
+def test_claims_of_one_name_and_knobs_named_as_options_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("one.py", "other.py"):
+        assert main(["new", "claim", "min-norm", "--out", name]) == 0
+    assert main(["reproduce", "./one.py", "./other.py"]) == 2
+    assert "two claims are called min-norm" in capsys.readouterr().err
+    source = Path("one.py").read_text()
+    Path("clash.py").write_text(
+        source.replace("lr: Annotated", "workers: int = 1\n    lr: Annotated")
+    )
+    assert main(["reproduce", "./clash.py"]) == 2
+    assert "its knob 'workers' has the name of an option" in capsys.readouterr().err

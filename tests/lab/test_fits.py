@@ -50,3 +50,10 @@ def test_no_records_have_no_slopes() -> None:
     found = lab.slopes(pl.DataFrame(), pl.col("x"), pl.col("y"), by=("seed", "phase"), depth=2)
     assert found.is_empty()
     assert found.columns == ["seed", "phase", "slope", "misfit", "points"]
+
+
+def test_equal_x_have_no_slope_though_rounding_would_give_one() -> None:
+    rows = pl.DataFrame({"seed": [0] * 3, "x": [0.1] * 3, "y": [1.0, 2.0, 4.0]})
+    found = lab.slopes(rows, pl.col("x"), pl.col("y"))
+    assert math.isnan(found["slope"][0])
+    assert math.isnan(found["misfit"][0])

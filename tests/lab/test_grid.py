@@ -59,3 +59,9 @@ def test_facts_of_several_runs_are_a_record_each() -> None:
     ]
     with pytest.raises(ValueError, match=r"as many values each, got \[1, 2\]"):
         rows_of({"a": [1], "b": [1, 2]})
+
+
+def test_more_seeds_than_a_base_seed_has_are_refused() -> None:
+    assert not set(seeds(0, 10_000)) & set(seeds(1, 10_000))
+    with pytest.raises(ValueError, match=r"count must be at most 10,000, .* got 10,001"):
+        seeds(0, 10_001)

@@ -128,3 +128,24 @@ def test_what_must_ascend_may_not_fall_nor_stay(lrs: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="lrs must be ascending, got"):
         Rates(lrs)
     assert Rates((0.1,)).lrs == (0.1,)
+
+
+@dataclass(frozen=True)
+class Within(Knobs):
+    """Bounds that are not outermost."""
+
+    several: tuple[Count, ...] = (1,)
+    perhaps: Count | None = None
+
+
+def test_bounds_hold_of_items_and_of_what_may_be_none() -> None:
+    assert Within(several=(1, 2), perhaps=3).perhaps == 3
+    with pytest.raises(ValueError, match=r"several must be at least 1, got \(2, 0\)"):
+        Within(several=(2, 0))
+    with pytest.raises(ValueError, match="perhaps must be at least 1, got 0"):
+        Within(perhaps=0)
+
+
+def test_what_cannot_be_compared_is_out_of_bounds() -> None:
+    with pytest.raises(ValueError, match="perhaps must be at least 1, got few"):
+        Within(perhaps="few")

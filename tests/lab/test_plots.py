@@ -161,3 +161,12 @@ def test_logarithmic_axes_alone_have_few_ticks() -> None:
     (layer,) = draw.lines(FRAME, "x", "y", log="x").to_dict()["layer"]
     assert layer["encoding"]["x"]["axis"] == {"tickCount": 5}
     assert "axis" not in layer["encoding"]["y"]
+
+
+def test_a_caption_in_whose_braces_is_no_knob_says_so() -> None:
+    def drawn(records: Any, knobs: Any) -> Any:
+        """Of {nothing}."""
+        return object()
+
+    with pytest.raises(ValueError, match=r"caption of drawn: .* names of knobs, got 'nothing'"):
+        lab.figure("It")(drawn)({}, SimpleNamespace(steps=3))

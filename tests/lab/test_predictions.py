@@ -178,3 +178,9 @@ def test_a_verdict_needs_every_check_and_a_refutation_the_controls() -> None:
         "against, no control": "inconclusive",
     }
     assert decide(check_all({"a": good}, {}), promises_verdict=False).outcome == "inconclusive"
+
+
+def test_nothing_predicted_supports_nothing() -> None:
+    control = no_less(1, reads(2, 2, 2), control=True)
+    for predictions in ({}, {"control": control}):
+        assert decide(check_all(predictions, {})).outcome == "inconclusive"

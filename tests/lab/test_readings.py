@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -223,3 +224,54 @@ def test_a_table_of_means_counts_trials_and_renames() -> None:
     assert found.columns == ["lr", "train loss", "runs"]
     assert found.rows() == [(0.1, 5.0, 1), (0.2, 2.0, 1)]
     assert lab.means(runs, ["lr"], ["x"]).columns == ["lr", "x", "runs"]
+
+
+def test_a_seed_whose_values_are_all_null_takes_no_part_in_a_share() -> None:
+    rows = pl.DataFrame({"seed": [0, 0, 1, 2], "good": [None, None, True, False]})
+    found = share("runs", "good").effect({"runs": rows})
+    assert (found.value, found.count) == (0.5, 2)
+    assert per_seed(rows, "good", how="any").values == {1: 1.0, 2: 0.0}
+
+
+def test_a_share_of_one_seed_or_of_what_is_not_finite_is_unknown() -> None:
+    for odd in (PerSeed({0: 1.0}), PerSeed({0: math.nan, 1: 1.0})):
+        assert math.isnan(odd.share().value)
+
+
+@pytest.mark.parametrize("how", ["mean", "median", "min", "max"])
+def test_one_nan_among_the_rows_of_a_seed_makes_its_number_nan(how: Any) -> None:
+    rows = pl.DataFrame({"seed": [0, 0, 0, 1], "x": [1.0, 2.0, math.nan, 3.0]})
+    found = per_seed(rows, "x", how=how).values
+    assert math.isnan(found[0])
+    assert found[1] == 3.0
+
+
+def test_a_ratio_with_what_is_not_finite_is_unknown() -> None:
+    one, odd = PerSeed({0: 1.0, 1: 2.0}), PerSeed({0: math.inf, 1: 2.0})
+    assert math.isnan((odd / one).effect().value)
+    assert math.isnan((one / odd).effect().value)
+
+
+def test_one_zero_among_ratios_has_an_interval_without_end() -> None:
+    ratio = PerSeed({0: 0.0, 1: 1.0, 2: 1.0}) / PerSeed(dict.fromkeys(range(3), 1.0))
+    assert ratio.effect().interval[1] == math.inf
+
+
+def test_a_scaled_ratio_is_a_ratio_and_a_shifted_one_is_not() -> None:
+    ratio = PerSeed({0: 1.0, 1: 4.0}) / PerSeed({0: 1.0, 1: 1.0})
+    assert (ratio * 3.0).effect().value == pytest.approx(6.0)
+    assert (ratio / 2.0).effect().value == pytest.approx(1.0)
+    assert (ratio - 1.0).effect().value == pytest.approx(1.5)
+    assert (ratio + 1.0).effect().value == pytest.approx(3.5)
+
+
+def test_the_worst_is_one_without_an_interval() -> None:
+    alone = Reading(lambda records: lab.Effect(1.0, (math.nan, math.nan), None, 3, ""))
+    known = Reading(lambda records: lab.Effect(1.1, (1.0, 1.2), None, 9, ""))
+    assert worst([known, alone], 1.0).effect({}).count == 3
+
+
+def test_an_experiment_that_there_is_not_is_named() -> None:
+    for read in (of("rnus", "value"), slope_of("rnus", "value", "value")):
+        with pytest.raises(ValueError, match="no experiment is called 'rnus'; there are runs"):
+            read({"runs": FRAME})

@@ -6,10 +6,14 @@ They are imported on first use, so that naming a claim and showing its knobs loa
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +26,12 @@ Records = Mapping[str, "pl.DataFrame"]
 """What a study gave: a frame of like rows for each experiment."""
 
 BUILT_IN = "built-in"
+_PRESETS = ("smoke", "small", "paper")
+_PARTS = {
+    "experiments": ("experiments",),
+    "predictions": ("predictions",),
+    "figures": ("FIGURES", "table"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,9 @@ class Claim:
         home: the module that defines it: `__name__`, in its file.
         least_seeds: with fewer (of the knob `seeds`) no verdict is promised.
         source: where the claim was found: built in, an entry point, or a path.
+
+    Raises:
+        ValueError: a preset is missing, or the knobs have no `seeds`.
     """
 
     name: str
@@ -62,6 +75,16 @@ class Claim:
     corrections: tuple[str, ...] = ()
     least_seeds: int = 8
     source: str = BUILT_IN
+
+    def __post_init__(self) -> None:
+        """What every run needs is said when the claim is made, not after its trials have run."""
+        missing = [name for name in _PRESETS if name not in self.presets]
+        if missing:
+            raise ValueError(
+                f"presets must hold {', '.join(_PRESETS)}, got none called {missing[0]!r}"
+            )
+        if not hasattr(self.presets["small"], "seeds"):
+            raise ValueError("knobs must have one called seeds, the number of repetitions")
 
     @property
     def knobs(self) -> type:
@@ -80,14 +103,25 @@ class Claim:
         return self.presets[name]
 
     def experiments(self, knobs: Any, seed: int) -> Mapping[str, lab.Experiment]:
-        """The experiments of a configuration and a base seed."""
-        found: Mapping[str, lab.Experiment] = self.part("experiments").experiments(knobs, seed)
-        return found
+        """The experiments of a configuration and a base seed.
+
+        Raises:
+            TypeError: the claim's function gives anything else.
+        """
+        from undertow.lab import Experiment
+
+        found = self.part("experiments").experiments(knobs, seed)
+        return _named("experiments", found, Experiment)
 
     def predictions(self, knobs: Any) -> Mapping[str, lab.Prediction]:
-        """What is predicted, by name, before anything has run."""
-        found: Mapping[str, lab.Prediction] = self.part("predictions").predictions(knobs)
-        return found
+        """What is predicted, by name, before anything has run.
+
+        Raises:
+            TypeError: the claim's function gives anything else.
+        """
+        from undertow.lab import Prediction
+
+        return _named("predictions", self.part("predictions").predictions(knobs), Prediction)
 
     def judge(self, records: Records, knobs: Any) -> lab.Verdict:
         """The verdict that the predictions give on records."""
@@ -111,7 +145,58 @@ class Claim:
         found: pl.DataFrame = self.part("figures").table(records, knobs)
         return found
 
+    def check_parts(self) -> None:
+        """See that all parts are there, before anything is run for them.
+
+        Raises:
+            ValueError: one is not; the message names it.
+        """
+        for part, names in _PARTS.items():
+            for name in names:
+                if not hasattr(self.part(part), name):
+                    raise ValueError(f"{self.name} has no {name}; see claims.Claim")
+
     def part(self, name: str) -> ModuleType:
         """The module that holds a part: one of the claim's folder, or its only file."""
         home = sys.modules.get(self.home) or importlib.import_module(self.home)
         return importlib.import_module(f"{self.home}.{name}") if hasattr(home, "__path__") else home
+
+
+@contextlib.contextmanager
+def errors_of(path: str | Path) -> Iterator[None]:
+    """Tell an error of somebody's own claim in one line, with its place in their file or folder.
+
+    Those of built-in claims are ours, and pass.
+
+    Raises:
+        RuntimeError: in place of any error within; that one is its cause.
+    """
+    if path == BUILT_IN:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        place = str(path)
+        within = f"{place}{os.sep}" if Path(path).is_dir() else place
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [(frame.filename, frame.lineno) for frame in frames]
+        if isinstance(error, SyntaxError):
+            lines.append((error.filename or "", error.lineno))
+        for file, line in reversed(lines):
+            if file.startswith(within):
+                place = f"{file}, line {line}"
+                break
+        raise RuntimeError(f"{place}: {type(error).__name__}: {error}") from error
+
+
+def _named(part: str, found: Any, kind: type) -> Any:
+    """What a part's function gave, where it is a dictionary of things of this kind."""
+    if not isinstance(found, Mapping):
+        given = type(found).__name__
+        raise TypeError(f"{part}() must give a lab.{kind.__name__} by name, got a {given}")
+    for name, value in found.items():
+        if not isinstance(value, kind):
+            given = type(value).__name__
+            raise TypeError(f"{part}() must give a lab.{kind.__name__} for {name!r}, got {given}")
+    return found

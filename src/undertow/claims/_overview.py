@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from undertow import lab
-from undertow.claims._claim import Claim
+from undertow.claims._claim import Claim, errors_of
 from undertow.claims._registry import get, names
 
 RUNS = Path("undertow-runs")
@@ -40,7 +40,8 @@ def overview(
 
 def predictions_table(claim: Claim, preset: str) -> dict[str, list[str]]:
     """What a claim predicts with a preset's knobs: prediction, rule, and what kind it is."""
-    found = claim.predictions(claim.preset(preset))
+    with errors_of(claim.source):
+        found = claim.predictions(claim.preset(preset))
     return {
         "kind": ["control" if rule.control else "prediction" for rule in found.values()],
         "prediction": list(found),

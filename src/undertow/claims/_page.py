@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class Facts:
     seconds: float
     environment: Mapping[str, Any]
 
+    @property
+    def stored(self) -> int:
+        """How many trials were read from the store."""
+        return self.trials - self.computed
+
 
 def claim_document(
     claim: Claim,
@@ -50,6 +56,8 @@ def claim_document(
             "preset": facts.preset,
             "seed": str(facts.seed),
             **({} if math.isnan(facts.seconds) else {"seconds": f"{facts.seconds:.1f}"}),
+            # In sight: of a claim whose code has changed since, they are what the old code gave.
+            **({"stored": f"{facts.stored} of {facts.trials} trials"} if facts.stored else {}),
         },
         sections=(
             lab.Section("The claim", (claim.statement, claim.paper), page_only=True),
@@ -107,7 +115,7 @@ def checks_table(verdict: lab.Verdict) -> pl.DataFrame:
 
 def rerun_command(claim: Claim, *, preset: str, seed: int, knobs: Mapping[str, Any]) -> str:
     """The command line that runs a claim with these knobs."""
-    words = ["undertow", "reproduce", claim.name, "--preset", preset, "--seed", str(seed)]
+    words = ["undertow", "reproduce", _named(claim), "--preset", preset, "--seed", str(seed)]
     for name, value in knobs.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -118,6 +126,14 @@ def rerun_command(claim: Claim, *, preset: str, seed: int, knobs: Mapping[str, A
     return " ".join(words)
 
 
+def _named(claim: Claim) -> str:
+    """What the command line finds a claim by: its name, or the path of one's own."""
+    if not os.path.isabs(claim.source):
+        return claim.name
+    near = os.path.relpath(claim.source)
+    return shlex.quote(claim.source if near.startswith("..") else f"./{near}")
+
+
 def _interval(check: lab.Check) -> str:
     low, high = check.interval
     return f"[{low:.4g}, {high:.4g}]"
@@ -125,10 +141,9 @@ def _interval(check: lab.Check) -> str:
 
 def _how(facts: Facts) -> str:
     seconds = "" if math.isnan(facts.seconds) else f" in {facts.seconds:.1f} s"
-    stored = facts.trials - facts.computed
     parts = [f"{facts.trials} trials: {facts.computed} run{seconds}"]
-    if stored:
-        parts.append(f"{stored} read from the store")
+    if facts.stored:
+        parts.append(f"{facts.stored} read from the store")
     parts.append(f"{len(facts.failures) or 'none'} failed")
     versions = ", ".join(
         f"{name} {version}" for name, version in facts.environment.get("versions", {}).items()

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from undertow.claims._claim import Claim
+from undertow.claims._claim import Claim, errors_of
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -55,6 +57,7 @@ def get(name: str) -> Claim:
         ValueError: no claim has this name (the message lists close matches), or what is there
             defines no `CLAIM`.
         FileNotFoundError: there is no file or folder at this path.
+        RuntimeError: what is there cannot be imported; the message says in which line.
     """
     if name in ALL:
         return _claim_of(importlib.import_module(f"{__package__}.{name.replace('-', '_')}"), name)
@@ -68,7 +71,8 @@ def get(name: str) -> Claim:
             f"no claim is called {name!r}; {hint}; a claim of your own is given by its path, such "
             "as ./mine.py"
         )
-    claim = found.load()
+    with errors_of(f"the claim {name} ({found.value})"):
+        claim = found.load()
     if isinstance(claim, ModuleType):
         claim = _claim_of(claim, name)
     return dataclasses.replace(claim, source=f"entry point {found.value}")
@@ -94,21 +98,23 @@ def _at_path(path: Path) -> Claim:
     if not file.is_file():
         raise FileNotFoundError(f"there is no claim at {path}: no such file, or no __init__.py")
     file = file.resolve()
-    name = _OWN + (file.parent.name if folder else file.stem).replace("-", "_")
+    # Of the whole path: files of one name in two folders are two claims.
+    digest = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
+    name = f"{_OWN}{digest}_" + re.sub(r"\W", "_", file.parent.name if folder else file.stem)
     known = sys.modules.get(name)
-    if known is None or known.__file__ != str(file):
+    if known is None:
         found = [str(file.parent)] if folder else None
         spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=found)
         if spec is None or spec.loader is None:
             raise ValueError(f"{path} is no Python file; a claim's file ends in .py")
         known = importlib.util.module_from_spec(spec)
-        for stale in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
-            del sys.modules[stale]
         sys.modules[name] = known
         try:
-            spec.loader.exec_module(known)
+            with errors_of(file.parent if folder else file):
+                spec.loader.exec_module(known)
         except BaseException:
-            del sys.modules[name]
+            for half in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+                del sys.modules[half]
             raise
     claim = _claim_of(known, str(path))
     return dataclasses.replace(claim, source=str(file.parent if folder else file))

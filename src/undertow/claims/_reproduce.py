@@ -21,7 +21,7 @@ from typing import Any
 import polars as pl
 
 from undertow import lab
-from undertow.claims._claim import BUILT_IN, Claim, Records
+from undertow.claims._claim import BUILT_IN, Claim, Records, errors_of
 from undertow.claims._overview import RUNS, VERDICT
 from undertow.claims._page import Facts, claim_document
 from undertow.claims._registry import by_value, get
@@ -111,7 +111,8 @@ def reproduce(
 
     Raises:
         ValueError: an unknown claim, preset, knob or engine.
-        RuntimeError: every trial failed; the message quotes the first failure.
+        RuntimeError: every trial failed (the message quotes the first failure), or a claim of one's
+            own raised (the message says in which line).
         OSError: the folder cannot be written, or holds something else.
     """
     plan = _plan(get(claim) if isinstance(claim, str) else claim, preset, seed, overrides or {})
@@ -169,19 +170,22 @@ class _Plan:
 
     @cached_property
     def study(self) -> lab.Study:
-        experiments = self.claim.experiments(self.knobs, self.seed)
-        by_value(self.claim)
-        return lab.Study(
-            self.claim.name,
-            experiments,
-            config={
-                "claim": self.claim.name,
-                "source": self.claim.source,
-                "preset": self.preset,
-                "seed": self.seed,
-                "knobs": dict(self.changed),
-            },
-        )
+        config = {
+            "claim": self.claim.name,
+            "source": self.claim.source,
+            "preset": self.preset,
+            "seed": self.seed,
+            "knobs": dict(self.changed),
+        }
+        with errors_of(self.claim.source):
+            self.claim.check_parts()
+            self.claim.predictions(self.knobs)  # written before the run, so sound before it
+            experiments = self.claim.experiments(self.knobs, self.seed)
+            by_value(self.claim)
+            study = lab.Study(self.claim.name, experiments, config=config)
+        if not len(study):
+            raise ValueError(f"{self.claim.name} has no trials with these knobs")
+        return study
 
     def default_out(self) -> Path:
         name = f"{self.claim.name}-{self.preset}-seed{self.seed}"
@@ -233,10 +237,24 @@ def _as_knob(value: Any) -> Any:
 def _run(
     plan: _Plan, store: lab.Store, *, engine: str, workers: int | None, progress: bool
 ) -> Reproduction:
+    _refuse_another(plan, store)
     start = time.perf_counter()
     results = lab.run(plan.study, store, engine=engine, workers=workers, progress=progress)
     seconds = time.perf_counter() - start if results.computed else _noted_seconds(store)
     return _conclude(plan, store, results, seconds=seconds)
+
+
+def _refuse_another(plan: _Plan, store: lab.Store) -> None:
+    """Two claims of one name are two: a trial of one is no result of the other."""
+    stored = store.config.get("config") or {}
+    source = stored.get("source", BUILT_IN) if "claim" in stored else plan.claim.source
+    moved = os.path.isabs(source) and not os.path.exists(source)
+    by_path = os.path.isabs(source) or os.path.isabs(plan.claim.source)
+    if source != plan.claim.source and by_path and not moved:
+        raise lab.StoreError(
+            f"{store.path} holds a run of another claim ({stored['claim']}, {source}); give another"
+            " folder"
+        )
 
 
 def _noted_seconds(store: lab.Store) -> float:
@@ -255,11 +273,15 @@ def _conclude(
     if len(failures) == len(plan.study):
         raise _cannot_judge(plan, store, failures, f"all {len(failures)}")
     try:
-        verdict = claim.judge(records, plan.knobs)
-        figures = claim.figures(records, plan.knobs)
-        table = claim.table(records, plan.knobs)
-    except pl.exceptions.PolarsError as error:
-        if not failures:
+        with errors_of(claim.source):
+            verdict = claim.judge(records, plan.knobs)
+            figures = claim.figures(records, plan.knobs)
+            table = claim.table(records, plan.knobs)
+    except (pl.exceptions.PolarsError, RuntimeError) as error:
+        columns = isinstance(error, pl.exceptions.PolarsError) or isinstance(
+            error.__cause__, pl.exceptions.PolarsError
+        )
+        if not (failures and columns):
             raise
         some = f"{len(failures)} of {len(plan.study)}"
         raise _cannot_judge(plan, store, failures, some) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ def run(words: Sequence[str]) -> int:
     if options.json:
         print_json({"claim": options.name, "path": str(path)})
         return 0
-    shown = path if path.is_absolute() else f"./{path}"
+    shown = shlex.quote(str(path if path.is_absolute() else f"./{path}"))
     print(f"wrote {path}; it runs as it is:\n")
     print(f"  undertow claims {shown} --rules     what it predicts")
     print(f"  undertow reproduce {shown}          run it, judge it, report it")

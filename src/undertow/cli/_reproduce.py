@@ -124,6 +124,7 @@ def _parse(words: Sequence[str]) -> tuple[Options, list[tuple[Claim, dict[str, A
     flags = [flag for flag in flags if flag.name != "all"]
     command = ", ".join(claim.name for claim in chosen)
     kinds = [type(part) for claim in chosen for part in _parts(claim.presets["small"])]
+    _refuse_ambiguous(chosen)
     refuse_unknown(flags, [Options, *kinds], command, noun="knob")
 
     options = Options(**read_values(Options, flags, "reproduce"))
@@ -145,6 +146,20 @@ def _chosen(names: Sequence[str], flags: Sequence[Flag]) -> list[Claim]:
         return [claims.get(name) for name in names]
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _refuse_ambiguous(chosen: Sequence[Claim]) -> None:
+    """Every claim has a name of its own, and no knob that of an option."""
+    names = [claim.name for claim in chosen]
+    twice = {claim.name: claim.source for claim in chosen if names.count(claim.name) > 1}
+    for name, source in twice.items():
+        raise UsageError(f"reproduce: two claims are called {name}, one of them that at {source}")
+    options = {"all", "help", *(field.name for field in dataclasses.fields(Options))}
+    for claim in chosen:
+        for name in sorted(options & claim.presets["small"].flat().keys()):
+            raise UsageError(
+                f"{claim.name}: its knob {name!r} has the name of an option; rename it"
+            )
 
 
 def _show_help(chosen: Sequence[Claim]) -> NoReturn:

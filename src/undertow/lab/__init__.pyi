@@ -16,6 +16,7 @@ from ._document import Tone as Tone
 from ._effect import Effect as Effect
 from ._files import StoreError as StoreError
 from ._files import write_atomically as write_atomically
+from ._fits import means as means
 from ._fits import slopes as slopes
 from ._grid import grid as grid
 from ._grid import rows_of as rows_of
@@ -60,7 +61,6 @@ from ._readings import Reading as Reading
 from ._readings import greatest as greatest
 from ._readings import kept as kept
 from ._readings import lost as lost
-from ._readings import means as means
 from ._readings import of as of
 from ._readings import of_means as of_means
 from ._readings import per_seed as per_seed

@@ -1,9 +1,9 @@
-"""Lines through the records of each cell, such as power laws through logarithms."""
+"""Over the records of each cell: means, and lines such as power laws through logarithms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -39,8 +39,27 @@ def slopes(
     chosen = (pl.col(name).filter(there).sort_by(pl.col("x").filter(there)) for name in "xy")
     across, up = (values if smallest is None else values.head(smallest) for values in chosen)
     fits = rows.group_by(by).agg(
+        several=across.n_unique() > 1,  # rounding makes a line of equal x, too
         slope=pl.cov(across, up) / across.var(),
         misfit=1 - pl.corr(across, up) ** 2,
         points=across.len(),
     )
+    lines = pl.when("several").then(pl.col("slope", "misfit"))
+    fits = fits.with_columns(lines).drop("several")
     return fits.with_columns(pl.col("slope", "misfit").fill_null(math.nan)).sort(by)
+
+
+def means(
+    frame: pl.DataFrame, by: Sequence[str], columns: Mapping[str, str] | Sequence[str]
+) -> pl.DataFrame:
+    """The means of some columns in each cell, and the number of its trials, in the cells' order.
+
+    Args:
+        frame: records.
+        by: the columns that make a cell.
+        columns: which to average; as a mapping, what each is called.
+    """
+    names = columns if isinstance(columns, Mapping) else {name: name for name in columns}
+    averaged = [pl.col(column).mean().alias(name) for column, name in names.items()]
+    runs = pl.col("trial").n_unique().alias("runs")
+    return frame.group_by(by).agg(*averaged, runs).sort(by)

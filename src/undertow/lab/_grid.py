@@ -13,7 +13,13 @@ _APART = 10_000  # seeds of one base seed
 
 
 def seeds(base: int, count: int) -> list[int]:
-    """`count` seeds that no other base seed gives; the first of a longer list are a shorter one."""
+    """`count` seeds that no other base seed gives; the first of a longer list are a shorter one.
+
+    Raises:
+        ValueError: more seeds than a base seed has, which is 10,000.
+    """
+    if count > _APART:
+        raise ValueError(f"count must be at most {_APART:,}, the seeds of one base, got {count:,}")
     return [base * _APART + index for index in range(count)]
 
 

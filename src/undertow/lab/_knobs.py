@@ -16,10 +16,10 @@ import inspect
 import io
 import textwrap
 import tokenize
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Self, get_type_hints
+from typing import Annotated, Any, Self, get_args, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,14 @@ class Bound:
     words: str
     holds: Callable[[Any], bool]
     whole: bool = False
+
+    def allows(self, value: Any) -> bool:
+        """Whether a knob may have this value; what cannot be compared it may not."""
+        several = isinstance(value, tuple) and not self.whole
+        try:
+            return all(map(self.holds, value if several else (value,)))
+        except TypeError:
+            return False
 
 
 def at_least(least: float) -> Bound:
@@ -97,8 +105,7 @@ class Knobs:
         for name, bounds in _bounds(type(self)).items():
             value = getattr(self, name)
             for bound in bounds:
-                given = value if isinstance(value, tuple) and not bound.whole else (value,)
-                if value is not None and not all(map(bound.holds, given)):
+                if value is not None and not bound.allows(value):
                     raise ValueError(f"{name} must be {bound.words}, got {value}")
         for message, holds in self.rules().items():
             if not holds:
@@ -169,8 +176,12 @@ def _flat_fields(value: Any) -> dict[str, Any]:
 
 def _bounds(kind: type) -> dict[str, tuple[Bound, ...]]:
     hints = get_type_hints(kind, include_extras=True)
-    found = {
-        name: tuple(b for b in getattr(hint, "__metadata__", ()) if isinstance(b, Bound))
-        for name, hint in hints.items()
-    }
+    found = {name: tuple(_bounds_within(hint)) for name, hint in hints.items()}
     return {name: bounds for name, bounds in found.items() if bounds}
+
+
+def _bounds_within(hint: Any) -> Iterator[Bound]:
+    """The bounds of a type, of its items (`tuple[Count, ...]`), of what may be None."""
+    yield from (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bound))
+    for part in get_args(hint):
+        yield from _bounds_within(part)

@@ -62,7 +62,13 @@ class Drawing:
         if chart is None:
             return None
         name = self.draw.__name__.replace("_", "-")
-        return Figure(name, self.title, self.caption.format_map(vars(knobs)), chart)
+        try:
+            caption = self.caption.format_map(vars(knobs))
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"the caption of {name}: braces must hold the names of knobs, got {error}"
+            ) from error
+        return Figure(name, self.title, caption, chart)
 
 
 def figure(title: str, *needs: str) -> Callable[[Callable[[Records, Any], Any]], Drawing]:

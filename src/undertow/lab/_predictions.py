@@ -72,10 +72,11 @@ class Verdict:
 def decide(checks: Sequence[Check], summary: str = "", *, promises_verdict: bool = True) -> Verdict:
     """The verdict that a list of checks amounts to.
 
-    A preset that is too small to tell (`promises_verdict=False`) is inconclusive whatever it saw.
+    A preset that is too small to tell (`promises_verdict=False`) is inconclusive whatever it saw,
+    and so is what predicted nothing: controls alone support no claim.
     """
     outcome: Outcome = "inconclusive"
-    if promises_verdict:
+    if promises_verdict and not all(check.control for check in checks):
         controls_hold = all(check.passed for check in checks if check.control)
         if controls_hold and any(check.refuted for check in checks if not check.control):
             outcome = "refuted"

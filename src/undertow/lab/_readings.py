@@ -8,14 +8,15 @@ The unit of every interval is the seed. One policy holds for all readings:
 - an experiment without records has no seeds;
 - a value that is NaN or infinite makes the effect unknown, unless `known()` leaves it out;
 - a ratio is the geometric mean of ratios within seeds; a zero counts as the smallest number there
-  is, so that a rank of zero has a ratio too, and a negative number makes the ratio unknown;
-- fewer than two seeds leave the effect unknown.
+  is, so that a rank of zero has a ratio too, and one negative ratio makes the effect unknown;
+- fewer than two seeds leave the effect unknown, a share too.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,7 +45,8 @@ class PerSeed:
     """One number a seed.
 
     Arithmetic is within seeds: with another `PerSeed`, of the seeds that both have. The quotient of
-    two is a ratio, whose effect is a geometric mean; of anything else it is the mean.
+    two is a ratio, also when scaled, and its effect a geometric mean; of anything else it is the
+    mean.
     """
 
     values: Mapping[int, float]
@@ -97,34 +99,43 @@ class PerSeed:
 
     def share(self) -> Effect:
         """The share of seeds whose number is not zero, with its exact interval."""
+        if (unfit := self._unfit()) is not None:
+            return unfit
         return proportion(sum(map(bool, self.values.values())), len(self.values))
 
     def effect(self) -> Effect:
         """The mean, or of ratios the geometric mean, with its 95% interval over seeds."""
+        if (unfit := self._unfit()) is not None:
+            return unfit
         array = np.array([self.values[seed] for seed in sorted(self.values)], dtype=np.float64)
-        if len(array) < 2:
-            return unknown(len(array))
-        odd = int(np.count_nonzero(~np.isfinite(array)))
-        if odd:
-            return unknown(len(array), f"{odd} of {len(array)} seeds have no finite value")
         if not self.is_ratio:
             return bootstrap_interval(array)
         if (array <= 0).any():
             return unknown(len(array), "a ratio is not positive")
         return paired_ratio(array, np.ones_like(array))
 
+    def _unfit(self) -> Effect | None:
+        """What is unknown of seeds that are too few, or not all finite."""
+        count = len(self.values)
+        if count < 2:
+            return unknown(count)
+        odd = sum(not math.isfinite(value) for value in self.values.values())
+        return unknown(count, f"{odd} of {count} seeds have no finite value") if odd else None
+
     def _with(self, other: PerSeed | float, combine: Callable[[float, float], float]) -> PerSeed:
         if not isinstance(other, PerSeed):
             own = {seed: combine(value, other) for seed, value in self.values.items()}
-            return PerSeed(own, self.is_ratio)
+            scaled = combine in (operator.mul, operator.truediv)
+            return PerSeed(own, self.is_ratio and scaled)
         both = sorted(self.values.keys() & other.values.keys())
         return PerSeed({s: combine(self.values[s], other.values[s]) for s in both})
 
 
 def _quotient(first: float, second: float) -> float:
-    limits = np.finfo(np.float64)
-    found = (first or limits.tiny) / (second or limits.tiny)
-    return found if math.isnan(found) else min(max(found, -limits.max), limits.max)
+    if not (math.isfinite(first) and math.isfinite(second)):
+        return math.nan
+    found = (first or sys.float_info.min) / (second or sys.float_info.min)
+    return min(max(found, -sys.float_info.max), sys.float_info.max)
 
 
 @dataclass(frozen=True)
@@ -187,11 +198,20 @@ def per_seed(
     """
     if frame.is_empty():
         return PerSeed({})
-    rows = frame.filter(*conditions, **where).select("seed", value=_expression(value))
-    found = rows.group_by("seed").agg(getattr(pl.col("value").drop_nulls(), how)())
+    rows = frame.filter(*conditions, **where).select("seed", value=_expression(value)).drop_nulls()
+    found = rows.group_by("seed").agg(_one_of(how, rows.schema["value"]))
     return PerSeed(
         {seed: float(number) for seed, number in found.drop_nulls().sort("seed").iter_rows()}
     )
+
+
+def _one_of(how: How, kind: pl.DataType) -> pl.Expr:
+    """One number of several, NaN where one of them is: polars itself would pass over it."""
+    number = pl.col("value")
+    found: pl.Expr = getattr(number, how)()
+    if not kind.is_float() or how not in ("median", "min", "max"):
+        return found
+    return pl.when(number.is_nan().any()).then(math.nan).otherwise(found).alias("value")
 
 
 def _expression(value: str | pl.Expr) -> pl.Expr:
@@ -207,8 +227,15 @@ def of(
 ) -> Reading:
     """The reading of `per_seed` from the records of one experiment."""
     return Reading(
-        lambda records: per_seed(records[experiment], value, *conditions, how=how, **where)
+        lambda records: per_seed(_of(records, experiment), value, *conditions, how=how, **where)
     )
+
+
+def _of(records: Records, experiment: str) -> pl.DataFrame:
+    if experiment not in records:
+        known = ", ".join(records)
+        raise ValueError(f"no experiment is called {experiment!r}; there are {known}")
+    return records[experiment]
 
 
 def kept(frame: pl.DataFrame) -> pl.DataFrame:
@@ -252,7 +279,7 @@ def worst(readings: Iterable[Reading], target: float = 0.0) -> Reading:
     def read(records: Records) -> Effect:
         effects = [reading.effect(records) for reading in every]
         for effect in effects:
-            if math.isnan(effect.value):
+            if any(map(math.isnan, (effect.value, *effect.interval))):
                 return effect
         return max(effects, key=lambda effect: abs(effect.value - target), default=unknown())
 
@@ -272,14 +299,17 @@ def slope_of(
     """
 
     def read(records: Records) -> Effect:
-        if records[experiment].is_empty():
+        frame = _of(records, experiment)
+        if frame.is_empty():
             return unknown()
-        rows = records[experiment].filter(*conditions, **where)
+        rows = frame.filter(*conditions, **where)
         points = rows.select("seed", x=_expression(x), y=_expression(y)).drop_nulls()
         across, up = (points[name].to_numpy() for name in ("x", "y"))
         counts = points["seed"].n_unique(), points["x"].n_unique()
-        if min(counts) < 2 or not np.isfinite([across, up]).all():
+        if min(counts) < 2:
             return unknown(counts[0])
+        if not np.isfinite([across, up]).all():
+            return unknown(counts[0], "a value is not finite")
         return slope(across, up, clusters=points["seed"].to_list())
 
     return Reading(read)
@@ -356,19 +386,3 @@ def _over_seeds(
     if count < least:
         return Effect(of_chosen(every), UNKNOWN, None, count, "too few seeds")
     return bootstrap_interval(every, of_chosen, resamples=resamples)
-
-
-def means(
-    frame: pl.DataFrame, by: Sequence[str], columns: Mapping[str, str] | Sequence[str]
-) -> pl.DataFrame:
-    """The means of some columns in each cell, and the number of its trials, in the cells' order.
-
-    Args:
-        frame: records.
-        by: the columns that make a cell.
-        columns: which to average; as a mapping, what each is called.
-    """
-    names = columns if isinstance(columns, Mapping) else {name: name for name in columns}
-    averaged = [pl.col(column).mean().alias(name) for column, name in names.items()]
-    runs = pl.col("trial").n_unique().alias("runs")
-    return frame.group_by(by).agg(*averaged, runs).sort(by)

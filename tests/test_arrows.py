@@ -44,7 +44,7 @@ WITHIN: dict[str, dict[str, set[str]]] = {
         "ensemble": {"rules"},
         "flows": set(),
         "matrix": set(),
-        "_oscillator": {"rules"},
+        "noise": {"rules"},
     },
     "apply": {"inspection": set(), "rescaling": set(), "forecasting": {"inspection", "rescaling"}},
 }

@@ -140,6 +140,19 @@ CONTRACT = Contract(
 )
 
 
+def test_the_order_must_show_at_no_decay_in_either_direction() -> None:
+    weakest, *_, strongest = sorted(filter(None, KNOBS.weight_decay))
+    cyclic, decay = pl.col("order") == "cyclic", pl.col("weight_decay")
+    factor = pl.when(cyclic & (decay == weakest)).then(0.78)
+    factor = factor.when(cyclic & (decay == strongest)).then(1.23).otherwise(1.0)
+    records = dict(world())
+    gaussian = records["gaussian"].with_columns(pl.col("fluctuation") * factor)
+    verdict = claims.get("janus").judge(records | {"gaussian": gaussian}, KNOBS)
+    (check,) = [c for c in verdict.checks if c.name.startswith("fluctuation, fixed order")]
+    assert check.value == pytest.approx(0.78, abs=0.01)
+    assert check.refuted
+
+
 GAUSSIAN = OnGaussian(7, "epochs", 2.0, 2e-3, 40, 1, 20, 50)
 
 

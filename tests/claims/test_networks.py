@@ -39,3 +39,14 @@ def test_images_may_be_loaded_already() -> None:
     given = perceptrons(loaded, (5,), [Member(1, 0.1)], batch_size=8, path="fused")
     assert torch.equal(given.inputs, made((1,)).inputs)
     assert len(given.test[0]) == 3
+
+
+def test_they_are_tested_on_the_images_that_were_kept_back() -> None:
+    found = made((1,))
+    found.ensemble.train(50)
+    inputs, targets = found.test
+    with torch.no_grad():
+        kept_back = torch.nn.functional.cross_entropy(found.ensemble.module(0)(inputs), targets)
+    assert float(found.tested().loss[0]) == pytest.approx(float(kept_back), rel=1e-5)
+    assert float(found.fit().loss[0]) == pytest.approx(float(found.objective(0).value()), rel=1e-5)
+    assert float(found.fit().loss[0]) < float(found.tested().loss[0])

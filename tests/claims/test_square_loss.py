@@ -269,6 +269,14 @@ def test_nets_that_have_not_fitted_are_no_evidence_of_collapse_or_equal_norms() 
         assert not check.refuted, check
 
 
+def test_runs_that_failed_count_as_lost() -> None:
+    records = world()
+    assert claims.get("square-loss").judge(records, KNOBS).outcome == "supported"
+    flows = records["flows"].filter((pl.col("seed") < 8) | (pl.col("rho_decay") == 0))
+    some = dict(records) | {"flows": flows}
+    assert claims.get("square-loss").judge(some, KNOBS).outcome == "inconclusive"
+
+
 def test_flows_that_never_come_to_rest_promise_no_verdict() -> None:
     assert judged(power=-0.5).outcome == "refuted"
     assert judged(moved=0.5, power=-0.5).outcome == "inconclusive"

@@ -84,6 +84,19 @@ def test_what_is_not_finite_makes_the_effect_unknown_unless_it_is_left_out() -> 
     assert len(odd.known(least=0.2, of=10)) == 2
 
 
+@pytest.mark.parametrize("how", ["mean", "min", "max"])
+def test_a_row_that_is_not_a_number_is_not_passed_over(how: Any) -> None:
+    rows = pl.DataFrame({"seed": [0, 0, 1, 1], "x": [1.0, math.nan, 2.0, 3.0]})
+    found = per_seed(rows, "x", how=how)
+    assert math.isnan(found.values[0])
+    assert math.isfinite(found.values[1])
+    assert math.isnan(found.effect().value)
+
+
+def test_a_part_of_nothing_is_unknown() -> None:
+    assert math.isnan((PerSeed({0: 1.0, 1: 2.0}) / 0.0).effect().value)
+
+
 def test_fewer_than_two_seeds_are_unknown() -> None:
     for few in (PerSeed({}), PerSeed({0: 1.0})):
         assert math.isnan(few.effect().value)
@@ -126,6 +139,13 @@ def test_the_worst_lies_farthest_from_its_target_and_what_is_unknown_is_worse() 
     lost = Reading(lambda records: unknown())
     assert math.isnan(worst([*readings, lost], 1.0).effect({}).value)
     assert math.isnan(worst([]).effect({}).value)
+
+
+def test_the_worst_of_ratios_is_farthest_by_its_factor() -> None:
+    effects = [lab.Effect(value, (value, value), None, 9, "") for value in (0.78, 1.23)]
+    readings = [Reading(lambda records, effect=effect: effect) for effect in effects]
+    assert worst(readings, 1.0).effect({}).value == 1.23
+    assert worst(readings, 1.0, of_ratios=True).effect({}).value == 0.78
 
 
 def test_a_statistic_of_whole_seeds_is_resampled_by_seeds() -> None:

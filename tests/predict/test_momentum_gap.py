@@ -29,6 +29,22 @@ def test_the_recursion_is_the_mean_over_simulated_paths(spread: float) -> None:
     assert max(gaps) == pytest.approx(predict.momentum_gap(lr, momentum, spread=spread), rel=0.05)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_the_recursion_is_exactly_the_mean_over_all_coins(spread: float) -> None:
+    """Noise of two values has the variance too, and in eight steps there are 256 paths."""
+    lr, momentum = 1 / 4, 0.6
+    kept = np.array([[momentum], [0.0]])
+    place, velocity, gaps = np.ones((2, 256)), np.zeros((2, 256)), []
+    for step in range(8):
+        coins = 2.0 * (np.arange(256) >> step & 1) - 1
+        gradient = place + np.sqrt((1 + spread * place**2) / lr) * coins
+        velocity = kept * velocity + (1 - kept) * gradient
+        place = place - lr * velocity
+        if step % 2:
+            gaps.append(abs(float(np.diff((place**2).mean(1))[0])))
+    assert predict.momentum_gap(lr, momentum, spread=spread) == pytest.approx(max(gaps), rel=1e-12)
+
+
 def test_no_momentum_leaves_no_gap() -> None:
     assert predict.momentum_gap(1 / 64, 0.0) == 0
 

@@ -8,7 +8,8 @@ The unit of every interval is the seed. One policy holds for all readings:
 - an experiment without records has no seeds;
 - a value that is NaN or infinite makes the effect unknown, unless `known()` leaves it out;
 - a ratio is the geometric mean of ratios within seeds; a zero counts as the smallest number there
-  is, so that a rank of zero has a ratio too, and one negative ratio makes the effect unknown;
+  is, so that a rank of zero has a ratio too, and one negative ratio makes the effect unknown; what
+  is divided by one number for all seeds is unknown where that is zero;
 - fewer than two seeds leave the effect unknown, a share too.
 """
 
@@ -63,7 +64,7 @@ class PerSeed:
 
     def __truediv__(self, other: PerSeed | float) -> PerSeed:
         if not isinstance(other, PerSeed):
-            return self._with(other, operator.truediv)
+            return self._with(other or math.nan, operator.truediv)
         return PerSeed(self._with(other, _quotient).values, is_ratio=True)
 
     def __neg__(self) -> PerSeed:
@@ -272,16 +273,22 @@ def greatest(readings: Iterable[Reading]) -> Reading:
     return Reading(read)
 
 
-def worst(readings: Iterable[Reading], target: float = 0.0) -> Reading:
-    """Of several readings the effect that lies farthest from its target; the unknown first."""
+def worst(readings: Iterable[Reading], target: float = 0.0, *, of_ratios: bool = False) -> Reading:
+    """Of several readings the effect that lies farthest from its target; the unknown first.
+
+    Of ratios by the factor between the two: half of the target is as far as twice.
+    """
     every = list(readings)
+
+    def distance(effect: Effect) -> float:
+        return abs(math.log(effect.value / target) if of_ratios else effect.value - target)
 
     def read(records: Records) -> Effect:
         effects = [reading.effect(records) for reading in every]
         for effect in effects:
             if any(map(math.isnan, (effect.value, *effect.interval))):
                 return effect
-        return max(effects, key=lambda effect: abs(effect.value - target), default=unknown())
+        return max(effects, key=distance, default=unknown())
 
     return Reading(read)
 

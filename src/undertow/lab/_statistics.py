@@ -62,8 +62,7 @@ def bootstrap_interval(
     values,
       95, 97, 95 and 94% at 20;
     - mean of fewer: Student's t interval; 96, 92, 88 and 93% at 6 values (600 samples). At 4
-      values the studentised bootstrap covers too, but some of its intervals are many times as wide.
-      Of more values too where most are equal, such as all but one or two of 8;
+      values the studentised bootstrap covers too, but some of its intervals are many times as wide;
     - anything else: BCa at levels widened from the normal to Student's distribution, after
       Hesterberg's expanded percentiles; for the median of 8 values it covered 97 to 98%, of 20
       values 95 to 97%. It falls back to percentiles where BCa is not defined.
@@ -99,12 +98,10 @@ def bootstrap_interval(
     value = float(along_rows(statistic, sample[None, :])[0])
     if count < 2:
         return Effect(value, UNKNOWN, None, count, name, "one value has no interval")
-    rows = sample[np.random.default_rng(seed).integers(0, count, (resamples, count))]
-    # Resamples of equal values have no standard error: what is left lacks the tail they are in.
-    tied = float(np.mean(np.ptp(rows, axis=1) == 0)) > (1 - confidence) / 2
-    if statistic == "mean" and (count < _FEW_FOR_STUDENTISED or tied):
+    if statistic == "mean" and count < _FEW_FOR_STUDENTISED:
         interval = student_interval(sample, confidence)
         return Effect(value, interval, None, count, "mean, Student's t")
+    rows = sample[np.random.default_rng(seed).integers(0, count, (resamples, count))]
     if statistic == "mean":
         interval = studentised_interval(sample, rows, confidence)
         return Effect(value, interval, None, count, "mean, studentised bootstrap")

@@ -4,10 +4,6 @@ from undertow.train import flows as flows
 from undertow.train import optim as optim
 from undertow.train import rules as rules
 from undertow.train import schedules as schedules
-from undertow.train._committee import CommitteeMachine as CommitteeMachine
-from undertow.train._momentum_noise import momentum_paths as momentum_paths
-from undertow.train._momentum_noise import stationary_variance as stationary_variance
-from undertow.train._oscillator import NoisyOscillator as NoisyOscillator
 from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
 from undertow.train.ensemble import Member as Member
@@ -32,6 +28,10 @@ from undertow.train.matrix import sensing_loss as sensing_loss
 from undertow.train.matrix import sensor_gram as sensor_gram
 from undertow.train.matrix import symmetric_coordinates as symmetric_coordinates
 from undertow.train.matrix import truncated_svd as truncated_svd
+from undertow.train.noise import CommitteeMachine as CommitteeMachine
+from undertow.train.noise import NoisyOscillator as NoisyOscillator
+from undertow.train.noise import momentum_paths as momentum_paths
+from undertow.train.noise import stationary_variance as stationary_variance
 
 __all__ = [
     "ClosestApproach",

@@ -43,6 +43,19 @@ def test_it_agrees_with_the_measure_of_a_module() -> None:
     assert path.excess.max() <= 1e-12
 
 
+def test_both_bounds_are_met_where_every_layer_pushes_along_the_state() -> None:
+    def along() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        state, unit = START, START / START.norm(dim=1, keepdim=True)
+        for n in range(1, 6):
+            bias = torch.full((3,), 0.5 / n, dtype=torch.float64)
+            state = state + bias[:, None] * unit
+            yield state, torch.zeros(3).double(), bias
+
+    path = follow_depth(START, along())
+    assert path.excess.abs().max() < 1e-14
+    assert path.log_norm_ratio.abs().max() < 1e-14
+
+
 def test_a_relu_on_a_negative_start_breaks_the_bound() -> None:
     nothing = torch.zeros(3).double()
     path = follow_depth(-START, [(torch.zeros_like(START), nothing, nothing)])

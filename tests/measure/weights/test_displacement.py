@@ -53,6 +53,14 @@ def test_noise_is_what_runs_do_not_share_however_many_they_are() -> None:
     assert displacement(before, ends[0], ends[0]).noise == 0
 
 
+def test_the_total_is_the_root_mean_square_over_runs() -> None:
+    before, way = {"w": draw(0, 4, 4)}, draw(1, 4, 4)
+    one, three = ({"w": before["w"] + factor * way} for factor in (1, 3))
+    alone, both = displacement(before, one), displacement(before, one, three)
+    assert both.total == pytest.approx(math.sqrt((1 + 9) / 2) * alone.total)
+    assert both.radial == pytest.approx(2 * alone.radial)
+
+
 def test_matrices_can_be_chosen() -> None:
     before = {"one": draw(0, 3, 3), "two": draw(1, 3, 3)}
     after = before | {"two": draw(2, 3, 3)}

@@ -59,6 +59,7 @@ def test_small_singular_values_count_from_rtol_on() -> None:
     inputs = torch.diag(torch.tensor([1.0, 1e-4, 0.0], dtype=torch.float64))
     assert float(null_projector(inputs).trace()) == pytest.approx(1)
     assert float(null_projector(inputs, rtol=1e-3).trace()) == pytest.approx(2)
+    assert float(null_projector(1e-12 * inputs).trace()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,9 @@ def test_a_phase_at_another_time_is_no_distance_apart() -> None:
 
     phase = first_phase()
     assert phase_distance(phase, at, 5.1, end=100.0) < 1e-5
-    off = phase_distance(phase, lambda times: at(times) + torch.diag(TARGET), 5.0, end=100.0)
-    assert off > 0.5
+    away = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    off = phase_distance(phase, lambda times: at(times) + away, 5.0, end=100.0)
+    assert off == pytest.approx(math.sqrt(2) / 2, rel=1e-3)  # of the norm 2 of the phase's matrix
 
 
 def test_a_flow_from_a_smaller_start_is_nearer_by_half_the_relative_gap() -> None:

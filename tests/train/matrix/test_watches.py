@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import pytest
 import torch
 
 from undertow.train import ClosestApproach, EigenvaluesLearned, factored_descent, recovery_loss
@@ -52,3 +54,9 @@ def test_what_is_never_learned_has_no_step() -> None:
     factored_descent(recovery_loss(TARGET), START, lr=0.05, steps=500, observe=learned)
     assert learned.steps[:, 1].isnan().all()
     assert (learned.steps[:, 0] % 7 == 0).all()
+
+
+@pytest.mark.parametrize("watch", [ClosestApproach, EigenvaluesLearned])
+def test_a_watch_that_never_looks_is_refused(watch: Any) -> None:
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        watch(torch.zeros(1, 2, 2), every=0)

@@ -70,7 +70,10 @@ def noise(knobs: Janus) -> dict[str, Prediction]:
             f"of ||W|| an update at decay {weakest:g}, also in a fixed order",
         ),
         "fluctuation, fixed order over shuffled": within(
-            0.8, 1.25, lab.worst(orders, 1), "at every decay: it is not the shuffling"
+            0.8,
+            1.25,
+            lab.worst(orders, 1, of_ratios=True),
+            "at every decay: it is not the shuffling",
         ),
     }
     if len(weak) > 1:

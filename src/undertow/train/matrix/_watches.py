@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.train._checks import whole_number
+
 
 class ClosestApproach:
     """How near every run comes to some matrices, in the Frobenius norm, and when.
@@ -23,9 +25,10 @@ class ClosestApproach:
     def __init__(self, targets: Float[Tensor, "*runs targets dim dim"], every: int = 25) -> None:
         """Watch for `targets`, whose leading axes are broadcast with the runs'.
 
-        `every` is the number of steps between the points of `curve`.
+        `every` is the number of steps between the points of `curve`, at least 1.
         """
-        self._targets, self._every = targets.flatten(-2), every
+        self._targets = targets.flatten(-2)
+        self._every = whole_number("every", every, least=1)
         self._curve: list[Tensor] = []
 
     def __call__(self, step: int, matrices: Float[Tensor, "*runs dim dim"]) -> None:
@@ -55,7 +58,8 @@ class EigenvaluesLearned:
 
     def __init__(self, levels: Float[Tensor, "*runs levels"], every: int = 1) -> None:
         """Watch for `levels`, broadcast with the runs', at every few steps alone."""
-        self._levels, self._every, self._begun = levels, every, False
+        self._levels, self._begun = levels, False
+        self._every = whole_number("every", every, least=1)
 
     def __call__(self, step: int, matrices: Float[Tensor, "*runs dim dim"]) -> None:
         if step % self._every and self._begun:

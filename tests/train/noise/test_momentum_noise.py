@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -72,6 +74,11 @@ def test_over_shuffled_epochs_momentum_keeps_less_of_the_noise() -> None:
     assert shuffled[0] / shuffled[1] < 0.8 * independent[0] / independent[1]
 
 
+def test_at_rest_it_does_not_matter_when_one_looks() -> None:
+    soon, late = (variance(regression(), burn_in=wait, replicas=200) for wait in (200, 800))
+    assert soon.flatten().tolist() == pytest.approx(late.flatten().tolist(), rel=0.15)
+
+
 def test_without_noise_the_minimum_is_never_left() -> None:
     exact = variance(regression(noise=0.0), ridge=0.0)
     whole = variance(regression(), batch_size=96, order="epochs")
@@ -84,3 +91,9 @@ def test_an_argument_out_of_range_is_named() -> None:
         ends((1.0,), 0.0, (1,), lr=0.1)
     with pytest.raises(ValueError, match="batch_size must be at most 96 samples, got 97"):
         variance(regression(), batch_size=97)
+    with pytest.raises(ValueError, match="order must be 'replacement' or 'epochs', got 'epoch'"):
+        variance(regression(), order="epoch")
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        variance(regression(), steps=0)
+    with pytest.raises(ValueError, match=r"lr must be finite and above 0, got 0.0"):
+        ends((0.5,), 0.0, (1,), lr=0.0)

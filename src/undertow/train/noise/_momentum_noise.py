@@ -48,8 +48,12 @@ def momentum_paths(
         replicas: paths of each beta.
 
     Raises:
-        ValueError: a momentum out of range.
+        TypeError: `replicas` is no whole number.
+        ValueError: a momentum out of range, lr not above 0, or no replicas.
     """
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be finite and above 0, got {lr}")
+    replicas = whole_number("replicas", replicas, least=1)
     kept = _momenta(momenta)[:, None]
     place = torch.full((len(kept), replicas), start, dtype=torch.float64)
     velocity, taken = torch.zeros_like(place), 0
@@ -99,9 +103,17 @@ def stationary_variance(
         steps: steps that are counted.
 
     Raises:
-        TypeError: `batch_size` is no whole number.
-        ValueError: a momentum out of range, or no whole batch in the samples.
+        TypeError: a count is no whole number.
+        ValueError: a momentum or a count out of range, another order, or no whole batch in the
+            samples.
     """
+    if order not in ("replacement", "epochs"):
+        raise ValueError(f"order must be 'replacement' or 'epochs', got {order!r}")
+    replicas, steps = (
+        whole_number("replicas", replicas, least=1),
+        whole_number("steps", steps, least=1),
+    )
+    burn_in = whole_number("burn_in", burn_in, least=0)
     batch_size = whole_number("batch_size", batch_size, least=1)
     if batch_size > len(inputs):
         raise ValueError(f"batch_size must be at most {len(inputs)} samples, got {batch_size}")

@@ -70,7 +70,7 @@ def noise(knobs: Janus) -> dict[str, Prediction]:
             f"of ||W|| an update at decay {weakest:g}, also in a fixed order",
         ),
         "fluctuation, fixed order over shuffled": within(
-            0.8, 1.25, lab.worst(orders, 1), "at every decay: it is not the shuffling"
+            0.8, 1.25, lab.worst(orders, 1), "it is not the shuffling, at every decay"
         ),
     }
     if len(weak) > 1:
@@ -101,7 +101,7 @@ def deep_networks(knobs: Janus) -> dict[str, Prediction]:
             1e-6, rate, "exact in the first layer of a deep net too, SGD and GD"
         ),
         "deep net, GD's rank, strongest over no decay": at_most(
-            0.8, descent / undecayed, f"at decay {strongest:g}: descent gets low rank too"
+            0.8, descent / undecayed, f"descent gets low rank too, at decay {strongest:g}"
         ),
         "deep net, rank, SGD over GD, same steps": no_less(
             0.95, sgd / descent, "at equal steps SGD's rank is no lower"

@@ -44,6 +44,12 @@ def named_in_pages(claim: str) -> set[str]:
     return {*own, *(name for page in pages for name in image.findall(page))}
 
 
+def _portable(run: Path) -> dict[str, object]:
+    """The verdict of a run, without the folder of this machine that it was written to."""
+    verdict = json.loads((run / "verdict.json").read_text("utf-8"))
+    return {key: value for key, value in verdict.items() if key != "out"}
+
+
 def place(run: Path) -> list[Path]:
     """Write the figures of a stored run that pages show, and say where they are.
 
@@ -67,7 +73,7 @@ def place(run: Path) -> list[Path]:
         target.write_text(shrink(source.read_text("utf-8")), encoding="utf-8")
         written.append(target)
     verdict = DOCS / "claims" / claim / "verdict.json"
-    verdict.write_text((run / "verdict.json").read_text("utf-8"), encoding="utf-8")
+    verdict.write_text(json.dumps(_portable(run), indent=2) + "\n", encoding="utf-8")
     return [*written, verdict]
 
 

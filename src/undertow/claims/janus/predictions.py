@@ -112,7 +112,7 @@ def deep_networks(knobs: Janus) -> dict[str, Prediction]:
 def summary(records: Records, knobs: Janus) -> str:
     """How many runs diverged."""
     gone, runs = lab.lost(records)
-    return f"{gone} of {runs} runs diverged and were left out."
+    return f"{gone or 'None'} of {runs} runs diverged{' and were left out' if gone else ''}."
 
 
 # ---- readings

@@ -47,7 +47,10 @@ def floor(knobs: SgdNoise) -> dict[str, Prediction]:
             0.1, resting, "descent is at rest, no batch is, in the worst layer", control=True
         ),
         "twice the floor broken, hidden matrix": no_less(
-            0.5, doubled, "of the seeds, at every decay: lambda is half of weight_decay", control=True
+            0.5,
+            doubled,
+            "of the seeds, at every decay: lambda is half of weight_decay",
+            control=True,
         ),
     }
 

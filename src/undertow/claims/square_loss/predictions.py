@@ -130,7 +130,7 @@ def norm_rules(knobs: SquareLoss) -> Rules:
             0.02, error, "of mu / (M + weight_decay / 2 rho^(2/L - 2)), L = 3"
         ),
         "Toeplitz norm over sqrt(positions) x kernel norm, error": at_most(
-            1e-12, of("convolutions", off, padding=0), "from the matrix written out, and as measured"
+            1e-12, of("convolutions", off, padding=0), "as a matrix, and as measured"
         ),
         "the same ratio with zero padding": at_most(
             0.99, of("convolutions", "ratio", padding=1), "some taps do not count", control=True
@@ -166,7 +166,9 @@ def collapse_rules(knobs: SquareLoss) -> Rules:
 
 def summary(records: Records, knobs: SquareLoss) -> str:
     """How many runs were lost."""
-    return "{} of {} runs diverged or ran out of steps and were left out.".format(*lost(records))
+    gone, runs = lost(records)
+    left = " and were left out" if gone else ""
+    return f"{gone or 'None'} of {runs} runs diverged or ran out of steps{left}."
 
 
 def promises_verdict(records: Records, knobs: SquareLoss) -> bool:

@@ -44,12 +44,6 @@ def named_in_pages(claim: str) -> set[str]:
     return {*own, *(name for page in pages for name in image.findall(page))}
 
 
-def _portable(run: Path) -> dict[str, object]:
-    """The verdict of a run, without the folder of this machine that it was written to."""
-    verdict = json.loads((run / "verdict.json").read_text("utf-8"))
-    return {key: value for key, value in verdict.items() if key != "out"}
-
-
 def place(run: Path) -> list[Path]:
     """Write the figures of a stored run that pages show, and say where they are.
 
@@ -72,9 +66,15 @@ def place(run: Path) -> list[Path]:
         target.parent.mkdir(exist_ok=True)
         target.write_text(shrink(source.read_text("utf-8")), encoding="utf-8")
         written.append(target)
-    verdict = DOCS / "claims" / claim / "verdict.json"
-    verdict.write_text(json.dumps(_portable(run), indent=2) + "\n", encoding="utf-8")
-    return [*written, verdict]
+    return [*written, _place_verdict(run, DOCS / "claims" / claim / "verdict.json")]
+
+
+def _place_verdict(run: Path, target: Path) -> Path:
+    """The verdict without the folder that it came from."""
+    verdict = json.loads((run / "verdict.json").read_text("utf-8"))
+    verdict.pop("out", None)
+    target.write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
+    return target
 
 
 if __name__ == "__main__":

@@ -115,82 +115,18 @@ def profile(objective: Objective) -> Profile:
     Raises:
         ValueError: if not even the loss can be evaluated.
     """
+    rows = [
+        _row("loss", float(objective.value()), cost="1 pass"),
+        _row("gradient norm", float(length(objective.gradient())), cost="1 pass"),
+    ]
     parts: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
-
-    def add(quantity: str, value: float, **more: Any) -> None:
-        known = not math.isnan(value)
-        rows.append({"quantity": quantity, "value": value if known else None, **more})
-
-    def take(
-        name: str, quantity: str, measure: Callable[[], Any], read: Callable[..., None]
-    ) -> None:
+    for name, (quantity, measured, read) in _PARTS.items():
         try:
-            parts[name] = measure()
+            parts[name] = measured(objective)
         except (ValueError, TypeError, RuntimeError) as error:
-            add(quantity, math.nan, note=str(error).splitlines()[0])
+            rows.append(_row(quantity, math.nan, note=str(error).splitlines()[0]))
         else:
-            read(parts[name])
-
-    add("loss", float(objective.value()), cost="1 pass")
-    add("gradient norm", float(length(objective.gradient())), cost="1 pass")
-    take(
-        "ranks",
-        "mean stable rank",
-        lambda: ranks(objective.model),
-        lambda found: add(
-            "mean stable rank",
-            float(found.table["stable_rank"].mean()),
-            cost=f"spectra of {_count(len(found.table), 'matrix', 'matrices')}",
-        ),
-    )
-    take(
-        "sharpness",
-        "sharpness",
-        lambda: sharpness(objective),
-        lambda found: add(
-            "sharpness",
-            float(found.eigenvalues[0]),
-            low=float(found.eigenvalues[0] - found.residuals[0]),
-            high=float(found.eigenvalues[0] + found.residuals[0]),
-            cost=_count(found.products, "product", "products"),
-            note="" if found.converged else "not converged",
-        ),
-    )
-    take(
-        "hessian_trace",
-        "Hessian trace",
-        lambda: hessian_trace(objective),
-        lambda found: add(
-            "Hessian trace",
-            found.value,
-            low=found.interval[0],
-            high=found.interval[1],
-            cost=_count(found.products, "product", "products"),
-            note="" if found.converged else "not converged",
-        ),
-    )
-
-    def noise(found: Any) -> None:
-        cost = _count(found.passes, "pass", "passes")
-        add("gradient noise trace", found.trace, cost=cost)
-        add(
-            "noise scale",
-            found.noise_scale,
-            low=found.interval[0],
-            high=found.interval[1],
-            cost="the same passes",
-            note="in samples",
-        )
-
-    take("gradient_noise", "noise scale", lambda: gradient_noise(objective), noise)
-
-    def margin(found: Any) -> None:
-        cost = _count(found.passes, "pass", "passes")
-        add("degree of homogeneity", found.degree, cost=cost, note=_why_not(found.degree))
-        add("normalised margin", found.normalized, note=_why_not(found.normalized))
-
-    take("margins", "normalised margin", lambda: margins(objective), margin)
+            rows += read(parts[name])
     columns = {
         "quantity": pl.String,
         "value": pl.Float64,
@@ -204,6 +140,59 @@ def profile(objective: Objective) -> Profile:
         for row in rows
     ]
     return Profile(pl.DataFrame(filled, schema=columns), parts)
+
+
+def _row(quantity: str, value: float, **more: Any) -> dict[str, Any]:
+    return {"quantity": quantity, "value": None if math.isnan(value) else value, **more}
+
+
+def _rank_rows(found: Any) -> list[dict[str, Any]]:
+    cost = f"spectra of {_count(len(found.table), 'matrix', 'matrices')}"
+    return [_row("mean stable rank", float(found.table["stable_rank"].mean()), cost=cost)]
+
+
+def _sharpness_rows(found: Any) -> list[dict[str, Any]]:
+    value, reach = float(found.eigenvalues[0]), float(found.residuals[0])
+    shared = {"low": value - reach, "high": value + reach}
+    return [_row("sharpness", value, **shared, **_products(found))]
+
+
+def _trace_rows(found: Any) -> list[dict[str, Any]]:
+    low, high = found.interval
+    return [_row("Hessian trace", found.value, low=low, high=high, **_products(found))]
+
+
+def _noise_rows(found: Any) -> list[dict[str, Any]]:
+    low, high = found.interval
+    shared = {"cost": "the same passes", "note": "in samples"}
+    return [
+        _row("gradient noise trace", found.trace, cost=_count(found.passes, "pass", "passes")),
+        _row("noise scale", found.noise_scale, low=low, high=high, **shared),
+    ]
+
+
+def _margin_rows(found: Any) -> list[dict[str, Any]]:
+    cost = _count(found.passes, "pass", "passes")
+    return [
+        _row("degree of homogeneity", found.degree, cost=cost, note=_why_not(found.degree)),
+        _row("normalised margin", found.normalized, note=_why_not(found.normalized)),
+    ]
+
+
+# By the function's name: the quantity that is missing where it cannot be taken, the measurement,
+# and the rows that it gives.
+_PARTS: Mapping[str, tuple[str, Callable[[Objective], Any], Callable[[Any], list[Any]]]] = {
+    "ranks": ("mean stable rank", lambda objective: ranks(objective.model), _rank_rows),
+    "sharpness": ("sharpness", lambda objective: sharpness(objective), _sharpness_rows),
+    "hessian_trace": ("Hessian trace", lambda objective: hessian_trace(objective), _trace_rows),
+    "gradient_noise": ("noise scale", lambda objective: gradient_noise(objective), _noise_rows),
+    "margins": ("normalised margin", lambda objective: margins(objective), _margin_rows),
+}
+
+
+def _products(found: Any) -> dict[str, str]:
+    note = "" if found.converged else "not converged"
+    return {"cost": _count(found.products, "product", "products"), "note": note}
 
 
 def _count(number: float, one: str, many: str) -> str:

@@ -25,6 +25,8 @@ from undertow.predict import Initializer, RankBound
 if TYPE_CHECKING:
     from torch import nn
 
+    from undertow.apply.forecasting._records import Comparison
+
 _POINTS = 64  # of the curves over a run
 # QSR's growth coefficient over the peak learning rate in the paper's own runs: ResNet-152 trained
 # with SGD (0.2 / 0.8, 0.25 / 0.8) and ViT-B with AdamW (0.0175 / 0.008).
@@ -88,29 +90,20 @@ def forecast(
         ValueError: a value out of its range, a schedule that does not parse, lr x weight_decay
             >= 1, or an optimizer that is not known.
     """
-    rule = family(optimizer)
     whole_number("steps", steps, least=1)
     whole_number("batch_size", batch_size, least=1)
+    count = None if samples is None else whole_number("samples", samples, least=1)
     if not (math.isfinite(norm_ratio) and norm_ratio > 0):
         raise ValueError(f"norm_ratio must be a finite number above 0, got {norm_ratio}")
-    if momentum and rule not in ("sgd", "momentum"):
-        raise ValueError(f"momentum is SGD's; {rule} has betas, which E does not depend on")
-    if rule == "momentum" and not momentum:
-        raise ValueError("momentum is needed for optimizer='momentum', such as 0.9; sgd has none")
+    rule = _rule(optimizer, momentum)
     factors = lr_factors(schedule, steps, warmup_steps=warmup_steps)
     rates = lr * factors
     total = predict.decay_exponent(rates, weight_decay, momentum=momentum)
-    notes: list[str] = []
-    if rule in ("adam", "rmsprop") and weight_decay:
-        notes.append(
-            f"the coupled decay of {rule} is divided by the gradient's size: E, the ranks and the "
-            "memory are those of a decoupled decay of the same size"
-        )
+    notes = _decay_notes(rule, weight_decay)
     at = np.unique(np.linspace(0, steps, min(_POINTS, steps) + 1).round().astype(int))
     running = running_exponent(rates, weight_decay, momentum)
     exponents = running[at]
-    decay = lr * weight_decay / (1 - momentum)
-    memory = 1 / decay if decay else math.inf
+    memory = (1 - momentum) / (lr * weight_decay) if lr * weight_decay else math.inf
     shapes, norms, taps, read_notes = _shapes(model_or_shapes)
     notes += read_notes
     bound_of = None
@@ -132,23 +125,9 @@ def forecast(
         )
         for name, shape in shapes.items()
     )
-    alpha = sync_alpha
-    if alpha is None:
-        alpha = lr * _QSR_ALPHA.get(rule, _QSR_ALPHA_ADAPTIVE)
+    alpha = lr * _QSR_ALPHA.get(rule, _QSR_ALPHA_ADAPTIVE) if sync_alpha is None else sync_alpha
     linear = rule in ("sgd", "momentum")
-    comparison = None
-    if records is not None:
-        from undertow.apply.forecasting._records import compare_records
-
-        comparison = compare_records(
-            records,
-            lr=rates,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            threshold=threshold,
-            init=init,
-        )
-    count = None if samples is None else whole_number("samples", samples, least=1)
+    hyper: dict[str, Any] = {"lr": rates, "weight_decay": weight_decay, "momentum": momentum}
     return Forecast(
         decay_exponent=total,
         residue=math.exp(-total),
@@ -165,10 +144,37 @@ def forecast(
         sync_alpha=alpha,
         sync_base=sync_base,
         threshold=threshold,
-        comparison=comparison,
+        comparison=None
+        if records is None
+        else _compared(records, **hyper, threshold=threshold, init=init),
         assumptions=_assumptions(init, read=bool(norms), layers=layers, norm_ratio=norm_ratio),
         notes=tuple(notes),
     )
+
+
+def _rule(optimizer: str, momentum: float) -> str:
+    """The family of the optimizer, with which the momentum must agree."""
+    rule = family(optimizer)
+    if momentum and rule not in ("sgd", "momentum"):
+        raise ValueError(f"momentum is SGD's; {rule} has betas, which E does not depend on")
+    if rule == "momentum" and not momentum:
+        raise ValueError("momentum is needed for optimizer='momentum', such as 0.9; sgd has none")
+    return rule
+
+
+def _decay_notes(rule: str, weight_decay: float) -> list[str]:
+    if rule not in ("adam", "rmsprop") or not weight_decay:
+        return []
+    return [
+        f"the coupled decay of {rule} is divided by the gradient's size: E, the ranks and the "
+        "memory are those of a decoupled decay of the same size"
+    ]
+
+
+def _compared(records: Any, **given: Any) -> Comparison:
+    from undertow.apply.forecasting._records import compare_records
+
+    return compare_records(records, **given)
 
 
 def _shapes(

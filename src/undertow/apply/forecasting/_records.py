@@ -20,6 +20,10 @@ from undertow.predict import Initializer
 _NAMES = {"threshold_rank": "rank", "frobenius_norm": "norm", "layer": "name"}
 _CLOSE = 0.1
 _NEEDED = ("rows", "cols", "norm", "rank")
+_SHOWN = (
+    *("name", "step", "rows", "cols", "norm", "decay_exponent"),
+    *("rank", "forecast", "error", "learned_rank"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +97,37 @@ def compare_records(
         ValueError: a column is missing or holds something else than numbers >= 0, there is no
             record left, or the file is of another kind.
     """
-    frame = _read(records)
+    frame = _usable(_read(records))
+    frame = frame.with_columns(_exponents(frame, lr, weight_decay, momentum))
+    if "threshold" not in frame.columns:
+        frame = frame.with_columns(threshold=pl.lit(1e-3 if threshold is None else threshold))
+    columns = ("rows", "cols", "decay_exponent", "norm", "threshold")
+    forecasts = [
+        predict.surviving_rank(
+            initial_values(init, rows, cols), exponent, final_norm=norm, threshold=limit
+        )
+        for rows, cols, exponent, norm, limit in frame.select(columns).iter_rows()
+    ]
+    table = frame.with_columns(pl.Series("forecast", forecasts, dtype=pl.Int64)).with_columns(
+        error=(pl.col("forecast") - pl.col("rank")).abs() / pl.col("rank")
+    )
+    table = table.select(name for name in _SHOWN if name in table.columns)
+    nonzero = table.filter(pl.col("rank") > 0)
+    mean = float(np.mean(nonzero["error"].to_numpy())) if len(nonzero) else math.nan
+    if "learned_rank" not in table.columns:
+        return Comparison(table, mean, None, 0)
+    ruled = nonzero.filter(
+        (pl.col("forecast") > 0) & (pl.col("forecast") >= 2 * pl.col("learned_rank"))
+    )
+    errors = ruled["error"].to_numpy()
+    if not len(errors):
+        return Comparison(table, mean, None, 0)
+    within = float(np.mean(errors <= _CLOSE))
+    return Comparison(table, mean, float(np.mean(errors)), len(errors), within)
+
+
+def _usable(frame: pl.DataFrame) -> pl.DataFrame:
+    """The records that have not diverged and lack nothing, columns named as they are here."""
     frame = frame.rename({a: b for a, b in _NAMES.items() if a in frame.columns})
     missing = [name for name in _NEEDED if name not in frame.columns]
     if missing:
@@ -116,48 +150,7 @@ def compare_records(
             raise ValueError(f"records: {name} must hold finite numbers >= 0")
     if not len(frame):
         raise ValueError(f"records hold no row with {', '.join(used)} that has not diverged")
-    frame = frame.with_columns(_exponents(frame, lr, weight_decay, momentum))
-    if "threshold" not in frame.columns:
-        frame = frame.with_columns(threshold=pl.lit(1e-3 if threshold is None else threshold))
-    columns = ("rows", "cols", "decay_exponent", "norm", "threshold")
-    forecasts = [
-        predict.surviving_rank(
-            initial_values(init, rows, cols), exponent, final_norm=norm, threshold=limit
-        )
-        for rows, cols, exponent, norm, limit in frame.select(columns).iter_rows()
-    ]
-    table = frame.with_columns(pl.Series("forecast", forecasts, dtype=pl.Int64)).with_columns(
-        error=(pl.col("forecast") - pl.col("rank")).abs() / pl.col("rank")
-    )
-    kept = [
-        name
-        for name in (
-            "name",
-            "step",
-            "rows",
-            "cols",
-            "norm",
-            "decay_exponent",
-            "rank",
-            "forecast",
-            "error",
-            "learned_rank",
-        )
-        if name in table.columns
-    ]
-    table = table.select(kept)
-    nonzero = table.filter(pl.col("rank") > 0)
-    mean = float(np.mean(nonzero["error"].to_numpy())) if len(nonzero) else math.nan
-    if "learned_rank" not in table.columns:
-        return Comparison(table, mean, None, 0)
-    ruled = nonzero.filter(
-        (pl.col("forecast") > 0) & (pl.col("forecast") >= 2 * pl.col("learned_rank"))
-    )
-    errors = ruled["error"].to_numpy()
-    if not len(errors):
-        return Comparison(table, mean, None, 0)
-    within = float(np.mean(errors <= _CLOSE))
-    return Comparison(table, mean, float(np.mean(errors)), len(errors), within)
+    return frame
 
 
 def _exponents(

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -99,24 +100,10 @@ def inspect(
         found_notes = [note for note in found_notes if "is the same tensor as" not in note]
         found_notes += unmatched
 
-    energies = [1 - error**2 for error in errors]
-
-    def one(item: WeightMatrix) -> tuple[SpectrumRanks, float] | None:
-        matrix, reference = item.matrix, 0.0
-        if others:
-            # A copy, whatever its dtype: it turns into the difference, and is not ours to change.
-            other = others[item.name].matrix.to(matrix.device, torch.float64, copy=True)
-            reference = float(torch.linalg.vector_norm(other))
-            matrix = other.neg_().add_(matrix)
-        try:
-            return matrix_ranks(matrix, threshold, energies=energies), reference
-        except ValueError:
-            return None  # infinities or NaN: the other arguments have been checked
-
-    rows: dict[str, dict[str, Any]] = {}
-    spectra: dict[str, Tensor] = {}
+    rows, spectra = {}, {}
     costs = [_cost(item) for item in weights]
     with work_bar(_named(path_or_model), total=sum(costs), shown=progress) as advance:
+        one = partial(_spectrum, others=others, threshold=threshold, errors=errors)
         for item, result in _in_threads(one, weights, costs, workers, advance):
             if result is None:
                 found_notes.append(f"{item.name} holds infinities or NaN and was skipped")
@@ -144,6 +131,27 @@ def inspect(
         residue=residue,
         notes=tuple(found_notes),
     )
+
+
+def _spectrum(
+    item: WeightMatrix,
+    *,
+    others: Mapping[str, WeightMatrix],
+    threshold: float,
+    errors: Sequence[float],
+) -> tuple[SpectrumRanks, float] | None:
+    """The ranks of a matrix, or of its difference from the other one, and the other one's norm."""
+    matrix, reference = item.matrix, 0.0
+    if others:
+        # A copy, whatever its dtype: it turns into the difference, and is not ours to change.
+        other = others[item.name].matrix.to(matrix.device, torch.float64, copy=True)
+        reference = float(torch.linalg.vector_norm(other))
+        matrix = other.neg_().add_(matrix)
+    try:
+        energies = [1 - error**2 for error in errors]
+        return matrix_ranks(matrix, threshold, energies=energies), reference
+    except ValueError:
+        return None  # infinities or NaN: the other arguments have been checked
 
 
 def _named(source: Any) -> str:

@@ -199,14 +199,7 @@ def rescale(
     else:
         configs = [read_config(optimizer_or_dict, optimizer)]
     if from_batch is None:
-        if configs[0].batch is None:
-            raise ValueError("from_batch is needed: the configuration does not say it")
-        from_batch = configs[0].batch
-        if configs[0].workers_counted and from_workers != 1:
-            raise ValueError(
-                f"from_workers: the configuration counts its workers, {from_batch} samples a step "
-                "over all of them; leave from_workers at 1, or give from_batch too"
-            )
+        from_batch = _batch_of(configs[0], from_workers)
     verification: Verification | None = None
     if objective is not None:
         from undertow.apply.rescaling._verify import verify
@@ -253,6 +246,18 @@ def rescale(
         _source=optimizer_or_dict,
         _read=tuple(config.hyper for config in configs),
     )
+
+
+def _batch_of(config: Config, from_workers: int) -> int:
+    """The batch that a configuration says."""
+    if config.batch is None:
+        raise ValueError("from_batch is needed: the configuration does not say it")
+    if config.workers_counted and from_workers != 1:
+        raise ValueError(
+            f"from_workers: the configuration counts its workers, {config.batch} samples a step "
+            "over all of them; leave from_workers at 1, or give from_batch too"
+        )
+    return config.batch
 
 
 def _set(present: Any, value: Any) -> Any:

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -172,25 +173,36 @@ def verify(
         bare = rules.momentum
     fine = rules.svag(bare, _SVAG)
 
-    def final(rule: rules.Rule, values: Mapping[str, Any], batch: int, count: int) -> Tensor:
-        member = Member(0, order="replacement", **_member_fields(values))  # type: ignore[arg-type]
-        members = [replace(member, seed=seed * _REPLICAS + replica) for replica in range(_REPLICAS)]
-        ensemble = Ensemble(
-            copy.deepcopy(objective.model),
-            objective.loss,  # type: ignore[arg-type]
-            data,
-            members,
-            batch_size=batch,
-            rule=rule,
-        )
-        return ensemble.train(count).evaluate(*data).loss.double()
-
+    final = partial(_final_losses, objective, data, seed)
     runs = {
         "as it is": final(bare, hyper, from_batch, steps),
         "rescaled": final(bare, new, to_batch, max(1, round(steps / factor))),
         "finer": final(fine, hyper, from_batch, round(steps * fine.steps_per_step)),
     }
     return _judged(measured, runs, notes)
+
+
+def _final_losses(
+    objective: Objective,
+    data: tuple[Tensor, Tensor],
+    seed: int,
+    rule: rules.Rule,
+    values: Mapping[str, Any],
+    batch: int,
+    count: int,
+) -> Tensor:
+    """The losses of the replicas of a short run at its end."""
+    member = Member(0, order="replacement", **_member_fields(values))  # type: ignore[arg-type]
+    members = [replace(member, seed=seed * _REPLICAS + replica) for replica in range(_REPLICAS)]
+    ensemble = Ensemble(
+        copy.deepcopy(objective.model),
+        objective.loss,  # type: ignore[arg-type]
+        data,
+        members,
+        batch_size=batch,
+        rule=rule,
+    )
+    return ensemble.train(count).evaluate(*data).loss.double()
 
 
 def _judged(

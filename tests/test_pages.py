@@ -35,7 +35,7 @@ def test_the_claim_of_an_hour_runs_resumes_and_reports(tmp_path: Path) -> None:
         ).stdout
 
     assert "steps alone do not lower it" in called("claims", "./decay_rank.py", "--rules")
-    assert "of both hidden layers" in called("reproduce", "./decay_rank.py", "--help")
+    assert "Of both hidden layers." in called("reproduce", "./decay_rank.py", "--help")
     words = ("reproduce", "./decay_rank.py", "--preset", "smoke", "--out", "run", "--json")
     run = json.loads(called(*words))
     assert run["verdict"] == "inconclusive"  # smoke promises none

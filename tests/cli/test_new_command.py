@@ -47,7 +47,7 @@ def test_its_rules_and_knobs_are_shown(capsys: pytest.CaptureFixture[str]) -> No
     assert main(["claims", "./elsewhere.py", "--rules"]) == 0
     assert "descent from zero finds it" in capsys.readouterr().out
     assert main(["reproduce", "./elsewhere.py", "--help"]) == 0
-    assert "of gradient descent" in capsys.readouterr().out
+    assert "Of gradient descent" in capsys.readouterr().out
     assert main(["reproduce", "./elsewhere.py", "--samples", "90"]) == 2
     assert "samples must be fewer than dimensions, got 90" in capsys.readouterr().err
 

@@ -93,7 +93,11 @@ def test_an_unknown_interval_does_not_pass(make: Any) -> None:
 def test_words_come_from_numbers_and_the_note_follows() -> None:
     read = reads(0, 0, 0)
     assert at_most(0.65, read, "why").words == "at most 0.65: why"
+    assert (
+        at_most(1e-12, read, "of the norm: at rest").words == "at most 1e-12 of the norm: at rest"
+    )
     assert no_less(2, read).words == "at least 2"
+    assert near(40, 4e-5, read).words == "within 4e-5 of 40"
     assert near(1, 0.05, read).words == "within 0.05 of 1"
     assert within(0.8, 1.25, read).words == "0.8 to 1.25"
     assert outside(0, 0.02, read).words == "farther than 0.02 from 0"

@@ -105,7 +105,7 @@ def checks_table(verdict: lab.Verdict) -> pl.DataFrame:
         {
             "check": [("control: " if c.control else "") + c.name for c in verdict.checks],
             "value": [check.value for check in verdict.checks],
-            "95% interval": [_interval(check) for check in verdict.checks],
+            "95% interval": [list(check.interval) for check in verdict.checks],
             "rule": [check.rule for check in verdict.checks],
             "result": [check.result for check in verdict.checks],
         },
@@ -132,11 +132,6 @@ def _named(claim: Claim) -> str:
         return claim.name
     near = os.path.relpath(claim.source)
     return shlex.quote(claim.source if near.startswith("..") else f"./{near}")
-
-
-def _interval(check: lab.Check) -> str:
-    low, high = check.interval
-    return f"[{low:.4g}, {high:.4g}]"
 
 
 def _how(facts: Facts) -> str:
@@ -168,6 +163,10 @@ def _knobs(facts: Facts) -> pl.DataFrame:
 
 
 def _as_text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return ", ".join(str(item) for item in value) if isinstance(value, tuple) else str(value)
 
 

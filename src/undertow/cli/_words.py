@@ -333,6 +333,13 @@ def _read(hint: Any, flag: Flag, command: str) -> Any:
         raise UsageError(f"{command}: {flag.given} takes {_takes(hint)}, got {got}") from None
 
 
+def _sentence(words: str | None) -> str | None:
+    """Words about a flag, as a sentence: a comment beside a field begins small and ends openly."""
+    if not words or words.endswith("."):
+        return words
+    return f"{words[0].upper()}{words[1:]}."
+
+
 def _dressed(part: Any) -> Any:
     """The same dataclass with short placeholders, and without defaults that say nothing."""
     import tyro
@@ -352,7 +359,9 @@ def _dressed(part: Any) -> Any:
             fields.append((name, Annotated[hints[name], tyro.conf.Suppress], filled))
             continue
         metavar = None if hints[name] is bool else _metavar(kind, name)
-        look = [tyro.conf.arg(metavar=metavar, help=said.get(name), help_behavior_hint=hint)]
+        look = [
+            tyro.conf.arg(metavar=metavar, help=_sentence(said.get(name)), help_behavior_hint=hint)
+        ]
         if name in _positional(kind):
             look.append(tyro.conf.Positional)
         fields.append((name, Annotated[hints[name], *look], filled))

@@ -18,9 +18,9 @@ class Images:
 
     Attributes:
         data: digits, fashion-mnist, mnist-5k or cifar10.
-        data_root: folder of a dataset that you have.
-        train_size: training images; None for all.
-        image_size: side after averaging; None as they are.
+        data_root: Folder of a dataset that you have.
+        train_size: Training images; None for all.
+        image_size: Side after averaging; None as they are.
 
     Raises:
         ValueError: a size below 1.
@@ -49,9 +49,9 @@ class Text:
 
     Attributes:
         text: python-docs or austen.
-        text_root: folder of a text that you have.
-        windows: training windows; None for all.
-        context: characters in a window.
+        text_root: Folder of a text that you have.
+        windows: Training windows; None for all.
+        context: Characters in a window.
 
     Raises:
         ValueError: a size below 1.

@@ -104,14 +104,17 @@ def _table(table: Table) -> str:
     body = "\n".join(
         "<tr>"
         + "".join(
-            f"<td{_kind(column)}>{_toned(cell, table)}</td>"
+            f'<td{_kind(column)} data-head="{_text(column.head)}">{_toned(cell, table)}</td>'
             for column, cell in zip(columns, row, strict=True)
         )
         + "</tr>"
         for row in rows
     )
+    # What a terminal puts under each other is under each other on a narrow screen, too.
+    stacked = any(isinstance(names, tuple) for names in table.terminal or ())
+    kind = ' class="stacked"' if stacked else ""
     return _figure(
-        f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>\n'
+        f'<div class="wide" tabindex="0"><table{kind}><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>",
         f"{table.note}\n\n{table.caption}",
     )

@@ -55,7 +55,7 @@ def cell(value: Any) -> str:
 
 
 def format_number(value: float, digits: int = 4) -> str:
-    """A number with at most so many significant digits: 0.1235, 12340, 1.2e-05."""
+    """A number with at most so many significant digits: 0.1235, 12340, 1.2e-5."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):

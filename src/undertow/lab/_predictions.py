@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from undertow.lab._cells import format_number
 from undertow.lab._effect import Effect
 from undertow.lab._readings import PerSeed, Reading, Records
 
@@ -121,14 +122,14 @@ def at_most(
     high: float, read: Callable[[Records], object], note: str = "", *, control: bool = False
 ) -> Prediction:
     """That it is `high` or less."""
-    return _ranged(-math.inf, high, f"at most {high:.6g}", read, note, control)
+    return _ranged(-math.inf, high, f"at most {_number(high)}", read, note, control)
 
 
 def no_less(
     low: float, read: Callable[[Records], object], note: str = "", *, control: bool = False
 ) -> Prediction:
     """That it is `low` or more."""
-    return _ranged(low, math.inf, f"at least {low:.6g}", read, note, control)
+    return _ranged(low, math.inf, f"at least {_number(low)}", read, note, control)
 
 
 def within(
@@ -140,7 +141,7 @@ def within(
     control: bool = False,
 ) -> Prediction:
     """That it lies between two bounds."""
-    return _ranged(low, high, f"{low:.6g} to {high:.6g}", read, note, control)
+    return _ranged(low, high, f"{_number(low)} to {_number(high)}", read, note, control)
 
 
 def near(
@@ -152,7 +153,7 @@ def near(
     control: bool = False,
 ) -> Prediction:
     """That it lies within `by` of `target`."""
-    words = f"within {by:.6g} of {target:.6g}"
+    words = f"within {_number(by)} of {_number(target)}"
     return _ranged(target - by, target + by, words, read, note, control)
 
 
@@ -187,7 +188,7 @@ def at_most_times(
         passed, refuted = ratio.judge(effect)
         return passed and (effect.p_value is None or effect.p_value < below), refuted
 
-    words = f"at most {factor:.6g}, with p < {below:g} by signed ranks of {least} runs or more"
+    words = f"at most {_number(factor)}, with p < {below:g} by signed ranks of {least} runs or more"
     return Prediction(both, _with(words, note), judge)
 
 
@@ -206,7 +207,7 @@ def outside(
         least, most = effect.interval
         return most < low or least > high, low <= least and most <= high and not control
 
-    words = f"farther than {by:.6g} from {target:.6g}"
+    words = f"farther than {_number(by)} from {_number(target)}"
     return Prediction(read, _with(words, note), judge, control)
 
 
@@ -269,4 +270,11 @@ def _ranged(
 
 
 def _with(words: str, note: str) -> str:
-    return f"{words}: {note}" if note else words
+    """The rule and why; a note such as "of the norm" says what the number is a share of."""
+    if not note:
+        return words
+    return f"{words} {note}" if note.startswith("of ") else f"{words}: {note}"
+
+
+def _number(value: float) -> str:
+    return format_number(value, digits=6)

@@ -168,9 +168,9 @@ class Forecast:
             )
             facts["and turn there by"] = f"{self.equilibrium.angular_update:.3g} rad a step"
         periods = self.sync.periods
-        facts["Local SGD, quadratic rule"] = (
-            f"{len(periods):,} rounds of {periods.min():,} to {periods.max():,} steps"
-        )
+        least, most = periods.min(), periods.max()
+        lengths = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        facts["Local SGD, quadratic rule"] = f"{len(periods):,} rounds of {lengths} steps"
         facts["which communicates"] = (
             f"{self.sync.share:.1%} (alpha {self.sync_alpha:.3g}, base {self.sync_base})"
         )

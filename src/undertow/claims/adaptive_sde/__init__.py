@@ -33,7 +33,7 @@ class AdaptiveSde(Knobs):
 
     images: Images = Images(train_size=1280)
     text: Text = Text(windows=2048, context=8)
-    levels: Levels = (1, 2, 4, 8)  # l of SVAG on the oscillator; to 4 times as far for SGD
+    levels: Levels = (1, 2, 4, 8)  # SVAG's l on the oscillator; to 4 times as far for SGD
     paths: Count = 2**16  # of the oscillator, in each of its blocks; 8 times as many for SGD
     blocks: Count = 10  # independent repetitions of the oscillator
     limit_levels: Levels = (1, 2, 4, 8)  # on the network; the last stands for the SDE
@@ -43,10 +43,10 @@ class AdaptiveSde(Knobs):
     label_noise: Share = 0.6  # share of labels drawn at random, where noise is to dominate
     epochs: Count = 20  # of the runs at several batch sizes, on images
     factors: Factors = (4, 8, 16)  # by which the batch grows
-    text_epochs: Count = 4
-    text_factors: Factors = (4, 16)
+    text_epochs: Count = 4  # of the runs at several batch sizes, on text
+    text_factors: Factors = (4, 16)  # by which the batch grows, on text
     seeds: Seeds = 10  # independent repetitions on images
-    text_seeds: Seeds = 10
+    text_seeds: Seeds = 10  # independent repetitions on text
 
     def rules(self) -> Mapping[str, bool]:
         """Every batch divides the data, so that equal epochs are equal times."""

@@ -42,7 +42,7 @@ def summary(records: Records, knobs: AdaptiveSde) -> str:
 
 def _of_oscillators(knobs: AdaptiveSde) -> dict[str, Prediction]:
     bounds = dict.fromkeys(PROCESSES, (-2.6, -1.6, "order 1/l^2, over l of at least 2"))
-    bounds["sgd"] = (-1.25, -0.85, "the slope of log error on log l: order 1/l")
+    bounds["sgd"] = (-1.25, -0.85, "order 1/l, the slope of log error on log l")
     orders, controls = {}, {}
     for process, name in PROCESSES.items():
         low, high, why = bounds[process]
@@ -114,7 +114,7 @@ def _of_edges() -> dict[str, Prediction]:
     for series, name in BETAS.items():
         ratio = scaled(series, FACTOR, "learning rate only") / scaled(series, FACTOR, whole)
         found[f"{name}, k = {FACTOR}: learning rate only over the whole rule"] = no_less(
-            1.5, ratio, "of deviations: the betas must scale, too"
+            1.5, ratio, "the betas must scale, too; a ratio of deviations"
         )
     return found
 

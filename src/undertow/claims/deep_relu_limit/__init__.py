@@ -26,7 +26,7 @@ class DeepReluLimit(Knobs):
     width: Count = 20  # of the networks whose limit is taken
     depth: Annotated[int, at_least(4 * BURN_IN)] = 4096  # d(n) is read from 128 layers to half
     scale: Annotated[float, above(0), Bound("finite", math.isfinite)] = (
-        0.5  # c in ||P_n|| = c n^-power
+        0.5  # the c of ||P_n|| = c n^-power
     )
     # Of P_n = c n^-power I; power 1, which diverges, is added.
     aligned_powers: Annotated[tuple[float, ...], above(1), some(), DISTINCT] = (1.5, 2.0)

@@ -42,10 +42,10 @@ def promises_verdict(records: Records, knobs: DeepReluLimit) -> bool:
 
 
 def _rates(knobs: DeepReluLimit) -> dict[str, Prediction]:
-    unsummable = "1/2 - p: not summable, and it converges"
+    unsummable = "1/2 - p, not summable, and it converges"
     laws = [
         *(("aligned", p, 1 - p, "1 - p") for p in knobs.aligned_powers),
-        ("aligned", 1.0, knobs.scale, "c: not summable, and it diverges"),
+        ("aligned", 1.0, knobs.scale, "c, not summable, and it diverges"),
         *(("random", p, 0.5 - p, unsummable) for p in knobs.random_powers if p <= 1),
         *(("random", p, 0.5 - p, "1/2 - p") for p in knobs.random_powers if p > 1),
         *(("bias", p, 0.5 - p, "1/2 - p") for p in knobs.bias_powers),
@@ -66,9 +66,9 @@ def _rates(knobs: DeepReluLimit) -> dict[str, Prediction]:
 
 def _bounds() -> dict[str, Prediction]:
     step, size = violated("excess", 1e-12), violated("log_norm_ratio", 1e-9)
-    step_note = "by more than 1e-12 of a state: ||h_n+1 - h_n|| <= ||P|| ||h_n|| + ||b||"
-    size_note = "by more than 1e-9: ||N_n|| <= prod(1 + ||P_i||) (||x|| + sum ||b_i||)"
-    mixed = "at W_n = I: the bound needs h >= 0, so the first ReLU breaks it"
+    step_note = "to 1e-12 of a state, ||h_n+1 - h_n|| <= ||P|| ||h_n|| + ||b||"
+    size_note = "to 1e-9, ||N_n|| <= prod(1 + ||P_i||) (||x|| + sum ||b_i||)"
+    mixed = "the bound needs h >= 0, so at W_n = I the first ReLU breaks it"
     return {
         "one-step bound violated": no_seed(step, step_note, exact=True),
         "norm bound violated": no_seed(size, size_note, exact=True),
@@ -81,7 +81,7 @@ def _bounds() -> dict[str, Prediction]:
 def _counterexamples() -> dict[str, Prediction]:
     both = pl.col("kind").is_in(["shrinking", "mixing"])
     moved = of("limits", "last_ratio", *FIRST, both, how="max")
-    stops = "W_n = I/2 and W_n = (I + 11'/m)/2 converge: W_n -> I is not necessary, pointwise"
+    stops = "W_n = I/2 and (I + 11'/m)/2 converge, so pointwise W_n -> I is not necessary"
     return {
         "W_n stays 0.5 away from I, d(n) over ||x||": at_most(1e-12, moved, stops),
         "the same, ||limit|| over ||x|| of the second": no_less(
@@ -98,8 +98,8 @@ def _training(knobs: DeepReluLimit) -> dict[str, Prediction]:
     near_identity, he, few = (at_best("train_accuracy", *net) for net in nets(knobs))
     gain = at_best("test_accuracy", *nets(knobs)[0]) - at_best("test_accuracy", *nets(knobs)[1])
     best = "at the learning rate of the best mean"
-    without = f"{best}: without the initialisation it does not train"
-    recipe = f"{best}: the recipe trains a shallow network"
+    without = f"without the initialisation it does not train, {best}"
+    recipe = f"the recipe trains a shallow network, {best}"
     return {
         f"{deep} layers, I + c n^-p G, training accuracy": no_less(0.9, near_identity, best),
         f"{deep} layers, test accuracy, I + c n^-p G less He": no_less(

@@ -43,7 +43,7 @@ class GreedyLowRank(Knobs):
     # Sizes of its start.
     wide_scales: Annotated[Scales, LOOKED_AT] = (1e-2, ORDINARY, 1e-8, 1e-16, 1e-24, 1e-32)
     matrices: Matrices = ("low-rank", "digits", "tumours")  # completed from a part of their entries
-    rows: Count = 40  # of these matrices
+    rows: Count = 40  # of the completed matrices
     columns: Count = 30  # likewise
     seeds: Seeds = 10  # independent repetitions
 

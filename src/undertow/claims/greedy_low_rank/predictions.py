@@ -118,10 +118,10 @@ def counterexamples(knobs: GreedyLowRank) -> dict[str, Prediction]:
     simple = (pl.col("second_over_first") < 1e-4) & (pl.col("loss") < 1e-10)
     gap = of("counterexamples", "first_gap", how="first", **strong)
     power = exponent("counterexamples", "second_over_first", **strong) / gap
-    alike = f"an ordinary small start looks like the least (rank one: {widest / wide_least:.2f})"
+    alike = f"an ordinary small start looks like the least (rank one has {widest / wide_least:.2f})"
     return {
         f"3x3 from {small:g}: trace over the least": no_less(
-            APART, trace(scale=small, **strong) / least, f"rank one: {rank_one / least:.3f}"
+            APART, trace(scale=small, **strong) / least, f"rank one has {rank_one / least:.3f}"
         ),
         f"3x3 from {small:g}: rank one, loss zero": lab.every_seed(
             lab.share("counterexamples", simple, scale=small, **strong),

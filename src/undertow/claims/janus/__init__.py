@@ -35,7 +35,7 @@ class Janus(Knobs):
     epochs: Count = 60  # at which the null-space component is read
     late_steps: Count = 20_000  # after which the updates' fluctuation is read
     width: Count = 32  # of the deep network's two hidden layers
-    deep_steps: Count = 6_000
+    deep_steps: Count = 6_000  # of the deep network's training
     deep_weight_decay: Decays = (0.0, 5e-3, 1e-2, 2e-2)  # 0 is the control
     seeds: Seeds = 20  # independent repetitions
 

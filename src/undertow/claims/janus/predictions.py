@@ -73,7 +73,7 @@ def noise(knobs: Janus) -> dict[str, Prediction]:
             0.8,
             1.25,
             lab.worst(orders, 1, of_ratios=True),
-            "at every decay: it is not the shuffling",
+            "it is not the shuffling, at every decay",
         ),
     }
     if len(weak) > 1:
@@ -104,7 +104,7 @@ def deep_networks(knobs: Janus) -> dict[str, Prediction]:
             1e-6, rate, "exact in the first layer of a deep net too, SGD and GD"
         ),
         "deep net, GD's rank, strongest over no decay": at_most(
-            0.8, descent / undecayed, f"at decay {strongest:g}: descent gets low rank too"
+            0.8, descent / undecayed, f"descent gets low rank too, at decay {strongest:g}"
         ),
         "deep net, rank, SGD over GD, same steps": no_less(
             0.95, sgd / descent, "at equal steps SGD's rank is no lower"
@@ -115,7 +115,7 @@ def deep_networks(knobs: Janus) -> dict[str, Prediction]:
 def summary(records: Records, knobs: Janus) -> str:
     """How many runs diverged."""
     gone, runs = lab.lost(records)
-    return f"{gone} of {runs} runs diverged and were left out."
+    return f"{gone or 'None'} of {runs} runs diverged{' and were left out' if gone else ''}."
 
 
 # ---- readings

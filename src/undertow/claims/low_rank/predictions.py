@@ -71,7 +71,7 @@ def _forgetting(knobs: LowRank) -> dict[str, Prediction]:
     small, same_steps = cell(knobs), cell(knobs, batch_size=max(knobs.batch_sizes))
     batches = ratio(knobs, "rank", small, same_steps)
     learned = ratio(knobs, "learned_rank", small, cell(knobs, "adamw"))
-    on_exponent, alike = rank_on_exponent(knobs), "over all snapshots: the runs collapse on E"
+    on_exponent, alike = rank_on_exponent(knobs), "over all snapshots the runs collapse on E"
     rules = {
         "rank, small over large batch, same E": no_less(0.95, batches, "no pull beyond E"),
         "rank against E (Spearman)": at_most(-0.85, on_exponent, alike),
@@ -82,7 +82,7 @@ def _forgetting(knobs: LowRank) -> dict[str, Prediction]:
         rules[f"survivor forecast error, {rule}"] = at_most(0.1, error, twice)
     late = pl.col("decay_exponent") > 1.5
     error = forecast_error(knobs, "survivors_unforgotten", "sgd", late)
-    fails = "at E > 1.5: without E the same forecast fails"
+    fails = "without E the same forecast fails, read at E > 1.5"
     return rules | {
         "forecast error, forgetting left out": no_less(0.2, error, fails, control=True),
         "learned rank, SGD over AdamW": at_most(0.8, learned, "at the same E"),

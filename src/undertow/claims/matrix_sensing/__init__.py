@@ -31,10 +31,11 @@ class MatrixSensing(Knobs):
     identity_scales: Scales = (1e-2, 1e-4, 1e-6, 1e-8)  # where the measurements are all entries
     narrow_scale: float = 1e-4  # of the runs whose U has fewer columns than the rank of X*
     degenerate: Spectrum = (2.0, 2.0, 1.0)  # eigenvalues of X* in the control without a gap
-    degenerate_scales: Scales = (1e-4, 1e-6, 1e-8)  # of that control
+    # Sizes of the start in the control without a gap.
+    degenerate_scales: Scales = (1e-4, 1e-6, 1e-8)
     few_measurements: Count = 40  # sensors in the control that has too few
     lr: Annotated[float, above(0)] = 0.01  # step size of gradient descent
-    steps: Annotated[int, at_least(2)] = 7_500  # of it
+    steps: Annotated[int, at_least(2)] = 7_500  # of gradient descent
     seeds: Seeds = 24  # independent X*, sensors and starts; 17 are needed to show a share of 0.8
 
     def rules(self) -> Mapping[str, bool]:

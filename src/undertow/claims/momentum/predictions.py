@@ -37,7 +37,7 @@ def predictions(knobs: Momentum) -> dict[str, Prediction]:
         "stationary variance ratio over shuffled epochs, lr x sharpness 0.1": at_most(
             0.9,
             variance("epochs", 0.1),
-            "where independent batches have 0.95: the noise must be independent",
+            "the noise must be independent; where it is, the ratio is 0.95",
             control=True,
         ),
         f"train loss, momentum - SGD, lr {small:g}": near(

@@ -24,9 +24,9 @@ Positive = Annotated[float, between(0, math.inf)]
 class RankOneFeatures(Knobs):
     """Knobs."""
 
-    samples: Annotated[int, at_least(2)] = 4  # n, the inputs
+    samples: Annotated[int, at_least(2)] = 4  # inputs, n
     features: int = 8  # their dimension d; linearly independent inputs need n <= d
-    neurons: Annotated[int, at_least(2)] = 10  # m
+    neurons: Annotated[int, at_least(2)] = 10  # neurons, m
     noise_std: Positive = 1.0  # of the label noise
     # Learning rates at which the rate is measured; it is extrapolated to 0.
     lrs: Annotated[tuple[float, ...], above(0), some(2), ASCENDING] = (0.0025, 0.005, 0.01)
@@ -35,9 +35,8 @@ class RankOneFeatures(Knobs):
     collapse_steps: Annotated[int, at_least(READINGS)] = 500_000  # their length
     # Length of the runs over activations and operating points.
     sign_steps: Annotated[int, at_least(SHAKEN * READINGS)] = 20_000
-    # Images of the runs on real data, and steps of ordinary networks on digits; both decide
-    # nothing, and 0 leaves them out.
-    digits: Annotated[int, at_least(0)] = 10
+    digits: Annotated[int, at_least(0)] = 10  # images of runs that decide nothing; 0 for none
+    # Of ordinary networks on digits, which decide nothing; 0 leaves them out.
     net_steps: Annotated[int, at_least(0)] = 60_000
     seeds: Seeds = 20  # independent inputs, targets, starts and noises
 

@@ -50,7 +50,7 @@ def collapse_rules() -> dict[str, Prediction]:
     rules = {}
     for inputs in ("orthonormal", "independent"):
         rules[f"{inputs} inputs, s2 / s1 of the features"] = at_most(
-            0.05, end("rank_ratio", inputs), "from a random start: the features are of rank one"
+            0.05, end("rank_ratio", inputs), "the features are of rank one, from a random start"
         )
         rules[f"{inputs} inputs, F over its minimum, less one"] = at_most(
             0.01, end(EXCESS, inputs), "the trace of the Hessian is at its global minimum"
@@ -65,7 +65,7 @@ def collapse_rules() -> dict[str, Prediction]:
             1e-6, end(FOLDS.abs(), noise="none"), "nothing moves at zero loss", control=True
         ),
         "noise on the weights in place of the labels, e-folds lost": at_most(
-            0, shaken, "it grows: as much noise of another shape does not do it", control=True
+            0, shaken, "it grows, as much noise of another shape does not do it", control=True
         ),
     }
 

@@ -37,17 +37,20 @@ def floor(knobs: SgdNoise) -> dict[str, Prediction]:
     return {
         "guaranteed floor violated": lab.no_seed(violated(knobs), enough, exact=True),
         "measured minimum over floor, hidden matrix": at_most(
-            1.5, tight, "at batch size 1, mean over the decays: the floor is not far below"
+            1.5, tight, "the floor is not far below, at batch size 1, mean over the decays"
         ),
         "noise rises with decay": lab.every_seed(rises(knobs, decays), "over all the decays"),
         "noise without decay over weakest decay": at_most(
             1 / 30, quiet, f"of that at {decays[1]:g}: no decay, no noise", control=True
         ),
         "full-batch gradient over least batch gradient": at_most(
-            0.1, resting, "in the worst layer: descent is at rest, no batch is", control=True
+            0.1, resting, "descent is at rest, no batch is, in the worst layer", control=True
         ),
         "twice the floor broken, hidden matrix": no_less(
-            0.5, doubled, "of seeds, at every decay: lambda is half of weight_decay", control=True
+            0.5,
+            doubled,
+            "of the seeds, at every decay: lambda is half of weight_decay",
+            control=True,
         ),
     }
 
@@ -68,7 +71,7 @@ def displacements(knobs: SgdNoise) -> dict[str, Prediction]:
             0.9, 1.1, plateau, "of lr x weight_decay x steps: the plateau is shrinkage"
         ),
         "displacement, SGD over GD, after fitting": within(
-            0.95, 1.05, same, "descent has the same plateau: it shows no noise", control=True
+            0.95, 1.05, same, "descent has the same plateau, so it shows no noise", control=True
         ),
         "displacement without decay over shrinkage": at_most(
             0.1, undecayed, "of what the decay would shrink", control=True
@@ -77,10 +80,10 @@ def displacements(knobs: SgdNoise) -> dict[str, Prediction]:
             0.1, epoch(noisy, 0, "SGD"), "depends on the order of the data"
         ),
         "tangential displacement, SGD over GD, late": no_less(
-            1.5, nearer, f"after {late:,} epochs of each: descent comes nearer to rest"
+            1.5, nearer, f"descent comes nearer to rest, after {late:,} epochs of each"
         ),
         "noise over displacement, late": no_less(
-            0.5, epoch(noisy, late, "SGD"), f"so much after {late:,} epochs: there it shows"
+            0.5, epoch(noisy, late, "SGD"), f"after {late:,} epochs it shows"
         ),
     }
 

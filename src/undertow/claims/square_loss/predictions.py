@@ -63,16 +63,16 @@ def flow_rules(knobs: SquareLoss) -> Rules:
             2, shrunk, f"starts at {second:g} and {least:g} draw together"
         ),
         f"log-gap of rho from {largest:g} and {least:g}, lambda = {weakest:g}": at_most(
-            0.1, met, f"of {begun:.3g} at the start: all head for one rho"
+            0.1, met, f"all head for one rho; at the start it is {begun:.3g}"
         ),
         f"log-gap of rho from {largest:g} and {before:g} kept without decay": no_less(
             0.8, stays, "of the gap at the start: without decay rho stays", control=True
         ),
         "rho, V at its own speed over V slowed by rho^2": within(
-            0.98, 1.02, own, f"at lambda = {strongest:g}: the scaled steps change no end"
+            0.98, 1.02, own, f"the scaled steps change no end, at lambda = {strongest:g}"
         ),
         "rho, shuffled labels over true ones": no_less(
-            1.2, shuffled, f"at lambda = {middle:g}: no small rho without structure", control=True
+            1.2, shuffled, f"no small rho without structure, at lambda = {middle:g}", control=True
         ),
         f"stable rank without decay, rho_0 = {least:g} over {largest:g}": at_most(
             0.5, rank, "a small start alone gives it, so low rank shows no decay", control=True
@@ -99,8 +99,8 @@ def margin_rules(knobs: SquareLoss) -> Rules:
         "spread of the margins, end over early": at_most(
             0.5,
             end / early,
-            f"CV over that at {EARLY:g} of the time, lambda = {weakest:g}, in the flows fitted by "
-            "then: margins equalise",
+            f"of their CV at {EARLY:g} of the time, in the flows fitted by then, at lambda = "
+            f"{weakest:g}",
         ),
         "spread of the margins, decay over none": no_less(
             1, over_none, "it is the fit that equalises, and decay limits the fit", control=True
@@ -109,7 +109,7 @@ def margin_rules(knobs: SquareLoss) -> Rules:
             -1.1,
             -0.9,
             slope_of("flows", rho, margin, *ends, fraction=1.0, **PLAIN),
-            "over fitted flows: the smaller rho, the larger the margin",
+            "the smaller rho, the larger the margin, over fitted flows",
         ),
     }
 
@@ -125,7 +125,7 @@ def norm_rules(knobs: SquareLoss) -> Rules:
     off = pl.max_horizontal((pl.col("ratio", "measured_ratio") - 1).abs())
     return {
         "squared layer norms, largest over least less 1": at_most(
-            0.05, spread, f"at weight decay {decay:g}, not normalised: they equalise"
+            0.05, spread, f"they equalise, not normalised and at weight decay {decay:g}"
         ),
         "the same without decay": no_less(
             0.15, free, "their differences are conserved", control=True
@@ -134,7 +134,7 @@ def norm_rules(knobs: SquareLoss) -> Rules:
             0.02, error, "of mu / (M + weight_decay / 2 rho^(2/L - 2)), L = 3"
         ),
         "Toeplitz norm over sqrt(positions) x kernel norm, error": at_most(
-            1e-12, of("convolutions", off, padding=0), "from the matrix, and as measured"
+            1e-12, of("convolutions", off, padding=0), "as a matrix, and as measured"
         ),
         "the same ratio with zero padding": at_most(
             0.99, of("convolutions", "ratio", padding=1), "some taps do not count", control=True
@@ -171,7 +171,8 @@ def collapse_rules(knobs: SquareLoss) -> Rules:
 def summary(records: Records, knobs: SquareLoss) -> str:
     """How many runs were lost."""
     gone, _ = lost(records)
-    return f"{gone} of {planned(knobs)} runs diverged or ran out of steps and were left out."
+    left = " and were left out" if gone else ""
+    return f"{gone or 'None'} of {planned(knobs)} runs diverged or ran out of steps{left}."
 
 
 def promises_verdict(records: Records, knobs: SquareLoss) -> bool:

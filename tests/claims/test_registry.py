@@ -83,11 +83,11 @@ def test_files_of_one_name_in_two_folders_are_two_claims(own: Path, tmp_path: Pa
     folder = tmp_path / "b side"
     folder.mkdir()
     other = folder / own.name
-    other.write_text(own.read_text().replace("to a tenth", "of the other file"))
+    other.write_text(own.read_text().replace("to a tenth", "in the other file"))
     first, second = get(f"./{own}"), get(str(other))
     rules = [claim.predictions(claim.presets["small"]) for claim in (first, second)]
     assert rules[0]["fits the data"].words == "in every seed: to a tenth"
-    assert rules[1]["fits the data"].words == "in every seed: of the other file"
+    assert rules[1]["fits the data"].words == "in every seed: in the other file"
     run = reproduce(first, preset="smoke", out="run", engine="inline", progress=False)
     assert len(run.verdict.checks) == 5
     with pytest.raises(OSError, match="holds a run of another claim"):

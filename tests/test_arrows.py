@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from pathlib import Path
 
@@ -56,6 +57,7 @@ PACKAGES = {
 }
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """The modules that a file imports, wherever in the file, as absolute dotted names."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process a test
 HEAVY = {"torch", "polars", "altair", "scipy", "sklearn", "pandas", "vl_convert", "tyro", "rich"}
 
 

@@ -137,7 +137,6 @@ def test_what_an_installed_package_cannot_load_is_one_line(monkeypatch: pytest.M
         get("theirs")
 
 
-@pytest.mark.fast
 def test_what_was_read_from_an_earlier_run_is_in_sight(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

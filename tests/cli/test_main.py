@@ -41,6 +41,7 @@ def test_a_command_that_there_is_not(refused: Callable[..., str]) -> None:
     assert refused("reprduce") == "undertow: no command 'reprduce'; did you mean reproduce?"
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_and_a_terminal_that_cannot_show_a_name(tmp_path: Path) -> None:
     import torch
 

@@ -24,6 +24,7 @@ def called(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_template_runs_resumes_and_reports() -> None:
     assert main(["new", "claim", "min-norm"]) == 0
     source = Path("min_norm.py").read_text()

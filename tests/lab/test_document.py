@@ -282,6 +282,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(), JSON))
 def test_json_is_the_data(data: dict[str, object]) -> None:
     assert json.loads(lab.as_json(lab.Document("", data=data))) == data

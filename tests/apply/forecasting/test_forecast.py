@@ -121,6 +121,7 @@ def test_epochs_and_rounds() -> None:
     assert found.sync.share == pytest.approx(1 / 4)
 
 
+@pytest.mark.slow
 def test_the_text_fits_a_terminal(tmp_path: Path) -> None:
     many = {f"encoder.layers.{i}.attention.output.dense.weight": (64, 64) for i in range(40)}
     for shapes in (None, SHAPES, many):

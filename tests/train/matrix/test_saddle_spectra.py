@@ -52,6 +52,7 @@ def test_spectra_turn_with_the_problem() -> None:
     torch.testing.assert_close(turned.relaxations, plain.relaxations)
 
 
+@pytest.mark.slow
 def test_directions_are_learned_when_the_spectra_say() -> None:
     """The time from a start a thousand times smaller, less that from the start, has no constant."""
     generator = torch.Generator().manual_seed(1)

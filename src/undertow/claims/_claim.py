@@ -86,11 +86,6 @@ class Claim:
         if not hasattr(self.presets["small"], "seeds"):
             raise ValueError("knobs must have one called seeds, the number of repetitions")
 
-    @property
-    def knobs(self) -> type:
-        """The frozen dataclass of knobs."""
-        return type(self.presets["small"])
-
     def preset(self, name: str) -> Any:
         """The knobs of a preset.
 

@@ -4,6 +4,7 @@ Behind `Objective`, which users have: its risk (what is evaluated), gradients of
 products, for what measures and solvers do with them beside.
 """
 
+from undertow.objective._arguments import whole_number as whole_number
 from undertow.objective._curvature_products import CurvatureProducts as CurvatureProducts
 from undertow.objective._gradients import gradient as gradient
 from undertow.objective._losses import Loss as Loss
@@ -30,4 +31,5 @@ __all__ = [
     "logits_of",
     "out_of_memory",
     "unfused",
+    "whole_number",
 ]

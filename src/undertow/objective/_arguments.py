@@ -1,4 +1,4 @@
-"""Arguments of the objective's methods, checked.
+"""Arguments of the objective's methods, and of those who measure and train with it, checked.
 
 What is of the wrong kind is a TypeError, what is out of range a ValueError.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 from numbers import Integral
 
 
-def positive_count(name: str, value: object) -> int:
-    """`value` as a whole number of at least 1.
+def whole_number(name: str, value: object, *, least: int = 1) -> int:
+    """`value` as a whole number of at least `least`.
 
     Raises:
         TypeError: if it is no integer (a bool is none).
-        ValueError: if it is below 1.
+        ValueError: if it is below `least`.
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
     return int(value)

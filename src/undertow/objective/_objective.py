@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from undertow.objective._arguments import positive_count
+from undertow.objective._arguments import whole_number
 from undertow.objective._curvature_products import CurvatureProducts
 from undertow.objective._gauss_newton_trace import gauss_newton_trace
 from undertow.objective._gradients import gradient, gradient_noise_draws
@@ -166,7 +166,7 @@ class Objective:
         Raises:
             TypeError, ValueError: as `ggnvp`; and if max_outputs is no whole number, or below 1.
         """
-        found = gauss_newton_trace(self._risk, positive_count("max_outputs", max_outputs))
+        found = gauss_newton_trace(self._risk, whole_number("max_outputs", max_outputs))
         if found is None:
             return None
         total, count, products = found
@@ -192,8 +192,8 @@ class Objective:
             TypeError: if draws or batch_size is no whole number, or there is no generator.
             ValueError: if draws or batch_size < 1, or there is only one sample.
         """
-        draws = positive_count("draws", draws)
-        batch_size = positive_count("batch_size", batch_size)
+        draws = whole_number("draws", draws)
+        batch_size = whole_number("batch_size", batch_size)
         if not isinstance(generator, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator, got {generator!r}")
         return gradient_noise_draws(self._risk, draws, batch_size, generator)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import Dataset
 
-from undertow.objective._arguments import positive_count
+from undertow.objective._arguments import whole_number
 from undertow.objective._batches import (
     checked_pair,
     fingerprint,
@@ -75,7 +75,7 @@ class EmpiricalRisk:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         if microbatch is not None:
-            microbatch = positive_count("microbatch", microbatch)
+            microbatch = whole_number("microbatch", microbatch)
         self.model = model
         self.loss = loss
         self.param_names = select(model, params)

@@ -203,7 +203,7 @@ def train(trials: Sequence[Training]) -> list[Rows]:
     trained = networks(first.images, model, members, batch_size=size, path="fused")
     trained.ensemble.train(first.steps)
     facts = {
-        "diverged": [at is not None for at in trained.ensemble.diverged_at],
+        "diverged": trained.ensemble.diverged,
         "train_accuracy": trained.fit().accuracy.nan_to_num(),
         "test_accuracy": trained.tested().accuracy.nan_to_num(),
     }

@@ -210,7 +210,7 @@ def null_space(
     steps, now = ensemble.steps_taken, ensemble.parameters()[_FIRST]
     before, left = (torch.linalg.norm(own @ projector, dim=(1, 2)) for own in (start, now))
     return {
-        "diverged": [at is not None for at in ensemble.diverged_at],
+        "diverged": ensemble.diverged,
         "null_dimension": round(float(projector.trace())),
         "null_ratio": left / before,
         "null_predicted": [null_space_decay(t.lr, t.weight_decay, steps) for t in trials],

@@ -118,7 +118,7 @@ def train(trials: Sequence[Training]) -> list[Rows]:
         facts = {
             "step": step,
             "final": step == total,
-            "diverged": [at is not None for at in ensemble.diverged_at],
+            "diverged": ensemble.diverged,
             "train_loss": fit.loss,
             "train_accuracy": fit.accuracy,
             "test_accuracy": test.accuracy,

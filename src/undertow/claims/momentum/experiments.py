@@ -181,7 +181,7 @@ def train(trials: Sequence[Network]) -> list[Rows]:
             facts["lagged_loss"] = networks.fit().loss
     ensemble.train(steps - ensemble.steps_taken)
     facts |= {
-        "diverged": [at is not None for at in ensemble.diverged_at],
+        "diverged": ensemble.diverged,
         "loss": networks.fit().loss,
         "accuracy": networks.tested().accuracy,
     }

@@ -201,7 +201,7 @@ def train_norms(trials: Sequence[Norms]) -> list[Rows]:
     decay = torch.tensor([own.weight_decay for own in trials], dtype=torch.float64)
     effective = decay / 2 * rho ** (2 / squares.shape[1] - 2)
     facts = {
-        "diverged": [at is not None for at in ensemble.diverged_at],
+        "diverged": ensemble.diverged,
         "norm_spread": squares.amax(1) / squares.amin(1) - 1,
         "rho": rho,
         "equilibrium": margins.mean(1) / (margins.square().mean(1) + effective),
@@ -244,10 +244,10 @@ def train_collapse(trials: Sequence[Collapse]) -> list[Rows]:
     rows: list[Rows] = [[] for _ in trials]
     for step in ensemble.read_at(fractions):
         correct = ensemble.predict(inputs).argmax(2) == targets
-        for e, at in enumerate(ensemble.diverged_at):
-            row = {"step": step, "fraction": fractions[step], "diverged": at is not None}
+        for e, lost in enumerate(ensemble.diverged):
+            row = {"step": step, "fraction": fractions[step], "diverged": lost}
             rows[e].append(row)
-            if at is None:
+            if not lost:
                 # Cross-entropy only says how labels are read; no loss is taken.
                 objective = Objective(
                     ensemble.module(e), functional.cross_entropy, (inputs, targets)

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from undertow.measure._checks import whole_number
 from undertow.measure.curvature._krylov import (
     Curvature,
     Quadrature,
@@ -23,7 +22,7 @@ from undertow.measure.curvature._krylov import (
     lanczos_quadrature,
 )
 from undertow.measure.curvature._trace import Estimate
-from undertow.objective import Objective
+from undertow.objective import Objective, whole_number
 
 # Probes together in one block, as far as memory is meant for their Krylov bases.
 _BLOCK = 8

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.measure._checks import whole_number
 from undertow.measure._lengths import inner, length, lengths
 from undertow.measure.curvature._krylov import (
     Curvature,
@@ -24,7 +23,7 @@ from undertow.measure.curvature._krylov import (
     curvature_operator,
 )
 from undertow.measure.curvature._lanczos import largest_pairs
-from undertow.objective import Objective
+from undertow.objective import Objective, whole_number
 
 # |<gradient, w>| of a scale-invariant block, relative to ||gradient|| ||w||, up to rounding.
 _INVARIANT = 1e-3

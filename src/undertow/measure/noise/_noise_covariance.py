@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.measure._checks import whole_number
 from undertow.measure.noise._gradient_noise import noise_and_sweep
 from undertow.measure.noise._layer_gradients import wide
-from undertow.objective import Objective
+from undertow.objective import Objective, whole_number
 
 Product = Callable[[Tensor], Tensor]
 

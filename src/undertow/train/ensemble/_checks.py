@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 from undertow.train.ensemble._sampling import Order
 
 

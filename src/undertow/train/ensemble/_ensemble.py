@@ -18,8 +18,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from undertow.objective import whole_number
 from undertow.train import rules
-from undertow.train._checks import whole_number
 from undertow.train.ensemble import _losses
 from undertow.train.ensemble._checks import batch_shape, check_data
 from undertow.train.ensemble._engines import Engine, Job, LoopEngine, VmapEngine
@@ -216,9 +216,14 @@ class Ensemble:
             yield step
 
     @property
+    def diverged(self) -> list[bool]:
+        """Whether each member has diverged."""
+        return [at is not None for at in self.diverged_at]
+
+    @property
     def alive(self) -> list[int]:
         """The members that have not diverged."""
-        return [index for index, at in enumerate(self.diverged_at) if at is None]
+        return [index for index, lost in enumerate(self.diverged) if not lost]
 
     def parameters(self) -> dict[str, Float[Tensor, "E ..."]]:
         """Copies of all parameters, each `[E, ...]`; NaN for members that diverged."""

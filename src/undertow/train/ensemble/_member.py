@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 from undertow.train.ensemble._sampling import ORDERS, Order
 from undertow.train.rules import HYPER, Hyper
 from undertow.train.schedules import Factors, Steps

@@ -16,8 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.objective import Objective, evaluating
-from undertow.train._checks import whole_number
+from undertow.objective import Objective, evaluating, whole_number
 
 BatchedGradient = Callable[[Tensor], Tensor]
 BatchedNoise = Callable[[Tensor, Tensor], Tensor]

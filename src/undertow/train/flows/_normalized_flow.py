@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 
 
 @dataclass(frozen=True, eq=False)

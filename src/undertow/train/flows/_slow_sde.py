@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 from undertow.train.flows._noise import stacked
 from undertow.train.flows._potential import increasing
 from undertow.train.flows._sde import above_zero

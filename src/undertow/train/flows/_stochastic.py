@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 
 # Normal numbers drawn at once: few enough to stay in the processor's cache.
 _BLOCK = 2**18

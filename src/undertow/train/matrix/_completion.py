@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 from undertow.train.matrix._matrix_losses import observed_entries
 
 _STEP = 1.0  # of the proximal maps, in units of the observed matrix's spectral norm

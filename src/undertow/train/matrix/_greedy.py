@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 from undertow.train.matrix._factors import Factors
 from undertow.train.matrix._rest import flow_to_rest
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 
 MatrixLoss = Callable[[Tensor], Tensor]
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 from undertow.train.matrix._factored import factored_descent
 from undertow.train.matrix._matrix_losses import MatrixLoss
 

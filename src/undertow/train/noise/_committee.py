@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 
 _BLOCK = 500  # steps whose noise is drawn at once
 _RIDGE = 1e-4

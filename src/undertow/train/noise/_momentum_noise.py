@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 
 Field = Callable[[Tensor], Tensor]
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from undertow.train._checks import whole_number
+from undertow.objective import whole_number
 from undertow.train.rules import Hyper, Rule, State
 
 _RULES = ("sgd", "rmsprop", "adam")

@@ -6,14 +6,15 @@ samples, or the weight of the labels that count (class weights, `ignore_index`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import Dataset
 
 from undertow.objective._arguments import whole_number
@@ -36,6 +37,7 @@ from undertow.objective._module import (
     select,
     shown,
 )
+from undertow.objective._stand_in import StandIn
 
 Tensors = Mapping[str, Tensor]
 """Parameters and buffers by name."""
@@ -44,20 +46,24 @@ Result = TypeVar("Result")
 
 # Tensors go through the model in one piece while the inputs take at most so many bytes.
 _PIECE_BYTES = 2**25
+# A model is first met on so many samples.
+_FEW = 2
 
 
 class EmpiricalRisk:
     """A model, a loss and data, and how to evaluate them at parameters of one's choice.
 
     Functions of a microbatch take `tensors`, all parameters and buffers by name: those of
-    `current`, with some replaced. The module is run on these and left as found; evaluate inside
-    `evaluating(model)`, as `sweep` does. By default the risk follows the module's own parameters;
-    `at(dtype)` is the same risk in another precision, `held()` one with a theta of its own.
+    `own`, with some replaced. Not the module is run on these but its stand-in, so that it is left
+    as found; evaluate inside `evaluating()`, as `sweep` does. By default the risk follows the
+    module's own parameters; `at(dtype)` is the same risk in another precision, `held()` one with a
+    theta of its own.
 
     Args: as of `Objective`.
 
     Attributes:
-        model: the user's module.
+        model: the user's module; the one inside, if it is wrapped by `torch.compile`.
+        stand_in: what is run in its place.
         loss: of (outputs, targets); None for the model's own.
         param_names: what theta consists of.
         dtype: what parameters, buffers, data and loss are evaluated in; None for their own types.
@@ -76,11 +82,13 @@ class EmpiricalRisk:
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         if microbatch is not None:
             microbatch = whole_number("microbatch", microbatch)
-        self.model = model
+        self.stand_in = StandIn(model)
+        self.model = self.stand_in.model
         self.loss = loss
-        self.param_names = select(model, params)
+        self.param_names = select(self.model, params)
         self.dtype: torch.dtype | None = None
         self._terms = OwnLoss() if loss is None else GivenLoss(loss)
+        self._met: list[bool] = []  # shared with the same risk elsewhere
         self._held: dict[str, Tensor] | None = None
         self._piece = microbatch
         self._num_samples: int | None = None
@@ -148,6 +156,11 @@ class EmpiricalRisk:
         with torch.inference_mode(False):  # in which copies could not be differentiated
             return {n: t.to(product_type(t.dtype), copy=True) for n, t in self.current().items()}
 
+    def own(self) -> dict[str, Tensor]:
+        """The same as copies in their own types, which a forward pass may write to."""
+        with torch.inference_mode(False):
+            return {name: tensor.clone() for name, tensor in self.current().items()}
+
     def theta(self) -> Float[Tensor, " params"]:
         """The parameters that count, as one vector in the order of `param_names`."""
         current = self.current()
@@ -186,14 +199,12 @@ class EmpiricalRisk:
         What becomes of the module's no longer matters to it; `move` sets its theta.
         """
         data = list(self.batches())
-        with torch.inference_mode(False):
-            tensors = {name: tensor.clone() for name, tensor in self.current().items()}
         return self._but(
             _data=data,
             _piece=None,
             _num_samples=sum(len(targets) for _, targets in data),
             _counted=fingerprint(data),
-            _held=tensors,
+            _held=self.own(),
         )
 
     def _but(self, **attributes: Any) -> Self:
@@ -214,17 +225,47 @@ class EmpiricalRisk:
             for name, part in zip(self.param_names, parts, strict=True):
                 self._held[name].copy_(part.reshape(self._held[name].shape))
 
+    def placed(self, tensors: Tensors) -> Self:
+        """The same risk at these parameters and buffers, all of them by name."""
+        return self._but(_held=dict(tensors))
+
+    def apart(self) -> Self:
+        """The same risk with a stand-in of its own, on which hooks may be left."""
+        return self._but(stand_in=self.stand_in.apart())
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Where functions of a microbatch are to be evaluated: the stand-in is up to date.
+
+        The random state inside is thrown away; the caller's autocast and inference mode are off.
+        """
+        self.stand_in.follow()
+        with evaluating(self.model):
+            if not self._met:
+                self._meet(*next(self.batches()))
+            yield
+
+    def _meet(self, inputs: Any, targets: Tensor) -> None:
+        """Run the model on few samples, to see what it writes to."""
+        self._met.append(True)
+        trial = self.apart()
+        for samples in (slice(_FEW), slice(None)):
+            few = piece(inputs, samples, targets.device), targets[samples]
+            with contextlib.suppress(Exception), torch.no_grad():  # raised again by who needs it
+                trial.outputs(trial.own(), *few)
+                break
+
     # One microbatch.
 
     def outputs(self, tensors: Tensors, inputs: Any, targets: Tensor | None = None) -> Any:
         """What the model returns; the targets are the labels that its own loss needs."""
         if not isinstance(inputs, Mapping):
             given = (self._fitting(inputs, tensors),)
-            return functional_call(self.model, dict(tensors), given)
+            return self.stand_in.run(tensors, given, dtype=self.dtype)
         arguments = {name: self._fitting(part, tensors) for name, part in inputs.items()}
         if self.loss is None and targets is not None:
             arguments["labels"] = targets
-        return functional_call(self.model, dict(tensors), (), arguments)
+        return self.stand_in.run(tensors, (), arguments, dtype=self.dtype)
 
     def _fitting(self, part: Any, tensors: Tensors) -> Any:
         """Inputs in the parameters' precision where these are not in their own."""
@@ -298,10 +339,13 @@ class EmpiricalRisk:
         Raises:
             ValueError: if the loss is found to be no average over samples.
         """
+        self.stand_in.follow()
         with evaluating(self.model), torch.no_grad():
-            tensors = self._own_buffers() if tensors is None else tensors
+            tensors = self.own() if tensors is None else tensors
             pieces = 0
             for batch in self.batches():
+                if not self._met:
+                    self._meet(*batch)
                 waiting = [batch]
                 while waiting:
                     inputs, targets = waiting.pop()
@@ -328,20 +372,16 @@ class EmpiricalRisk:
                         for part in (slice(half, None), slice(half))
                     ]
 
-    def _own_buffers(self) -> dict[str, Tensor]:
-        """The current tensors, so that a module that writes to buffers writes to nothing else."""
-        current = self.current()
-        return current | {name: current[name].clone() for name, _ in self.model.named_buffers()}
+    def value(self, tensors: Tensors | None = None) -> Float[Tensor, ""]:
+        """L(theta), or L at other parameters and buffers."""
+        return self.mean(self.sum_and_count, tensors)
 
-    def value(self) -> Float[Tensor, ""]:
-        """L(theta)."""
-        return self.mean(self.sum_and_count)
-
-    def mean(self, contribution: Contribution) -> Tensor:
+    def mean(self, contribution: Contribution, tensors: Tensors | None = None) -> Tensor:
         """Sum of the contributions of microbatches over the sum of their counts.
 
         Args:
             contribution: maps (tensors, inputs, targets) to (part of the sum, count).
+            tensors: other parameters and buffers than the current ones, all of them by name.
 
         Raises:
             ValueError: as `normalized`.
@@ -356,7 +396,7 @@ class EmpiricalRisk:
                 # Sums in half precision would stop growing.
                 totals.extend(part.to(product_type(part.dtype), copy=True) for part in result)
 
-        self.sweep(contribution, add)
+        self.sweep(contribution, add, tensors)
         return self.normalized(*totals)
 
     def normalized(self, total: Tensor, count: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -238,8 +239,8 @@ class _Reader:
                 fed.clear()
                 outputs = outputs_of(risk, state, inputs)
                 if callable(self.features):
-                    features = by_function.apply(own.own(), lambda _, f, x=inputs: f(x))
-                    caught.append(features)
+                    call = partial(_call, inputs)
+                    caught.append(by_function.apply(own.own(), call))
                 found = self._checked(caught, len(targets))
                 self.feeds_classifier &= len(fed) == 1 and _equal(fed[0], found)
                 scores, labels = class_scores(self.objective.loss, outputs, targets)
@@ -362,6 +363,11 @@ def _regularity(
     cosines = (directions @ directions.T)[apart]
     spread = float(norms.std(correction=0) / norms.mean())
     return spread, float((cosines + 1 / (len(rows) - 1)).abs().mean())
+
+
+def _call(inputs: Any, module: nn.Module, features: Callable[[Any], Any]) -> Any:
+    del module
+    return features(inputs)
 
 
 def _equal(fed: Any, features: Tensor) -> bool:

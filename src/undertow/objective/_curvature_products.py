@@ -152,6 +152,8 @@ class CurvatureProducts:
         Raises:
             ValueError: if an operation of the model or the loss has no second derivative.
         """
+        if kind == "ggn":
+            self._risk.check_by_outputs("a Gauss-Newton product")
         with _naming_what_is_missing(), ExitStack() as stack:
             if self._current is None:
                 stack.enter_context(self._risk.evaluating())

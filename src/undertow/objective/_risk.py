@@ -6,10 +6,9 @@ samples, or the weight of the labels that count (class weights, `ignore_index`).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self, TypeVar
 
 import torch
@@ -27,7 +26,8 @@ from undertow.objective._batches import (
     with_own_random_state,
 )
 from undertow.objective._loss_terms import GivenLoss, OwnLoss
-from undertow.objective._losses import Loss, OutputProduct, as_module, logits_of
+from undertow.objective._losses import Loss, OutputProduct, as_module, cast_loss, logits_of
+from undertow.objective._meeting import meet
 from undertow.objective._module import (
     cast,
     evaluating,
@@ -37,7 +37,8 @@ from undertow.objective._module import (
     select,
     shown,
 )
-from undertow.objective._stand_in import StandIn
+from undertow.objective._roads import Redirected, Roads
+from undertow.objective._stand_in import StandIn, names_of
 
 Tensors = Mapping[str, Tensor]
 """Parameters and buffers by name."""
@@ -46,8 +47,7 @@ Result = TypeVar("Result")
 
 # Tensors go through the model in one piece while the inputs take at most so many bytes.
 _PIECE_BYTES = 2**25
-# A model is first met on so many samples.
-_FEW = 2
+_NOTHING = nullcontext()
 
 
 class EmpiricalRisk:
@@ -88,7 +88,7 @@ class EmpiricalRisk:
         self.param_names = select(self.model, params)
         self.dtype: torch.dtype | None = None
         self._terms = OwnLoss() if loss is None else GivenLoss(loss)
-        self._met: list[bool] = []  # shared with the same risk elsewhere
+        self._met: list[Roads] = []  # shared with the same risk elsewhere
         self._held: dict[str, Tensor] | None = None
         self._piece = microbatch
         self._num_samples: int | None = None
@@ -190,7 +190,7 @@ class EmpiricalRisk:
             return self._but(dtype=dtype, _held=held, _terms=OwnLoss())
         loss = as_module(self.loss)
         if isinstance(loss, nn.Module):
-            loss = copy.deepcopy(loss).to(dtype)
+            loss = cast_loss(loss, dtype, self.model)
         return self._but(dtype=dtype, _held=held, loss=loss, _terms=GivenLoss(loss))
 
     def held(self) -> Self:
@@ -231,7 +231,8 @@ class EmpiricalRisk:
 
     def apart(self) -> Self:
         """The same risk with a stand-in of its own, on which hooks may be left."""
-        return self._but(stand_in=self.stand_in.apart())
+        with self.evaluating():
+            return self._but(stand_in=self.stand_in.apart())
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -245,15 +246,12 @@ class EmpiricalRisk:
                 self._meet(*next(self.batches()))
             yield
 
-    def _meet(self, inputs: Any, targets: Tensor) -> None:
-        """Run the model on few samples, to see what it writes to."""
-        self._met.append(True)
-        trial = self.apart()
-        for samples in (slice(_FEW), slice(None)):
-            few = piece(inputs, samples, targets.device), targets[samples]
-            with contextlib.suppress(Exception), torch.no_grad():  # raised again by who needs it
-                trial.outputs(trial.own(), *few)
-                break
+    def _meet(self, inputs: Any, targets: Tensor) -> Roads:
+        """Once: an evaluation on few samples shows what there is to mind."""
+        if not self._met:
+            terms = OwnLoss() if self.loss is None else GivenLoss(self.loss)
+            self._met.append(meet(self._but(_met=[Roads()], _terms=terms), inputs, targets))
+        return self._met[0]
 
     # One microbatch.
 
@@ -261,11 +259,20 @@ class EmpiricalRisk:
         """What the model returns; the targets are the labels that its own loss needs."""
         if not isinstance(inputs, Mapping):
             given = (self._fitting(inputs, tensors),)
-            return self.stand_in.run(tensors, given, dtype=self.dtype)
+            with self._redirected(tensors):
+                return self.stand_in.run(tensors, given, dtype=self.dtype)
         arguments = {name: self._fitting(part, tensors) for name, part in inputs.items()}
         if self.loss is None and targets is not None:
             arguments["labels"] = targets
-        return self.stand_in.run(tensors, (), arguments, dtype=self.dtype)
+        with self._redirected(tensors):
+            return self.stand_in.run(tensors, (), arguments, dtype=self.dtype)
+
+    def _redirected(self, tensors: Tensors) -> AbstractContextManager[object]:
+        """Where parameters that are reached by another road are those of `tensors` too."""
+        if not self._met or not self._met[0]:
+            return _NOTHING
+        names = names_of(self.model)
+        return Redirected({key: tensors[name] for key, name in names.items() if name in tensors})
 
     def _fitting(self, part: Any, tensors: Tensors) -> Any:
         """Inputs in the parameters' precision where these are not in their own."""
@@ -281,7 +288,12 @@ class EmpiricalRisk:
         """Sum of the loss, and what the microbatch adds to the denominator."""
         self._learn(tensors, inputs, targets)
         outputs = self.outputs(tensors, inputs, targets)
-        return self._terms.sum_and_count(outputs, targets, len(targets))
+        with self._redirected(tensors):
+            return self._terms.sum_and_count(outputs, targets, len(targets))
+
+    def loss_sum(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The sum of the loss, from what the model returned."""
+        return self._terms.sum_and_count(outputs, targets, len(targets))[0]
 
     def logits_and_sum(
         self, tensors: Tensors, inputs: Any, targets: Tensor
@@ -289,13 +301,32 @@ class EmpiricalRisk:
         """The logits, and the sum of the loss as a function of them."""
         self._learn(tensors, inputs, targets)
         outputs = self.outputs(tensors, inputs, targets)
-        return logits_of(outputs), self._terms.sum_by_logits(outputs, targets, len(targets))
+        with self._redirected(tensors):
+            return logits_of(outputs), self._terms.sum_by_logits(outputs, targets, len(targets))
 
     def sample_sums(
         self, tensors: Tensors, inputs: Any, targets: Tensor
     ) -> Float[Tensor, " samples"]:
         """What each sample adds to the sum of the loss."""
-        return self._terms.sample_sums(self.outputs(tensors, inputs, targets), targets)
+        outputs = self.outputs(tensors, inputs, targets)
+        with self._redirected(tensors):
+            return self._terms.sample_sums(outputs, targets)
+
+    def check_by_outputs(self, what: str) -> None:
+        """Raise ValueError if the loss depends on theta beside the model's outputs.
+
+        Args:
+            what: is going to be computed from the loss's slope in the outputs.
+        """
+        if not self._met:
+            with self.evaluating():
+                pass
+        beside = tuple(name for name in self.param_names if name in self._met[0].depends)
+        if beside:
+            raise ValueError(
+                f"{what} would leave out what the loss makes of {shown(beside)} beside the model's "
+                "outputs, such as a penalty: take that out of the loss, or use the Hessian"
+            )
 
     def denominators(self, targets: Tensor) -> Float[Tensor, " samples"]:
         """What each sample adds to the denominator.
@@ -344,8 +375,7 @@ class EmpiricalRisk:
             tensors = self.own() if tensors is None else tensors
             pieces = 0
             for batch in self.batches():
-                if not self._met:
-                    self._meet(*batch)
+                self._meet(*batch)
                 waiting = [batch]
                 while waiting:
                     inputs, targets = waiting.pop()

@@ -125,6 +125,16 @@ class StandIn:
                 self._plain[index] = now, plain_copy(tensor, dtype)
         return [copied for _, copied in self._plain]
 
+    def aliases(self, dtype: torch.dtype | None) -> dict[int, str]:
+        """Copies of tensors that share memory with a parameter or buffer: its name by identity."""
+        self.follow()
+        assert self._twin is not None
+        stored = storages(self.model)
+        copies = self._other(self._twin, dtype)
+        pairs = zip(self._twin.plain, copies, strict=True)
+        found = {id(copied): stored.get(storage(place[2]), "") for place, copied in pairs}
+        return {key: name for key, name in found.items() if name}
+
     def _note(self, names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:
         if before == after:
             return
@@ -139,6 +149,25 @@ def names_of(model: nn.Module) -> dict[int, str]:
     """The first name of each parameter and buffer, by its identity."""
     named = {id(buffer): name for name, buffer in model.named_buffers()}
     return named | {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+def storages(model: nn.Module) -> dict[int, str]:
+    """The same by the identity of the memory that they are in."""
+    named = [*model.named_buffers(), *model.named_parameters()]
+    found = {storage(tensor): name for name, tensor in named}
+    found.pop(0, None)
+    return found
+
+
+def storage(tensor: Tensor) -> int:
+    """The identity of a tensor's memory while it is alive; 0 where it has none, or not one."""
+    try:
+        place = tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return 0
+    # No public name tells storages apart that hold nothing: their addresses are all 0.
+    identity: int = place._cdata if place.nbytes() else 0  # noqa: SLF001
+    return identity
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[int]:

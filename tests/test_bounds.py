@@ -1,9 +1,10 @@
-"""The declared ranges of the dependencies: each has a lower end, and the pinned release lies in it."""
+"""The declared ranges of dependencies: each has a lower end, and the pinned release lies in it."""
 
 from __future__ import annotations
 
-import bounds
 from packaging.version import Version
+
+import bounds
 
 PYPROJECT = bounds.ROOT / "pyproject.toml"
 

@@ -7,7 +7,6 @@ products, for what measures and solvers do with them beside.
 from undertow.objective._arguments import whole_number as whole_number
 from undertow.objective._curvature_products import CurvatureProducts as CurvatureProducts
 from undertow.objective._gradients import gradient as gradient
-from undertow.objective._linearization import load_transforms as load_transforms
 from undertow.objective._losses import Loss as Loss
 from undertow.objective._losses import as_sum_and_count as as_sum_and_count
 from undertow.objective._losses import check_targets as check_targets
@@ -32,7 +31,6 @@ __all__ = [
     "check_targets",
     "evaluating",
     "gradient",
-    "load_transforms",
     "logits_of",
     "original",
     "out_of_memory",

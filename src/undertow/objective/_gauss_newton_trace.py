@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from undertow.objective._batches import piece
-from undertow.objective._linearization import Linearization, load_transforms, second_order
+from undertow.objective._linearization import Linearization, load_forward_mode, second_order
 from undertow.objective._module import out_of_memory
 from undertow.objective._risk import EmpiricalRisk, Tensors
 
@@ -153,7 +153,7 @@ def _by_sample(
     size = sum(point.numel() for point in points.values())
     row = max(1, size * cotangents.shape[1] * cotangents.element_size())
     chunk = max(1, _GRADIENT_BYTES // row)
-    load_transforms()
+    load_forward_mode()
     try:
         values, reduced = torch.func.vmap(alone, chunk_size=chunk)(tree, cotangents)
     except (RuntimeError, ValueError) as error:

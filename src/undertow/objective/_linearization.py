@@ -20,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from undertow._quietly import quietly
 from undertow.objective._double_backward import DoubleBackwardMode
 from undertow.objective._losses import OutputProduct
 from undertow.objective._module import unfused
@@ -291,7 +290,7 @@ class Linearization:
 
     def _forward(self, function: Callable[[Leaves], Any], shaped: list[Tensor]) -> Tensor:
         """The derivative of `function` along each direction, in forward mode, flattened."""
-        load_transforms() if self.kind == "hessian" else load_forward_mode()
+        load_forward_mode()
         points = tuple(leaf.detach() for leaf in self._leaves)
 
         def along(*tangents: Tensor) -> Tensor:
@@ -309,18 +308,9 @@ class Linearization:
 @cache
 def load_forward_mode() -> None:
     """Let torch load what it loads on first use, and warns its own developers about."""
-    with warnings.catch_warnings(), quietly():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
-
-
-@cache
-def load_transforms() -> None:
-    """The same of `torch.func.vjp` and its like, which set an environment variable."""
-    load_forward_mode()
-    with warnings.catch_warnings(), quietly():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.func.vjp(torch.sin, torch.zeros(1))
 
 
 @dataclass(frozen=True, eq=False)

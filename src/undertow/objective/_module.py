@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+_NOTHING = nullcontext()
+# An environment variable.
+_SET_BY_COMPILER = "TORCHINDUCTOR_CACHE_DIR"
 _HALF = (torch.float16, torch.bfloat16)
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 # What processors, accelerators and their libraries say.
@@ -109,8 +114,24 @@ def own_random_state(model: nn.Module) -> AbstractContextManager[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A random state to be thrown away; the caller's, and its modes, are put back at the end."""
-    with own_random_state(model), precisely():
+    with own_random_state(model), precisely(), _loading_quietly():
         yield
+
+
+def _loading_quietly() -> AbstractContextManager[object]:
+    """PyTorch's compiler, which many of its functions load first, without what it sets."""
+    return _NOTHING if "torch._dynamo" in sys.modules else _without(_SET_BY_COMPILER)
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """An environment variable that is not set is not set at the end."""
+    unset = name not in os.environ
+    try:
+        yield
+    finally:
+        if unset:
+            os.environ.pop(name, None)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

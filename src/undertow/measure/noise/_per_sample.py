@@ -25,7 +25,6 @@ from undertow.objective import (
     EmpiricalRisk,
     Objective,
     Tensors,
-    load_transforms,
     out_of_memory,
 )
 
@@ -296,7 +295,6 @@ def _written_down(
             for name, found in zip(names, zip(*each, strict=True), strict=True)
         }
 
-    load_transforms()
     held = sum(tensor.numel() * tensor.element_size() for tensor in rest.values())
     step = max(1, _VMAP_BYTES // held)
     mapped = True

@@ -193,7 +193,7 @@ def old_weight_norm() -> nn.Module:
 
 def chain(*between: nn.Module) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(WIDTH, 4), *between, nn.Tanh(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, CLASSES)
+        nn.Linear(WIDTH, 4), *between, nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, CLASSES)
     )
 
 

@@ -69,9 +69,11 @@ MEASURES: dict[str, Callable[[nn.Module], Any]] = {
     "ranks": measure.ranks,
     "region_radius": lambda net: measure.region_radius(net, data()[0], data()[0]),
     "sharpness": of_objective(lambda o: measure.sharpness(o, rtol=0.5)),
-    "spectral_density": of_objective(lambda o: measure.spectral_density(o, steps=3, probes=1)),
+    "spectral_density": of_objective(lambda o: measure.spectral_density(o, rtol=0.5)),
     "spherical_sharpness": of_objective(lambda o: measure.spherical_sharpness(o, rtol=0.5)),
-    "split_init": lambda net: measure.split_init(net, net.state_dict(), 0.5),
+    "split_init": lambda net: measure.split_init(
+        net, {name: tensor.clone() for name, tensor in net.state_dict().items()}, 0.5
+    ),
     "weight_matrices": measure.weight_matrices,
     # An objective's own.
     "value": of_objective(Objective.value),

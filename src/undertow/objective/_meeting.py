@@ -80,6 +80,7 @@ class _Meeting:
         witness = _Witness(self._others, stored, aliases)
         with witness:
             outputs = self._risk.outputs(self._tensors, inputs, targets)
+        self._risk.stand_in.recomputes |= witness.saves
         by_model = self._named(witness.read)
         witness.read.clear()
         witness.depends.clear()
@@ -125,6 +126,7 @@ class _Witness(Redirected):
 
     Attributes:
         saved: the names of what they share it with.
+        saves: whether what a graph saves goes another way, as where it is computed again.
     """
 
     def __init__(
@@ -134,9 +136,12 @@ class _Witness(Redirected):
         self._stored = stored
         self._aliases = aliases
         self.saved: set[str] = set()
+        self.saves = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function of PyTorch."""
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # noqa: SLF001
+        self.saves = self.saves or hooks is not None
         for tensor in tensors_in([args, kwargs or {}]):
             if id(tensor) not in self._others:
                 name = self._aliases.get(id(tensor)) or self._stored.get(storage(tensor))

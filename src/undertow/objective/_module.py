@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 _NOTHING = nullcontext()
 # An environment variable.
@@ -90,6 +94,19 @@ def precisely() -> Iterator[None]:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         yield
+
+
+def outside_inference_mode(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The function with the caller's inference mode off, whose tensors cannot be worked on."""
+
+    @wraps(function)
+    def run(*args: Given.args, **named: Given.kwargs) -> Result:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **named)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **named)
+
+    return run
 
 
 @contextmanager

@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from undertow._quietly import quietly
+
 Advance = Callable[[float], None]
 
 
 @contextmanager
 def work_bar(title: str, *, total: float, shown: bool) -> Iterator[Advance]:
     """Yields a function to call with the work that just finished; silent where not a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not (shown and console.is_terminal):
+    if not shown:
         yield lambda work: None
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    with quietly():
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda work: None
+        return
 
     columns = (
         TextColumn("{task.description}", markup=False),

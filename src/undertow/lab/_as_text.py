@@ -45,8 +45,9 @@ def print_document(document: Document) -> None:
     if not sys.stdout.isatty():
         print(as_text(document))
         return
-    from rich.console import Console
-    from rich.text import Text
+    with quietly():
+        from rich.console import Console
+        from rich.text import Text
 
     width = max(_NARROWEST, min(shutil.get_terminal_size().columns, _WIDEST))
     console = Console(highlight=False, soft_wrap=True)

@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+from undertow._quietly import quietly
+
 Advance = Callable[[int], None]
 
 
@@ -22,15 +24,16 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
     if not shown:
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    with quietly():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:

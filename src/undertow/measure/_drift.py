@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from undertow.measure._evaluation import evaluating
 from undertow.measure._pieces import SIGNED, operation_name
-from undertow.objective import EmpiricalRisk, Objective, gradient, unfused
+from undertow.objective import EmpiricalRisk, Objective, gradient, original, unfused
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ def _client(
     )
     own, mean = (gradient(one).double() for one in (risk, center))
     distance = torch.stack(
-        [(p.detach().double() - average[name]).norm() for name, p in model.named_parameters()]
+        [(tensors[name].double() - mean).norm() for name, mean in average.items()]
     ).norm()
     flipped = total = 0
     for batch in risk.batches():
@@ -156,9 +156,9 @@ def _check(models: Sequence[nn.Module], objectives: Sequence[Objective]) -> None
 
 def _aligned(models: Sequence[nn.Module]) -> dict[str, list[nn.Parameter]]:
     """The parameters of all models by name."""
-    first = dict(models[0].named_parameters())
+    first = dict(original(models[0]).named_parameters())
     for index, model in enumerate(models[1:], start=1):
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        shapes = {name: parameter.shape for name, parameter in original(model).named_parameters()}
         if shapes != {name: parameter.shape for name, parameter in first.items()}:
             different = next(
                 n
@@ -169,5 +169,5 @@ def _aligned(models: Sequence[nn.Module]) -> dict[str, list[nn.Parameter]]:
                 f"models must be of one architecture; parameter {different} of models[{index}] is "
                 "not that of models[0]"
             )
-    named = [dict(model.named_parameters()) for model in models]
+    named = [dict(original(model).named_parameters()) for model in models]
     return {name: [parameters[name] for parameters in named] for name in first}

@@ -13,6 +13,7 @@ from undertow.objective._losses import check_targets as check_targets
 from undertow.objective._losses import logits_of as logits_of
 from undertow.objective._module import evaluating as evaluating
 from undertow.objective._module import out_of_memory as out_of_memory
+from undertow.objective._module import outside_inference_mode as outside_inference_mode
 from undertow.objective._module import unfused as unfused
 from undertow.objective._objective import Objective as Objective
 from undertow.objective._risk import EmpiricalRisk as EmpiricalRisk
@@ -34,6 +35,7 @@ __all__ = [
     "logits_of",
     "original",
     "out_of_memory",
+    "outside_inference_mode",
     "unfused",
     "whole_number",
 ]

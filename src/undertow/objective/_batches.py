@@ -85,7 +85,10 @@ def piece(part: Any, chosen: slice, device: torch.device) -> Any:
     """Some samples of a tensor, or of every tensor in a dictionary, on a device."""
     if isinstance(part, Mapping):
         return {name: piece(value, chosen, device) for name, value in part.items()}
-    return part[chosen].to(device) if isinstance(part, Tensor) else part
+    if not isinstance(part, Tensor):
+        return part
+    found = part[chosen].to(device)
+    return found.clone() if found.is_inference() else found  # which no graph could hold
 
 
 def with_own_random_state(batches: Iterable[Any]) -> Iterator[Any]:

@@ -125,6 +125,9 @@ class CurvatureProducts:
                 f"directions must be a block [k, {size}], got {tuple(vectors.shape)}{hint}"
             )
         block = vectors.detach().to(device, dtype)
+        if block.is_inference():  # which no graph could hold
+            with torch.inference_mode(False):
+                block = block.clone()
         if not is_finite(block):
             raise ValueError("directions hold NaN or infinities")
         return block

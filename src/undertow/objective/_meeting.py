@@ -6,24 +6,38 @@ Which tensors forward writes to, and which parameters are reached beside the mod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from undertow.objective._batches import piece
 from undertow.objective._module import own_random_state, shown
 from undertow.objective._roads import Redirected, Roads, check_modes, leaves_of, tensors_in
-from undertow.objective._stand_in import names_of, storage, storages
-
-if TYPE_CHECKING:
-    from undertow.objective._risk import EmpiricalRisk
+from undertow.objective._stand_in import StandIn, names_of, storage, storages
 
 # Enough for a batch to be one.
 _FEW = 2
 
 
-def meet(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> Roads:
+class Evaluated(Protocol):
+    """What is needed of a risk."""
+
+    model: nn.Module
+    stand_in: StandIn
+    dtype: torch.dtype | None
+
+    def own(self) -> dict[str, Tensor]:
+        """Copies of all parameters and buffers."""
+
+    def outputs(self, tensors: Mapping[str, Tensor], inputs: Any, targets: Tensor) -> Any:
+        """What the model returns."""
+
+    def loss_sum(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The sum of the loss."""
+
+
+def meet(risk: Evaluated, inputs: Any, targets: Tensor) -> Roads:
     """Evaluate a risk that nobody else uses, on the first samples, or on all if these will not do.
 
     What the model or the loss raises is left for the evaluation proper to raise.
@@ -52,7 +66,7 @@ class _Refused(Exception):
 class _Meeting:
     """One evaluation under the eyes of a witness."""
 
-    def __init__(self, risk: EmpiricalRisk) -> None:
+    def __init__(self, risk: Evaluated) -> None:
         self._risk = risk
         self._names = names_of(risk.model)
         self._tensors = risk.own()
@@ -66,6 +80,7 @@ class _Meeting:
         witness = _Witness(self._others, stored, aliases)
         with witness:
             outputs = self._risk.outputs(self._tensors, inputs, targets)
+        self._risk.stand_in.recomputes |= witness.saves
         by_model = self._named(witness.read)
         witness.read.clear()
         witness.depends.clear()
@@ -87,8 +102,9 @@ class _Meeting:
         if saved:
             names = shown(tuple(dict.fromkeys(saved)))
             raise _Refused(
-                f"model or loss uses a tensor that was made from {names} outside of the forward pass (a view, a detached copy, or what was computed when "
-                "it was built), so that it cannot follow the parameters: make it in forward"
+                f"model or loss uses a tensor that was made from {names} outside of the forward "
+                "pass (a view, a detached copy, or what was computed when it was built), so that "
+                "it cannot follow the parameters: make it in forward"
             )
 
     def _check_modes(self, inputs: Any, targets: Tensor) -> None:
@@ -110,6 +126,7 @@ class _Witness(Redirected):
 
     Attributes:
         saved: the names of what they share it with.
+        saves: whether what a graph saves goes another way, as where it is computed again.
     """
 
     def __init__(
@@ -119,9 +136,12 @@ class _Witness(Redirected):
         self._stored = stored
         self._aliases = aliases
         self.saved: set[str] = set()
+        self.saves = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function of PyTorch."""
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # noqa: SLF001
+        self.saves = self.saves or hooks is not None
         for tensor in tensors_in([args, kwargs or {}]):
             if id(tensor) not in self._others:
                 name = self._aliases.get(id(tensor)) or self._stored.get(storage(tensor))

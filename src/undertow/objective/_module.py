@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+_NOTHING = nullcontext()
+# An environment variable.
+_SET_BY_COMPILER = "TORCHINDUCTOR_CACHE_DIR"
 _HALF = (torch.float16, torch.bfloat16)
 _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 # What processors, accelerators and their libraries say.
@@ -87,6 +96,19 @@ def precisely() -> Iterator[None]:
         yield
 
 
+def outside_inference_mode(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """The function with the caller's inference mode off, whose tensors cannot be worked on."""
+
+    @wraps(function)
+    def run(*args: Given.args, **named: Given.kwargs) -> Result:
+        if not torch.is_inference_mode_enabled():
+            return function(*args, **named)
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **named)
+
+    return run
+
+
 @contextmanager
 def unfused() -> Iterator[None]:
     """PyTorch's transformer layers operation by operation, not by their fused kernel."""
@@ -109,8 +131,24 @@ def own_random_state(model: nn.Module) -> AbstractContextManager[None]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A random state to be thrown away; the caller's, and its modes, are put back at the end."""
-    with own_random_state(model), precisely():
+    with own_random_state(model), precisely(), _loading_quietly():
         yield
+
+
+def _loading_quietly() -> AbstractContextManager[object]:
+    """PyTorch's compiler, which many of its functions load first, without what it sets."""
+    return _NOTHING if "torch._dynamo" in sys.modules else _without(_SET_BY_COMPILER)
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """An environment variable that is not set is not set at the end."""
+    unset = name not in os.environ
+    try:
+        yield
+    finally:
+        if unset:
+            os.environ.pop(name, None)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

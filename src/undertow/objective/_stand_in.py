@@ -31,6 +31,7 @@ class StandIn:
 
     Attributes:
         model: the module; what `torch.compile` or data parallelism wraps, of one that is wrapped.
+        recomputes: whether backward passes run parts of it again, which then need what they had.
     """
 
     def __init__(self, model: nn.Module, beside: Any = None) -> None:
@@ -40,6 +41,7 @@ class StandIn:
         self._plain: list[tuple[Any, Tensor]] = []
         # What forward passes have written to.
         self._written: set[str] = set()
+        self.recomputes = False
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_twin": None, "_plain": []}
@@ -47,7 +49,7 @@ class StandIn:
     def apart(self, beside: Any = None) -> StandIn:
         """Another one of the same module, on which hooks may be left."""
         other = StandIn(self.model, beside)
-        other._written = self._written
+        other._written, other.recomputes = self._written, self.recomputes
         return other
 
     def follow(self) -> nn.Module:
@@ -102,6 +104,9 @@ class StandIn:
             self.follow()
         twin = self._twin
         assert twin is not None
+        again = self.recomputes and torch.is_grad_enabled()
+        if again:
+            twin = Twin(self.model, names_of(self.model), self._beside)
         given = dict(tensors)
         for name in self._written & given.keys():
             given[name] = given[name].clone()
@@ -112,7 +117,8 @@ class StandIn:
             twin.fill(given, plain)
             return function(twin.module, twin.beside)
         finally:
-            twin.reset()
+            if not again:
+                twin.reset()
             self._note(list(given), before, _versions(everything))
 
     def _other(self, twin: Twin, dtype: torch.dtype | None) -> list[Tensor]:

@@ -22,7 +22,7 @@ from undertow.measure.curvature._krylov import (
     lanczos_quadrature,
 )
 from undertow.measure.curvature._trace import Estimate
-from undertow.objective import Objective, whole_number
+from undertow.objective import Objective, outside_inference_mode, whole_number
 
 # Probes together in one block, as far as memory is meant for their Krylov bases.
 _BLOCK = 8
@@ -74,6 +74,7 @@ class SpectralDensity:
         )
 
 
+@outside_inference_mode
 def spectral_density(
     objective: Objective,
     rtol: float = 0.05,

@@ -23,7 +23,7 @@ from undertow.measure.curvature._krylov import (
     curvature_operator,
 )
 from undertow.measure.curvature._lanczos import largest_pairs
-from undertow.objective import Objective, whole_number
+from undertow.objective import Objective, outside_inference_mode, whole_number
 
 # |<gradient, w>| of a scale-invariant block, relative to ||gradient|| ||w||, up to rounding.
 _INVARIANT = 1e-3
@@ -71,6 +71,7 @@ class Sharpness:
         )
 
 
+@outside_inference_mode
 def sharpness(
     objective: Objective,
     k: int = 1,
@@ -109,6 +110,7 @@ def sharpness(
     return _extreme(operator, k, rtol, which, start, max_products, generator)
 
 
+@outside_inference_mode
 def spherical_sharpness(
     objective: Objective,
     k: int = 1,
@@ -277,6 +279,7 @@ class SharpnessTracker:
         self.updates = 0
         self.products = 0
 
+    @outside_inference_mode
     def update(self) -> Sharpness:
         """The largest eigenvalue at the parameters as they are now.
 

@@ -22,7 +22,7 @@ from undertow.measure.curvature._krylov import (
     affordable,
     curvature_operator,
 )
-from undertow.objective import Objective
+from undertow.objective import Objective, outside_inference_mode
 
 # Probes before the first look at the standard error: fewer give no error bar to rely on.
 _FIRST = 24
@@ -69,6 +69,7 @@ class Estimate:
         )
 
 
+@outside_inference_mode
 def hessian_trace(
     objective: Objective,
     rtol: float = 0.05,

@@ -201,7 +201,8 @@ def shared_parameter(name: str, tensor: Tensor, part: Any = ...) -> Shared:
     """A parameter, or the slice `part` of it, whose shape `tensor` has."""
 
     def inners(gradients: Tensor, direction: Tensor) -> Tensor:
-        return (gradients.flatten(1) @ wide(direction[part]).flatten()).double()
+        flat = gradients.reshape(len(gradients), -1)
+        return (flat @ wide(direction[part]).flatten()).double()
 
     return Shared(name, tensor.shape, square_rows, inners)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from undertow.measure.noise._gradient_noise import noise_and_sweep
 from undertow.measure.noise._layer_gradients import wide
-from undertow.objective import Objective, whole_number
+from undertow.objective import Objective, outside_inference_mode, whole_number
 
 Product = Callable[[Tensor], Tensor]
 
@@ -111,6 +111,7 @@ class NoiseCovariance:
             f"parameters, from {self.num_samples:,} samples."
         )
 
+    @outside_inference_mode
     def product(
         self, block: Float[Tensor, "directions params"]
     ) -> Float[Tensor, "directions params"]:
@@ -136,12 +137,14 @@ class NoiseCovariance:
         total, sums = found[:, :-1] * self._scale**2, found[:, -1] * self._scale
         return (total - torch.outer(sums, self.gradient)) / (self.num_samples - 1)
 
+    @outside_inference_mode
     def draws(self, count: int, *, generator: torch.Generator) -> Float[Tensor, "draws params"]:
         """Independent gaussian vectors with covariance Sigma, in one pass over the data."""
         noise = self._objective.sample_noise(count, batch_size=1, generator=generator)
         # That noise is of batches drawn from these very samples, hence over n.
         return noise.to(self.gradient) * math.sqrt(self.num_samples / (self.num_samples - 1))
 
+    @outside_inference_mode
     def eigenpairs(
         self, k: int = 1, *, rtol: float = 1e-3, max_products: int = 200
     ) -> NoiseEigenpairs:
@@ -189,6 +192,7 @@ class NoiseCovariance:
             images = torch.cat([images, self.product(fresh)])
         return NoiseEigenpairs(values, residuals, vectors, len(basis), converged)
 
+    @outside_inference_mode
     def alignment(
         self,
         curvature: Product,
@@ -225,6 +229,7 @@ class NoiseCovariance:
                 return NoiseAlignment(*found, products, converged)
 
 
+@outside_inference_mode
 def noise_covariance(objective: Objective) -> NoiseCovariance:
     """The covariance of an objective's per-sample gradients (over n - 1), as an operator.
 

@@ -21,7 +21,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from undertow.measure._nested import taken
 from undertow.measure.noise._capture import Capture, Layouts
 from undertow.measure.noise._layer_gradients import Use, square_rows, wide
-from undertow.objective import EmpiricalRisk, Objective, Tensors, out_of_memory
+from undertow.objective import (
+    EmpiricalRisk,
+    Objective,
+    Tensors,
+    out_of_memory,
+)
 
 # Per-sample gradients that have to be written down are held for so many bytes at a time.
 _VMAP_BYTES = 2**25
@@ -302,9 +307,10 @@ def _written_down(
                     with warnings.catch_warnings():
                         # Functions that vmap runs one by one; the result names them anyway.
                         warnings.filterwarnings("ignore", "There is a performance drop")
-                        yield vmap(gradient, in_dims=(_axes(inputs), 0, 0))(
+                        found = vmap(gradient, in_dims=(_axes(inputs), 0, 0))(
                             taken(inputs, here), targets[here], delta[here]
                         )
+                    yield found
                     continue
                 except RuntimeError as error:
                     if out_of_memory(error):

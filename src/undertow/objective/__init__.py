@@ -7,16 +7,21 @@ products, for what measures and solvers do with them beside.
 from undertow.objective._arguments import whole_number as whole_number
 from undertow.objective._curvature_products import CurvatureProducts as CurvatureProducts
 from undertow.objective._gradients import gradient as gradient
+from undertow.objective._inputs import over_tensors as over_tensors
+from undertow.objective._inputs import sample_bytes as sample_bytes
+from undertow.objective._inputs import taken as taken
 from undertow.objective._losses import Loss as Loss
 from undertow.objective._losses import as_sum_and_count as as_sum_and_count
 from undertow.objective._losses import check_targets as check_targets
 from undertow.objective._losses import logits_of as logits_of
+from undertow.objective._module import dense as dense
 from undertow.objective._module import evaluating as evaluating
 from undertow.objective._module import out_of_memory as out_of_memory
 from undertow.objective._module import unfused as unfused
 from undertow.objective._objective import Objective as Objective
 from undertow.objective._risk import EmpiricalRisk as EmpiricalRisk
 from undertow.objective._risk import Tensors as Tensors
+from undertow.objective._support import unwrapped as unwrapped
 
 __all__ = [
     "CurvatureProducts",
@@ -26,10 +31,15 @@ __all__ = [
     "Tensors",
     "as_sum_and_count",
     "check_targets",
+    "dense",
     "evaluating",
     "gradient",
     "logits_of",
     "out_of_memory",
+    "over_tensors",
+    "sample_bytes",
+    "taken",
     "unfused",
+    "unwrapped",
     "whole_number",
 ]

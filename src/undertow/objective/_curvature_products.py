@@ -19,12 +19,12 @@ from torch import Tensor
 
 from undertow.objective._autotuning import fastest_mode
 from undertow.objective._batches import is_finite
+from undertow.objective._graph_size import graph_bytes
 from undertow.objective._linearization import (
     Kind,
     Leaves,
     Linearization,
     Mode,
-    graph_bytes,
     second_order,
 )
 from undertow.objective._module import (
@@ -33,6 +33,7 @@ from undertow.objective._module import (
     out_of_memory,
     own_random_state,
     product_type,
+    widest,
 )
 from undertow.objective._risk import EmpiricalRisk, Tensors
 
@@ -134,7 +135,7 @@ class CurvatureProducts:
         named = dict(self._risk.model.named_parameters())
         chosen = [named[name] for name in self._risk.param_names]
         size = sum(parameter.numel() for parameter in chosen)
-        return size, chosen[0].device, product_type(self._risk.dtype or chosen[0].dtype)
+        return size, chosen[0].device, product_type(self._risk.dtype or widest(chosen))
 
     def _summed(
         self,

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from undertow.objective._double_backward import DoubleBackwardMode
 from undertow.objective._losses import OutputProduct
-from undertow.objective._module import unfused
+from undertow.objective._module import dense, unfused, widest
 
 Kind = Literal["hessian", "ggn"]
 Mode = Literal["loop", "batched", "forward"]
@@ -34,8 +34,6 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 # Directions that one batched pass takes together: more cost memory and bring nothing.
 BLOCK = 8
-# Hooks on tensors that are larger on average do not slow a graph down.
-_HOOK_BYTES = 2**16
 
 
 def seconds(device: torch.device) -> float:
@@ -72,7 +70,8 @@ def pull_back(
         if output is not None and output.requires_grad
     ]
     if not found:
-        return leaves[0].new_zeros(directions, sum(leaf.numel() for leaf in leaves))
+        kind = widest(leaves)
+        return leaves[0].new_zeros(directions, sum(leaf.numel() for leaf in leaves), dtype=kind)
     variables, blocks = zip(*found, strict=True)
     step = BLOCK if batched else 1
     results: list[Tensor] = []
@@ -81,16 +80,19 @@ def pull_back(
         gradients = torch.autograd.grad(
             variables,
             leaves,
-            [block[rows] if batched else block[start] for block in blocks],
+            [
+                (block[rows] if batched else block[start]).to(variable.dtype)
+                for block, variable in zip(blocks, variables, strict=True)
+            ],
             retain_graph=True,
             allow_unused=True,
             is_grads_batched=batched,
         )
-        shape = (min(step, directions - start), -1) if batched else (-1,)
+        rank = (min(step, directions - start),) if batched else ()
         flat = [
-            leaf.new_zeros(leaf.numel()).expand(*shape[:-1], -1)
+            leaf.new_zeros(leaf.numel()).expand(*rank, -1)
             if gradient is None
-            else gradient.reshape(shape)
+            else dense(gradient).reshape(*rank, leaf.numel())
             for leaf, gradient in zip(leaves, gradients, strict=True)
         ]
         results.append(torch.cat(flat, dim=-1))
@@ -274,7 +276,7 @@ class Linearization:
     def _shaped(self, vectors: Tensor) -> list[Tensor]:
         sizes = [leaf.numel() for leaf in self._leaves]
         return [
-            part.reshape(-1, *leaf.shape)
+            part.to(leaf.dtype).reshape(len(vectors), *leaf.shape)
             for part, leaf in zip(vectors.split(sizes, dim=1), self._leaves, strict=True)
         ]
 
@@ -344,33 +346,11 @@ def _slopes(
         if chosen
         else ()
     )
-    return [None if variable is None else next(found) for variable in given]
+    slopes = [None if variable is None else next(found) for variable in given]
+    return [None if slope is None else dense(slope) for slope in slopes]
 
 
 def _generic_product(slope: Tensor | None, outputs: Tensor, block: Tensor) -> Tensor:
     """The Hessian of a loss in its outputs, from its gradient there."""
     rows = pull_back([slope], (outputs,), [block], batched=False)
     return rows.reshape(block.shape)
-
-
-def graph_bytes(build: Callable[[], object], leaves: Leaves) -> tuple[int, bool]:
-    """Memory that a graph keeps alive beside the parameters, and whether to build it anew.
-
-    The hooks that count it stay in the graph and would slow one of small tensors down.
-    """
-    known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
-    sizes: dict[int, int] = {}
-    hooks = 0
-
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal hooks
-        hooks += 1
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        build()
-    total = sum(sizes.values())
-    return total, total < hooks * _HOOK_BYTES

@@ -85,7 +85,7 @@ class Objective:
 
     @property
     def model(self) -> nn.Module:
-        """The module, as given."""
+        """The module as given; of one that is compiled or wrapped, the module inside."""
         return self._risk.model
 
     @property

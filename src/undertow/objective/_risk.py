@@ -20,11 +20,12 @@ from undertow.objective._arguments import whole_number
 from undertow.objective._batches import (
     checked_pair,
     fingerprint,
+    is_batch,
     is_finite,
-    piece,
     reiterable,
     with_own_random_state,
 )
+from undertow.objective._inputs import as_arguments, over_tensors, sample_bytes, taken
 from undertow.objective._loss_terms import GivenLoss, OwnLoss
 from undertow.objective._losses import Loss, OutputProduct, as_module, logits_of
 from undertow.objective._module import (
@@ -36,6 +37,7 @@ from undertow.objective._module import (
     select,
     shown,
 )
+from undertow.objective._support import check_supported, unwrapped
 
 Tensors = Mapping[str, Tensor]
 """Parameters and buffers by name."""
@@ -57,7 +59,7 @@ class EmpiricalRisk:
     Args: as of `Objective`.
 
     Attributes:
-        model: the user's module.
+        model: the user's module; inside of `torch.compile` and DataParallel.
         loss: of (outputs, targets); None for the model's own.
         param_names: what theta consists of.
         dtype: what parameters, buffers, data and loss are evaluated in; None for their own types.
@@ -76,6 +78,8 @@ class EmpiricalRisk:
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         if microbatch is not None:
             microbatch = whole_number("microbatch", microbatch)
+        model = unwrapped(model)
+        check_supported(model)
         self.model = model
         self.loss = loss
         self.param_names = select(model, params)
@@ -86,11 +90,10 @@ class EmpiricalRisk:
         self._num_samples: int | None = None
         self._counted: Any = None
         self._data: Iterable[Any] = [data]
-        if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-            inputs, _ = checked_pair(data, 0)
-            sample_bytes = max(1, inputs[0].numel() * inputs.element_size())
-            self._piece = microbatch or max(1, _PIECE_BYTES // sample_bytes)
-            self._num_samples = len(inputs)
+        if is_batch(data):
+            inputs, targets = checked_pair(data, 0, model)
+            self._num_samples = len(targets)
+            self._piece = microbatch or max(1, _PIECE_BYTES // sample_bytes(inputs))
             self._counted = fingerprint(self._data)
         else:
             self._data = reiterable(data, microbatch)
@@ -122,14 +125,16 @@ class EmpiricalRisk:
         device = next(self.model.parameters()).device
         empty = True
         for index, batch in enumerate(with_own_random_state(self._data)):
-            inputs, targets = checked_pair(batch, index)
+            inputs, targets = checked_pair(batch, index, self.model)
             step = self._piece or len(targets)
             for start in range(0, len(targets), step):
                 empty = False
                 chosen = slice(start, start + step)
                 yield (
-                    cast(piece(inputs, chosen, device), self.dtype),
-                    cast(piece(targets, chosen, device), self.dtype),
+                    over_tensors(
+                        lambda part: cast(part.to(device), self.dtype), taken(inputs, chosen)
+                    ),
+                    cast(targets[chosen].to(device), self.dtype),
                 )
         if empty:
             raise ValueError("data are empty: an objective needs at least one sample")
@@ -218,17 +223,16 @@ class EmpiricalRisk:
 
     def outputs(self, tensors: Tensors, inputs: Any, targets: Tensor | None = None) -> Any:
         """What the model returns; the targets are the labels that its own loss needs."""
-        if not isinstance(inputs, Mapping):
-            given = (self._fitting(inputs, tensors),)
-            return functional_call(self.model, dict(tensors), given)
-        arguments = {name: self._fitting(part, tensors) for name, part in inputs.items()}
-        if self.loss is None and targets is not None:
-            arguments["labels"] = targets
-        return functional_call(self.model, dict(tensors), (), arguments)
+        by_place, by_name = as_arguments(self._fitting(inputs, tensors))
+        if by_name and self.loss is None and targets is not None:
+            by_name["labels"] = targets
+        return functional_call(self.model, dict(tensors), by_place, by_name)
 
-    def _fitting(self, part: Any, tensors: Tensors) -> Any:
+    def _fitting(self, inputs: Any, tensors: Tensors) -> Any:
         """Inputs in the parameters' precision where these are not in their own."""
-        return like_parameters(part, tensors) if self.dtype is None else cast(part, self.dtype)
+        if self.dtype is None:
+            return over_tensors(lambda part: like_parameters(part, tensors), inputs)
+        return over_tensors(lambda part: cast(part, self.dtype), inputs)
 
     def logits(self, tensors: Tensors, inputs: Any, targets: Tensor | None = None) -> Any:
         """The outputs, or the logits among them."""
@@ -324,7 +328,7 @@ class EmpiricalRisk:
                     half = (len(targets) + 1) // 2
                     self._piece = min(half, self._piece or half)
                     waiting += [
-                        (piece(inputs, part, targets.device), targets[part])
+                        (taken(inputs, part), targets[part])
                         for part in (slice(half, None), slice(half))
                     ]
 

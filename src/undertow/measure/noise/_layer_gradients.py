@@ -243,9 +243,9 @@ def broadcast_uses(shared: Shared, factor: Tensor | float, axis: int) -> list[Us
 
 def square_rows(rows: Float[Tensor, "samples ..."]) -> Float[Tensor, " samples"]:
     """Squared norm of each sample's part, in float64."""
-    flat = rows.reshape(len(rows), -1)
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:]))
     norms = lengths(flat)
-    if ((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1])).all():
+    if not flat.shape[1] or ((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1])).all():
         return norms.square()
     # Squares of tiny gradients leave float32's range; the gradients themselves need not.
     scale = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)

@@ -8,7 +8,7 @@ pass through losses with centred normal weights: no covariance matrix and no per
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.objective import Objective, evaluating, whole_number
+from undertow.objective import Objective, evaluating, sample_bytes, taken, whole_number
 
 BatchedGradient = Callable[[Tensor], Tensor]
 BatchedNoise = Callable[[Tensor, Tensor], Tensor]
@@ -201,7 +201,7 @@ class _Network:
         self._counts = counts
         # As in `Objective.sample_noise`: a mini-batch's ratio of sums, to first order.
         self._root = 1 / (math.sqrt(self.draws * batch_size) * counts.mean())
-        held = max(_bytes(inputs) for inputs, _ in self._data)
+        held = max(len(targets) * sample_bytes(inputs) for inputs, targets in self._data)
         self._together = max(1, _TOGETHER_BYTES // max(1, held))
 
     def shaped(self, normals: Float[Tensor, "steps replicas draws"]) -> Tensor:
@@ -234,12 +234,12 @@ class _Network:
             for inputs, targets in self._data:
                 for begin in range(0, len(targets), _APART):
                     chosen = slice(begin, begin + _APART)
-                    some = _rows(targets, chosen)
+                    some = targets[chosen]
                     each = torch.eye(len(some), dtype=torch.float64, device=theta.device)
                     own = self._gradients(
                         theta,
                         each.expand(len(theta), -1, -1),
-                        _rows(inputs, chosen),
+                        taken(inputs, chosen),
                         some,
                     )
                     counts = self._counts[first : first + len(some), None]
@@ -371,15 +371,3 @@ def _check_rows(name: str, function: Callable[..., Tensor], *blocks: Tensor) -> 
             f"{name} must treat each replica alone, but that of the first changes with the "
             "others: sum over replicas where a scalar is wanted, do not average"
         )
-
-
-def _rows(part: Any, chosen: slice) -> Any:
-    if isinstance(part, Mapping):
-        return {name: _rows(value, chosen) for name, value in part.items()}
-    return part[chosen] if isinstance(part, Tensor) else part
-
-
-def _bytes(part: Any) -> int:
-    if isinstance(part, Mapping):
-        return sum(_bytes(value) for value in part.values())
-    return part.numel() * part.element_size() if isinstance(part, Tensor) else 0

@@ -1,0 +1,51 @@
+"""Which modules can be evaluated at parameters of one's choice, and those inside of wrappers.
+
+What cannot is refused before any work: its numbers would be another model's, or there are none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of `torch.compile` and of those that copy it to several devices."""
+    while True:
+        inside = model._modules.get("_orig_mod")  # noqa: SLF001, as `getattr` may be the model's own
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            inside = model.module
+        if not isinstance(inside, nn.Module):
+            return model
+        model = inside
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raise TypeError or ValueError for a module that cannot be evaluated at other parameters."""
+    for path, module in model.named_modules():
+        name, kind = path or "the model", type(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name} is TorchScript, which runs on its own parameters only: give the nn.Module "
+                "that it was made of"
+            )
+        if kind.__module__.startswith("torch.") and "quantized" in kind.__module__:
+            raise TypeError(
+                f"{name} is a quantised {kind.__name__}, which has no derivatives: give the model "
+                "as it was before quantisation"
+            )
+        if kind.__name__ == "FullyShardedDataParallel":
+            raise TypeError(
+                f"{name} is sharded (FullyShardedDataParallel): gather its parameters into a plain "
+                "copy of the model, and give that"
+            )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor"):
+            raise TypeError(
+                f"parameter {name} is a DTensor, of which each rank holds a part: load the full "
+                "tensors ({n: p.full_tensor() for n, p in model.named_parameters()}) into a plain "
+                "copy of the model, and give that"
+            )
+        if parameter.layout is not torch.strided:
+            raise TypeError(f"parameter {name} is sparse: make it dense, or a buffer")

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset
 
 from undertow.objective._inputs import described, leaves
+from undertow.objective._sparse import parts
 
 # Datasets without a given microbatch are read so many samples at a time.
 _DATASET_BATCH = 256
@@ -69,28 +70,30 @@ def checked_pair(batch: Any, index: int, model: nn.Module) -> tuple[Any, Tensor]
     name = f"batch {index} of data"
     if isinstance(batch, Mapping):
         batch = _labelled(batch, name)
-    if not isinstance(batch, tuple | list) or len(batch) < 2 or isinstance(batch, PackedSequence):
+    if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise TypeError(f"{name} must be (inputs, targets), got {described(batch)}")
     inputs, targets = batch if len(batch) == 2 else _several(batch, name, model)
     if isinstance(targets, Mapping | tuple | list):
         raise TypeError(
             f"targets of batch {index} must be one tensor [samples, ...], got {described(targets)}"
         )
-    parts = dict(leaves(inputs)) | {"targets": targets}
-    whole = isinstance(inputs, Tensor | Mapping | tuple | list)
-    for part, value in parts.items():
-        if isinstance(value, Tensor) or part == "targets" or not whole:
+    named = [*leaves(inputs), ("targets", targets)]
+    nested = isinstance(inputs, Mapping | tuple | list)
+    for part, value in named:
+        if isinstance(value, Tensor | PackedSequence) or value is targets or not nested:
             _check_tensor(f"{part} of batch {index}", value)
         elif _holds_numbers(value):
             raise TypeError(
                 f"{part} of batch {index} must be a tensor, which can be cut into samples, got "
                 f"{described(value)}"
             )
-    samples = {part: len(value) for part, value in parts.items() if isinstance(value, Tensor)}
+    samples = [(len(value), part) for part, value in named if isinstance(value, Tensor)]
     if len(samples) < 2:
         raise TypeError(f"inputs of batch {index} must hold a tensor, got {described(inputs)}")
-    if len(set(samples.values())) != 1 or len(targets) == 0:
-        found = " and ".join(f"{number} {part}" for part, number in list(samples.items())[:6])
+    if len({number for number, _ in samples}) != 1 or len(targets) == 0:
+        found = " and ".join(
+            f"{number} {part}" for number, part in (*samples[:-1][:5], samples[-1])
+        )
         raise ValueError(
             f"batch {index} of data has {found}; it needs equally many, and at least one"
         )
@@ -127,9 +130,9 @@ def _several(batch: Any, name: str, model: nn.Module) -> tuple[tuple[Any, ...], 
     """
     if _needed_arguments(model) != len(batch) - 1:
         raise TypeError(
-            f"{name} must be (inputs, targets), got {len(batch)} parts, of which "
-            f"{type(model).__name__} need not take {len(batch) - 1}: several inputs are "
-            "((a, b), targets), or a dictionary by name with the targets under 'labels'"
+            f"{name} must be (inputs, targets), got {len(batch)} parts, and whether "
+            f"{len(batch) - 1} are inputs of {type(model).__name__} is open: write ((a, b), "
+            "targets), or a dictionary with the targets under 'labels'"
         )
     return tuple(batch[:-1]), batch[-1]
 
@@ -162,7 +165,7 @@ def _check_tensor(name: str, part: Any) -> None:
         )
     if part.device.type == "meta":
         raise ValueError(f"{name} have no values: they are on the meta device")
-    if (part.is_floating_point() or part.is_complex()) and not is_finite(stored(part)):
+    if (part.is_floating_point() or part.is_complex()) and not all(map(is_finite, parts(part))):
         raise ValueError(f"{name} hold NaN or infinities")
 
 
@@ -171,26 +174,17 @@ def _check_containers(inputs: Any, index: int, samples: int) -> None:
     waiting = [inputs]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, PackedSequence):
-            _check_tensor(f"inputs of batch {index}", part)
         if isinstance(part, Mapping):
             waiting += part.values()
         elif isinstance(part, tuple | list):
             plain = not any(isinstance(each, Tensor | Mapping | tuple | list) for each in part)
             listed = isinstance(part, list) or all(isinstance(each, str) for each in part)
-            if plain and listed and len(part) == samples > 1:
+            if plain and listed and len(part) == samples > 1 and part[0] is not None:
                 raise TypeError(
                     f"inputs of batch {index} hold a list of {samples} {type(part[0]).__name__}, "
                     "one a sample: give a tensor, which can be cut into samples"
                 )
             waiting += part
-
-
-def stored(tensor: Tensor) -> Tensor:
-    """The numbers that a sparse tensor holds; any other tensor itself."""
-    if tensor.layout is torch.strided:
-        return tensor
-    return (tensor.coalesce() if tensor.layout is torch.sparse_coo else tensor).values()
 
 
 def with_own_random_state(batches: Iterable[Any]) -> Iterator[Any]:

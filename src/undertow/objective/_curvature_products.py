@@ -19,7 +19,7 @@ from torch import Tensor
 
 from undertow.objective._autotuning import fastest_mode
 from undertow.objective._batches import is_finite
-from undertow.objective._graph_size import graph_bytes
+from undertow.objective._graphs import graph_bytes
 from undertow.objective._linearization import (
     Kind,
     Leaves,
@@ -36,6 +36,7 @@ from undertow.objective._module import (
     widest,
 )
 from undertow.objective._risk import EmpiricalRisk, Tensors
+from undertow.objective._sparse import equal
 
 Multiply = Callable[[Linearization, Tensor, Mode], Tensor]
 # Length, device and type of directions.
@@ -256,6 +257,7 @@ class CurvatureProducts:
             try:
                 if kind not in self._bytes_per_sample:
                     size, slow = graph_bytes(part.build, leaves)
+                    part.check_differentiable()
                     if slow:
                         part.free()
                     self._bytes_per_sample[kind] = size / len(targets)
@@ -322,4 +324,4 @@ def _same(now: Tensor, then: Tensor) -> bool:
     plain = type(now) is Tensor and now.layout is torch.strided and now.device.type == "cpu"
     if plain and now.dtype == then.dtype:
         return np.array_equal(now.numpy(), then.numpy())  # several times as fast as torch.equal
-    return now.shape == then.shape and torch.equal(now.to(then.dtype), then)
+    return equal(now.to(then.dtype), then)

@@ -56,6 +56,7 @@ def gauss_newton_trace(risk: EmpiricalRisk, max_outputs: int) -> tuple[Tensor, T
         outputs, curvature = hessians
         nonlocal probed
         if not probed:
+            part.check_differentiable(outputs_only=True)
             _check_alone(risk, tensors, inputs, targets, outputs)
             probed = True
         values, vectors = torch.linalg.eigh(curvature)
@@ -115,7 +116,10 @@ def _slope_norms(
     """||J_i^T u||^2 of each sample and each of its cotangents."""
 
     def squares(gradients: dict[str, Tensor]) -> Tensor:
-        parts = [gradient.flatten(1).square().sum(1) for gradient in gradients.values()]
+        parts = [
+            gradient.reshape(len(gradient), gradient[0].numel()).square().sum(1)
+            for gradient in gradients.values()
+        ]
         return torch.stack(parts).sum(0)
 
     values, norms = _by_sample(risk, tensors, inputs, cotangents, squares)

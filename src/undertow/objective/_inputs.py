@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 
 def over_tensors(
@@ -33,11 +34,11 @@ def over_tensors(
 
 
 def leaves(part: Any, name: str = "inputs") -> Iterator[tuple[str, Any]]:
-    """Everything in the tree that is no tuple, list or mapping, with where it lies."""
+    """Everything in the tree that holds no inputs of its own, with where it lies."""
     if isinstance(part, Mapping):
         for key, value in part.items():
             yield from leaves(value, str(key) if name == "inputs" else f"{name}[{key!r}]")
-    elif isinstance(part, tuple | list):
+    elif isinstance(part, tuple | list) and not isinstance(part, PackedSequence):
         for index, value in enumerate(part):
             yield from leaves(value, f"{name}[{index}]")
     else:

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from undertow.objective._double_backward import DoubleBackwardMode
+from undertow.objective._graphs import check_differentiable
 from undertow.objective._losses import OutputProduct
-from undertow.objective._module import dense, unfused, widest
+from undertow.objective._module import aligned, dense, unfused, widest
 
 Kind = Literal["hessian", "ggn"]
 Mode = Literal["loop", "batched", "forward"]
@@ -204,9 +205,19 @@ class Linearization:
                 "the loss does not depend on the model's outputs, or these are copies of what it "
                 "is computed from: Gauss-Newton products need the loss as a function of them"
             )
-        product = self._closed_form(outputs) or partial(_generic_product, slope, outputs)
+        product = self._closed_form(outputs)
+        own = slope if product is None else None
+        product = product or partial(_generic_product, slope, outputs)
         fixed = torch.zeros_like(outputs) if slope is None else slope
-        return _GaussNewtonGraph(outputs, cotangent, pulled, product, fixed.detach())
+        return _GaussNewtonGraph(outputs, cotangent, pulled, product, fixed.detach(), own)
+
+    def check_differentiable(self, *, outputs_only: bool = False) -> None:
+        """Raise ValueError where what is differentiated, in products or in outputs, cannot be."""
+        graph = self.build()
+        if isinstance(graph, _HessianGraph):
+            check_differentiable(graph.gradients)
+        else:
+            check_differentiable([graph.own_slope, *(() if outputs_only else graph.pulled)])
 
     def output_hessians(
         self, most: int
@@ -276,7 +287,7 @@ class Linearization:
     def _shaped(self, vectors: Tensor) -> list[Tensor]:
         sizes = [leaf.numel() for leaf in self._leaves]
         return [
-            part.to(leaf.dtype).reshape(len(vectors), *leaf.shape)
+            aligned(part.to(leaf.dtype)).reshape(len(vectors), *leaf.shape)
             for part, leaf in zip(vectors.split(sizes, dim=1), self._leaves, strict=True)
         ]
 
@@ -331,6 +342,7 @@ class _GaussNewtonGraph:
     pulled: Sequence[Tensor | None]
     output_product: OutputProduct
     slope: Tensor
+    own_slope: Tensor | None  # with its graph, where there is no closed form
 
 
 def _slopes(

@@ -68,6 +68,15 @@ def widest(tensors: Iterable[Tensor]) -> torch.dtype:
     return reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
 
 
+def aligned(rows: Tensor) -> Tensor:
+    """Rows out of longer ones, in memory of their own where pairs of numbers could not be viewed.
+
+    As complex numbers are, which begin at even places.
+    """
+    odd = rows.storage_offset() % 2 or (len(rows) > 1 and rows.stride(0) % 2)
+    return rows.clone() if odd else rows
+
+
 def dense(gradient: Tensor) -> Tensor:
     """A gradient as autograd gives it, which of a sparse embedding is sparse, in full."""
     return gradient if gradient.layout is torch.strided else gradient.to_dense()

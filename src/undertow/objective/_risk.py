@@ -226,7 +226,14 @@ class EmpiricalRisk:
         by_place, by_name = as_arguments(self._fitting(inputs, tensors))
         if by_name and self.loss is None and targets is not None:
             by_name["labels"] = targets
-        return functional_call(self.model, dict(tensors), by_place, by_name)
+        try:
+            return functional_call(self.model, dict(tensors), by_place, by_name)
+        except RuntimeError as error:
+            if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                raise
+        with torch.enable_grad():  # it differentiates by itself, in its inputs
+            outputs = functional_call(self.model, dict(tensors), by_place, by_name)
+        return over_tensors(Tensor.detach, outputs)
 
     def _fitting(self, inputs: Any, tensors: Tensors) -> Any:
         """Inputs in the parameters' precision where these are not in their own."""

@@ -12,13 +12,14 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside of `torch.compile` and of those that copy it to several devices."""
-    while True:
+    while not isinstance(model, torch.jit.ScriptModule):
         inside = model._modules.get("_orig_mod")  # noqa: SLF001, as `getattr` may be the model's own
         if isinstance(model, DataParallel | DistributedDataParallel):
             inside = model.module
         if not isinstance(inside, nn.Module):
-            return model
+            break
         model = inside
+    return model
 
 
 def check_supported(model: nn.Module) -> None:
@@ -29,6 +30,11 @@ def check_supported(model: nn.Module) -> None:
             raise TypeError(
                 f"{name} is TorchScript, which runs on its own parameters only: give the nn.Module "
                 "that it was made of"
+            )
+        if getattr(module.train, "__module__", "").startswith("torch.export"):
+            raise TypeError(
+                f"{name} is an exported program, whose training mode is fixed: give the nn.Module "
+                "that was exported"
             )
         if kind.__module__.startswith("torch.") and "quantized" in kind.__module__:
             raise TypeError(

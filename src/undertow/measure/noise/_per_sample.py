@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from undertow.measure.noise._capture import Capture, Layouts
-from undertow.measure.noise._layer_gradients import Use, square_rows, wide
+from undertow.measure.noise._layer_gradients import Use, flat_rows, square_rows, wide
 from undertow.objective import (
     EmpiricalRisk,
     Objective,
@@ -242,7 +242,7 @@ class _Batch:
                 {
                     name: square_rows(wide(part))
                     if directions is None
-                    else (wide(part).flatten(1) @ wide(directions[name]).flatten()).double()
+                    else (flat_rows(wide(part)) @ wide(directions[name]).flatten()).double()
                     for name, part in piece.items()
                 }
                 for piece in written
@@ -348,6 +348,7 @@ def _probe(risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tenso
             outputs, _ = _forward(risk, parameters, leaves, taken(inputs, index), targets[index])
         if not outputs.requires_grad:
             return Layouts({}, {})
+        outputs = torch.view_as_real(outputs) if outputs.is_complex() else outputs
         draw = torch.randn(outputs.shape[1:], generator=torch.Generator().manual_seed(0))
         sums = (outputs * draw.to(outputs)).flatten(1).sum(1) if outputs.ndim > 1 else outputs
         each = []

@@ -16,7 +16,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.objective import Objective, evaluating, sample_bytes, taken, whole_number
+from undertow.objective import (
+    Objective,
+    evaluating,
+    out_of_memory,
+    sample_bytes,
+    taken,
+    whole_number,
+)
 
 BatchedGradient = Callable[[Tensor], Tensor]
 BatchedNoise = Callable[[Tensor, Tensor], Tensor]
@@ -191,6 +198,7 @@ class _Network:
         fixed = risk.current()
         self._chosen = [(name, fixed.pop(name).shape) for name in risk.param_names]
         self._risk, self._fixed = risk, fixed
+        self._mapped = True  # until the model turns out not to be for `torch.func`
         self._data = list(risk.batches())
         counts = risk.all_denominators().double()
         self.draws = len(counts)
@@ -262,7 +270,8 @@ class _Network:
         def losses(own: Tensor) -> Tensor:
             parameters, first = dict(self._fixed), 0
             for name, shape in self._chosen:
-                parameters[name] = own[first : first + shape.numel()].reshape(shape)
+                # A copy: what begins at an odd place could not be viewed as complex numbers.
+                parameters[name] = own[first : first + shape.numel()].clone().reshape(shape)
                 first += shape.numel()
             return self._risk.sample_sums(parameters, inputs, targets)
 
@@ -272,7 +281,22 @@ class _Network:
                 return back(rows[0])[0][None]
             return torch.func.vmap(lambda row: back(row)[0])(rows)
 
-        return torch.func.vmap(one, chunk_size=self._together)(theta, weights)
+        if self._mapped:
+            try:
+                return torch.func.vmap(one, chunk_size=self._together)(theta, weights)
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                self._mapped = False  # a flow that depends on values, or gradients of its own
+        return torch.stack([_pull_rows(losses, *pair) for pair in zip(theta, weights, strict=True)])
+
+
+def _pull_rows(losses: Callable[[Tensor], Tensor], own: Tensor, rows: Tensor) -> Tensor:
+    """The gradients of one replica's losses in so weighted sums, one after the other."""
+    with torch.enable_grad():
+        leaf = own.detach().requires_grad_()
+        sums = losses(leaf)
+    return torch.stack([torch.autograd.grad(sums, leaf, row, retain_graph=True)[0] for row in rows])
 
 
 def drive(

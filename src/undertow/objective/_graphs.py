@@ -1,7 +1,7 @@
-"""How much memory the graph of a backward pass keeps alive.
+"""Graphs of backward passes: how much memory they keep alive, and whether they go on to the end.
 
-By the tensors that it saves; where these cannot be seen, as under the transforms of `torch.func`,
-by all that is computed while it is built, which is no less.
+Memory is that of the tensors that a graph saves; where these cannot be seen, as under the
+transforms of `torch.func`, of all that is computed while it is built, which is no less.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from undertow.objective._sparse import parts
 
 # Hooks on tensors that are larger on average do not slow a graph down.
 _HOOK_BYTES = 2**16
@@ -42,6 +44,32 @@ def graph_bytes(build: Callable[[], object], leaves: Iterable[Tensor]) -> tuple[
         return _computed_bytes(build), False
     total = sum(size for place, size in sizes.items() if place not in known)
     return total, total < hooks * _HOOK_BYTES
+
+
+def check_differentiable(gradients: Iterable[Tensor | None]) -> None:
+    """Raise ValueError where a gradient came through a function without a second derivative.
+
+    Autograd says so only to those who walk all of the graph; asked for derivatives in given
+    tensors, it passes such ends by, and the terms beyond them are missing.
+    """
+    waiting = [g.grad_fn for g in gradients if g is not None and g.grad_fn is not None]
+    seen = set(waiting)
+    ended, own = False, set[str]()
+    while waiting:
+        node = waiting.pop()
+        ended = ended or node.name().endswith("autograd::Error")
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            own.add(type(node).__name__.removesuffix("Backward"))
+        for after, _ in node.next_functions:
+            if after is not None and after not in seen:
+                seen.add(after)
+                waiting.append(after)
+    if ended:
+        named = f" (one of {', '.join(sorted(own))})" if own else ""
+        raise ValueError(
+            "the model or the loss has no second derivative: an autograd.Function in it is "
+            f"once_differentiable{named}"
+        )
 
 
 def _computed_bytes(build: Callable[[], object]) -> int:
@@ -78,17 +106,7 @@ def _memory(tensor: Tensor) -> list[tuple[Any, int]]:
         storage = tensor.untyped_storage()
         return [(storage.data_ptr(), storage.nbytes())]
     except (NotImplementedError, RuntimeError):
-        parts = _parts(tensor)
-        if parts:
-            return [piece for part in parts for piece in _memory(part)]
+        stored = [] if tensor.layout is torch.strided else parts(tensor)
+        if stored:
+            return [piece for part in stored for piece in _memory(part)]
         return [(id(tensor), math.prod(tensor.shape) * tensor.dtype.itemsize)]
-
-
-def _parts(tensor: Tensor) -> list[Tensor]:
-    if tensor.layout is torch.sparse_coo:
-        return [tensor._indices(), tensor._values()]  # noqa: SLF001, the public ones coalesce
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return []

@@ -84,13 +84,14 @@ def dense(gradient: Tensor) -> Tensor:
 
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Real and complex floating-point numbers in the precision of `dtype`; all else as it is."""
-    if dtype is None or not (tensor.is_floating_point() or tensor.is_complex()):
-        return tensor
-    return tensor.to(_complex_type(dtype) if tensor.is_complex() else dtype)
+    return tensor.to(type_in(tensor, dtype))
 
 
-def _complex_type(dtype: torch.dtype) -> torch.dtype:
-    return torch.complex128 if dtype is torch.float64 else torch.complex64
+def type_in(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type that `cast` gives a tensor."""
+    if dtype is not None and tensor.is_complex():
+        return torch.complex128 if dtype is torch.float64 else torch.complex64
+    return tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
 
 
 def like_parameters(part: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
@@ -102,29 +103,20 @@ def like_parameters(part: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; that of each module is put back at the end.
+def precisely() -> Iterator[None]:
+    """Without the caller's autocast and inference mode.
 
-    Autocast and inference mode of the caller's are off inside: the one would round products that
-    are to be precise, the other leaves no graph to differentiate. Nothing is compiled there, nor
-    checkpointed.
+    The one would round products that are to be precise, the other leaves no graph to differentiate.
+    Nothing is compiled, nor checkpointed.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        if any(flag for _, flag in flags):
-            model.eval()
-        with ExitStack() as stack:
-            for kind in _AUTOCAST:
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            if torch.is_inference_mode_enabled():
-                stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(as_written())
-            yield
-    finally:
-        for module, flag in flags:
-            if module.training is not flag:
-                module.training = flag
+    with ExitStack() as stack:
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(as_written())
+        yield
 
 
 @contextmanager
@@ -148,8 +140,8 @@ def own_random_state(model: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and a random state to be thrown away; both put back at the end."""
-    with own_random_state(model), eval_mode(model):
+    """A random state to be thrown away; the caller's, and its modes, are put back at the end."""
+    with own_random_state(model), precisely():
         yield
 
 

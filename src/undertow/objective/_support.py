@@ -1,4 +1,4 @@
-"""Which modules can be evaluated at parameters of one's choice, and those inside of wrappers.
+"""Which modules can be evaluated at parameters of one's choice.
 
 What cannot is refused before any work: its numbers would be another model's, or there are none.
 """
@@ -7,19 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside of `torch.compile` and of those that copy it to several devices."""
-    while not isinstance(model, torch.jit.ScriptModule):
-        inside = model._modules.get("_orig_mod")  # noqa: SLF001, as `getattr` may be the model's own
-        if isinstance(model, DataParallel | DistributedDataParallel):
-            inside = model.module
-        if not isinstance(inside, nn.Module):
-            break
-        model = inside
-    return model
 
 
 def check_supported(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from undertow.measure.weights._sharded import gathered
-from undertow.objective import unwrapped
+from undertow.objective import StandIn, evaluating, original
 
 Include = Callable[[str], bool] | Iterable[str] | None
 
@@ -52,7 +52,7 @@ def weight_matrices(
         ValueError: if a weight has no values yet, is not finite, or nothing is left to measure.
     """
     if isinstance(model_or_state_dict, nn.Module):
-        found = _of_module(unwrapped(model_or_state_dict))
+        found = _of_module(model_or_state_dict)
     elif isinstance(model_or_state_dict, Mapping):
         found = _of_mapping(model_or_state_dict)
     else:
@@ -115,7 +115,7 @@ def _choose(matrices: list[WeightMatrix], include: Include) -> list[WeightMatrix
 
 def _of_module(model: nn.Module) -> Iterator[WeightMatrix | str]:
     seen: dict[Any, Tensor] = {}
-    for path, module in model.named_modules():
+    for path, module in original(model).named_modules():
         if "parametrizations" in path.split("."):  # seen through the module that they belong to
             continue
         prefix = f"{path}." if path else ""
@@ -184,19 +184,12 @@ def _of_mapping(state: Mapping[str, Any]) -> Iterator[WeightMatrix | str]:
 
 def _value(module: nn.Module, name: str, seen: dict[Any, Tensor]) -> Tensor | None:
     """A weight as the forward pass sees it, without moving buffers such as power iterations."""
-    parts: list[nn.Module] = []
     if is_parametrized(module, name):
-        assert isinstance(module.parametrizations, nn.ModuleDict)
-        parts = list(module.parametrizations.modules())
-    training = [part.training for part in parts]
-    try:
-        for part in parts:
-            part.training = False
-        with torch.no_grad():
-            value = getattr(module, name)
-    finally:
-        for part, flag in zip(parts, training, strict=True):
-            part.training = flag
+        stand_in = StandIn(module)
+        with evaluating(module), torch.no_grad():
+            value = stand_in.apply(stand_in.own(), lambda copied, _: getattr(copied, name))
+    else:
+        value = getattr(module, name)
     if not isinstance(value, Tensor):
         return None
     return value if is_lazy(value) else gathered(value.detach(), seen)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils import checkpoint
 
 _here = threading.local()
 _lock = threading.Lock()
-_inside = 0
+_inside: set[object] = set()
 # PyTorch has no switch for checkpointing; what its function looks up by name when called can be
 # replaced for a while, for this thread only.
 _NAMES = ("_checkpoint_without_reentrant_generator", "CheckpointFunction")
@@ -27,44 +27,41 @@ _originals: dict[str, Any] = {name: getattr(checkpoint, name, None) for name in 
 
 @contextmanager
 def as_written() -> Iterator[None]:
-    """Neither compiled nor checkpointed, in this thread."""
-    with _uncompiled(), _uncheckpointed():
+    """Neither compiled nor checkpointed inside, in this thread."""
+    outer, mine = getattr(_here, "depth", 0), object()
+    stance: AbstractContextManager[Any] | None = None
+    try:
+        stance = _uncompiled()
+        if stance is not None:
+            stance.__enter__()
+        _here.depth = outer + 1
+        if not outer and None not in _originals.values():
+            with _lock:
+                _inside.add(mine)
+                setattr(checkpoint, _NAMES[0], _generator)
+                setattr(checkpoint, _NAMES[1], _Reentrant)
         yield
+    finally:
+        _here.depth = outer
+        if not outer and None not in _originals.values():
+            with _lock:
+                _inside.discard(mine)
+                if not _inside:
+                    for name, original in _originals.items():
+                        setattr(checkpoint, name, original)
+        if stance is not None:
+            stance.__exit__(None, None, None)
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
+def _uncompiled() -> AbstractContextManager[Any] | None:
     if "torch._dynamo" not in sys.modules:  # loading it takes a second, and nothing is compiled
-        return nullcontext()
+        return None
     stance: Callable[[str], AbstractContextManager[Any]] | None
     stance = getattr(torch.compiler, "set_stance", None)
     if stance is not None:
         return stance("force_eager")
     found: AbstractContextManager[Any] = sys.modules["torch._dynamo"].config.patch(disable=True)
     return found
-
-
-@contextmanager
-def _uncheckpointed() -> Iterator[None]:
-    global _inside
-    if getattr(_here, "depth", 0) or None in _originals.values():
-        yield
-        return
-    entered = 0
-    try:
-        with _lock:
-            entered = 1
-            _inside += 1
-            setattr(checkpoint, _NAMES[0], _generator)
-            setattr(checkpoint, _NAMES[1], _Reentrant)
-        _here.depth = 1
-        yield
-    finally:
-        _here.depth = 0
-        with _lock:
-            _inside -= entered
-            if _inside == 0:
-                for name, original in _originals.items():
-                    setattr(checkpoint, name, original)
 
 
 def _generator(*args: Any, **options: Any) -> Generator[None, None, None]:

@@ -67,21 +67,20 @@ def checked_pair(batch: Any, index: int, model: nn.Module) -> tuple[Any, Tensor]
         TypeError: if it is of another kind.
         ValueError: if lengths differ or are zero, or a number is not finite.
     """
-    name = f"batch {index} of data"
     if isinstance(batch, Mapping):
-        batch = _labelled(batch, name)
+        batch = _labelled(batch, index)
     if not isinstance(batch, tuple | list) or len(batch) < 2:
-        raise TypeError(f"{name} must be (inputs, targets), got {described(batch)}")
-    inputs, targets = batch if len(batch) == 2 else _several(batch, name, model)
+        raise TypeError(f"batch {index} of data must be (inputs, targets), got {described(batch)}")
+    inputs, targets = batch if len(batch) == 2 else _several(batch, index, model)
     if isinstance(targets, Mapping | tuple | list):
         raise TypeError(
             f"targets of batch {index} must be one tensor [samples, ...], got {described(targets)}"
         )
-    named = [*leaves(inputs), ("targets", targets)]
     nested = isinstance(inputs, Mapping | tuple | list)
+    named = [*(leaves(inputs) if nested else [("inputs", inputs)]), ("targets", targets)]
     for part, value in named:
         if isinstance(value, Tensor | PackedSequence) or value is targets or not nested:
-            _check_tensor(f"{part} of batch {index}", value)
+            _check_tensor(part, index, value)
         elif _holds_numbers(value):
             raise TypeError(
                 f"{part} of batch {index} must be a tensor, which can be cut into samples, got "
@@ -97,7 +96,8 @@ def checked_pair(batch: Any, index: int, model: nn.Module) -> tuple[Any, Tensor]
         raise ValueError(
             f"batch {index} of data has {found}; it needs equally many, and at least one"
         )
-    _check_containers(inputs, index, len(targets))
+    if nested:
+        _check_containers(inputs, index, len(targets))
     return inputs, targets
 
 
@@ -113,16 +113,16 @@ def _holds_numbers(part: Any) -> bool:
     )
 
 
-def _labelled(batch: Mapping[Any, Any], name: str) -> tuple[dict[Any, Any], Any]:
+def _labelled(batch: Mapping[Any, Any], index: int) -> tuple[dict[Any, Any], Any]:
     if "labels" not in batch:
         raise TypeError(
-            f"{name} is a dictionary of {', '.join(map(str, list(batch)[:8]))}: the targets must "
-            "be under 'labels'"
+            f"batch {index} of data is a dictionary of {', '.join(map(str, list(batch)[:8]))}: the "
+            "targets must be under 'labels'"
         )
     return {key: part for key, part in batch.items() if key != "labels"}, batch["labels"]
 
 
-def _several(batch: Any, name: str, model: nn.Module) -> tuple[tuple[Any, ...], Any]:
+def _several(batch: Any, index: int, model: nn.Module) -> tuple[tuple[Any, ...], Any]:
     """More than two parts: the last are the targets if the model needs exactly the others.
 
     Raises:
@@ -130,7 +130,7 @@ def _several(batch: Any, name: str, model: nn.Module) -> tuple[tuple[Any, ...], 
     """
     if _needed_arguments(model) != len(batch) - 1:
         raise TypeError(
-            f"{name} must be (inputs, targets), got {len(batch)} parts, and whether "
+            f"batch {index} of data must be (inputs, targets), got {len(batch)} parts, and whether "
             f"{len(batch) - 1} are inputs of {type(model).__name__} is open: write ((a, b), "
             "targets), or a dictionary with the targets under 'labels'"
         )
@@ -150,23 +150,29 @@ def _needed_arguments(model: nn.Module) -> int | None:
     return None if open_ended or optional else len(by_place)
 
 
-def _check_tensor(name: str, part: Any) -> None:
+def _check_tensor(name: str, index: int, part: Any) -> None:
+    plain = isinstance(part, Tensor) and part.layout is torch.strided and part.ndim > 0
+    if not plain or part.is_nested:
+        _check_layout(f"{name} of batch {index}", part)
+    if part.is_meta:
+        raise ValueError(f"{name} of batch {index} have no values: they are on the meta device")
+    if (part.is_floating_point() or part.is_complex()) and not all(map(is_finite, parts(part))):
+        raise ValueError(f"{name} of batch {index} hold NaN or infinities")
+
+
+def _check_layout(name: str, part: Any) -> None:
     if isinstance(part, PackedSequence):
         raise TypeError(
             f"{name} must be a tensor [samples, ...], got a PackedSequence, which mixes samples: "
             "give the padded tensor and the lengths, and pack inside the model"
         )
-    if not isinstance(part, Tensor) or (not part.is_nested and part.ndim == 0):
-        raise TypeError(f"{name} must be a tensor [samples, ...], got {described(part)}")
-    if part.is_nested:
+    if isinstance(part, Tensor) and part.is_nested:
         raise TypeError(
             f"{name} must be a tensor [samples, ...], got a nested tensor, which cannot be cut "
             "into samples: give a padded one and a mask"
         )
-    if part.device.type == "meta":
-        raise ValueError(f"{name} have no values: they are on the meta device")
-    if (part.is_floating_point() or part.is_complex()) and not all(map(is_finite, parts(part))):
-        raise ValueError(f"{name} hold NaN or infinities")
+    if not isinstance(part, Tensor) or part.ndim == 0:
+        raise TypeError(f"{name} must be a tensor [samples, ...], got {described(part)}")
 
 
 def _check_containers(inputs: Any, index: int, samples: int) -> None:

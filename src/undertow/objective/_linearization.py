@@ -73,7 +73,11 @@ def pull_back(
     if not found:
         kind = widest(leaves)
         return leaves[0].new_zeros(directions, sum(leaf.numel() for leaf in leaves), dtype=kind)
-    variables, blocks = zip(*found, strict=True)
+    variables, given = zip(*found, strict=True)
+    blocks = [
+        block if block.dtype == variable.dtype else block.to(variable.dtype)
+        for block, variable in zip(given, variables, strict=True)
+    ]
     step = BLOCK if batched else 1
     results: list[Tensor] = []
     for start in range(0, directions, step):
@@ -81,10 +85,7 @@ def pull_back(
         gradients = torch.autograd.grad(
             variables,
             leaves,
-            [
-                (block[rows] if batched else block[start]).to(variable.dtype)
-                for block, variable in zip(blocks, variables, strict=True)
-            ],
+            [block[rows] if batched else block[start] for block in blocks],
             retain_graph=True,
             allow_unused=True,
             is_grads_batched=batched,

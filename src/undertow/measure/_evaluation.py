@@ -94,8 +94,8 @@ def class_scores(
         coded = ((top == high).sum(1) == 1) & ((top == high) | (top == low)).all(1)
         if not coded.all():
             raise ValueError(
-                "targets must name one class per row (one-hot, or -1 and +1); the row "
-                f"{top[~coded][0].tolist()} does not"
+                "targets must name one class per row (one-hot, or -1 and +1); row "
+                f"{int((~coded).nonzero()[0])} does not"
             )
         targets = targets.argmax(1)
     if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:

@@ -22,10 +22,3 @@ def flattened(argument: Any) -> Iterator[Any]:
 def tensors(argument: Any) -> Iterator[Tensor]:
     """The tensors among it."""
     return (part for part in flattened(argument) if isinstance(part, Tensor))
-
-
-def taken(inputs: Any, chosen: Any) -> Any:
-    """Some samples of a tensor, or of every tensor in a dictionary."""
-    if isinstance(inputs, Mapping):
-        return {name: taken(part, chosen) for name, part in inputs.items()}
-    return inputs[chosen] if isinstance(inputs, Tensor) else inputs

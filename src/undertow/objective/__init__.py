@@ -7,10 +7,14 @@ products, for what measures and solvers do with them beside.
 from undertow.objective._arguments import whole_number as whole_number
 from undertow.objective._curvature_products import CurvatureProducts as CurvatureProducts
 from undertow.objective._gradients import gradient as gradient
+from undertow.objective._inputs import over_tensors as over_tensors
+from undertow.objective._inputs import sample_bytes as sample_bytes
+from undertow.objective._inputs import taken as taken
 from undertow.objective._losses import Loss as Loss
 from undertow.objective._losses import as_sum_and_count as as_sum_and_count
 from undertow.objective._losses import check_targets as check_targets
 from undertow.objective._losses import logits_of as logits_of
+from undertow.objective._module import dense as dense
 from undertow.objective._module import evaluating as evaluating
 from undertow.objective._module import out_of_memory as out_of_memory
 from undertow.objective._module import outside_inference_mode as outside_inference_mode
@@ -30,12 +34,16 @@ __all__ = [
     "Tensors",
     "as_sum_and_count",
     "check_targets",
+    "dense",
     "evaluating",
     "gradient",
     "logits_of",
     "original",
     "out_of_memory",
     "outside_inference_mode",
+    "over_tensors",
+    "sample_bytes",
+    "taken",
     "unfused",
     "whole_number",
 ]

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from undertow.objective._autotuning import fastest_mode
 from undertow.objective._batches import is_finite
+from undertow.objective._graphs import graph_bytes
 from undertow.objective._linearization import (
     Kind,
     Leaves,
     Linearization,
     Mode,
-    graph_bytes,
     second_order,
 )
 from undertow.objective._module import (
@@ -32,8 +32,10 @@ from undertow.objective._module import (
     own_random_state,
     precisely,
     product_type,
+    widest,
 )
 from undertow.objective._risk import EmpiricalRisk, Tensors
+from undertow.objective._sparse import equal
 
 Multiply = Callable[[Linearization, Tensor, Mode], Tensor]
 # Length, device and type of directions.
@@ -137,7 +139,7 @@ class CurvatureProducts:
         named = dict(self._risk.model.named_parameters())
         chosen = [named[name] for name in self._risk.param_names]
         size = sum(parameter.numel() for parameter in chosen)
-        return size, chosen[0].device, product_type(self._risk.dtype or chosen[0].dtype)
+        return size, chosen[0].device, product_type(self._risk.dtype or widest(chosen))
 
     def _summed(
         self,
@@ -260,6 +262,7 @@ class CurvatureProducts:
             try:
                 if kind not in self._bytes_per_sample:
                     size, slow = graph_bytes(part.build, leaves)
+                    part.check_differentiable()
                     if slow:
                         part.free()
                     self._bytes_per_sample[kind] = size / len(targets)
@@ -326,4 +329,4 @@ def _same(now: Tensor, then: Tensor) -> bool:
     plain = type(now) is Tensor and now.layout is torch.strided and now.device.type == "cpu"
     if plain and now.dtype == then.dtype:
         return np.array_equal(now.numpy(), then.numpy())  # several times as fast as torch.equal
-    return now.shape == then.shape and torch.equal(now.to(then.dtype), then)
+    return equal(now.to(then.dtype), then)

@@ -6,16 +6,16 @@ eigenpairs of the loss's Hessian H_i in the outputs of sample i.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from undertow.objective._batches import piece
+from undertow.objective._inputs import leaves, over_tensors, taken
 from undertow.objective._linearization import Linearization, load_forward_mode, second_order
-from undertow.objective._module import out_of_memory
+from undertow.objective._module import dense, out_of_memory
 from undertow.objective._risk import EmpiricalRisk, Tensors
 
 # Gradients of single samples are held so many bytes at a time.
@@ -57,6 +57,7 @@ def gauss_newton_trace(risk: EmpiricalRisk, max_outputs: int) -> tuple[Tensor, T
         outputs, curvature = hessians
         nonlocal probed
         if not probed:
+            part.check_differentiable(outputs_only=True)
             _check_alone(risk, tensors, inputs, targets, outputs)
             probed = True
         values, vectors = torch.linalg.eigh(curvature)
@@ -88,7 +89,7 @@ def _check_alone(
     few = slice(0, _PROBED)
     generator = torch.Generator().manual_seed(0)
     draw = torch.randn(len(outputs[few]), 3, outputs.shape[1], generator=generator).to(outputs)
-    chosen = piece(inputs, few, targets.device)
+    chosen = taken(inputs, few)
     alone = _by_sample(risk, tensors, chosen, draw, lambda gradients: gradients)[1]
     names = risk.param_names
     leaves = {name: tensors[name].detach().requires_grad_() for name in names}
@@ -101,7 +102,7 @@ def _check_alone(
         )
         for name, slope in zip(names, together, strict=True):
             found = alone[name][:, direction].sum(0)
-            expected = torch.zeros_like(found) if slope is None else slope
+            expected = torch.zeros_like(found) if slope is None else dense(slope)
             if torch.linalg.norm(found - expected) > _ALONE * torch.linalg.norm(expected):
                 raise _NotPossible
 
@@ -116,7 +117,10 @@ def _slope_norms(
     """||J_i^T u||^2 of each sample and each of its cotangents."""
 
     def squares(gradients: dict[str, Tensor]) -> Tensor:
-        parts = [gradient.flatten(1).square().sum(1) for gradient in gradients.values()]
+        parts = [
+            gradient.reshape(len(gradient), gradient[0].numel()).square().sum(1)
+            for gradient in gradients.values()
+        ]
         return torch.stack(parts).sum(0)
 
     values, norms = _by_sample(risk, tensors, inputs, cotangents, squares)
@@ -135,16 +139,14 @@ def _by_sample(
     """Outputs of each sample alone, and what `reduce` makes of the gradients J_i^T u."""
     names = risk.param_names
     points = {name: tensors[name].detach() for name in names}
-    tree = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
-    if not all(isinstance(part, Tensor) for part in tree.values()):
+    if not all(isinstance(part, Tensor) for _, part in leaves(inputs)):
         raise _NotPossible
 
-    def alone(sample: dict[str, Tensor], directions: Tensor) -> tuple[Tensor, Any]:
-        single = {name: part[None] for name, part in sample.items()}
+    def alone(sample: Any, directions: Tensor) -> tuple[Tensor, Any]:
+        single = taken(sample, None)
 
         def output(points: dict[str, Tensor]) -> Tensor:
-            given = single if isinstance(inputs, Mapping) else single[""]
-            return risk.logits({**tensors, **points}, given).flatten()
+            return risk.logits({**tensors, **points}, single).flatten()
 
         value, pull = torch.func.vjp(output, points)[:2]
         (gradients,) = torch.func.vmap(pull)(directions)
@@ -155,7 +157,9 @@ def _by_sample(
     chunk = max(1, _GRADIENT_BYTES // row)
     load_forward_mode()
     try:
-        values, reduced = torch.func.vmap(alone, chunk_size=chunk)(tree, cotangents)
+        values, reduced = torch.func.vmap(alone, chunk_size=chunk)(
+            over_tensors(lambda part: part, inputs), cotangents
+        )
     except (RuntimeError, ValueError) as error:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise

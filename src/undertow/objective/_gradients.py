@@ -16,7 +16,7 @@ from torch import Tensor
 
 from undertow.objective._autotuning import fastest_pull_back
 from undertow.objective._linearization import pull_back
-from undertow.objective._module import product_type
+from undertow.objective._module import dense, product_type, widest
 from undertow.objective._risk import EmpiricalRisk, Tensors
 
 
@@ -45,7 +45,7 @@ def gradient(risk: EmpiricalRisk) -> Float[Tensor, " params"]:
                 )
         reached = reached or bool(count == 0) or any(slope is not None for slope in slopes)
         parts = [
-            torch.zeros_like(leaf) if slope is None else slope
+            torch.zeros_like(leaf) if slope is None else dense(slope)
             for leaf, slope in zip(leaves.values(), slopes, strict=True)
         ]
         flat = torch.cat([part.flatten() for part in parts])
@@ -86,8 +86,8 @@ def _weighted_gradients(
     """For each row of weights, the gradient of the so weighted sum of the samples' losses."""
     tensors = risk.copies()
     leaves = tuple(tensors[name].requires_grad_() for name in risk.param_names)
-    weights = weights.to(leaves[0])
-    total = leaves[0].new_zeros(len(weights), sum(leaf.numel() for leaf in leaves))
+    weights = weights.to(leaves[0].device, widest(leaves))
+    total = weights.new_zeros(len(weights), sum(leaf.numel() for leaf in leaves))
     first = 0
     batched: bool | None = None
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from undertow.objective._double_backward import DoubleBackwardMode
+from undertow.objective._graphs import check_differentiable
 from undertow.objective._losses import OutputProduct
-from undertow.objective._module import unfused
+from undertow.objective._module import aligned, dense, unfused, widest
 
 Kind = Literal["hessian", "ggn"]
 Mode = Literal["loop", "batched", "forward"]
@@ -34,8 +35,6 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 # Directions that one batched pass takes together: more cost memory and bring nothing.
 BLOCK = 8
-# Hooks on tensors that are larger on average do not slow a graph down.
-_HOOK_BYTES = 2**16
 
 
 def seconds(device: torch.device) -> float:
@@ -72,8 +71,13 @@ def pull_back(
         if output is not None and output.requires_grad
     ]
     if not found:
-        return leaves[0].new_zeros(directions, sum(leaf.numel() for leaf in leaves))
-    variables, blocks = zip(*found, strict=True)
+        kind = widest(leaves)
+        return leaves[0].new_zeros(directions, sum(leaf.numel() for leaf in leaves), dtype=kind)
+    variables, given = zip(*found, strict=True)
+    blocks = [
+        block if block.dtype == variable.dtype else block.to(variable.dtype)
+        for block, variable in zip(given, variables, strict=True)
+    ]
     step = BLOCK if batched else 1
     results: list[Tensor] = []
     for start in range(0, directions, step):
@@ -86,11 +90,11 @@ def pull_back(
             allow_unused=True,
             is_grads_batched=batched,
         )
-        shape = (min(step, directions - start), -1) if batched else (-1,)
+        rank = (min(step, directions - start),) if batched else ()
         flat = [
-            leaf.new_zeros(leaf.numel()).expand(*shape[:-1], -1)
+            leaf.new_zeros(leaf.numel()).expand(*rank, -1)
             if gradient is None
-            else gradient.reshape(shape)
+            else dense(gradient).reshape(*rank, leaf.numel())
             for leaf, gradient in zip(leaves, gradients, strict=True)
         ]
         results.append(torch.cat(flat, dim=-1))
@@ -202,9 +206,19 @@ class Linearization:
                 "the loss does not depend on the model's outputs, or these are copies of what it "
                 "is computed from: Gauss-Newton products need the loss as a function of them"
             )
-        product = self._closed_form(outputs) or partial(_generic_product, slope, outputs)
+        product = self._closed_form(outputs)
+        own = slope if product is None else None
+        product = product or partial(_generic_product, slope, outputs)
         fixed = torch.zeros_like(outputs) if slope is None else slope
-        return _GaussNewtonGraph(outputs, cotangent, pulled, product, fixed.detach())
+        return _GaussNewtonGraph(outputs, cotangent, pulled, product, fixed.detach(), own)
+
+    def check_differentiable(self, *, outputs_only: bool = False) -> None:
+        """Raise ValueError where what is differentiated, in products or in outputs, cannot be."""
+        graph = self.build()
+        if isinstance(graph, _HessianGraph):
+            check_differentiable(graph.gradients)
+        else:
+            check_differentiable([graph.own_slope, *(() if outputs_only else graph.pulled)])
 
     def output_hessians(
         self, most: int
@@ -274,7 +288,7 @@ class Linearization:
     def _shaped(self, vectors: Tensor) -> list[Tensor]:
         sizes = [leaf.numel() for leaf in self._leaves]
         return [
-            part.reshape(-1, *leaf.shape)
+            aligned(part.to(leaf.dtype)).reshape(len(vectors), *leaf.shape)
             for part, leaf in zip(vectors.split(sizes, dim=1), self._leaves, strict=True)
         ]
 
@@ -329,6 +343,7 @@ class _GaussNewtonGraph:
     pulled: Sequence[Tensor | None]
     output_product: OutputProduct
     slope: Tensor
+    own_slope: Tensor | None  # with its graph, where there is no closed form
 
 
 def _slopes(
@@ -344,33 +359,11 @@ def _slopes(
         if chosen
         else ()
     )
-    return [None if variable is None else next(found) for variable in given]
+    slopes = [None if variable is None else next(found) for variable in given]
+    return [None if slope is None else dense(slope) for slope in slopes]
 
 
 def _generic_product(slope: Tensor | None, outputs: Tensor, block: Tensor) -> Tensor:
     """The Hessian of a loss in its outputs, from its gradient there."""
     rows = pull_back([slope], (outputs,), [block], batched=False)
     return rows.reshape(block.shape)
-
-
-def graph_bytes(build: Callable[[], object], leaves: Leaves) -> tuple[int, bool]:
-    """Memory that a graph keeps alive beside the parameters, and whether to build it anew.
-
-    The hooks that count it stay in the graph and would slow one of small tensors down.
-    """
-    known = {leaf.untyped_storage().data_ptr() for leaf in leaves}
-    sizes: dict[int, int] = {}
-    hooks = 0
-
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal hooks
-        hooks += 1
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        build()
-    total = sum(sizes.values())
-    return total, total < hooks * _HOOK_BYTES

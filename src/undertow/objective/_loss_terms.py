@@ -26,6 +26,7 @@ from undertow.objective._losses import (
     output_hessian,
     per_sample_sums,
 )
+from undertow.objective._sparse import equal
 
 # The label that the losses inside Hugging Face models ignore.
 _OWN_IGNORED = -100
@@ -50,7 +51,7 @@ class LossState:
         if not isinstance(other, LossState) or self._options != other._options:
             return False
         mine, others = self._tensors, other._tensors
-        return len(mine) == len(others) and all(map(torch.equal, mine, others))
+        return len(mine) == len(others) and all(map(equal, mine, others))
 
     __hash__ = None  # type: ignore[assignment]
 

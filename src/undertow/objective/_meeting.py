@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from undertow.objective._batches import piece
+from undertow.objective._inputs import taken
 from undertow.objective._module import own_random_state, shown
 from undertow.objective._roads import Redirected, Roads, check_modes, leaves_of, tensors_in
 from undertow.objective._stand_in import StandIn, names_of, storage, storages
@@ -48,7 +48,7 @@ def meet(risk: Evaluated, inputs: Any, targets: Tensor) -> Roads:
             another mode than eval.
     """
     for chosen in (slice(_FEW), slice(None)):
-        some = piece(inputs, chosen, targets.device), targets[chosen]
+        some = taken(inputs, chosen), targets[chosen]
         with own_random_state(risk.model), torch.enable_grad():
             try:
                 return _Meeting(risk).roads(*some)

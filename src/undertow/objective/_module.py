@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from functools import reduce, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from undertow.objective._as_written import as_written
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -44,7 +46,13 @@ def select(
             if name not in named:
                 raise ValueError(f"params names {name!r}; the model has {shown(tuple(named))}")
         chosen = [name for name in named if name in wanted]
-    if not chosen:
+    places = sorted({str(named[name].device) for name in chosen})
+    if len(places) > 1:
+        raise ValueError(
+            f"parameters are on {' and '.join(places)}: theta is one vector; move the model to one "
+            "device, or choose parameters of one with params="
+        )
+    if not sum(named[name].numel() for name in chosen):
         raise ValueError("params selects no parameter: an objective needs at least one")
     for name in chosen:
         if not named[name].is_floating_point():
@@ -64,18 +72,45 @@ def product_type(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in _HALF else dtype
 
 
-def cast(part: Any, dtype: torch.dtype | None) -> Any:
-    """Real floating-point tensors, alone or in a dictionary, in `dtype`; all else as it is."""
-    if dtype is None:
-        return part
-    if isinstance(part, Mapping):
-        return {name: cast(value, dtype) for name, value in part.items()}
-    return part.to(dtype) if isinstance(part, Tensor) and part.is_floating_point() else part
+def widest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The type that holds the numbers of all: what they have in one vector."""
+    return reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
 
 
-def like_parameters(part: Any, parameters: Mapping[str, Tensor]) -> Any:
+def aligned(rows: Tensor) -> Tensor:
+    """Rows out of longer ones, in memory of their own where pairs of numbers could not be viewed.
+
+    As complex numbers are, which begin at even places.
+    """
+    odd = rows.storage_offset() % 2 or (len(rows) > 1 and rows.stride(0) % 2)
+    return rows.clone() if odd else rows
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient as autograd gives it, which of a sparse embedding is sparse, in full."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Real and complex floating-point numbers in the precision of `dtype`; all else as it is."""
+    return tensor.to(type_in(tensor, dtype))
+
+
+def differentiable(tensor: Tensor) -> Tensor:
+    """A tensor that a graph can hold: a copy of one that inference mode made."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def type_in(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The type that `cast` gives a tensor."""
+    if dtype is not None and tensor.is_complex():
+        return torch.complex128 if dtype is torch.float64 else torch.complex64
+    return tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
+
+
+def like_parameters(part: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
     """Inputs in half precision as single where the parameters are no longer half."""
-    if isinstance(part, Tensor) and part.dtype in _HALF:
+    if part.dtype in _HALF:
         types = {p.dtype for p in parameters.values() if p.is_floating_point()}
         return part if types & set(_HALF) else part.float()
     return part
@@ -86,6 +121,7 @@ def precisely() -> Iterator[None]:
     """Without the caller's autocast and inference mode.
 
     The one would round products that are to be precise, the other leaves no graph to differentiate.
+    Nothing is compiled, nor checkpointed.
     """
     with ExitStack() as stack:
         for kind in _AUTOCAST:
@@ -93,6 +129,7 @@ def precisely() -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(as_written())
         yield
 
 

@@ -40,15 +40,20 @@ class Objective:
     leaves as it is, datasets and loaders not at all. Call `release()` after such a change.
 
     Args:
-        model: any module that maps a batch of inputs to outputs. Inputs that are a dictionary
-            are its keyword arguments; of an output with `.logits`, the loss sees these.
+        model: any module that maps a batch of inputs to outputs; of an output with `.logits`, the
+            loss sees these. What `torch.compile` or DataParallel wraps is run by itself, neither
+            compiled nor checkpointed: microbatches are what bounds memory.
         loss: maps (outputs, targets) to the batch mean (0-d) or a value per sample (`[batch]`).
             It must be an average over samples, so that microbatches add up. None for the loss
             that a Hugging Face-style model returns when it is given labels.
-        data: a tuple of tensors (inputs, targets), a `Dataset` of such pairs, or anything that
-            can be iterated over again and again in batches (inputs, targets): a `DataLoader`, a
-            list. A loader that shuffles gives the same order on every pass. A batch may be a
-            dictionary with the targets under "labels".
+        data: a tuple (inputs, targets), a `Dataset` of such pairs, or anything that can be
+            iterated over again and again in batches (inputs, targets): a `DataLoader`, a list. A
+            loader that shuffles gives the same order on every pass. Targets are a tensor; inputs
+            are one, or tensors in a tuple or list, `model(*inputs)`, or in a mapping,
+            `model(**inputs)`, nested at will. In each the samples lie along the first axis; what
+            is no tensor (None, a number, a name) is the same for all. A batch may be a mapping
+            with the targets under "labels", or, where the model needs that many arguments by
+            place, (first, second, ..., targets).
         params: which parameters theta consists of: None for those that require a gradient, a
             list of names, or a function (name, parameter) -> bool.
         microbatch: samples per forward pass; by default whole batches, or as many samples of a
@@ -56,7 +61,8 @@ class Objective:
 
     Raises:
         TypeError: if the data can be iterated over only once, or are no tensors, a parameter is
-            not of a real floating-point type, or microbatch is no whole number.
+            not of a real floating-point type, sparse or sharded (`DTensor`), the model is
+            TorchScript, quantised or exported, or microbatch is no whole number.
         ValueError: if the data are empty or not finite, a parameter is unknown or has no values
             yet, or microbatch < 1; on evaluation also for targets and losses that make no sense.
     """
@@ -85,7 +91,7 @@ class Objective:
 
     @property
     def model(self) -> nn.Module:
-        """The module, as given."""
+        """The module as given; of one that is compiled or wrapped, the module inside."""
         return self._risk.model
 
     @property
@@ -119,8 +125,8 @@ class Objective:
     def gradient(self) -> Float[Tensor, " params"]:
         """The gradient of L as one vector, in the order of `param_names`.
 
-        In the parameters' type; half precision is added up in float32. A parameter that the loss
-        does not depend on has gradient zero.
+        In the parameters' type, of several the widest; half precision is added up in float32. A
+        parameter that the loss does not depend on has gradient zero.
 
         Raises:
             ValueError: if the loss depends on none of the parameters.
@@ -132,8 +138,8 @@ class Objective:
     ) -> Float[Tensor, "directions params"]:
         """The Hessian of L times each direction.
 
-        In float32 for half-precision parameters, otherwise in their type. A ReLU has the second
-        derivative zero.
+        In float32 for half-precision parameters, otherwise in their type, of several the widest.
+        A ReLU has the second derivative zero.
 
         Raises:
             ValueError: if the directions are no block `[k, p]` of finite numbers, or the loss

@@ -20,16 +20,18 @@ from undertow.objective._arguments import whole_number
 from undertow.objective._batches import (
     checked_pair,
     fingerprint,
+    is_batch,
     is_finite,
-    piece,
     reiterable,
     with_own_random_state,
 )
+from undertow.objective._inputs import as_arguments, over_tensors, sample_bytes, taken
 from undertow.objective._loss_terms import GivenLoss, OwnLoss
 from undertow.objective._losses import Loss, OutputProduct, as_module, cast_loss, logits_of
 from undertow.objective._meeting import meet
 from undertow.objective._module import (
     cast,
+    differentiable,
     evaluating,
     like_parameters,
     out_of_memory,
@@ -39,6 +41,7 @@ from undertow.objective._module import (
 )
 from undertow.objective._roads import Redirected, Roads
 from undertow.objective._stand_in import StandIn, names_of
+from undertow.objective._support import check_supported
 
 Tensors = Mapping[str, Tensor]
 """Parameters and buffers by name."""
@@ -84,6 +87,7 @@ class EmpiricalRisk:
             microbatch = whole_number("microbatch", microbatch)
         self.stand_in = StandIn(model)
         self.model = self.stand_in.model
+        check_supported(self.model)
         self.loss = loss
         self.param_names = select(self.model, params)
         self.dtype: torch.dtype | None = None
@@ -94,11 +98,10 @@ class EmpiricalRisk:
         self._num_samples: int | None = None
         self._counted: Any = None
         self._data: Iterable[Any] = [data]
-        if isinstance(data, tuple) and len(data) == 2 and isinstance(data[0], Tensor):
-            inputs, _ = checked_pair(data, 0)
-            sample_bytes = max(1, inputs[0].numel() * inputs.element_size())
-            self._piece = microbatch or max(1, _PIECE_BYTES // sample_bytes)
-            self._num_samples = len(inputs)
+        if is_batch(data):
+            inputs, targets = checked_pair(data, 0, model)
+            self._num_samples = len(targets)
+            self._piece = microbatch or max(1, _PIECE_BYTES // sample_bytes(inputs))
             self._counted = fingerprint(self._data)
         else:
             self._data = reiterable(data, microbatch)
@@ -130,14 +133,17 @@ class EmpiricalRisk:
         device = next(self.model.parameters()).device
         empty = True
         for index, batch in enumerate(with_own_random_state(self._data)):
-            inputs, targets = checked_pair(batch, index)
+            inputs, targets = checked_pair(batch, index, self.model)
             step = self._piece or len(targets)
             for start in range(0, len(targets), step):
                 empty = False
                 chosen = slice(start, start + step)
                 yield (
-                    cast(piece(inputs, chosen, device), self.dtype),
-                    cast(piece(targets, chosen, device), self.dtype),
+                    over_tensors(
+                        lambda part: differentiable(cast(part.to(device), self.dtype)),
+                        taken(inputs, chosen),
+                    ),
+                    differentiable(cast(targets[chosen].to(device), self.dtype)),
                 )
         if empty:
             raise ValueError("data are empty: an objective needs at least one sample")
@@ -257,15 +263,18 @@ class EmpiricalRisk:
 
     def outputs(self, tensors: Tensors, inputs: Any, targets: Tensor | None = None) -> Any:
         """What the model returns; the targets are the labels that its own loss needs."""
-        if not isinstance(inputs, Mapping):
-            given = (self._fitting(inputs, tensors),)
-            with self._redirected(tensors):
-                return self.stand_in.run(tensors, given, dtype=self.dtype)
-        arguments = {name: self._fitting(part, tensors) for name, part in inputs.items()}
-        if self.loss is None and targets is not None:
-            arguments["labels"] = targets
+        by_place, by_name = as_arguments(self._fitting(inputs, tensors))
+        if by_name and self.loss is None and targets is not None:
+            by_name["labels"] = targets
         with self._redirected(tensors):
-            return self.stand_in.run(tensors, (), arguments, dtype=self.dtype)
+            try:
+                return self.stand_in.run(tensors, by_place, by_name, dtype=self.dtype)
+            except RuntimeError as error:
+                if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                    raise
+            with torch.enable_grad():  # it differentiates by itself, in its inputs
+                outputs = self.stand_in.run(tensors, by_place, by_name, dtype=self.dtype)
+            return over_tensors(Tensor.detach, outputs)
 
     def _redirected(self, tensors: Tensors) -> AbstractContextManager[object]:
         """Where parameters that are reached by another road are those of `tensors` too."""
@@ -274,9 +283,11 @@ class EmpiricalRisk:
         names = names_of(self.model)
         return Redirected({key: tensors[name] for key, name in names.items() if name in tensors})
 
-    def _fitting(self, part: Any, tensors: Tensors) -> Any:
+    def _fitting(self, inputs: Any, tensors: Tensors) -> Any:
         """Inputs in the parameters' precision where these are not in their own."""
-        return like_parameters(part, tensors) if self.dtype is None else cast(part, self.dtype)
+        if self.dtype is None:
+            return over_tensors(lambda part: like_parameters(part, tensors), inputs)
+        return over_tensors(lambda part: cast(part, self.dtype), inputs)
 
     def logits(self, tensors: Tensors, inputs: Any, targets: Tensor | None = None) -> Any:
         """The outputs, or the logits among them."""
@@ -398,7 +409,7 @@ class EmpiricalRisk:
                     half = (len(targets) + 1) // 2
                     self._piece = min(half, self._piece or half)
                     waiting += [
-                        (piece(inputs, part, targets.device), targets[part])
+                        (taken(inputs, part), targets[part])
                         for part in (slice(half, None), slice(half))
                     ]
 

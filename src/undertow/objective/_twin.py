@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undertow.objective._module import type_in
+
 # Other objects than modules and containers are copied up to so many; the rest is shared.
 _MOST_OBJECTS = 20_000
 _LISTS = (list, deque)
@@ -100,6 +102,8 @@ class Twin:
         self.beside = self._item(beside)
         for module in self.module.modules():
             module.training = False
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                module.sparse = False  # gradients in full, as second derivatives and vmap need them
         for container in self._copies:
             values = container.values() if isinstance(container, dict) else container
             pristine = container.copy()
@@ -394,8 +398,6 @@ def _own_dict(value: Any) -> dict[str, Any] | None:
 
 def plain_copy(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A copy in memory of its own, with the graph that it may hang on."""
-    if dtype is None or not tensor.is_floating_point():
-        dtype = tensor.dtype
     with torch.inference_mode(False), torch.set_grad_enabled(tensor.grad_fn is not None):
-        made = tensor.to(dtype, copy=True)
+        made = tensor.to(type_in(tensor, dtype), copy=True)
     return made if made.requires_grad else made.requires_grad_(tensor.requires_grad)

@@ -38,12 +38,18 @@ class Operator:
     """A curvature matrix of an objective, by its products with blocks of directions.
 
     While `fixed()` is entered it does not change, and products need not look whether it has.
+    `rounding` is that of products, where types are several of the coarsest.
     """
 
     multiply: Multiply
     size: int
     like: Tensor
     fixed: Callable[[], AbstractContextManager[None]] = nullcontext
+    rounding: float = 0.0
+
+    def __post_init__(self) -> None:
+        least = float(torch.finfo(self.like.dtype).eps)
+        object.__setattr__(self, "rounding", max(self.rounding, least))
 
     def random(self, count: int, generator: torch.Generator) -> Float[Tensor, "count params"]:
         """Standard normal directions."""
@@ -70,7 +76,10 @@ def curvature_operator(objective: Objective, curvature: Curvature) -> Operator:
         raise ValueError(f"curvature must be 'hessian' or 'ggn', got {curvature!r}")
     multiply = objective.hvp if curvature == "hessian" else objective.ggnvp
     size = objective.num_params
-    return Operator(multiply, size, multiply(torch.zeros(0, size)), objective.fixed)
+    named = dict(objective.model.named_parameters())
+    types = {named[name].dtype for name in objective.param_names}
+    rounding = max(torch.finfo(t).eps if t.itemsize > 2 else 0.0 for t in types)
+    return Operator(multiply, size, multiply(torch.zeros(0, size)), objective.fixed, rounding)
 
 
 def affordable(operator: Operator, rows: int, least: int) -> int:
@@ -169,7 +178,7 @@ class RitzBasis:
             # Once more for the rounding errors of what was removed.
             direction -= (self.basis @ direction) @ self.basis
         left = float(length(direction))
-        if left <= ROUNDING * torch.finfo(direction.dtype).eps * self.scale:
+        if left <= ROUNDING * self.operator.rounding * self.scale:
             return self.orthonormal(self.operator.random(1, self.generator)[0]), 0.0
         return direction / left, left
 
@@ -365,7 +374,7 @@ def lanczos_quadrature(
     diagonal = torch.zeros(count, steps, dtype=torch.float64)
     off_diagonal = torch.zeros(count, steps, dtype=torch.float64)
     current = probes / lengths(probes)[:, None].to(probes)
-    eps = torch.finfo(probes.dtype).eps
+    eps = operator.rounding
     products = 0
     for step in range(steps):
         basis[:, step % held] = current

@@ -90,14 +90,14 @@ class _Goal:
 
     def tolerance(self, space: RitzBasis, value: float) -> float:
         """The residual at which a pair has converged."""
-        eps = torch.finfo(space.basis.dtype).eps
+        eps = space.operator.rounding
         return max(self.rtol * abs(value), space.scale * max(self.rtol**2, ROUNDING * eps))
 
     def watch(self, operator: Operator) -> Orthogonality | None:
         """For a Lanczos run from one vector, if that saves time and is exact enough."""
         if operator.size < _FORESEEN or self.k > _TOGETHER:
             return None
-        rounding = torch.finfo(operator.like.dtype).eps
+        rounding = operator.rounding
         return Orthogonality(min(math.sqrt(rounding), _ORTHOGONAL * self.rtol), rounding)
 
     def make_room(self, space: RitzBasis) -> bool:

@@ -158,7 +158,7 @@ def hutchinson(
     magnitude = float(samples.abs().max())
     if space is not None:
         magnitude += float(space.projected.diagonal().abs().sum())
-    half += _ROUNDING * torch.finfo(operator.like.dtype).eps * magnitude
+    half += _ROUNDING * operator.rounding * magnitude
     return Estimate(
         mean,
         stderr,

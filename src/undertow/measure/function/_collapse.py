@@ -23,9 +23,8 @@ from undertow.measure._evaluation import (
     outputs_of,
     state_of,
 )
-from undertow.measure._nested import taken
 from undertow.measure.weights import weight_matrices
-from undertow.objective import Objective
+from undertow.objective import Objective, taken
 
 Features = str | Callable[[Any], Tensor] | None
 # Class means are off by at most about this many rounding errors of the largest feature vector, for

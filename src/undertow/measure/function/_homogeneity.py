@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from undertow.measure._evaluation import evaluating, outputs_of, state_of
-from undertow.measure._nested import taken
-from undertow.objective import Objective, whole_number
+from undertow.objective import Objective, taken, whole_number
 
 # Near one, so that networks of thousands of layers stay within float64's range.
 _SCALES = (0.7, 0.85, 1.2, 1.4)

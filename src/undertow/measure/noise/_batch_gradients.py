@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from undertow.objective import Objective
+from undertow.measure._nested import tensors
+from undertow.objective import EmpiricalRisk, Objective, dense, over_tensors, taken
 
 
 def batch_gradient_norms(
@@ -39,7 +41,7 @@ def batch_gradient_norms(
     if batches.ndim != 2 or batches.numel() == 0:
         raise ValueError(f"batches must be [batches, size], got shape {tuple(batches.shape)}")
     risk = objective.risk
-    inputs, targets = (torch.cat(parts) for parts in zip(*risk.batches(), strict=True))
+    inputs, targets = _together(risk)
     if batches.min() < 0 or batches.max() >= len(targets):
         low, high = int(batches.min()), int(batches.max())
         raise ValueError(f"batches must name samples 0 to {len(targets) - 1}, got {low} to {high}")
@@ -48,10 +50,22 @@ def batch_gradient_norms(
     with risk.evaluating(), torch.enable_grad():
         for chosen in batches.to(targets.device):
             own = {name: current[name].clone().requires_grad_() for name in found}
-            total, count = risk.sum_and_count({**current, **own}, inputs[chosen], targets[chosen])
+            total, count = risk.sum_and_count(
+                {**current, **own}, taken(inputs, chosen), targets[chosen]
+            )
             gradients = torch.autograd.grad(
                 total / count, list(own.values()), allow_unused=True, materialize_grads=True
             )
             for (name, weight), gradient in zip(own.items(), gradients, strict=True):
-                found[name].append((gradient + weight_decay * weight.detach()).double().norm())
+                decayed = dense(gradient) + weight_decay * weight.detach()
+                found[name].append(decayed.double().norm())
     return {name: torch.stack(norms) for name, norms in found.items()}
+
+
+def _together(risk: EmpiricalRisk) -> tuple[Any, Tensor]:
+    """All samples as one batch."""
+    parts = list(risk.batches())
+    columns = zip(*(tensors(inputs) for inputs, _ in parts), strict=True)
+    joined = iter([torch.cat(column) for column in columns])
+    inputs = over_tensors(lambda _: next(joined), parts[0][0])
+    return inputs, torch.cat([targets for _, targets in parts])

@@ -201,8 +201,7 @@ def shared_parameter(name: str, tensor: Tensor, part: Any = ...) -> Shared:
     """A parameter, or the slice `part` of it, whose shape `tensor` has."""
 
     def inners(gradients: Tensor, direction: Tensor) -> Tensor:
-        flat = gradients.reshape(len(gradients), -1)
-        return (flat @ wide(direction[part]).flatten()).double()
+        return (flat_rows(gradients) @ wide(direction[part]).flatten()).double()
 
     return Shared(name, tensor.shape, square_rows, inners)
 
@@ -244,14 +243,19 @@ def broadcast_uses(shared: Shared, factor: Tensor | float, axis: int) -> list[Us
 
 def square_rows(rows: Float[Tensor, "samples ..."]) -> Float[Tensor, " samples"]:
     """Squared norm of each sample's part, in float64."""
-    flat = rows.reshape(len(rows), -1)
+    flat = flat_rows(rows)
     norms = lengths(flat)
-    if ((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1])).all():
+    if not flat.shape[1] or ((norms > _SAFE_NORMS[0]) & (norms < _SAFE_NORMS[1])).all():
         return norms.square()
     # Squares of tiny gradients leave float32's range; the gradients themselves need not.
     scale = flat.abs().amax(1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
     scaled = lengths(flat / scale)
     return (scaled * scale.double().squeeze(1)).square()
+
+
+def flat_rows(rows: Float[Tensor, "samples ..."]) -> Float[Tensor, "samples size"]:
+    """Each sample's part as one vector; of a number, or of nothing, too."""
+    return rows.reshape(len(rows), math.prod(rows.shape[1:]))
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from undertow.measure._nested import flattened, taken, tensors
+from undertow.measure._nested import flattened, tensors
 from undertow.measure.weights import WeightMatrix, matrix_spectrum, weight_matrices
-from undertow.objective import EmpiricalRisk, Objective, Tensors, original, whole_number
+from undertow.objective import EmpiricalRisk, Objective, Tensors, original, taken, whole_number
 
 _PACKED = "in_proj_weight"
 # All take their groups as the seventh argument.

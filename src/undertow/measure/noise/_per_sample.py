@@ -18,14 +18,16 @@ from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from undertow.measure._nested import taken
 from undertow.measure.noise._capture import Capture, Layouts
-from undertow.measure.noise._layer_gradients import Use, square_rows, wide
+from undertow.measure.noise._layer_gradients import Use, flat_rows, square_rows, wide
 from undertow.objective import (
     EmpiricalRisk,
     Objective,
     Tensors,
+    dense,
     out_of_memory,
+    over_tensors,
+    taken,
 )
 
 # Per-sample gradients that have to be written down are held for so many bytes at a time.
@@ -157,8 +159,9 @@ def inner_products(
     sizes = dict(risk.model.named_parameters())
     shapes = [sizes[name].shape for name in risk.param_names]
     flat = sweep.gradient.split([shape.numel() for shape in shapes])
+    current = risk.current()
     directions = {
-        name: part.view(shape)
+        name: part.view(shape).to(wide(current[name]).dtype)
         for name, part, shape in zip(risk.param_names, flat, shapes, strict=True)
     }
     pieces: list[dict[str, Tensor]] = []
@@ -225,7 +228,8 @@ class _Batch:
             if total.requires_grad and outputs.requires_grad:
                 wanted = [*leaves.values(), outputs]
                 found = torch.autograd.grad(total, wanted, allow_unused=True)
-        self.gradients = dict(zip(names, found[:-1], strict=True))
+        slopes = [None if slope is None else dense(slope) for slope in found[:-1]]
+        self.gradients = dict(zip(names, slopes, strict=True))
         self.vmapped = tuple(
             name
             for name, gradient in self.gradients.items()
@@ -239,7 +243,7 @@ class _Batch:
                 {
                     name: square_rows(wide(part))
                     if directions is None
-                    else (wide(part).flatten(1) @ wide(directions[name]).flatten()).double()
+                    else (flat_rows(wide(part)) @ wide(directions[name]).flatten()).double()
                     for name, part in piece.items()
                 }
                 for piece in written
@@ -291,12 +295,14 @@ def _written_down(
                 torch.autograd.grad(outputs, list(leaves.values()), delta[one], allow_unused=True)
             )
         return {
-            name: torch.stack([torch.zeros_like(rest[name]) if g is None else g for g in found])
+            name: torch.stack(
+                [torch.zeros_like(rest[name]) if g is None else dense(g) for g in found]
+            )
             for name, found in zip(names, zip(*each, strict=True), strict=True)
         }
 
     held = sum(tensor.numel() * tensor.element_size() for tensor in rest.values())
-    step = max(1, _VMAP_BYTES // held)
+    step = max(1, _VMAP_BYTES // max(1, held))
     mapped = True
     # The math kernel of attention is the one that vmap can transform.
     with sdpa_kernel(SDPBackend.MATH):
@@ -307,8 +313,9 @@ def _written_down(
                     with warnings.catch_warnings():
                         # Functions that vmap runs one by one; the result names them anyway.
                         warnings.filterwarnings("ignore", "There is a performance drop")
-                        found = vmap(gradient, in_dims=(_axes(inputs), 0, 0))(
-                            taken(inputs, here), targets[here], delta[here]
+                        part = taken(inputs, here)
+                        found = vmap(gradient, in_dims=(_axes(part), 0, 0))(
+                            part, targets[here], delta[here]
                         )
                     yield found
                     continue
@@ -320,10 +327,8 @@ def _written_down(
 
 
 def _axes(inputs: Any) -> Any:
-    """Where vmap finds the samples."""
-    if isinstance(inputs, Mapping):
-        return {name: _axes(part) for name, part in inputs.items()}
-    return 0 if isinstance(inputs, Tensor) else None
+    """Where vmap finds the samples: along the first axis of every tensor, and nowhere else."""
+    return over_tensors(lambda tensor: 0, inputs, lambda other: None)
 
 
 def _probe(risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tensor) -> Layouts:
@@ -345,6 +350,7 @@ def _probe(risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tenso
             outputs, _ = _forward(risk, parameters, leaves, taken(inputs, index), targets[index])
         if not outputs.requires_grad:
             return Layouts({}, {})
+        outputs = torch.view_as_real(outputs) if outputs.is_complex() else outputs
         draw = torch.randn(outputs.shape[1:], generator=torch.Generator().manual_seed(0))
         sums = (outputs * draw.to(outputs)).flatten(1).sum(1) if outputs.ndim > 1 else outputs
         each = []
@@ -353,7 +359,7 @@ def _probe(risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tenso
                 alone, list(leaves.values()), retain_graph=True, allow_unused=True
             )
             each.append(
-                [zeros[0] if g is None else square_rows(wide(g[None]))[0] for g in gradients]
+                [zeros[0] if g is None else square_rows(wide(dense(g)[None]))[0] for g in gradients]
             )
     expected = torch.stack([torch.stack(squares) for squares in each])
     precision = max(torch.finfo(leaf.dtype).eps for leaf in leaves.values())

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from undertow.measure._evaluation import evaluating, given, outputs_of, state_of
-from undertow.measure._nested import taken
 from undertow.measure.weights._convolution import operator_spectrum
 from undertow.measure.weights._spectrum import matrix_spectrum
 from undertow.measure.weights._weights import WeightMatrix, weight_matrices
-from undertow.objective import Objective
+from undertow.objective import Objective, taken
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from undertow.measure.weights._sharded import gathered
 from undertow.objective import StandIn, evaluating, original
 
 Include = Callable[[str], bool] | Iterable[str] | None
@@ -42,8 +43,9 @@ def weight_matrices(
 
     Names are those of the state dict; a packed attention projection gives three, named as
     PyTorch names them where they are stored apart. Tensors that share memory are given once, or
-    by every name with `once=False`. With `check_finite=False` no value is read, so that
-    tensors mapped from a file stay there.
+    by every name with `once=False`. Sharded ones (`DTensor`) are gathered, in the memory of each
+    process; of a compiled or wrapped module the one inside is read. With `check_finite=False` no
+    value is read, so that tensors mapped from a file stay there.
 
     Raises:
         TypeError: if the argument is neither a module nor a mapping.
@@ -112,6 +114,7 @@ def _choose(matrices: list[WeightMatrix], include: Include) -> list[WeightMatrix
 
 
 def _of_module(model: nn.Module) -> Iterator[WeightMatrix | str]:
+    seen: dict[Any, Tensor] = {}
     for path, module in original(model).named_modules():
         if "parametrizations" in path.split("."):  # seen through the module that they belong to
             continue
@@ -120,27 +123,29 @@ def _of_module(model: nn.Module) -> Iterator[WeightMatrix | str]:
         if kind.startswith("torch.") and "quantized" in kind:
             yield f"{prefix}weight is quantised and was skipped"
         elif isinstance(module, _ConvNd):
-            yield from _of_convolution(prefix, module)
+            yield from _of_convolution(prefix, module, seen)
         elif isinstance(module, nn.MultiheadAttention):
             for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
-                tensor = _value(module, name)
+                tensor = _value(module, name, seen)
                 if tensor is not None:
                     yield from _of_tensor(prefix + name, tensor)
         elif isinstance(module, nn.Linear | nn.Embedding | nn.EmbeddingBag):
-            tensor = _value(module, "weight")
+            tensor = _value(module, "weight", seen)
             if tensor is not None:
                 yield from _of_tensor(f"{prefix}weight", tensor)
         else:
             own = [name for name, _ in module.named_parameters(recurse=False)]
             computed = list(module.parametrizations) if is_parametrized(module) else []
             for name in own + computed:
-                tensor = _value(module, name)
+                tensor = _value(module, name, seen)
                 if tensor is not None:
                     yield from _of_tensor(prefix + name, tensor)
 
 
-def _of_convolution(prefix: str, module: _ConvNd) -> Iterator[WeightMatrix | str]:
-    weight = _value(module, "weight")
+def _of_convolution(
+    prefix: str, module: _ConvNd, seen: dict[Any, Tensor]
+) -> Iterator[WeightMatrix | str]:
+    weight = _value(module, "weight", seen)
     if weight is None:
         return
     name = f"{prefix}weight"
@@ -158,7 +163,8 @@ def _of_convolution(prefix: str, module: _ConvNd) -> Iterator[WeightMatrix | str
 
 def _of_mapping(state: Mapping[str, Any]) -> Iterator[WeightMatrix | str]:
     nested = [name for name, value in state.items() if isinstance(value, Mapping)]
-    arrays = {k: v for k, v in state.items() if isinstance(v, Tensor | np.ndarray)}
+    seen: dict[Any, Tensor] = {}
+    arrays = {k: gathered(v, seen) for k, v in state.items() if isinstance(v, Tensor | np.ndarray)}
     if nested and not arrays:
         raise ValueError(
             "model_or_state_dict is a mapping of mappings, as a training checkpoint is; "
@@ -176,7 +182,7 @@ def _of_mapping(state: Mapping[str, Any]) -> Iterator[WeightMatrix | str]:
         yield from _of_tensor(str(name), value)
 
 
-def _value(module: nn.Module, name: str) -> Tensor | None:
+def _value(module: nn.Module, name: str, seen: dict[Any, Tensor]) -> Tensor | None:
     """A weight as the forward pass sees it, without moving buffers such as power iterations."""
     if is_parametrized(module, name):
         stand_in = StandIn(module)
@@ -186,7 +192,7 @@ def _value(module: nn.Module, name: str) -> Tensor | None:
         value = getattr(module, name)
     if not isinstance(value, Tensor):
         return None
-    return value if is_lazy(value) else value.detach()
+    return value if is_lazy(value) else gathered(value.detach(), seen)
 
 
 def _problem(name: str, tensor: Tensor) -> str | None:

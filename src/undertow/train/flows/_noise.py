@@ -8,7 +8,7 @@ pass through losses with centred normal weights: no covariance matrix and no per
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.objective import Objective, whole_number
+from undertow.objective import Objective, out_of_memory, sample_bytes, taken, whole_number
 
 BatchedGradient = Callable[[Tensor], Tensor]
 BatchedNoise = Callable[[Tensor, Tensor], Tensor]
@@ -191,6 +191,7 @@ class _Network:
         fixed = risk.own()
         self._chosen = [(name, fixed.pop(name).shape) for name in risk.param_names]
         self._risk, self._fixed = risk, fixed
+        self._mapped = True  # until the model turns out not to be for `torch.func`
         self._data = list(risk.batches())
         counts = risk.all_denominators().double()
         self.draws = len(counts)
@@ -201,7 +202,7 @@ class _Network:
         self._counts = counts
         # As in `Objective.sample_noise`: a mini-batch's ratio of sums, to first order.
         self._root = 1 / (math.sqrt(self.draws * batch_size) * counts.mean())
-        held = max(_bytes(inputs) for inputs, _ in self._data)
+        held = max(len(targets) * sample_bytes(inputs) for inputs, targets in self._data)
         self._together = max(1, _TOGETHER_BYTES // max(1, held))
 
     def shaped(self, normals: Float[Tensor, "steps replicas draws"]) -> Tensor:
@@ -234,12 +235,12 @@ class _Network:
             for inputs, targets in self._data:
                 for begin in range(0, len(targets), _APART):
                     chosen = slice(begin, begin + _APART)
-                    some = _rows(targets, chosen)
+                    some = targets[chosen]
                     each = torch.eye(len(some), dtype=torch.float64, device=theta.device)
                     own = self._gradients(
                         theta,
                         each.expand(len(theta), -1, -1),
-                        _rows(inputs, chosen),
+                        taken(inputs, chosen),
                         some,
                     )
                     counts = self._counts[first : first + len(some), None]
@@ -262,7 +263,8 @@ class _Network:
         def losses(own: Tensor) -> Tensor:
             parameters, first = dict(self._fixed), 0
             for name, shape in self._chosen:
-                parameters[name] = own[first : first + shape.numel()].reshape(shape)
+                # A copy: what begins at an odd place could not be viewed as complex numbers.
+                parameters[name] = own[first : first + shape.numel()].clone().reshape(shape)
                 first += shape.numel()
             return self._risk.sample_sums(parameters, inputs, targets)
 
@@ -272,7 +274,22 @@ class _Network:
                 return back(rows[0])[0][None]
             return torch.func.vmap(lambda row: back(row)[0])(rows)
 
-        return torch.func.vmap(one, chunk_size=self._together)(theta, weights)
+        if self._mapped:
+            try:
+                return torch.func.vmap(one, chunk_size=self._together)(theta, weights)
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                self._mapped = False  # a flow that depends on values, or gradients of its own
+        return torch.stack([_pull_rows(losses, *pair) for pair in zip(theta, weights, strict=True)])
+
+
+def _pull_rows(losses: Callable[[Tensor], Tensor], own: Tensor, rows: Tensor) -> Tensor:
+    """The gradients of one replica's losses in so weighted sums, one after the other."""
+    with torch.enable_grad():
+        leaf = own.detach().requires_grad_()
+        sums = losses(leaf)
+    return torch.stack([torch.autograd.grad(sums, leaf, row, retain_graph=True)[0] for row in rows])
 
 
 def drive(
@@ -371,15 +388,3 @@ def _check_rows(name: str, function: Callable[..., Tensor], *blocks: Tensor) -> 
             f"{name} must treat each replica alone, but that of the first changes with the "
             "others: sum over replicas where a scalar is wanted, do not average"
         )
-
-
-def _rows(part: Any, chosen: slice) -> Any:
-    if isinstance(part, Mapping):
-        return {name: _rows(value, chosen) for name, value in part.items()}
-    return part[chosen] if isinstance(part, Tensor) else part
-
-
-def _bytes(part: Any) -> int:
-    if isinstance(part, Mapping):
-        return sum(_bytes(value) for value in part.values())
-    return part.numel() * part.element_size() if isinstance(part, Tensor) else 0

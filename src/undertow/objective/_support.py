@@ -1,0 +1,44 @@
+"""Which modules can be evaluated at parameters of one's choice.
+
+What cannot is refused before any work: its numbers would be another model's, or there are none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def check_supported(model: nn.Module) -> None:
+    """Raise TypeError or ValueError for a module that cannot be evaluated at other parameters."""
+    for path, module in model.named_modules():
+        name, kind = path or "the model", type(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{name} is TorchScript, which runs on its own parameters only: give the nn.Module "
+                "that it was made of"
+            )
+        if getattr(module.train, "__module__", "").startswith("torch.export"):
+            raise TypeError(
+                f"{name} is an exported program, whose training mode is fixed: give the nn.Module "
+                "that was exported"
+            )
+        if kind.__module__.startswith("torch.") and "quantized" in kind.__module__:
+            raise TypeError(
+                f"{name} is a quantised {kind.__name__}, which has no derivatives: give the model "
+                "as it was before quantisation"
+            )
+        if kind.__name__ == "FullyShardedDataParallel":
+            raise TypeError(
+                f"{name} is sharded (FullyShardedDataParallel): gather its parameters into a plain "
+                "copy of the model, and give that"
+            )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor"):
+            raise TypeError(
+                f"parameter {name} is a DTensor, of which each rank holds a part: load the full "
+                "tensors ({n: p.full_tensor() for n, p in model.named_parameters()}) into a plain "
+                "copy of the model, and give that"
+            )
+        if parameter.layout is not torch.strided:
+            raise TypeError(f"parameter {name} is sparse: make it dense, or a buffer")

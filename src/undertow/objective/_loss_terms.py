@@ -13,15 +13,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undertow.objective._averages import averages
 from undertow.objective._losses import (
     Loss,
     OutputProduct,
     as_module,
     as_sum_and_count,
-    averages,
     denominators,
     in_type_of,
-    is_pytorchs,
+    is_plain,
     logits_of,
     output_hessian,
     per_sample_sums,
@@ -60,15 +60,16 @@ class GivenLoss:
 
     Attributes:
         known: whether denominators can be told from the targets alone.
-        averages: whether the mean over the first batch is that of the means over its halves; None
-            before there was one, and where there is no doubt (a value per sample, PyTorch's own).
+        averages: whether it is found to be an average over samples; None before it was tried, and
+            where there is no doubt, as of those losses of PyTorch's whose shapes are checked.
     """
 
     known = True
 
     def __init__(self, loss: Loss) -> None:
         self._loss = as_module(loss)
-        self._tried = is_pytorchs(self._loss)
+        self._known = is_plain(self._loss)
+        self._labels: tuple[int, int] | None = None
         self.averages: bool | None = None
 
     def sum_and_count(self, outputs: Any, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
@@ -77,9 +78,27 @@ class GivenLoss:
         if isinstance(logits, Tensor) and logits.is_floating_point():
             logits = logits.float() if logits.dtype.itemsize < 4 else logits
         loss = in_type_of(self._loss, logits)
-        if not self._tried and samples > 1 and isinstance(logits, Tensor):
-            self._tried, self.averages = True, averages(loss, logits, targets)
+        if not self._known and samples > 1 and isinstance(logits, Tensor):
+            self._try(loss, logits, targets)
         return as_sum_and_count(loss)(logits, targets, samples)
+
+    def _try(self, loss: Loss, logits: Tensor, targets: Tensor) -> None:
+        """Try whether the loss is an average, again where labels beyond those before turn up.
+
+        One of these may be ignored, and leave the batch with another denominator.
+        """
+        if targets.is_floating_point() or targets.is_complex():
+            if self.averages is not None:
+                return
+        else:
+            low, high = (int(end) for end in torch.aminmax(targets))
+            if self._labels is not None:
+                if self._labels[0] <= low and high <= self._labels[1]:
+                    return
+                low, high = min(low, self._labels[0]), max(high, self._labels[1])
+            self._labels = low, high
+        found = averages(loss, logits, targets)
+        self.averages = self.averages if found is None or self.averages is False else found
 
     def sum_by_logits(self, outputs: Any, targets: Tensor, samples: int) -> Tensor:
         """The sum as a function of the logits."""

@@ -36,6 +36,8 @@ def gauss_newton_trace(risk: EmpiricalRisk, max_outputs: int) -> tuple[Tensor, T
     None where a sample has more outputs than `max_outputs`, samples depend on each other, or the
     model cannot be mapped over samples.
     """
+    if risk.mixing():
+        return None
     tensors = risk.copies()
     leaves = tuple(tensors[name].requires_grad_() for name in risk.param_names)
     found: list[tuple[Tensor, Tensor, int]] = []

@@ -78,9 +78,10 @@ class GivenLoss:
         if isinstance(logits, Tensor) and logits.is_floating_point():
             logits = logits.float() if logits.dtype.itemsize < 4 else logits
         loss = in_type_of(self._loss, logits)
+        found = as_sum_and_count(loss)(logits, targets, samples)
         if not self._known and samples > 1 and isinstance(logits, Tensor):
             self._try(loss, logits, targets)
-        return as_sum_and_count(loss)(logits, targets, samples)
+        return found
 
     def _try(self, loss: Loss, logits: Tensor, targets: Tensor) -> None:
         """Try whether the loss is an average, again where labels beyond those before turn up.

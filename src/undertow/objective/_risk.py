@@ -25,6 +25,7 @@ from undertow.objective._batches import (
     reiterable,
     with_own_random_state,
 )
+from undertow.objective._independence import Independence, mixing
 from undertow.objective._loss_terms import GivenLoss, OwnLoss
 from undertow.objective._losses import Loss, OutputProduct, as_module, logits_of
 from undertow.objective._module import (
@@ -42,6 +43,10 @@ Tensors = Mapping[str, Tensor]
 Contribution = Callable[[Tensors, Any, Tensor], tuple[Tensor, Tensor]]
 Result = TypeVar("Result")
 
+_REMEDY = (
+    "use a model and a loss that take each sample by itself (a loss that returns a value per sample; "
+    "class weights and ignore_index by nn.CrossEntropyLoss)"
+)
 # Tensors go through the model in one piece while the inputs take at most so many bytes.
 _PIECE_BYTES = 2**25
 
@@ -61,6 +66,7 @@ class EmpiricalRisk:
         loss: of (outputs, targets); None for the model's own.
         param_names: what theta consists of.
         dtype: what parameters, buffers, data and loss are evaluated in; None for their own types.
+        independence: what has been found out of whether samples influence each other.
     """
 
     def __init__(
@@ -80,6 +86,7 @@ class EmpiricalRisk:
         self.loss = loss
         self.param_names = select(model, params)
         self.dtype: torch.dtype | None = None
+        self.independence = Independence()
         self._terms = OwnLoss() if loss is None else GivenLoss(loss)
         self._held: dict[str, Tensor] | None = None
         self._piece = microbatch
@@ -123,6 +130,7 @@ class EmpiricalRisk:
         empty = True
         for index, batch in enumerate(with_own_random_state(self._data)):
             inputs, targets = checked_pair(batch, index)
+            self.independence.see(inputs, targets)
             step = self._piece or len(targets)
             for start in range(0, len(targets), step):
                 empty = False
@@ -238,9 +246,15 @@ class EmpiricalRisk:
         self, tensors: Tensors, inputs: Any, targets: Tensor
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Sum of the loss, and what the microbatch adds to the denominator."""
+        return self.evaluated(tensors, inputs, targets)[1:]
+
+    def evaluated(
+        self, tensors: Tensors, inputs: Any, targets: Tensor
+    ) -> tuple[Any, Float[Tensor, ""], Float[Tensor, ""]]:
+        """What the model returns, and the same of it."""
         self._learn(tensors, inputs, targets)
         outputs = self.outputs(tensors, inputs, targets)
-        return self._terms.sum_and_count(outputs, targets, len(targets))
+        return outputs, *self._terms.sum_and_count(outputs, targets, len(targets))
 
     def logits_and_sum(
         self, tensors: Tensors, inputs: Any, targets: Tensor
@@ -268,6 +282,28 @@ class EmpiricalRisk:
         if not self._terms.known:
             self.value()
         return torch.cat([self.denominators(targets) for _, targets in self.batches()])
+
+    @property
+    def is_average(self) -> bool | None:
+        """Whether the loss has been found to be an average over samples; None where in no doubt."""
+        return self._terms.averages
+
+    def mixing(self) -> str:
+        """Why samples of one batch influence each other, "" where they do not; tried once."""
+        if self.independence.mixing is None:
+            self.independence.mixing = mixing(self)
+        if not self.independence.mixing and self.is_average is False:
+            return "the loss is no average over samples"
+        return self.independence.mixing
+
+    def check_samples(self) -> None:
+        """Raise ValueError if samples influence each other, so that none has a loss of its own."""
+        reason = self.mixing()
+        if reason:
+            raise ValueError(
+                f"samples influence each other ({reason}), so that none has a loss or a gradient "
+                f"of its own; {_REMEDY}"
+            )
 
     def output_product(self, logits: Tensor, targets: Tensor) -> OutputProduct | None:
         """The closed-form Hessian product of the loss's sum in the logits, if there is one."""
@@ -306,13 +342,8 @@ class EmpiricalRisk:
                 while waiting:
                     inputs, targets = waiting.pop()
                     pieces += 1
-                    if pieces > 1 and self._terms.averages is False:
-                        raise ValueError(
-                            "loss is no average over samples: its mean over a batch is not that of "
-                            "its means over two halves, so batches do not add up. Return a value "
-                            "per sample, give class weights and ignore_index by "
-                            "nn.CrossEntropyLoss, or all data in one batch"
-                        )
+                    if pieces > 1:
+                        self._check_batches()
                     try:
                         result = compute(tensors, inputs, targets)
                     except RuntimeError as error:
@@ -327,6 +358,15 @@ class EmpiricalRisk:
                         (piece(inputs, part, targets.device), targets[part])
                         for part in (slice(half, None), slice(half))
                     ]
+
+    def _check_batches(self) -> None:
+        """Raise ValueError if batches do not add up, as their samples influence each other."""
+        reason = self.mixing()
+        if reason:
+            raise ValueError(
+                f"samples influence each other ({reason}), so that batches do not add up; give all "
+                f"data in one batch, without microbatch=, or {_REMEDY}"
+            )
 
     def _own_buffers(self) -> dict[str, Tensor]:
         """The current tensors, so that a module that writes to buffers writes to nothing else."""

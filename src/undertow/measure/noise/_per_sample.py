@@ -80,8 +80,8 @@ def per_sample_gradient_norms(objective: Objective) -> PerSampleNorms:
     convolutions over patches, embeddings, batch, layer, group and RMS norms, and attention.
 
     Raises:
-        ValueError: if the samples of a batch influence each other (batch statistics in eval mode),
-            or as `Objective.gradient` does.
+        ValueError: if the samples of a batch influence each other (a loss that is no average,
+            attention over samples, batch statistics in eval mode), or as `Objective.gradient`.
     """
     sweep = sweep_samples(objective)
     total = torch.stack(list(sweep.squares.values())).sum(0)
@@ -110,6 +110,7 @@ def sweep_samples(objective: Objective) -> Sweep:
     """One pass over all samples."""
     risk = objective.risk
     _check_statistics(risk.model)
+    risk.check_samples()
     pieces: list[dict[str, Tensor]] = []
     counts: list[Tensor] = []
     vmapped: set[str] = set()

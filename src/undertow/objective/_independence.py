@@ -1,0 +1,182 @@
+"""Whether samples influence each other, tried on a few of them, together and apart.
+
+Batches add up, and a sample has a gradient of its own, only where its outputs and its part of the
+loss do not depend on which others share its batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from undertow.objective._batches import piece
+from undertow.objective._module import evaluating, out_of_memory
+
+if TYPE_CHECKING:
+    from undertow.objective._risk import EmpiricalRisk
+
+# Samples that are tried together, and in two halves.
+_SAMPLES = 8
+# Parameters are moved by so much of their size, so that none is at a value where nothing shows,
+# such as a last layer of zeros.
+_MOVED = 0.1
+# Outputs and sums agree so far: in float64, and in the model's own precision.
+_EXACT, _ROUNDED = 1e-5, 1e-3
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
+
+
+class Independence:
+    """What has been found out of a risk's samples; shared by its copies in other precisions.
+
+    Attributes:
+        mixing: why samples influence each other, "" where they do not; None before it was tried.
+    """
+
+    def __init__(self) -> None:
+        self.mixing: str | None = None
+        self._few: tuple[Any, Tensor] | None = None
+
+    def see(self, inputs: Any, targets: Tensor) -> None:
+        """Keep a few samples of the first batch that has more than one."""
+        if self._few is None and len(targets) > 1:
+            spread = torch.linspace(0, len(targets) - 1, min(_SAMPLES, len(targets)))
+            rows = spread.round().long().to(targets.device)
+            self._few = piece(inputs, rows, targets.device), targets[rows]
+
+    def few(self, risk: EmpiricalRisk) -> tuple[Any, Tensor] | None:
+        """A few samples that came in one batch; None where every batch is of one."""
+        if self._few is None:
+            for _ in risk.batches():  # which shows them
+                if self._few is not None:
+                    break
+        return self._few
+
+
+def mixing(risk: EmpiricalRisk) -> str:
+    """Why samples of one batch influence each other, "" where they do not."""
+    few = risk.independence.few(risk)
+    if few is None:  # batches of one sample, of which L is the average
+        return ""
+    failure = ""
+    for exact, tolerance in ((risk.at(torch.float64), _EXACT), (risk, _ROUNDED)):
+        try:
+            return _Trial(exact, *few, tolerance).reason()
+        except _FAILURES as error:
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                return ""  # of too few samples to tell
+            failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"the model cannot be run on {len(few[1])} of them alone: {failure}"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Outputs, and the sum of the loss with its denominator, of some samples."""
+
+    outputs: list[Tensor]
+    total: Tensor
+    count: Tensor
+
+    @property
+    def finite(self) -> bool:
+        return all(bool(part.isfinite().all()) for part in (*self.outputs, self.total))
+
+
+class _Trial:
+    """A few samples, run together and in two halves, with parameters a little moved."""
+
+    def __init__(self, risk: EmpiricalRisk, inputs: Any, targets: Tensor, tolerance: float) -> None:
+        self._risk, self._tolerance = risk, tolerance
+        self._inputs, self._targets = inputs, targets
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(targets), generator=generator)
+        self._order = order[torch.arange(max(4, len(order) // 2 * 2)) % len(order)]
+        self._tensors = risk.current()
+        self._own = dict(self._tensors)
+        for name, parameter in risk.model.named_parameters():
+            value = self._tensors[name]
+            if parameter.is_floating_point() and value.numel():
+                noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+                size = value.double().square().mean().sqrt()
+                step = _MOVED * (size if size > 0 else torch.ones_like(size))
+                self._tensors[name] = (value.double() + step * noise.to(step)).to(value)
+
+    def reason(self) -> str:
+        with evaluating(self._risk.model), torch.no_grad():
+            together = self._run(slice(None))
+            if not together.finite:
+                self._tensors = self._own
+                together = self._run(slice(None))
+            half = len(self._order) // 2
+            halves = self._run(slice(half)), self._run(slice(half, None))
+            found = self._compared(together, *halves)
+            if found and not _same(together, self._run(slice(None))):
+                return "the model or the loss is random in eval mode, the same samples give others"
+            return found
+
+    def _run(self, chosen: slice) -> _Run:
+        tensors = dict(self._tensors)
+        for name, _ in self._risk.model.named_buffers():
+            tensors[name] = tensors[name].clone()
+        rows = self._order[chosen].to(self._targets.device)
+        device = next(iter(tensors.values())).device
+        inputs, targets = piece(self._inputs, rows, device), self._targets[rows].to(device)
+        outputs, total, count = self._risk.evaluated(tensors, inputs, targets)
+        return _Run([part for part in _tensors_in(outputs) if part.ndim], total, count)
+
+    def _compared(self, together: _Run, first: _Run, second: _Run) -> str:
+        for whole, one, other in zip(together.outputs, first.outputs, second.outputs, strict=True):
+            if self._differ(whole, one, other):
+                return "a sample's outputs depend on the others in its batch"
+        if self._risk.is_average is False:
+            return "the loss is no average over samples"
+        parts = first.total + second.total
+        size = together.total.abs() + first.total.abs() + second.total.abs()
+        if (parts - together.total).abs() > self._tolerance * size:
+            return "the loss of a batch is not made of those of its samples"
+        return ""
+
+    def _differ(self, whole: Tensor, first: Tensor, second: Tensor) -> bool:
+        """Whether outputs differ; those without an axis that counts samples do not."""
+        half = len(self._order) // 2
+        if first.shape != second.shape or whole.ndim != first.ndim:
+            return False
+        axes = [
+            axis
+            for axis, (all_, some) in enumerate(zip(whole.shape, first.shape, strict=True))
+            if all_ * half == some * len(self._order) and all_ != some
+        ]
+        if len(axes) != 1:
+            return False
+        joined = torch.cat([first, second], axes[0]).double()
+        difference = torch.linalg.vector_norm(joined - whole.double())
+        level = whole.double().mean(axes[0], keepdim=True)
+        spread = torch.linalg.vector_norm(whole.double() - level)
+        size = torch.linalg.vector_norm(whole.double())
+        return bool(difference > self._tolerance * (spread + self._tolerance * size))
+
+
+def _same(one: _Run, other: _Run) -> bool:
+    return torch.equal(one.total, other.total) and all(
+        torch.equal(a, b) for a, b in zip(one.outputs, other.outputs, strict=True)
+    )
+
+
+def _tensors_in(part: Any) -> Iterator[Tensor]:
+    """Real tensors in tuples, lists, dictionaries, dataclasses and namespaces, in their order."""
+    if isinstance(part, Tensor):
+        if part.is_floating_point():
+            yield part.detach()
+    elif isinstance(part, Mapping):
+        for value in part.values():
+            yield from _tensors_in(value)
+    elif isinstance(part, tuple | list):
+        for value in part:
+            yield from _tensors_in(value)
+    elif isinstance(part, SimpleNamespace) or is_dataclass(part):
+        for value in vars(part).values():
+            yield from _tensors_in(value)

@@ -25,7 +25,7 @@ from undertow.objective._batches import (
     reiterable,
     with_own_random_state,
 )
-from undertow.objective._independence import Independence, mixing
+from undertow.objective._independence import Findings, mixing
 from undertow.objective._loss_terms import GivenLoss, OwnLoss
 from undertow.objective._losses import Loss, OutputProduct, as_module, logits_of
 from undertow.objective._module import (
@@ -66,7 +66,7 @@ class EmpiricalRisk:
         loss: of (outputs, targets); None for the model's own.
         param_names: what theta consists of.
         dtype: what parameters, buffers, data and loss are evaluated in; None for their own types.
-        independence: what has been found out of whether samples influence each other.
+        findings: what has been tried of it once, on a few samples.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class EmpiricalRisk:
         self.loss = loss
         self.param_names = select(model, params)
         self.dtype: torch.dtype | None = None
-        self.independence = Independence()
+        self.findings = Findings()
         self._terms = OwnLoss() if loss is None else GivenLoss(loss)
         self._held: dict[str, Tensor] | None = None
         self._piece = microbatch
@@ -130,7 +130,7 @@ class EmpiricalRisk:
         empty = True
         for index, batch in enumerate(with_own_random_state(self._data)):
             inputs, targets = checked_pair(batch, index)
-            self.independence.see(inputs, targets)
+            self.findings.see(inputs, targets)
             step = self._piece or len(targets)
             for start in range(0, len(targets), step):
                 empty = False
@@ -283,6 +283,10 @@ class EmpiricalRisk:
             self.value()
         return torch.cat([self.denominators(targets) for _, targets in self.batches()])
 
+    def term(self, outputs: Any, targets: Tensor) -> Tensor | None:
+        """What a model's own loss adds to the mean cross-entropy of its logits, if anything."""
+        return None if isinstance(self._terms, GivenLoss) else self._terms.term(outputs, targets)
+
     @property
     def is_average(self) -> bool | None:
         """Whether the loss has been found to be an average over samples; None where in no doubt."""
@@ -290,15 +294,20 @@ class EmpiricalRisk:
 
     def mixing(self) -> str:
         """Why samples of one batch influence each other, "" where they do not; tried once."""
-        if self.independence.mixing is None:
-            self.independence.mixing = mixing(self)
-        if not self.independence.mixing and self.is_average is False:
+        if self.findings.mixing is None:
+            self.findings.mixing = mixing(self)
+        if not self.findings.mixing and self.is_average is False:
             return "the loss is no average over samples"
-        return self.independence.mixing
+        return self.findings.mixing
 
     def check_samples(self) -> None:
         """Raise ValueError if samples influence each other, so that none has a loss of its own."""
         reason = self.mixing()
+        if not reason and self._terms.has_term:
+            raise ValueError(
+                "the model's own loss has a term beside its logits, so that the loss and the "
+                "gradient of a sample are unknown; give a loss"
+            )
         if reason:
             raise ValueError(
                 f"samples influence each other ({reason}), so that none has a loss or a gradient "
@@ -317,7 +326,9 @@ class EmpiricalRisk:
             leaves = {name: tensors[name].detach() for name, _ in self.model.named_parameters()}
             for leaf in leaves.values():
                 leaf.requires_grad_(leaf.is_floating_point())
-            self._terms.learn(self.outputs({**tensors, **leaves}, inputs, targets), targets)
+            outputs = self.outputs({**tensors, **leaves}, inputs, targets)
+            wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
+            self._terms.learn(outputs, targets, wanted)
 
     # All data.
 

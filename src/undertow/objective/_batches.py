@@ -81,7 +81,7 @@ def checked_pair(batch: Any, index: int) -> tuple[Any, Tensor]:
     return inputs, targets
 
 
-def piece(part: Any, chosen: slice, device: torch.device) -> Any:
+def piece(part: Any, chosen: slice | Tensor, device: torch.device) -> Any:
     """Some samples of a tensor, or of every tensor in a dictionary, on a device."""
     if isinstance(part, Mapping):
         return {name: piece(value, chosen, device) for name, value in part.items()}

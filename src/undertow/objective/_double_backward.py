@@ -353,7 +353,7 @@ def _batch_norm(
 def _weight_norm(
     mode: DoubleBackwardMode, func: Callable[..., Any], v: Tensor, g: Tensor, dim: int = 0
 ) -> Any:
-    """g v / ||v|| step by step: PyTorch's backward pass takes ||v|| for a constant.
+    """G v / ||v|| step by step: PyTorch's backward pass takes ||v|| for a constant.
 
     The norm is over all axes but `dim`, over all for -1; the interface returns it beside.
     """

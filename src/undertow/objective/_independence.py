@@ -6,10 +6,11 @@ loss do not depend on which others share its batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
+from itertools import islice
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,11 @@ _MOVED = 0.1
 _EXACT, _ROUNDED = 1e-5, 1e-3
 # So does a term of a model's own loss beside its logits.
 _TERM = 1e-2
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
+
+
+_CANNOT = "the model does not run on a few of them: "
+Result = TypeVar("Result")
 
 
 class Findings:
@@ -37,11 +42,13 @@ class Findings:
 
     Attributes:
         mixing: why samples influence each other, "" where they do not; None before it was tried.
+        by_place: the same of a model that takes batches of one size only.
         curved: whether second derivatives have been tried.
     """
 
     def __init__(self) -> None:
         self.mixing: str | None = None
+        self.by_place: bool | None = None
         self.curved = False
         self._few: tuple[Any, Tensor] | None = None
 
@@ -69,12 +76,61 @@ def mixing(risk: EmpiricalRisk) -> str:
     failure = ""
     for exact, tolerance in ((risk.at(torch.float64), _EXACT), (risk, _ROUNDED)):
         try:
-            return _Trial(exact, *few, tolerance).reason()
-        except _FAILURES as error:
-            if isinstance(error, RuntimeError) and out_of_memory(error):
-                return ""  # of too few samples to tell
-            failure = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"the model cannot be run on {len(few[1])} of them alone: {failure}"
+            return attempted(_Trial(exact, *few, tolerance).reason)
+        except Unable as error:
+            if isinstance(error.__cause__, RuntimeError) and out_of_memory(error.__cause__):
+                return ""  # where samples are taken by ones or twos, they do not meet
+            failure = str(error)
+    return _CANNOT + failure if _runs(risk) else ""
+
+
+def mixes_by_place(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> bool:
+    """Whether other samples in the second half of a batch change the outputs of the first half.
+
+    For models that take batches of one size only.
+    """
+    trial = _Trial(risk, inputs, targets, _ROUNDED)
+    try:
+        return attempted(trial.depends_on_second_half)
+    except Unable:
+        return False
+
+
+def cannot_be_split(reason: str) -> bool:
+    """Whether a reason is no more than that the model does not run on a few samples."""
+    return reason.startswith(_CANNOT)
+
+
+class Unable(Exception):
+    """What is to be tried fails, whenever it is."""
+
+
+def attempted(run: Callable[[], Result]) -> Result:
+    """What `run` gives.
+
+    Raises:
+        Unable: if it fails twice, as where a model insists on a precision or a size of batches.
+            An error that does not come again is raised as it is.
+    """
+    try:
+        return run()
+    except FAILURES as error:
+        try:
+            run()
+        except FAILURES as again:
+            words = str(again).splitlines()
+            raise Unable(words[0] if words else type(again).__name__) from error
+        raise
+
+
+def _runs(risk: EmpiricalRisk) -> bool:
+    """Whether the model runs on a whole microbatch; raises what it raises there."""
+    with evaluating(risk.model), torch.no_grad():
+        for inputs, targets in islice(risk.batches(), 1):
+            tensors = risk.current()
+            buffers = {name: tensors[name].clone() for name, _ in risk.model.named_buffers()}
+            risk.evaluated(tensors | buffers, inputs, targets)
+    return True
 
 
 @dataclass(frozen=True)
@@ -122,11 +178,25 @@ class _Trial:
                 return "the model or the loss is random in eval mode, the same samples give others"
             return found
 
-    def _run(self, chosen: slice) -> _Run:
+    def depends_on_second_half(self) -> bool:
+        """Whether the first half of the outputs changes with the samples in the second."""
+        half = len(self._order) // 2
+        first = self._order[:half]
+        with evaluating(self._risk.model), torch.no_grad():
+            one, other = self._run(slice(None)), self._run(torch.cat([first, first.roll(1)]))
+        return any(
+            a.shape[:1] == self._order.shape
+            and a.shape == b.shape
+            and not torch.allclose(a[:half], b[:half], rtol=_ROUNDED, atol=1e-6)
+            for a, b in zip(one.outputs, other.outputs, strict=True)
+        )
+
+    def _run(self, chosen: slice | Tensor) -> _Run:
         tensors = dict(self._tensors)
         for name, _ in self._risk.model.named_buffers():
             tensors[name] = tensors[name].clone()
-        rows = self._order[chosen].to(self._targets.device)
+        rows = self._order[chosen] if isinstance(chosen, slice) else chosen
+        rows = rows.to(self._targets.device)
         device = next(iter(tensors.values())).device
         inputs, targets = piece(self._inputs, rows, device), self._targets[rows].to(device)
         outputs, total, count = self._risk.evaluated(tensors, inputs, targets)

@@ -100,7 +100,7 @@ def pull_back(
 
 
 def _or_plainly(method: Method) -> Method:
-    """Where PyTorch refuses what `DoubleBackwardMode` recorded, the same again with corrections alone.
+    """Where PyTorch refuses what `DoubleBackwardMode` recorded, the same with corrections alone.
 
     Not so for (vectors, mode, ...) of another mode than the loop, which has that to fall back on.
     """

@@ -288,9 +288,9 @@ def _shift(
 ) -> tuple[int | None, bool]:
     """How far a model's own cross-entropy shifts its labels: 0, 1 (next token), None if it is none.
 
-    And whether it has more terms, which do not depend on the logits. Found by computing both. An untrained network has nearly the same value either way, so that
-    the slope in the logits is compared too; only where the model reports a copy of its logits, it
-    is not at hand.
+    And whether it has more terms, which do not depend on the logits. Found by computing both. An
+    untrained network has nearly the same value either way, so that the slope in the logits is
+    compared too; only where the model reports a copy of its logits, it is not at hand.
 
     Raises:
         ValueError: if both give the same.

@@ -25,7 +25,12 @@ from undertow.objective._batches import (
     reiterable,
     with_own_random_state,
 )
-from undertow.objective._independence import Findings, mixing
+from undertow.objective._independence import (
+    Findings,
+    cannot_be_split,
+    mixes_by_place,
+    mixing,
+)
 from undertow.objective._loss_terms import GivenLoss, OwnLoss
 from undertow.objective._losses import Loss, OutputProduct, as_module, logits_of
 from undertow.objective._module import (
@@ -44,8 +49,8 @@ Contribution = Callable[[Tensors, Any, Tensor], tuple[Tensor, Tensor]]
 Result = TypeVar("Result")
 
 _REMEDY = (
-    "use a model and a loss that take each sample by itself (a loss that returns a value per sample; "
-    "class weights and ignore_index by nn.CrossEntropyLoss)"
+    "use a model and a loss that take each sample by itself (a value per sample, class weights "
+    "and ignore_index by nn.CrossEntropyLoss)"
 )
 # Tensors go through the model in one piece while the inputs take at most so many bytes.
 _PIECE_BYTES = 2**25
@@ -354,7 +359,7 @@ class EmpiricalRisk:
                     inputs, targets = waiting.pop()
                     pieces += 1
                     if pieces > 1:
-                        self._check_batches()
+                        self._check_batches(inputs, targets)
                     try:
                         result = compute(tensors, inputs, targets)
                     except RuntimeError as error:
@@ -370,9 +375,15 @@ class EmpiricalRisk:
                         for part in (slice(half, None), slice(half))
                     ]
 
-    def _check_batches(self) -> None:
+    def _check_batches(self, inputs: Any, targets: Tensor) -> None:
         """Raise ValueError if batches do not add up, as their samples influence each other."""
         reason = self.mixing()
+        if not reason:
+            return
+        if cannot_be_split(reason):
+            if self.findings.by_place is None:
+                self.findings.by_place = mixes_by_place(self, inputs, targets)
+            reason = reason if self.findings.by_place else ""
         if reason:
             raise ValueError(
                 f"samples influence each other ({reason}), so that batches do not add up; give all "

@@ -8,6 +8,7 @@ keeps count as constants when it is differentiated, and often leave a matrix tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from undertow.objective._batches import piece
 from undertow.objective._double_backward import DoubleBackwardMode
+from undertow.objective._independence import FAILURES, Unable, attempted
 from undertow.objective._linearization import Leaves, pull_back, second_order
 from undertow.objective._module import evaluating
 from undertow.objective._risk import EmpiricalRisk
@@ -32,7 +34,6 @@ _EXACT, _ROUNDED = 1e-5, 2e-2
 # changes sides. Those of both steps must agree, and differ by so much from the product.
 _STEPS = (1e-7, 3e-8)
 _WRONG = 1e-2
-_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
 
 
 def check_second_derivatives(risk: EmpiricalRisk) -> None:
@@ -45,21 +46,20 @@ def check_second_derivatives(risk: EmpiricalRisk) -> None:
     """
     if risk.findings.curved:
         return
-    for inputs, targets in _batches(risk):
-        for exact, tolerance in ((risk.at(torch.float64), _EXACT), (risk, _ROUNDED)):
-            try:
-                _try(exact, inputs, targets, tolerance)
-            except _FAILURES as error:
-                if isinstance(error, _Fault):
-                    raise ValueError(str(error)) from None
-            else:
-                risk.findings.curved = True
-                return
+    fault = _first_fault(risk)
+    if fault:
+        raise ValueError(fault)
     risk.findings.curved = True
 
 
-class _Fault(ValueError):
-    """What is wrong with second derivatives."""
+def _first_fault(risk: EmpiricalRisk) -> str:
+    for inputs, targets in _batches(risk):
+        for exact, tolerance in ((risk.at(torch.float64), _EXACT), (risk, _ROUNDED)):
+            try:
+                return attempted(partial(_fault_of_hessian, exact, inputs, targets, tolerance))
+            except Unable:
+                continue
+    return ""
 
 
 def _batches(risk: EmpiricalRisk) -> Iterator[tuple[Any, Tensor]]:
@@ -70,7 +70,7 @@ def _batches(risk: EmpiricalRisk) -> Iterator[tuple[Any, Tensor]]:
     yield from islice(risk.batches(), 1)
 
 
-def _try(risk: EmpiricalRisk, inputs: Any, targets: Tensor, tolerance: float) -> None:
+def _fault_of_hessian(risk: EmpiricalRisk, inputs: Any, targets: Tensor, tolerance: float) -> str:
     tensors = risk.copies()
     leaves = tuple(tensors[name].requires_grad_() for name in risk.param_names)
     device, every = leaves[0].device, slice(None)
@@ -87,13 +87,14 @@ def _try(risk: EmpiricalRisk, inputs: Any, targets: Tensor, tolerance: float) ->
         DoubleBackwardMode(will_be_linear=False, fast=False),
     ):
         fault = _fault(evaluate, leaves, tolerance)
-        if fault:
-            culprit = _culprit(risk.model, lambda: evaluate(leaves), tolerance)
-            raise _Fault(
-                f"the Hessian would be wrong: {fault}, by the second derivative of {culprit}; "
-                "write that in plain operations of PyTorch, or take the Gauss-Newton matrix "
-                '(curvature="ggn", ggnvp)'
-            )
+        if not fault:
+            return ""
+        culprit = _culprit(risk.model, lambda: evaluate(leaves), tolerance)
+        return (
+            f"the Hessian would be wrong: {fault}, by the second derivative of {culprit}; write "
+            "that in plain operations of PyTorch, or take the Gauss-Newton matrix "
+            '(curvature="ggn", ggnvp)'
+        )
 
 
 def _fault(evaluate: Evaluate, leaves: Leaves, tolerance: float) -> str:
@@ -187,7 +188,7 @@ def _culprit(model: nn.Module, evaluate: Callable[[], Tensor], tolerance: float)
                 kind = type(module).__name__
                 where = places.get(id(module))
                 found.append(f"the module {where} ({kind})" if where else f"a {kind}")
-        except _FAILURES:
+        except FAILURES:
             pass
         finally:
             inside = False

@@ -29,6 +29,14 @@ _UNDEFINED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, A
 _COPIED = 10_000_000
 # Losses that compare elements, and say nothing, or only warn, where shapes differ.
 _ELEMENTWISE = frozenset(
+    ["mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "kl_div", "poisson_nll_loss", "gaussian_nll_loss", "hinge_embedding_loss", "margin_ranking_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss", "cosine_embedding_loss"]
+)
+# What a loss raises where it is not defined.
+_UNDEFINED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ArithmeticError)
+# Losses with more parameters and buffers than so many are not copied.
+_COPIED = 10_000_000
+# Losses that compare elements, and say nothing, or only warn, where shapes differ.
+_ELEMENTWISE = frozenset(
     ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "kl_div")
     + ("poisson_nll_loss", "gaussian_nll_loss", "hinge_embedding_loss", "margin_ranking_loss")
     + ("binary_cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss")
@@ -226,19 +234,25 @@ def _check_pairs(loss: Loss, axis: int, outputs: Tensor, targets: Tensor) -> Non
 
 def _check_reshaped(tried: _Tried, outputs: Tensor, targets: Tensor) -> None:
     """Raise ValueError if a loss is an average once the targets have the outputs' shape."""
-    again = _Tried(_reshaping(tried.loss, tried.axis), tried.axis, tried.tolerance)
     dtype = torch.float64 if tried.tolerance == _EXACT else outputs.dtype
+    with torch.no_grad():
+        kind = tried.loss(*_cast(dtype, outputs, targets)).ndim
+    reshaping = _reshaping(tried.loss, tried.axis, kind)
+    again = _Tried(reshaping, tried.axis, tried.tolerance)
     found = [again.is_average(*trial) for trial in _trials(outputs, targets, tried.axis, dtype)]
     if True in found and False not in found:
         raise ValueError(_broadcast(outputs, targets))
 
 
-def _reshaping(loss: Loss, axis: int) -> Loss:
-    """A loss whose targets are given the outputs' shape first."""
+def _reshaping(loss: Loss, axis: int, kind: int) -> Loss:
+    """A loss whose targets are given the outputs' shape first, with a value of so many axes."""
 
     def reshaped(outputs: Tensor, targets: Tensor) -> Tensor:
         shape = outputs.movedim(axis, 0).shape
-        return loss(outputs, targets.reshape(shape).movedim(0, axis))
+        value = loss(outputs, targets.reshape(shape).movedim(0, axis))
+        if value.ndim != kind:
+            raise ValueError("targets of this shape make another kind of loss of it")
+        return value
 
     return reshaped
 

@@ -194,6 +194,11 @@ def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, 
             f"the loss per sample needs outputs that are a tensor, got {type(outputs).__name__}. "
             "Use a loss that returns one value per sample"
         )
+    if outputs.shape[:1] != targets.shape[:1]:
+        raise ValueError(
+            f"the loss per sample needs outputs with the {samples} samples along their first "
+            f"axis, got {tuple(outputs.shape)}. Use a loss that returns one value per sample"
+        )
 
     def alone(output: Tensor, target: Tensor) -> Tensor:
         return loss(output[None], target[None]).reshape(())

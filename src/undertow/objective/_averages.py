@@ -28,8 +28,44 @@ _UNDEFINED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, A
 # Losses with more parameters and buffers than so many are not copied.
 _COPIED = 10_000_000
 # Losses that compare elements, and say nothing, or only warn, where shapes differ.
+_ELEMENTWISE = {
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "soft_margin_loss",
+    "kl_div",
+    "poisson_nll_loss",
+    "gaussian_nll_loss",
+    "hinge_embedding_loss",
+    "margin_ranking_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "multilabel_soft_margin_loss",
+    "cosine_embedding_loss",
+}
+# What a loss raises where it is not defined.
+_UNDEFINED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ArithmeticError)
+# Losses with more parameters and buffers than so many are not copied.
+_COPIED = 10_000_000
+# Losses that compare elements, and say nothing, or only warn, where shapes differ.
 _ELEMENTWISE = frozenset(
-    ["mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "kl_div", "poisson_nll_loss", "gaussian_nll_loss", "hinge_embedding_loss", "margin_ranking_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss", "cosine_embedding_loss"]
+    [
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "soft_margin_loss",
+        "kl_div",
+        "poisson_nll_loss",
+        "gaussian_nll_loss",
+        "hinge_embedding_loss",
+        "margin_ranking_loss",
+        "binary_cross_entropy",
+        "binary_cross_entropy_with_logits",
+        "multilabel_soft_margin_loss",
+        "cosine_embedding_loss",
+    ]
 )
 # What a loss raises where it is not defined.
 _UNDEFINED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ArithmeticError)

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from undertow.objective._batches import piece
+from undertow.objective._independence import mixing
 from undertow.objective._linearization import Linearization, load_forward_mode, second_order
-from undertow.objective._module import evaluating, out_of_memory
+from undertow.objective._module import out_of_memory
 from undertow.objective._risk import EmpiricalRisk, Tensors
 
 # Gradients of single samples are held so many bytes at a time.
@@ -36,7 +37,8 @@ def gauss_newton_trace(risk: EmpiricalRisk, max_outputs: int) -> tuple[Tensor, T
     None where a sample has more outputs than `max_outputs`, samples depend on each other, or the
     model cannot be mapped over samples.
     """
-    if risk.mixing():
+    risk.check_by_outputs("the trace of a Gauss-Newton matrix")
+    if mixing(risk):
         return None
     tensors = risk.copies()
     leaves = tuple(tensors[name].requires_grad_() for name in risk.param_names)
@@ -66,7 +68,7 @@ def gauss_newton_trace(risk: EmpiricalRisk, max_outputs: int) -> tuple[Tensor, T
         return total, risk.denominators(targets).sum(), outputs.shape[1]
 
     try:
-        with evaluating(risk.model), second_order():
+        with risk.evaluating(), second_order():
             risk.sweep(compute, found.append, tensors)
     except _NotPossible:
         return None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from undertow.objective._batches import piece
-from undertow.objective._module import evaluating, out_of_memory
+from undertow.objective._module import out_of_memory
 
 if TYPE_CHECKING:
     from undertow.objective._risk import EmpiricalRisk
@@ -33,6 +33,11 @@ _TERM = 1e-2
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AssertionError)
 
 
+_NO_AVERAGE = "the loss is no average over samples"
+_REMEDY = (
+    "use a model and a loss that take each sample by itself (a value per sample, class weights "
+    "and ignore_index by nn.CrossEntropyLoss)"
+)
 _CANNOT = "the model does not run on a few of them: "
 Result = TypeVar("Result")
 
@@ -69,7 +74,47 @@ class Findings:
 
 
 def mixing(risk: EmpiricalRisk) -> str:
-    """Why samples of one batch influence each other, "" where they do not."""
+    """Why samples of one batch influence each other, "" where they do not; tried once."""
+    if risk.findings.mixing is None:
+        risk.findings.mixing = _mixing(risk)
+    if not risk.findings.mixing and risk.is_average is False:
+        return _NO_AVERAGE
+    return risk.findings.mixing
+
+
+def check_samples(risk: EmpiricalRisk) -> None:
+    """Raise ValueError if samples influence each other, so that none has a loss of its own."""
+    reason = mixing(risk)
+    if reason:
+        raise ValueError(
+            f"samples influence each other ({reason}), so that none has a loss or a gradient of "
+            f"its own; {_REMEDY}"
+        )
+    if risk.has_term:
+        raise ValueError(
+            "the model's own loss has a term beside its logits, so that the loss and the gradient "
+            "of a sample are unknown; give a loss"
+        )
+
+
+def check_batches(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> None:
+    """Raise ValueError if batches do not add up, as their samples influence each other.
+
+    A model that takes batches of one size only is tried on the batch at hand.
+    """
+    reason = mixing(risk)
+    if reason.startswith(_CANNOT):
+        if risk.findings.by_place is None:
+            risk.findings.by_place = _mixes_by_place(risk, inputs, targets)
+        reason = reason if risk.findings.by_place else ""
+    if reason:
+        raise ValueError(
+            f"samples influence each other ({reason}), so that batches do not add up; give all "
+            f"data in one batch, without microbatch=, or {_REMEDY}"
+        )
+
+
+def _mixing(risk: EmpiricalRisk) -> str:
     few = risk.findings.few(risk, least=2)
     if few is None:  # batches of one sample, of which L is the average
         return ""
@@ -84,21 +129,13 @@ def mixing(risk: EmpiricalRisk) -> str:
     return _CANNOT + failure if _runs(risk) else ""
 
 
-def mixes_by_place(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> bool:
-    """Whether other samples in the second half of a batch change the outputs of the first half.
-
-    For models that take batches of one size only.
-    """
+def _mixes_by_place(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> bool:
+    """Whether other samples in the second half of a batch change the outputs of the first half."""
     trial = _Trial(risk, inputs, targets, _ROUNDED)
     try:
         return attempted(trial.depends_on_second_half)
     except Unable:
         return False
-
-
-def cannot_be_split(reason: str) -> bool:
-    """Whether a reason is no more than that the model does not run on a few samples."""
-    return reason.startswith(_CANNOT)
 
 
 class Unable(Exception):
@@ -125,11 +162,9 @@ def attempted(run: Callable[[], Result]) -> Result:
 
 def _runs(risk: EmpiricalRisk) -> bool:
     """Whether the model runs on a whole microbatch; raises what it raises there."""
-    with evaluating(risk.model), torch.no_grad():
+    with risk.evaluating(), torch.no_grad():
         for inputs, targets in islice(risk.batches(), 1):
-            tensors = risk.current()
-            buffers = {name: tensors[name].clone() for name, _ in risk.model.named_buffers()}
-            risk.evaluated(tensors | buffers, inputs, targets)
+            risk.evaluated(risk.own(), inputs, targets)
     return True
 
 
@@ -166,7 +201,7 @@ class _Trial:
                 self._tensors[name] = (value.double() + step * noise.to(step)).to(value)
 
     def reason(self) -> str:
-        with evaluating(self._risk.model), torch.no_grad():
+        with self._risk.evaluating(), torch.no_grad():
             together = self._run(slice(None))
             if not together.finite:
                 self._tensors = self._own
@@ -182,7 +217,7 @@ class _Trial:
         """Whether the first half of the outputs changes with the samples in the second."""
         half = len(self._order) // 2
         first = self._order[:half]
-        with evaluating(self._risk.model), torch.no_grad():
+        with self._risk.evaluating(), torch.no_grad():
             one, other = self._run(slice(None)), self._run(torch.cat([first, first.roll(1)]))
         return any(
             a.shape[:1] == self._order.shape
@@ -192,9 +227,7 @@ class _Trial:
         )
 
     def _run(self, chosen: slice | Tensor) -> _Run:
-        tensors = dict(self._tensors)
-        for name, _ in self._risk.model.named_buffers():
-            tensors[name] = tensors[name].clone()
+        tensors = {name: tensor.clone() for name, tensor in self._tensors.items()}
         rows = self._order[chosen] if isinstance(chosen, slice) else chosen
         rows = rows.to(self._targets.device)
         device = next(iter(tensors.values())).device
@@ -209,7 +242,7 @@ class _Trial:
             if self._differ(whole, one, other):
                 return "a sample's outputs depend on the others in its batch"
         if self._risk.is_average is False:
-            return "the loss is no average over samples"
+            return _NO_AVERAGE
         rest = (first.total + second.total - together.total).abs()
         size = together.total.abs() + first.total.abs() + second.total.abs()
         term = (first.term + second.term - together.term).abs()

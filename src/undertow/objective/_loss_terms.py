@@ -60,6 +60,10 @@ class LossState:
 class GivenLoss:
     """A loss of (logits, targets).
 
+    Args:
+        loss: as given.
+        trusted: whether to take it for an average over samples, and not to try it.
+
     Attributes:
         known: whether denominators can be told from the targets alone.
         averages: whether it is found to be an average over samples; None before it was tried, and
@@ -69,9 +73,9 @@ class GivenLoss:
     known = True
     has_term = False
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, loss: Loss, *, trusted: bool = False) -> None:
         self._loss = as_module(loss)
-        self._known = is_plain(self._loss)
+        self._known = trusted or is_plain(self._loss)
         self._labels: tuple[int, int] | None = None
         self.averages: bool | None = None
 

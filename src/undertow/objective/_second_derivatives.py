@@ -21,7 +21,6 @@ from undertow.objective._batches import piece
 from undertow.objective._double_backward import DoubleBackwardMode
 from undertow.objective._independence import FAILURES, Unable, attempted
 from undertow.objective._linearization import Leaves, pull_back, second_order
-from undertow.objective._module import evaluating
 from undertow.objective._risk import EmpiricalRisk
 
 Evaluate = Callable[[Leaves], Tensor]
@@ -81,7 +80,7 @@ def _fault_of_hessian(risk: EmpiricalRisk, inputs: Any, targets: Tensor, toleran
         return risk.logits_and_sum({**tensors, **chosen}, inputs, targets)[1]
 
     with (
-        evaluating(risk.model),
+        risk.evaluating(),
         second_order(),
         torch.enable_grad(),
         DoubleBackwardMode(will_be_linear=False, fast=False),
@@ -89,7 +88,7 @@ def _fault_of_hessian(risk: EmpiricalRisk, inputs: Any, targets: Tensor, toleran
         fault = _fault(evaluate, leaves, tolerance)
         if not fault:
             return ""
-        culprit = _culprit(risk.model, lambda: evaluate(leaves), tolerance)
+        culprit = _culprit(risk, lambda: evaluate(leaves), tolerance)
         return (
             f"the Hessian would be wrong: {fault}, by the second derivative of {culprit}; write "
             "that in plain operations of PyTorch, or take the Gauss-Newton matrix "
@@ -172,9 +171,10 @@ def _by_hand(total: Tensor) -> list[str]:
     return list(found)
 
 
-def _culprit(model: nn.Module, evaluate: Callable[[], Tensor], tolerance: float) -> str:
+def _culprit(risk: EmpiricalRisk, evaluate: Callable[[], Tensor], tolerance: float) -> str:
     """The first of the innermost modules whose own second derivative is wrong, in words."""
-    places = {id(module): name for name, module in model.named_modules() if name}
+    named = {name: module for name, module in risk.model.named_modules() if name}
+    places = {id(risk.stand_in.of(module)): name for name, module in named.items()}
     found: list[str] = []
     inside = False
 

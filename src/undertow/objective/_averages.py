@@ -44,40 +44,6 @@ _ELEMENTWISE = {
     "multilabel_soft_margin_loss",
     "cosine_embedding_loss",
 }
-# What a loss raises where it is not defined.
-_UNDEFINED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ArithmeticError)
-# Losses with more parameters and buffers than so many are not copied.
-_COPIED = 10_000_000
-# Losses that compare elements, and say nothing, or only warn, where shapes differ.
-_ELEMENTWISE = frozenset(
-    [
-        "mse_loss",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "soft_margin_loss",
-        "kl_div",
-        "poisson_nll_loss",
-        "gaussian_nll_loss",
-        "hinge_embedding_loss",
-        "margin_ranking_loss",
-        "binary_cross_entropy",
-        "binary_cross_entropy_with_logits",
-        "multilabel_soft_margin_loss",
-        "cosine_embedding_loss",
-    ]
-)
-# What a loss raises where it is not defined.
-_UNDEFINED = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ArithmeticError)
-# Losses with more parameters and buffers than so many are not copied.
-_COPIED = 10_000_000
-# Losses that compare elements, and say nothing, or only warn, where shapes differ.
-_ELEMENTWISE = frozenset(
-    ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss", "kl_div")
-    + ("poisson_nll_loss", "gaussian_nll_loss", "hinge_embedding_loss", "margin_ranking_loss")
-    + ("binary_cross_entropy", "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss")
-    + ("cosine_embedding_loss",)
-)
 
 
 def averages(loss: Loss, outputs: Tensor, targets: Tensor) -> bool | None:
@@ -97,9 +63,8 @@ def averages(loss: Loss, outputs: Tensor, targets: Tensor) -> bool | None:
         return None
     if outputs.shape != targets.shape:
         _check_pairs(loss, axis, outputs.detach(), targets)
-    own = _own(loss)
     for dtype, tolerance in ((torch.float64, _EXACT), (outputs.dtype, _ROUNDED)):
-        tried = _Tried(own(dtype), axis, tolerance)
+        tried = _Tried(_own(loss, dtype), axis, tolerance)
         found = [tried.is_average(*trial) for trial in _trials(outputs, targets, axis, dtype)]
         if False in found:
             tried.check_random(*_cast(dtype, outputs.detach(), targets))
@@ -119,16 +84,16 @@ def _sample_axis(outputs: Tensor, targets: Tensor) -> int | None:
     return fitting[0]
 
 
-def _own(loss: Loss) -> Callable[[torch.dtype], Loss]:
+def _own(loss: Loss, dtype: torch.dtype) -> Loss:
     """A loss of the trial's own in a precision: some keep count of their calls in buffers."""
     if not isinstance(loss, nn.Module):
-        return lambda dtype: loss
+        return loss
     if sum(t.numel() for t in (*loss.parameters(), *loss.buffers())) > _COPIED:
-        return lambda dtype: loss
+        return loss
     try:
-        return lambda dtype: copy.deepcopy(loss).to(dtype)
+        return copy.deepcopy(loss).to(dtype)
     except (RuntimeError, TypeError):  # what cannot be copied
-        return lambda dtype: loss
+        return loss
 
 
 def _cast(dtype: torch.dtype, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

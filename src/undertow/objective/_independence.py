@@ -47,12 +47,14 @@ class Findings:
 
     Attributes:
         mixing: why samples influence each other, "" where they do not; None before it was tried.
-        by_place: the same of a model that takes batches of one size only.
+        mixing_outputs: the same of the model alone.
+        by_place: whether they do in a model that takes batches of one size only.
         curved: whether second derivatives have been tried.
     """
 
     def __init__(self) -> None:
         self.mixing: str | None = None
+        self.mixing_outputs: str | None = None
         self.by_place: bool | None = None
         self.curved = False
         self._few: tuple[Any, Tensor] | None = None
@@ -80,6 +82,18 @@ def mixing(risk: EmpiricalRisk) -> str:
     if not risk.findings.mixing and risk.is_average is False:
         return _NO_AVERAGE
     return risk.findings.mixing
+
+
+def check_outputs(risk: EmpiricalRisk) -> None:
+    """Raise ValueError if a sample's outputs depend on the others; of the loss nothing is asked."""
+    if risk.findings.mixing_outputs is None:
+        known = risk.findings.mixing
+        risk.findings.mixing_outputs = _mixing(risk, with_loss=False) if known != "" else ""
+    if risk.findings.mixing_outputs:
+        raise ValueError(
+            f"samples influence each other ({risk.findings.mixing_outputs}), so that none has "
+            "outputs of its own; use a model that takes each sample by itself"
+        )
 
 
 def check_samples(risk: EmpiricalRisk) -> None:
@@ -114,24 +128,25 @@ def check_batches(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> None:
         )
 
 
-def _mixing(risk: EmpiricalRisk) -> str:
+def _mixing(risk: EmpiricalRisk, *, with_loss: bool = True) -> str:
     few = risk.findings.few(risk, least=2)
     if few is None:  # batches of one sample, of which L is the average
         return ""
     failure = ""
     for exact, tolerance in ((risk.at(torch.float64), _EXACT), (risk, _ROUNDED)):
         try:
-            return attempted(_Trial(exact, *few, tolerance).reason)
+            return attempted(_Trial(exact, few, tolerance, with_loss=with_loss).reason)
         except Unable as error:
             if isinstance(error.__cause__, RuntimeError) and out_of_memory(error.__cause__):
                 return ""  # where samples are taken by ones or twos, they do not meet
             failure = str(error)
-    return _CANNOT + failure if _runs(risk) else ""
+    _run_all(risk, with_loss)
+    return _CANNOT + failure
 
 
 def _mixes_by_place(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> bool:
     """Whether other samples in the second half of a batch change the outputs of the first half."""
-    trial = _Trial(risk, inputs, targets, _ROUNDED)
+    trial = _Trial(risk, (inputs, targets), _ROUNDED, with_loss=False)
     try:
         return attempted(trial.depends_on_second_half)
     except Unable:
@@ -160,17 +175,19 @@ def attempted(run: Callable[[], Result]) -> Result:
         raise
 
 
-def _runs(risk: EmpiricalRisk) -> bool:
-    """Whether the model runs on a whole microbatch; raises what it raises there."""
+def _run_all(risk: EmpiricalRisk, with_loss: bool) -> None:
+    """Run a whole microbatch, which raises what is raised there too."""
     with risk.evaluating(), torch.no_grad():
         for inputs, targets in islice(risk.batches(), 1):
-            risk.evaluated(risk.own(), inputs, targets)
-    return True
+            if with_loss:
+                risk.evaluated(risk.own(), inputs, targets)
+            else:
+                risk.outputs(risk.own(), inputs, targets)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """Outputs, the sum of the loss, and of its term beside the logits, of some samples."""
+    """Outputs, the sum of the loss, and that of its term beside the logits, of some samples."""
 
     outputs: list[Tensor]
     total: Tensor
@@ -184,9 +201,17 @@ class _Run:
 class _Trial:
     """A few samples, run together and in two halves, with parameters a little moved."""
 
-    def __init__(self, risk: EmpiricalRisk, inputs: Any, targets: Tensor, tolerance: float) -> None:
-        self._risk, self._tolerance = risk, tolerance
-        self._inputs, self._targets = inputs, targets
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        few: tuple[Any, Tensor],
+        tolerance: float,
+        *,
+        with_loss: bool = True,
+    ) -> None:
+        self._risk, self._tolerance, self._with_loss = risk, tolerance, with_loss
+        self._inputs, self._targets = few
+        targets = self._targets
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(targets), generator=generator)
         self._order = order[torch.arange(max(4, len(order) // 2 * 2)) % len(order)]
@@ -215,12 +240,15 @@ class _Trial:
 
     def depends_on_second_half(self) -> bool:
         """Whether the first half of the outputs changes with the samples in the second."""
-        half = len(self._order) // 2
-        first = self._order[:half]
+        order = torch.arange(len(self._targets))
+        half = len(order) // 2
+        if half == 0:
+            return False
+        others = torch.cat([order[:half], order[half:] % half])
         with self._risk.evaluating(), torch.no_grad():
-            one, other = self._run(slice(None)), self._run(torch.cat([first, first.roll(1)]))
+            one, other = self._run(order), self._run(others)
         return any(
-            a.shape[:1] == self._order.shape
+            a.shape[:1] == order.shape
             and a.shape == b.shape
             and not torch.allclose(a[:half], b[:half], rtol=_ROUNDED, atol=1e-6)
             for a, b in zip(one.outputs, other.outputs, strict=True)
@@ -232,16 +260,19 @@ class _Trial:
         rows = rows.to(self._targets.device)
         device = next(iter(tensors.values())).device
         inputs, targets = piece(self._inputs, rows, device), self._targets[rows].to(device)
+        if not self._with_loss:
+            outputs = self._risk.outputs(tensors, inputs, targets)
+            return _Run(list(_arrays_in(outputs)), torch.zeros(()), torch.zeros(()))
         outputs, total, count = self._risk.evaluated(tensors, inputs, targets)
         term = self._risk.term(outputs, targets)
         term = torch.zeros_like(total) if term is None else term * count
-        return _Run([part for part in _tensors_in(outputs) if part.ndim], total, term)
+        return _Run(list(_arrays_in(outputs)), total, term)
 
     def _compared(self, together: _Run, first: _Run, second: _Run) -> str:
         for whole, one, other in zip(together.outputs, first.outputs, second.outputs, strict=True):
             if self._differ(whole, one, other):
                 return "a sample's outputs depend on the others in its batch"
-        if self._risk.is_average is False:
+        if self._with_loss and self._risk.is_average is False:
             return _NO_AVERAGE
         rest = (first.total + second.total - together.total).abs()
         size = together.total.abs() + first.total.abs() + second.total.abs()
@@ -278,17 +309,15 @@ def _same(one: _Run, other: _Run) -> bool:
     )
 
 
-def _tensors_in(part: Any) -> Iterator[Tensor]:
-    """Real tensors in tuples, lists, dictionaries, dataclasses and namespaces, in their order."""
+def _arrays_in(part: Any) -> Iterator[Tensor]:
+    """Real tensors with an axis in tuples, dictionaries, dataclasses and namespaces, in order."""
     if isinstance(part, Tensor):
-        if part.is_floating_point():
+        if part.is_floating_point() and part.ndim:
             yield part.detach()
-    elif isinstance(part, Mapping):
-        for value in part.values():
-            yield from _tensors_in(value)
-    elif isinstance(part, tuple | list):
-        for value in part:
-            yield from _tensors_in(value)
-    elif isinstance(part, SimpleNamespace) or is_dataclass(part):
-        for value in vars(part).values():
-            yield from _tensors_in(value)
+        return
+    if isinstance(part, SimpleNamespace) or is_dataclass(part):
+        part = vars(part)
+    values = part.values() if isinstance(part, Mapping) else part
+    if isinstance(part, Mapping | tuple | list):
+        for value in values:
+            yield from _arrays_in(value)

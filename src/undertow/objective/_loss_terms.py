@@ -76,6 +76,7 @@ class GivenLoss:
     def __init__(self, loss: Loss, *, trusted: bool = False) -> None:
         self._loss = as_module(loss)
         self._known = trusted or is_plain(self._loss)
+        self._tried = False
         self._labels: tuple[int, int] | None = None
         self.averages: bool | None = None
 
@@ -96,7 +97,7 @@ class GivenLoss:
         One of these may be ignored, and leave the batch with another denominator.
         """
         if targets.is_floating_point() or targets.is_complex():
-            if self.averages is not None:
+            if self._tried:
                 return
         else:
             low, high = (int(end) for end in torch.aminmax(targets))
@@ -105,6 +106,7 @@ class GivenLoss:
                     return
                 low, high = min(low, self._labels[0]), max(high, self._labels[1])
             self._labels = low, high
+        self._tried = True
         found = averages(loss, logits, targets)
         self.averages = self.averages if found is None or self.averages is False else found
 
@@ -117,9 +119,18 @@ class GivenLoss:
         return denominators(self._loss, targets)
 
     def sample_sums(self, outputs: Any, targets: Tensor) -> Float[Tensor, " samples"]:
-        """What each sample adds to the sum."""
+        """What each sample adds to the sum.
+
+        Raises:
+            ValueError: if the loss is found to be no average over samples.
+        """
         logits = logits_of(outputs)
-        return per_sample_sums(in_type_of(self._loss, logits), logits, targets)
+        loss = in_type_of(self._loss, logits)
+        if not self._known and isinstance(logits, Tensor) and len(targets) > 1:
+            self._try(loss, logits, targets)
+        if self.averages is False:
+            raise ValueError("samples influence each other: the loss is no average over them")
+        return per_sample_sums(loss, logits, targets)
 
     def state(self) -> LossState:
         """What the loss depends on beside outputs and targets, as far as a module shows it."""

@@ -7,6 +7,7 @@ count (class weights, `ignore_index`).
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
@@ -29,6 +30,7 @@ _MISFITS = (
     "must match the size of tensor",
     "match the broadcast shape",
     "not broadcastable",
+    "should have same dimension",
     "multi-target not supported",
 )
 _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
@@ -226,7 +228,10 @@ def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, 
     if len(outputs) == 0:
         return values.new_zeros(samples)
     try:
-        means = torch.func.vmap(alone)(outputs, targets)
+        with warnings.catch_warnings():
+            # Functions that vmap runs one by one.
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            means = torch.func.vmap(alone)(outputs, targets)
     except RuntimeError:  # a loss whose control flow depends on values
         means = torch.stack([alone(o, t) for o, t in zip(outputs, targets, strict=True)])
     return means.new_zeros(samples).masked_scatter(counted, means * counts[counted].to(means))

@@ -25,7 +25,12 @@ from undertow.objective._batches import (
     reiterable,
     with_own_random_state,
 )
-from undertow.objective._independence import Findings, check_batches, check_samples
+from undertow.objective._independence import (
+    Findings,
+    check_batches,
+    check_outputs,
+    check_samples,
+)
 from undertow.objective._loss_terms import GivenLoss, OwnLoss
 from undertow.objective._losses import Loss, OutputProduct, as_module, cast_loss, logits_of
 from undertow.objective._meeting import meet
@@ -369,6 +374,10 @@ class EmpiricalRisk:
         """Raise ValueError if samples influence each other, so that none has a loss of its own."""
         check_samples(self)
 
+    def check_outputs(self) -> None:
+        """Raise ValueError if a sample's outputs depend on the others in its batch."""
+        check_outputs(self)
+
     def output_product(self, logits: Tensor, targets: Tensor) -> OutputProduct | None:
         """The closed-form Hessian product of the loss's sum in the logits, if there is one."""
         return self._terms.output_product(logits, targets)
@@ -392,13 +401,21 @@ class EmpiricalRisk:
         compute: Callable[[Tensors, Any, Tensor], Result],
         collect: Callable[[Result], None],
         tensors: Tensors | None = None,
+        *,
+        by_loss: bool = True,
     ) -> None:
         """One pass: `collect(compute(tensors, inputs, targets))` for each microbatch.
 
         A microbatch that runs out of memory is halved, and later ones with it. Gradients are off.
 
+        Args:
+            compute: of parameters and buffers, and a microbatch.
+            collect: takes what it gives.
+            tensors: all parameters and buffers; None for the current ones.
+            by_loss: whether the loss is computed, and not the outputs alone.
+
         Raises:
-            ValueError: if the loss is found to be no average over samples.
+            ValueError: at the second microbatch, if samples are found to influence each other.
         """
         self.stand_in.follow()
         with evaluating(self.model), torch.no_grad():
@@ -410,8 +427,10 @@ class EmpiricalRisk:
                 while waiting:
                     inputs, targets = waiting.pop()
                     pieces += 1
-                    if pieces > 1:
+                    if pieces > 1 and by_loss:
                         check_batches(self, inputs, targets)
+                    elif pieces > 1:
+                        check_outputs(self)
                     try:
                         result = compute(tensors, inputs, targets)
                     except RuntimeError as error:
@@ -426,6 +445,8 @@ class EmpiricalRisk:
                         (piece(inputs, part, targets.device), targets[part])
                         for part in (slice(half, None), slice(half))
                     ]
+            if pieces > 1 and by_loss:  # the last one may have shown more
+                check_batches(self, inputs, targets)
 
     def value(self, tensors: Tensors | None = None) -> Float[Tensor, ""]:
         """L(theta), or L at other parameters and buffers."""

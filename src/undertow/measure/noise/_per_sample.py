@@ -135,6 +135,7 @@ def sweep_samples(objective: Objective) -> Sweep:
         return torch.cat([part.flatten() for part in parts]), count.sum()
 
     gradient = risk.mean(contribution)
+    risk.check_samples()  # all targets have been seen by now
     risk.check_reached(reached)
     weights = torch.cat(counts)
     scale = float(1 / weights.mean())

@@ -25,6 +25,18 @@ def evaluating(risk: EmpiricalRisk) -> Iterator[None]:
         yield
 
 
+def batches_apart(risk: EmpiricalRisk) -> Iterator[tuple[Any, Tensor]]:
+    """The batches of a risk, of a model for which it makes no difference how samples lie in them.
+
+    Raises:
+        ValueError: before the second one, if a sample's outputs depend on the others in its batch.
+    """
+    for index, batch in enumerate(risk.batches()):
+        if index == 1:
+            risk.check_outputs()
+        yield batch
+
+
 def state_of(risk: EmpiricalRisk) -> dict[str, Tensor]:
     """Copies of all parameters and buffers, at which a risk is evaluated.
 

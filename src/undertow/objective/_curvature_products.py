@@ -35,6 +35,7 @@ from undertow.objective._module import (
     widest,
 )
 from undertow.objective._risk import EmpiricalRisk, Tensors
+from undertow.objective._second_derivatives import check_second_derivatives
 from undertow.objective._sparse import equal
 
 Multiply = Callable[[Linearization, Tensor, Mode], Tensor]
@@ -87,6 +88,8 @@ class CurvatureProducts:
         block = self._checked_block(vectors)
         if len(block) == 0:
             return block
+        if kind == "hessian":
+            check_second_derivatives(self._risk)
         total, count, reached = self._summed(kind, block, self._risk.known_samples)
         self._risk.check_reached(reached)
         return self._risk.normalized(total, count)

@@ -2,7 +2,8 @@
 
 For a convolution PyTorch then computes every gradient whether it is wanted or not, by slower
 kernels than in the first backward pass; for ReLU and max-pooling it fills and adds tensors of
-zeros; batch and layer norms take many small steps. Numbers are the same up to rounding.
+zeros; batch and layer norms take many small steps. Numbers are the same up to rounding, but for
+weight norm, whose second derivative PyTorch has wrong.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ _WORTH_BYTES = 2**17
 class DoubleBackwardMode(TorchFunctionMode):
     """While active, large calls of the functions in `_RECORDED` are recorded that way.
 
+    Those in `_CORRECTED` always are: PyTorch's own second derivative of them is wrong.
+
     Args:
         will_be_linear: whether `as_linear` is going to be entered.
+        fast: whether to do more than to correct.
 
     Attributes:
         linear: whether backward passes are recorded as functions of their cotangent alone, as
@@ -35,9 +39,10 @@ class DoubleBackwardMode(TorchFunctionMode):
         used: whether any call was.
     """
 
-    def __init__(self, *, will_be_linear: bool) -> None:
+    def __init__(self, *, will_be_linear: bool, fast: bool = True) -> None:
         super().__init__()
         self.will_be_linear = will_be_linear
+        self.fast = fast
         self.linear = self.used = False
 
     @contextmanager
@@ -59,7 +64,9 @@ class DoubleBackwardMode(TorchFunctionMode):
         """Runs one function of PyTorch, recorded its own way where that is possible and pays."""
         del types
         kwargs = kwargs or {}
-        record = _RECORDED.get(func)
+        record = _CORRECTED.get(func)
+        if record is None and self.fast:
+            record = _RECORDED.get(func)
         if record is None:
             return func(*args, **kwargs)
         return record(self, func, *args, **kwargs)
@@ -343,6 +350,26 @@ def _batch_norm(
     return torch.addcmul(shift.view(channels), input, scale.view(channels))
 
 
+def _weight_norm(
+    mode: DoubleBackwardMode, func: Callable[..., Any], v: Tensor, g: Tensor, dim: int = 0
+) -> Any:
+    """G v / ||v|| step by step: PyTorch's backward pass takes ||v|| for a constant.
+
+    The norm is over all axes but `dim`, over all for -1; the interface returns it beside.
+    """
+    mode.used = True
+    kept = None if dim == -1 and func is torch._weight_norm else dim % v.ndim  # noqa: SLF001
+    axes = [axis for axis in range(v.ndim) if axis != kept]
+    norm = torch.linalg.vector_norm(v, dim=axes, keepdim=True) if axes else v.abs()
+    norm = norm.reshape(()) if kept is None else norm
+    weight = v * (g / norm)
+    return weight if func is torch._weight_norm else (weight, norm)  # noqa: SLF001
+
+
+_CORRECTED: dict[Any, Callable[..., Any]] = {
+    torch._weight_norm: _weight_norm,  # noqa: SLF001
+    torch._weight_norm_interface: _weight_norm,  # noqa: SLF001
+}
 _RECORDED: dict[Any, Callable[..., Any]] = {
     torch.relu: _relu,
     functional.relu: _relu,

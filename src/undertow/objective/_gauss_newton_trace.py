@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from undertow.objective._independence import mixing
 from undertow.objective._inputs import leaves, over_tensors, taken
 from undertow.objective._linearization import Linearization, load_forward_mode, second_order
 from undertow.objective._module import dense, out_of_memory
@@ -37,6 +38,8 @@ def gauss_newton_trace(risk: EmpiricalRisk, max_outputs: int) -> tuple[Tensor, T
     model cannot be mapped over samples.
     """
     risk.check_by_outputs("the trace of a Gauss-Newton matrix")
+    if mixing(risk):
+        return None
     tensors = risk.copies()
     leaves = tuple(tensors[name].requires_grad_() for name in risk.param_names)
     found: list[tuple[Tensor, Tensor, int]] = []

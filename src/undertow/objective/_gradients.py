@@ -63,11 +63,12 @@ def gradient_noise_draws(
     """What `Objective.sample_noise` says.
 
     Raises:
-        ValueError: if there is only one sample, or no target counts.
+        ValueError: if there is only one sample, samples influence each other, or no target counts.
     """
     samples = risk.num_samples
     if samples < 2:
         raise ValueError("data hold one sample: its gradient has no covariance")
+    risk.check_samples()
     with torch.inference_mode(False):  # whose tensors no graph could hold
         weights = torch.randn(
             draws, samples, generator=generator, dtype=torch.float64, device=generator.device

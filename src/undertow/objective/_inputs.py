@@ -50,6 +50,11 @@ def taken(part: Any, chosen: Any) -> Any:
     return over_tensors(lambda tensor: _rows(tensor, chosen), part)
 
 
+def taken_to(part: Any, chosen: Any, device: torch.device) -> Any:
+    """The same, on a device."""
+    return over_tensors(lambda tensor: _rows(tensor, chosen).to(device), part)
+
+
 def sample_bytes(inputs: Any) -> int:
     """What one sample takes, at least one."""
     tensors = [part for _, part in leaves(inputs) if isinstance(part, Tensor)]

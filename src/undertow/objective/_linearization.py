@@ -104,7 +104,7 @@ def pull_back(
 
 
 def _or_plainly(method: Method) -> Method:
-    """Where PyTorch refuses what `DoubleBackwardMode` recorded, the same again without.
+    """Where PyTorch refuses what `DoubleBackwardMode` recorded, the same with corrections alone.
 
     Not so for (vectors, mode, ...) of another mode than the loop, which has that to fall back on.
     """
@@ -115,9 +115,12 @@ def _or_plainly(method: Method) -> Method:
             return method(self, *args)
         except RuntimeError:
             mode = args[1] if len(args) > 1 else "loop"
-            if mode != "loop" or self._double_backward is None or not self._double_backward.used:
+            before = self._double_backward
+            if mode != "loop" or not before.fast or not before.used:
                 raise
-            self._double_backward = None
+            self._double_backward = DoubleBackwardMode(
+                will_be_linear=before.will_be_linear, fast=False
+            )
             self.free()
             return method(self, *args)
 
@@ -154,9 +157,7 @@ class Linearization:
         self.kind = kind
         self._closed_form = output_product
         self._graph: _HessianGraph | _GaussNewtonGraph | None = None
-        self._double_backward: DoubleBackwardMode | None = DoubleBackwardMode(
-            will_be_linear=kind == "ggn"
-        )
+        self._double_backward = DoubleBackwardMode(will_be_linear=kind == "ggn")
         self.reached = self.finite = True
         self.first = 0
         self.build_seconds = 0.0
@@ -178,7 +179,7 @@ class Linearization:
         if self._graph is None:
             device = self._leaves[0].device
             start = seconds(device)
-            with torch.enable_grad(), self._double_backward or nullcontext():
+            with torch.enable_grad(), self._double_backward:
                 outputs, total = self._evaluate(self._leaves)
                 self.finite = bool(total.isfinite())
                 if self.kind == "hessian":
@@ -198,7 +199,7 @@ class Linearization:
             )
         # J^T u is linear in u, so its derivative in u is the same at every u.
         cotangent = torch.zeros_like(outputs).requires_grad_()
-        with self._double_backward.as_linear() if self._double_backward else nullcontext():
+        with self._double_backward.as_linear():
             pulled = _slopes(outputs if total.requires_grad else total, self._leaves, cotangent)
         (slope,) = _slopes(total, (outputs,))
         if slope is None and total.requires_grad:
@@ -279,11 +280,7 @@ class Linearization:
 
     def _recomputing(self) -> AbstractContextManager[object]:
         """For checkpointed parts, which run again in the backward pass and must record the same."""
-        return (
-            self._double_backward
-            if self._double_backward is not None and self._double_backward.used
-            else nullcontext()
-        )
+        return self._double_backward if self._double_backward.used else nullcontext()
 
     def _shaped(self, vectors: Tensor) -> list[Tensor]:
         sizes = [leaf.numel() for leaf in self._leaves]
@@ -312,7 +309,7 @@ class Linearization:
             parts = (moved,) if isinstance(moved, Tensor) else moved
             return torch.cat([part.flatten() for part in parts])
 
-        with torch.enable_grad():
+        with torch.enable_grad(), DoubleBackwardMode(will_be_linear=False, fast=False):
             if len(shaped[0]) == 1:
                 return along(*(part[0] for part in shaped)).detach()[None]
             chunks = zip(*(part.split(BLOCK) for part in shaped), strict=True)

@@ -7,6 +7,7 @@ count (class weights, `ignore_index`).
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
@@ -16,7 +17,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.loss import _Loss
 
 Loss = nn.Module | Callable[[Any, Any], Tensor]
 """A loss module, or a function of outputs and targets."""
@@ -25,8 +25,14 @@ OutputProduct = Callable[[Tensor], Tensor]
 
 _ON_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-# Means over halves of a batch agree so far with the mean over it, unless a loss is no average.
-_AVERAGE = 1e-4
+# What PyTorch says where it cannot broadcast.
+_MISFITS = (
+    "must match the size of tensor",
+    "match the broadcast shape",
+    "not broadcastable",
+    "should have same dimension",
+    "multi-target not supported",
+)
 _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
     functional.cross_entropy: nn.CrossEntropyLoss,
     functional.nll_loss: nn.NLLLoss,
@@ -78,7 +84,7 @@ def as_sum_and_count(loss: Loss) -> SumAndCount:
 
     def sum_and_count(outputs: Any, targets: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         check_targets(loss, outputs, targets)
-        value = loss(outputs, targets)
+        value = _evaluated(loss, outputs, targets)
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         if shape not in ((samples,), ()):
             raise ValueError(
@@ -96,6 +102,21 @@ def as_sum_and_count(loss: Loss) -> SumAndCount:
         return (value * count if count > 0 else torch.zeros_like(value)), count
 
     return sum_and_count
+
+
+def _evaluated(loss: Loss, outputs: Any, targets: Tensor) -> Any:
+    """The loss, whose complaint of shapes that do not fit is one line that names them."""
+    try:
+        return loss(outputs, targets)
+    except RuntimeError as error:
+        complaint = str(error)
+        differ = isinstance(outputs, Tensor) and outputs.shape != targets.shape
+        if not differ or not any(words in complaint for words in _MISFITS):
+            raise
+        raise ValueError(
+            f"outputs have shape {tuple(outputs.shape)} and targets {tuple(targets.shape)}, which "
+            f"do not go together in the loss: {complaint.splitlines()[0]}"
+        ) from error
 
 
 def in_type_of(loss: Loss, outputs: Any) -> Loss:
@@ -179,7 +200,7 @@ def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, 
     """
     loss, samples = as_module(loss), len(targets)
     check_targets(loss, outputs, targets)
-    if isinstance(loss, _ON_LABELS + _ELEMENTWISE) and _is_plain(loss):
+    if isinstance(loss, _ON_LABELS + _ELEMENTWISE) and is_plain(loss):
         single = copy.copy(loss)
         single.reduction = "none"
         values = single(outputs, targets).reshape(samples, -1)
@@ -192,6 +213,11 @@ def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, 
             f"the loss per sample needs outputs that are a tensor, got {type(outputs).__name__}. "
             "Use a loss that returns one value per sample"
         )
+    if outputs.shape[:1] != targets.shape[:1]:
+        raise ValueError(
+            f"the loss per sample needs outputs with the {samples} samples along their first "
+            f"axis, got {tuple(outputs.shape)}. Use a loss that returns one value per sample"
+        )
 
     def alone(output: Tensor, target: Tensor) -> Tensor:
         return loss(output[None], target[None]).reshape(())
@@ -202,36 +228,16 @@ def per_sample_sums(loss: Loss, outputs: Any, targets: Tensor) -> Float[Tensor, 
     if len(outputs) == 0:
         return values.new_zeros(samples)
     try:
-        means = torch.func.vmap(alone)(outputs, targets)
+        with warnings.catch_warnings():
+            # Functions that vmap runs one by one.
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            means = torch.func.vmap(alone)(outputs, targets)
     except RuntimeError:  # a loss whose control flow depends on values
         means = torch.stack([alone(o, t) for o, t in zip(outputs, targets, strict=True)])
     return means.new_zeros(samples).masked_scatter(counted, means * counts[counted].to(means))
 
 
-def averages(loss: Loss, outputs: Tensor, targets: Tensor) -> bool | None:
-    """Whether the mean over a batch is the mean over its halves; None of a value per sample."""
-    samples = len(targets)
-    if len(outputs) != samples:
-        return None
-    half = samples // 2
-    with torch.no_grad():
-        whole = loss(outputs, targets)
-        if not isinstance(whole, Tensor) or whole.shape != () or not whole.is_floating_point():
-            return None
-        parts = loss(outputs[:half], targets[:half]), loss(outputs[half:], targets[half:])
-    first, second = (float(part) for part in parts)
-    mean = (half * first + (samples - half) * second) / samples
-    allowed = _AVERAGE * max(abs(first), abs(second), abs(float(whole)))
-    # Not finite halves say nothing, such as those in which no label counts.
-    return not abs(mean - float(whole)) > allowed
-
-
-def is_pytorchs(loss: Loss) -> bool:
-    """Whether it is a loss of `torch.nn`, or made of one, whose denominator is known."""
-    return isinstance(loss, _Loss)
-
-
-def _is_plain(loss: Any) -> bool:
+def is_plain(loss: Any) -> bool:
     """Whether a loss of PyTorch's is that itself, and not what a subclass made of it."""
     forward = getattr(type(loss), "forward", None)
     return any(forward is kind.forward for kind in _ON_LABELS + _ELEMENTWISE)
@@ -246,7 +252,7 @@ def output_hessian(loss: Loss, outputs: Tensor, targets: Tensor) -> OutputProduc
     zero, but log-softmax leaves them unchanged. None for any other loss, as for subclasses that
     compute another.
     """
-    if not _is_plain(loss):
+    if not is_plain(loss):
         return None
     if isinstance(loss, nn.MSELoss):
         scale = 2.0 * len(outputs) / outputs.numel()

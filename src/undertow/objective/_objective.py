@@ -228,7 +228,7 @@ class Objective:
                 raise TypeError(f"predictions need a tensor; the model returns {type(output)}")
             return output
 
-        self._risk.sweep(forward, outputs.append)
+        self._risk.sweep(forward, outputs.append, by_loss=False)
         return torch.cat(outputs)
 
     def __repr__(self) -> str:

@@ -25,6 +25,12 @@ from undertow.objective._batches import (
     reiterable,
     with_own_random_state,
 )
+from undertow.objective._independence import (
+    Findings,
+    check_batches,
+    check_outputs,
+    check_samples,
+)
 from undertow.objective._inputs import as_arguments, over_tensors, sample_bytes, taken
 from undertow.objective._loss_terms import GivenLoss, OwnLoss
 from undertow.objective._losses import Loss, OutputProduct, as_module, cast_loss, logits_of
@@ -70,6 +76,7 @@ class EmpiricalRisk:
         loss: of (outputs, targets); None for the model's own.
         param_names: what theta consists of.
         dtype: what parameters, buffers, data and loss are evaluated in; None for their own types.
+        findings: what has been tried of it once, on a few samples.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class EmpiricalRisk:
         self.loss = loss
         self.param_names = select(self.model, params)
         self.dtype: torch.dtype | None = None
+        self.findings = Findings()
         self._terms = OwnLoss() if loss is None else GivenLoss(loss)
         self._met: list[Roads] = []  # shared with the same risk elsewhere
         self._held: dict[str, Tensor] | None = None
@@ -134,6 +142,7 @@ class EmpiricalRisk:
         empty = True
         for index, batch in enumerate(with_own_random_state(self._data)):
             inputs, targets = checked_pair(batch, index, self.model)
+            self.findings.see(inputs, targets)
             step = self._piece or len(targets)
             for start in range(0, len(targets), step):
                 empty = False
@@ -255,7 +264,7 @@ class EmpiricalRisk:
     def _meet(self, inputs: Any, targets: Tensor) -> Roads:
         """Once: an evaluation on few samples shows what there is to mind."""
         if not self._met:
-            terms = OwnLoss() if self.loss is None else GivenLoss(self.loss)
+            terms = OwnLoss() if self.loss is None else GivenLoss(self.loss, trusted=True)
             self._met.append(meet(self._but(_met=[Roads()], _terms=terms), inputs, targets))
         return self._met[0]
 
@@ -297,10 +306,16 @@ class EmpiricalRisk:
         self, tensors: Tensors, inputs: Any, targets: Tensor
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Sum of the loss, and what the microbatch adds to the denominator."""
+        return self.evaluated(tensors, inputs, targets)[1:]
+
+    def evaluated(
+        self, tensors: Tensors, inputs: Any, targets: Tensor
+    ) -> tuple[Any, Float[Tensor, ""], Float[Tensor, ""]]:
+        """What the model returns, and the same of it."""
         self._learn(tensors, inputs, targets)
         outputs = self.outputs(tensors, inputs, targets)
         with self._redirected(tensors):
-            return self._terms.sum_and_count(outputs, targets, len(targets))
+            return outputs, *self._terms.sum_and_count(outputs, targets, len(targets))
 
     def loss_sum(self, outputs: Any, targets: Tensor) -> Tensor:
         """The sum of the loss, from what the model returned."""
@@ -352,6 +367,28 @@ class EmpiricalRisk:
             self.value()
         return torch.cat([self.denominators(targets) for _, targets in self.batches()])
 
+    def term(self, outputs: Any, targets: Tensor) -> Tensor | None:
+        """What a model's own loss adds to the mean cross-entropy of its logits, if anything."""
+        return None if isinstance(self._terms, GivenLoss) else self._terms.term(outputs, targets)
+
+    @property
+    def is_average(self) -> bool | None:
+        """Whether the loss has been found to be an average over samples; None where in no doubt."""
+        return self._terms.averages
+
+    @property
+    def has_term(self) -> bool:
+        """Whether a model's own loss is known to have a term beside its logits."""
+        return self._terms.has_term
+
+    def check_samples(self) -> None:
+        """Raise ValueError if samples influence each other, so that none has a loss of its own."""
+        check_samples(self)
+
+    def check_outputs(self) -> None:
+        """Raise ValueError if a sample's outputs depend on the others in its batch."""
+        check_outputs(self)
+
     def output_product(self, logits: Tensor, targets: Tensor) -> OutputProduct | None:
         """The closed-form Hessian product of the loss's sum in the logits, if there is one."""
         return self._terms.output_product(logits, targets)
@@ -364,7 +401,9 @@ class EmpiricalRisk:
             leaves = {name: tensors[name].detach() for name, _ in self.model.named_parameters()}
             for leaf in leaves.values():
                 leaf.requires_grad_(leaf.is_floating_point())
-            self._terms.learn(self.outputs({**tensors, **leaves}, inputs, targets), targets)
+            outputs = self.outputs({**tensors, **leaves}, inputs, targets)
+            wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
+            self._terms.learn(outputs, targets, wanted)
 
     # All data.
 
@@ -373,13 +412,21 @@ class EmpiricalRisk:
         compute: Callable[[Tensors, Any, Tensor], Result],
         collect: Callable[[Result], None],
         tensors: Tensors | None = None,
+        *,
+        by_loss: bool = True,
     ) -> None:
         """One pass: `collect(compute(tensors, inputs, targets))` for each microbatch.
 
         A microbatch that runs out of memory is halved, and later ones with it. Gradients are off.
 
+        Args:
+            compute: of parameters and buffers, and a microbatch.
+            collect: takes what it gives.
+            tensors: all parameters and buffers; None for the current ones.
+            by_loss: whether the loss is computed, and not the outputs alone.
+
         Raises:
-            ValueError: if the loss is found to be no average over samples.
+            ValueError: at the second microbatch, if samples are found to influence each other.
         """
         self.stand_in.follow()
         with evaluating(self.model), torch.no_grad():
@@ -391,13 +438,10 @@ class EmpiricalRisk:
                 while waiting:
                     inputs, targets = waiting.pop()
                     pieces += 1
-                    if pieces > 1 and self._terms.averages is False:
-                        raise ValueError(
-                            "loss is no average over samples: its mean over a batch is not that of "
-                            "its means over two halves, so batches do not add up. Return a value "
-                            "per sample, give class weights and ignore_index by "
-                            "nn.CrossEntropyLoss, or all data in one batch"
-                        )
+                    if pieces > 1 and by_loss:
+                        check_batches(self, inputs, targets)
+                    elif pieces > 1:
+                        check_outputs(self)
                     try:
                         result = compute(tensors, inputs, targets)
                     except RuntimeError as error:
@@ -412,6 +456,8 @@ class EmpiricalRisk:
                         (taken(inputs, part), targets[part])
                         for part in (slice(half, None), slice(half))
                     ]
+            if pieces > 1 and by_loss:  # the last one may have shown more
+                check_batches(self, inputs, targets)
 
     def value(self, tensors: Tensors | None = None) -> Float[Tensor, ""]:
         """L(theta), or L at other parameters and buffers."""

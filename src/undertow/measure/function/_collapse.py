@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from undertow.measure._evaluation import (
+    batches_apart,
     class_scores,
     evaluating,
     given,
@@ -233,7 +234,7 @@ class _Reader:
             modules[self.classifier].register_forward_pre_hook(record_fed, with_kwargs=True)
         with evaluating(risk):
             state = state_of(risk)
-            for inputs, targets in self.objective.batches():
+            for inputs, targets in batches_apart(self.objective.risk):
                 caught.clear()
                 fed.clear()
                 outputs = outputs_of(risk, state, inputs)

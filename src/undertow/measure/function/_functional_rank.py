@@ -16,7 +16,13 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from undertow.measure._evaluation import class_scores, evaluating, outputs_of, state_of
+from undertow.measure._evaluation import (
+    batches_apart,
+    class_scores,
+    evaluating,
+    outputs_of,
+    state_of,
+)
 from undertow.measure.weights import Include, WeightMatrix, weight_matrices
 from undertow.objective import Objective, original
 
@@ -235,7 +241,7 @@ class _Evaluator:
         right = counted = 0
         with evaluating(risk):
             state = state_of(risk) | dict(tensors)
-            for inputs, targets in self.objective.batches():
+            for inputs, targets in batches_apart(risk):
                 outputs = outputs_of(risk, state, inputs)
                 scores, labels = class_scores(self.objective.loss, outputs, targets)
                 right += int((scores.argmax(1) == labels).sum())

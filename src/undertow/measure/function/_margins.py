@@ -15,7 +15,13 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from undertow.measure._evaluation import class_scores, evaluating, outputs_of, state_of
+from undertow.measure._evaluation import (
+    batches_apart,
+    class_scores,
+    evaluating,
+    outputs_of,
+    state_of,
+)
 from undertow.measure.function._homogeneity import Homogeneity, homogeneity
 from undertow.measure.weights import LayerNorms, layer_norms
 from undertow.objective import Objective
@@ -188,7 +194,7 @@ def normalized_outputs(
     risk = objective.risk.at(dtype)
     with evaluating(risk):
         state = state_of(risk)
-        outputs = [outputs_of(risk, state, inputs) for inputs, _ in risk.batches()]
+        outputs = [outputs_of(risk, state, inputs) for inputs, _ in batches_apart(risk)]
     found = torch.cat(outputs).double()
     return found.sign() * (found.abs().log() - log_rho).exp()
 
@@ -199,6 +205,7 @@ def _margins(objective: Objective, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     risk = objective.risk.at(dtype)
     with evaluating(risk):
         state = state_of(risk)
+        risk.check_outputs()
         for inputs, targets in objective.batches():
             outputs = outputs_of(risk, state, inputs).double()
             scores, labels = class_scores(objective.loss, outputs, targets)

@@ -87,8 +87,8 @@ def per_sample_gradient_norms(objective: Objective) -> PerSampleNorms:
     convolutions over patches, embeddings, batch, layer, group and RMS norms, and attention.
 
     Raises:
-        ValueError: if the samples of a batch influence each other (batch statistics in eval mode),
-            or as `Objective.gradient` does.
+        ValueError: if the samples of a batch influence each other (a loss that is no average,
+            attention over samples, batch statistics in eval mode), or as `Objective.gradient`.
     """
     sweep = sweep_samples(objective)
     total = torch.stack(list(sweep.squares.values())).sum(0)
@@ -118,6 +118,7 @@ def sweep_samples(objective: Objective) -> Sweep:
     risk = objective.risk
     _check_statistics(risk.model)
     risk.check_by_outputs("gradients per sample")
+    risk.check_samples()
     pieces: list[dict[str, Tensor]] = []
     counts: list[Tensor] = []
     vmapped: set[str] = set()
@@ -141,6 +142,7 @@ def sweep_samples(objective: Objective) -> Sweep:
         return torch.cat([part.flatten() for part in parts]), count.sum()
 
     gradient = risk.mean(contribution)
+    risk.check_samples()  # all targets have been seen by now
     risk.check_reached(reached)
     weights = torch.cat(counts)
     scale = float(1 / weights.mean())

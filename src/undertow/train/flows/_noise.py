@@ -197,6 +197,7 @@ class _Network:
         self.draws = len(counts)
         if self.draws < 2:
             raise ValueError("data hold one sample: its gradient has no covariance")
+        risk.check_samples()
         self.size = risk.num_params
         self._mean = 1 / counts.sum()
         self._counts = counts

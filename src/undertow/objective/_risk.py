@@ -158,6 +158,8 @@ class EmpiricalRisk:
 
     def own(self) -> dict[str, Tensor]:
         """The same as copies in their own types, which a forward pass may write to."""
+        if self._held is None and self.dtype is None:
+            return self.stand_in.own()
         with torch.inference_mode(False):
             return {name: tensor.clone() for name, tensor in self.current().items()}
 
@@ -370,9 +372,12 @@ class EmpiricalRisk:
         Raises:
             ValueError: if the loss is found to be no average over samples.
         """
-        self.stand_in.follow()
         with evaluating(self.model), torch.no_grad():
-            tensors = self.own() if tensors is None else tensors
+            if tensors is None and self._held is None and self.dtype is None:
+                tensors = self.stand_in.own()
+            else:
+                self.stand_in.follow()
+                tensors = self.own() if tensors is None else tensors
             pieces = 0
             for batch in self.batches():
                 self._meet(*batch)

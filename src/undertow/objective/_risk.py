@@ -37,6 +37,7 @@ from undertow.objective._module import (
     select,
     shown,
 )
+from undertow.objective._random_states import kept_states
 from undertow.objective._roads import Redirected, Roads
 from undertow.objective._stand_in import StandIn, names_of
 
@@ -246,7 +247,12 @@ class EmpiricalRisk:
         with evaluating(self.model):
             if not self._met:
                 self._meet(*next(self.batches()))
-            yield
+            with self._drawing():
+                yield
+
+    def _drawing(self) -> AbstractContextManager[object]:
+        """Where a forward pass that draws from Python's or NumPy's random state may do so."""
+        return kept_states() if self.stand_in.draws else _NOTHING
 
     def _meet(self, inputs: Any, targets: Tensor) -> Roads:
         """Once: an evaluation on few samples shows what there is to mind."""
@@ -393,7 +399,8 @@ class EmpiricalRisk:
                             "nn.CrossEntropyLoss, or all data in one batch"
                         )
                     try:
-                        result = compute(tensors, inputs, targets)
+                        with self._drawing():
+                            result = compute(tensors, inputs, targets)
                     except RuntimeError as error:
                         if not out_of_memory(error) or len(targets) == 1:
                             raise

@@ -31,6 +31,7 @@ class StandIn:
 
     Attributes:
         model: the module; what `torch.compile` or data parallelism wraps, of one that is wrapped.
+        draws: whether forward passes draw from Python's or NumPy's random state.
         recomputes: whether backward passes run parts of it again, which then need what they had.
     """
 
@@ -42,7 +43,7 @@ class StandIn:
         self._plain: list[tuple[Any, Tensor]] = []
         # What forward passes have written to.
         self._written: set[str] = set()
-        self.recomputes = False
+        self.recomputes = self.draws = False
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_twin": None, "_named": [], "_plain": []}
@@ -50,7 +51,8 @@ class StandIn:
     def apart(self, beside: Any = None) -> StandIn:
         """Another one of the same module, on which hooks may be left."""
         other = StandIn(self.model, beside)
-        other._written, other.recomputes = self._written, self.recomputes
+        other._written = self._written
+        other.recomputes, other.draws = self.recomputes, self.draws
         return other
 
     def follow(self) -> nn.Module:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset
 
 from undertow.objective._inputs import described, leaves
+from undertow.objective._random_states import fresh_states, set_states, states
 from undertow.objective._sparse import parts
 
 # Datasets without a given microbatch are read so many samples at a time.
@@ -197,15 +198,20 @@ def with_own_random_state(batches: Iterable[Any]) -> Iterator[Any]:
     """Iterate with a random state of the pass's own, the same for each pass.
 
     Loaders draw from torch's global generator when they shuffle and when they start, or from one
-    that they were given.
+    that they were given; data sets from Python's or NumPy's too.
     """
     generators = [torch.default_generator, *_generators(batches)]
     own = [torch.Generator(each.device).manual_seed(0).get_state() for each in generators]
+    draws = not isinstance(batches, list | tuple)
+    own_others = fresh_states() if draws else None
     iterator: Iterator[Any] | None = None
     while True:
         outer = [each.get_state() for each in generators]
+        outer_others = states() if draws else None
         _set_states(generators, own)
         try:
+            if own_others is not None:
+                set_states(own_others)
             iterator = iter(batches) if iterator is None else iterator
             batch = next(iterator)
         except StopIteration:
@@ -213,6 +219,9 @@ def with_own_random_state(batches: Iterable[Any]) -> Iterator[Any]:
         finally:
             own = [each.get_state() for each in generators]
             _set_states(generators, outer)
+            if outer_others is not None:
+                own_others = states()
+                set_states(outer_others)
         yield batch
 
 

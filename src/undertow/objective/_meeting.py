@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from undertow.objective._inputs import taken
 from undertow.objective._module import own_random_state, shown
+from undertow.objective._random_states import kept_states, moved, states
 from undertow.objective._roads import Redirected, Roads, check_modes, leaves_of, tensors_in
 from undertow.objective._stand_in import StandIn, names_of, storage, storages
 
@@ -49,13 +50,16 @@ def meet(risk: Evaluated, inputs: Any, targets: Tensor) -> Roads:
     """
     for chosen in (slice(_FEW), slice(None)):
         some = taken(inputs, chosen), targets[chosen]
-        with own_random_state(risk.model), torch.enable_grad():
+        with own_random_state(risk.model), torch.enable_grad(), kept_states():
+            before = states()
             try:
                 return _Meeting(risk).roads(*some)
             except _Refused as refused:
                 raise ValueError(str(refused)) from None
             except Exception:
                 continue
+            finally:
+                risk.stand_in.draws |= moved(before)
     return Roads()
 
 

@@ -45,6 +45,7 @@ from undertow.objective._module import (
     select,
     shown,
 )
+from undertow.objective._random_states import kept_states
 from undertow.objective._roads import Redirected, Roads
 from undertow.objective._stand_in import StandIn, names_of
 from undertow.objective._support import check_supported
@@ -173,6 +174,8 @@ class EmpiricalRisk:
 
     def own(self) -> dict[str, Tensor]:
         """The same as copies in their own types, which a forward pass may write to."""
+        if self._held is None and self.dtype is None:
+            return self.stand_in.own()
         with torch.inference_mode(False):
             return {name: tensor.clone() for name, tensor in self.current().items()}
 
@@ -259,7 +262,12 @@ class EmpiricalRisk:
         with evaluating(self.model):
             if not self._met:
                 self._meet(*next(self.batches()))
-            yield
+            with self._drawing():
+                yield
+
+    def _drawing(self) -> AbstractContextManager[object]:
+        """Where a forward pass that draws from Python's or NumPy's random state may do so."""
+        return kept_states() if self.stand_in.draws else _NOTHING
 
     def _meet(self, inputs: Any, targets: Tensor) -> Roads:
         """Once: an evaluation on few samples shows what there is to mind."""
@@ -428,9 +436,12 @@ class EmpiricalRisk:
         Raises:
             ValueError: at the second microbatch, if samples are found to influence each other.
         """
-        self.stand_in.follow()
         with evaluating(self.model), torch.no_grad():
-            tensors = self.own() if tensors is None else tensors
+            if tensors is None and self._held is None and self.dtype is None:
+                tensors = self.stand_in.own()
+            else:
+                self.stand_in.follow()
+                tensors = self.own() if tensors is None else tensors
             pieces = 0
             for batch in self.batches():
                 self._meet(*batch)
@@ -443,7 +454,8 @@ class EmpiricalRisk:
                     elif pieces > 1:
                         check_outputs(self)
                     try:
-                        result = compute(tensors, inputs, targets)
+                        with self._drawing():
+                            result = compute(tensors, inputs, targets)
                     except RuntimeError as error:
                         if not out_of_memory(error) or len(targets) == 1:
                             raise

@@ -31,6 +31,7 @@ class StandIn:
 
     Attributes:
         model: the module; what `torch.compile` or data parallelism wraps, of one that is wrapped.
+        draws: whether forward passes draw from Python's or NumPy's random state.
         recomputes: whether backward passes run parts of it again, which then need what they had.
     """
 
@@ -38,24 +39,27 @@ class StandIn:
         self.model = original(model)
         self._beside = beside
         self._twin: Twin | None = None
+        self._named: list[tuple[str, Tensor]] = []
         self._plain: list[tuple[Any, Tensor]] = []
         # What forward passes have written to.
         self._written: set[str] = set()
-        self.recomputes = False
+        self.recomputes = self.draws = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_twin": None, "_plain": []}
+        return vars(self) | {"_twin": None, "_named": [], "_plain": []}
 
     def apart(self, beside: Any = None) -> StandIn:
         """Another one of the same module, on which hooks may be left."""
         other = StandIn(self.model, beside)
-        other._written, other.recomputes = self._written, self.recomputes
+        other._written = self._written
+        other.recomputes, other.draws = self.recomputes, self.draws
         return other
 
     def follow(self) -> nn.Module:
         """The copy, made anew if modules, hooks or attributes have changed."""
         if self._twin is None or not self._twin.follows():
             self._twin = Twin(self.model, names_of(self.model), self._beside)
+            self._named = [*self.model.named_parameters(), *self.model.named_buffers()]
             self._plain = []
         return self._twin.module
 
@@ -68,9 +72,9 @@ class StandIn:
 
     def own(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers, by name."""
-        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        self.follow()
         with torch.inference_mode(False), torch.no_grad():
-            return {name: tensor.clone() for name, tensor in named}
+            return {name: tensor.clone() for name, tensor in self._named}
 
     def run(
         self,
@@ -178,4 +182,5 @@ def storage(tensor: Tensor) -> int:
 
 def _versions(tensors: Iterable[Tensor]) -> list[int]:
     """How often each has been written to; PyTorch's counter has no public name."""
-    return [0 if t.is_inference() else t._version for t in tensors]  # noqa: SLF001
+    with torch._C.DisableTorchFunction():  # noqa: SLF001 (modes need not see it)
+        return [0 if t.is_inference() else t._version for t in tensors]  # noqa: SLF001

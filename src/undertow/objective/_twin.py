@@ -7,10 +7,8 @@ and buffers are places that are filled, every tensor in all the places where it 
 from __future__ import annotations
 
 import copy
-import enum
 import functools
 import random
-import sys
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
@@ -20,13 +18,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from undertow.objective._kinds import (
+    EMPTY,
+    contents,
+    is_atomic,
+    is_plain_class,
+    numpys_own,
+    own_dict,
+    slot_names,
+)
 from undertow.objective._module import type_in
 
 # Other objects than modules and containers are copied up to so many; the rest is shared.
 _MOST_OBJECTS = 20_000
 _LISTS = (list, deque)
 _DICTS = (dict, OrderedDict, defaultdict)
-_HEAP_TYPE = 1 << 9  # of a class's flags: made in Python
 # What hangs on a module beside what it computes with: it is copied, and not put back after a call.
 _HOOKS = frozenset(
     name
@@ -157,7 +163,7 @@ class Twin:
         """A copy of a value, which is going to be `container[key]` where there is such a place."""
         if isinstance(value, Tensor):
             return self._tensor(value, container, key)
-        if _is_atomic(value):
+        if is_atomic(value):
             return value
         known = self._memo.get(id(value))
         if known is not None:
@@ -213,7 +219,7 @@ class Twin:
             made = torch.Generator(value.device)
             self._generators.append((made, value))
             return self._remember(value, made)
-        if isinstance(value, random.Random) or kind in _numpys_own():
+        if isinstance(value, random.Random) or kind in numpys_own():
             return self._remember(value, copy.deepcopy(value))
         return self._object(value)
 
@@ -281,9 +287,9 @@ class Twin:
     def _function(self, value: types.FunctionType) -> Any:
         """A function on copies of what it has closed over."""
         cells = value.__closure__ or ()
-        kept = [*map(_contents, cells), *(value.__defaults__ or ())]
+        kept = [*map(contents, cells), *(value.__defaults__ or ())]
         kept += [*(value.__kwdefaults__ or {}).values(), *vars(value).values()]
-        if all(_is_atomic(item) and not isinstance(item, Tensor) for item in kept):
+        if all(is_atomic(item) and not isinstance(item, Tensor) for item in kept):
             return None
         fresh = tuple(types.CellType() for _ in cells)
         made = types.FunctionType(
@@ -291,8 +297,8 @@ class Twin:
         )
         self._remember(value, made)
         for cell, new in zip(cells, fresh, strict=True):
-            content = _contents(cell)
-            if content is not _EMPTY:
+            content = contents(cell)
+            if content is not EMPTY:
                 new.cell_contents = self._item(content, _Contents(new), 0)
         made.__defaults__ = self._item(value.__defaults__)
         made.__kwdefaults__ = self._item(value.__kwdefaults__)
@@ -312,11 +318,11 @@ class Twin:
     def _object(self, value: Any) -> Any:
         """An object of a class that is made in Python, by its attributes."""
         kind: type = type(value)
-        own = _own_dict(value)
+        own = own_dict(value)
         self._objects += 1
-        if self._objects > _MOST_OBJECTS or not _is_plain_class(kind):
+        if self._objects > _MOST_OBJECTS or not is_plain_class(kind):
             return None
-        if not own and not _slot_names(kind):  # nothing to write to, and perhaps known by identity
+        if not own and not slot_names(kind):  # nothing to write to, and perhaps known by identity
             return None
         made: Any = object.__new__(kind)
         self._remember(value, made)
@@ -328,72 +334,12 @@ class Twin:
     def _slots(self, value: Any, made: Any) -> None:
         attributes = _Attributes(made)
         kind: type = type(value)
-        for name in _slot_names(kind):
+        for name in slot_names(kind):
             try:
                 item = object.__getattribute__(value, name)
             except AttributeError:
                 continue
             attributes[name] = self._item(item, attributes, name)
-
-
-_EMPTY = object()
-
-
-def _contents(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _EMPTY
-
-
-def _is_atomic(value: Any) -> bool:
-    return value is None or type(value) in _ATOMIC or isinstance(value, type | enum.Enum)
-
-
-_ATOMIC: frozenset[type] = frozenset(
-    {bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented), object}
-    | {types.BuiltinFunctionType, types.ModuleType, property, staticmethod, classmethod}
-    | {torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size}
-)
-
-
-def _numpys_own() -> tuple[type, ...]:
-    """Arrays and generators, if NumPy has been loaded."""
-    numpy = sys.modules.get("numpy")
-    return (
-        () if numpy is None else (numpy.ndarray, numpy.random.Generator, numpy.random.RandomState)
-    )
-
-
-@functools.cache
-def _is_plain_class(kind: type) -> bool:
-    """Whether its objects are their attributes, and can come and go without anyone's noticing."""
-    room = kind.__module__.partition(".")[0]
-    return (
-        room not in sys.stdlib_module_names
-        and all(base is object or base.__flags__ & _HEAP_TYPE for base in kind.__mro__)
-        and not hasattr(kind, "__del__")
-    )
-
-
-@functools.cache
-def _slot_names(kind: type) -> tuple[str, ...]:
-    found: list[str] = []
-    for base in kind.__mro__:
-        slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__"):
-                hidden = name.startswith("__") and not name.endswith("__")
-                found.append(f"_{base.__name__.lstrip('_')}{name}" if hidden else name)
-    return tuple(found)
-
-
-def _own_dict(value: Any) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return None
-    return found
 
 
 def plain_copy(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from undertow.measure._evaluation import evaluating
 from undertow.measure._pieces import SIGNED, operation_name
-from undertow.objective import EmpiricalRisk, Objective, gradient, unfused
+from undertow.objective import EmpiricalRisk, Objective, gradient, original, unfused
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ def local_drift(models: Sequence[nn.Module], objectives: Sequence[Objective]) ->
         TypeError: a model or an objective is none.
     """
     _check(models, objectives)
+    models = [original(model) for model in models]
     average = {
         name: torch.stack([p.detach().double() for p in parameters]).mean(0)
         for name, parameters in _aligned(models).items()

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils import checkpoint
 
 from odd_twins import COMPILED, TWINS, Twins, draw
-from undertow.objective import Objective
+from undertow.objective import Objective, gradient
 
 ALL = TWINS | COMPILED
 
@@ -56,11 +58,26 @@ def test_values_and_derivatives_are_the_plain_twins(name: str, microbatch: int |
     assert trace is None or trace[0] == pytest.approx(known[0], rel=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)),
+        nn.CrossEntropyLoss(ignore_index=1),
+        functional.cross_entropy,
+    ],
+)
+def test_a_compiled_loss_has_its_own_denominator(loss: Any) -> None:
+    twins = TWINS["checkpointed"]()
+    compiled = Objective(twins.odd, torch.compile(loss), twins.data, microbatch=5)
+    plain = Objective(twins.plain, loss, twins.data)
+    torch.testing.assert_close(compiled.value(), plain.value())
+    torch.testing.assert_close(compiled.gradient(), plain.gradient())
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoints_of_others_go_on_as_before(reentrant: bool) -> None:
     """What stops checkpoints inside stops none outside, and is gone at the end."""
-    from torch.utils import checkpoint
-
     before = dict(vars(checkpoint))
     twins = TWINS["checkpointed, reentrant" if reentrant else "checkpointed"]()
     Objective(twins.odd, twins.loss, twins.data).gradient()
@@ -82,6 +99,4 @@ def test_checkpointed_code_is_run_at_the_parameters_in_question() -> None:
     held = [Objective(net, twins.loss, twins.data).risk.held() for net in (twins.odd, twins.plain)]
     for risk in held:
         risk.move(2 * risk.theta())
-    from undertow.objective import gradient
-
     torch.testing.assert_close(gradient(held[0]), gradient(held[1]))

@@ -72,6 +72,7 @@ def local_drift(models: Sequence[nn.Module], objectives: Sequence[Objective]) ->
         TypeError: a model or an objective is none.
     """
     _check(models, objectives)
+    models = [original(model) for model in models]
     average = {
         name: torch.stack([p.detach().double() for p in parameters]).mean(0)
         for name, parameters in _aligned(models).items()

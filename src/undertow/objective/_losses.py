@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from undertow.objective._twin import original
+
 Loss = nn.Module | Callable[[Any, Any], Tensor]
 """A loss module, or a function of outputs and targets."""
 SumAndCount = Callable[[Any, Tensor, int], tuple[Tensor, Tensor]]
@@ -46,7 +48,7 @@ _FUNCTIONS: dict[Any, Callable[..., nn.Module]] = {
 def as_module(loss: Loss) -> Loss:
     """A loss of `torch.nn.functional` as the module with the same options; others unchanged.
 
-    Options come from `functools.partial`.
+    Options come from `functools.partial`. Of a compiled loss, the one that was compiled.
 
     Raises:
         TypeError: if `loss` is not callable.
@@ -54,6 +56,9 @@ def as_module(loss: Loss) -> Loss:
     """
     if not callable(loss):
         raise TypeError(f"loss must be an nn.Module or a function, got {type(loss).__name__}")
+    if isinstance(loss, nn.Module):
+        loss = original(loss)
+    loss = getattr(loss, "_torchdynamo_orig_callable", loss)
     options = loss.keywords if isinstance(loss, partial) else {}
     reduction = options.get("reduction", getattr(loss, "reduction", "mean"))
     if reduction == "sum":

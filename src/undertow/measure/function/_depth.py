@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor, nn
 
 from undertow.measure.weights import matrix_spectrum
-from undertow.objective import StandIn, evaluating
+from undertow.objective import StandIn, evaluating, original
 
 _UNKNOWN = (math.nan, math.nan, math.nan)
 # Change nothing in eval mode.
@@ -94,7 +94,8 @@ def depth_convergence(
             type.
         ValueError: it has no such block, or x is empty or not finite, or states are not finite.
     """
-    if not isinstance(stack, nn.Sequential):
+    inside = original(stack) if isinstance(stack, nn.Module) else stack
+    if not isinstance(inside, nn.Sequential):
         raise TypeError(
             f"stack must be an nn.Sequential of blocks, got {type(stack).__name__}. Pass the part "
             "of the model that is one"
@@ -106,15 +107,15 @@ def depth_convergence(
         raise ValueError(
             f"x must hold at least one sample, [batch, ...], all finite, got {tuple(x.shape)}"
         )
-    types = {p.dtype for p in stack.parameters() if p.is_floating_point()}
+    types = {p.dtype for p in inside.parameters() if p.is_floating_point()}
     if types and x.dtype not in types:
         raise TypeError(
             f"x must be in the type of the stack's parameters, {types.pop()}, got {x.dtype}"
         )
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
-    stand_in = StandIn(stack)
-    with evaluating(stack), torch.no_grad():
+    stand_in = StandIn(inside)
+    with evaluating(inside), torch.no_grad():
         return stand_in.apply(stand_in.own(), lambda copied, _: _converging(copied, x, tolerance))
 
 

@@ -84,7 +84,7 @@ def test_batches_that_do_not_add_up_are_refused(name: str, size: int) -> None:
     for measured in (split.value, split.gradient, lambda: split.hvp(block)):
         # Nine neighbours are not to be had among fewer samples, which PyTorch says.
         error = (ValueError, RuntimeError) if "neighbours" in name else ValueError
-        with pytest.raises(error, match="influence each other|out of range"):
+        with pytest.raises(error, match=r"influence each other|out of range"):
             measured()
 
 
@@ -168,7 +168,7 @@ def test_a_term_beside_the_logits_is_seen(scale: float, of_batch: bool) -> None:
     assert whole.hvp(block).any()
     with pytest.raises(ValueError, match="term beside its logits"):
         whole.ggnvp(block)
-    with pytest.raises(ValueError, match="beside its logits|influence each other"):
+    with pytest.raises(ValueError, match=r"beside its logits|influence each other"):
         whole.sample_noise(1, batch_size=2, generator=torch.Generator())
     halves = [
         {name: part[half] for name, part in data.items()} for half in (slice(5), slice(5, 10))

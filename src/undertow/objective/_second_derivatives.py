@@ -68,7 +68,7 @@ def _batches(risk: EmpiricalRisk) -> Iterator[tuple[Any, Tensor]]:
     few = risk.findings.few(risk)
     if few is not None:
         some = slice(_SAMPLES)
-        yield piece(few[0], some, few[1].device), few[1][some]
+        yield taken_to(few[0], some, few[1].device), few[1][some]
     yield from islice(risk.batches(), 1)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from undertow import predict
 from undertow.apply._arguments import whole_number
@@ -17,6 +17,8 @@ from undertow.apply.rescaling import _running, _schedulers, configs
 from undertow.apply.rescaling._result import Live, Rescaled
 from undertow.apply.rescaling._schedulers import Given, Law
 from undertow.apply.rescaling._units import Quantity, quantity
+
+Betas = Literal["half-life", "sde", "keep"]
 
 if TYPE_CHECKING:
     from undertow.apply.rescaling._verify import Verification
@@ -32,6 +34,8 @@ def rescale(
     to_workers: int | None = None,
     optimizer: str | None = None,
     scheduler: Any = None,
+    rule: str | None = None,
+    betas: Betas = "half-life",
     noise_scale: float | None = None,
     sharpness: float | None = None,
     objective: Objective | None = None,
@@ -59,6 +63,8 @@ def rescale(
         scheduler: of a running optimizer, the scheduler of `torch.optim` that moves its rate, or
             several; `{"scheduler": ..., "interval": "epoch"}` for one that steps by epochs; False
             where there is none any more. `apply` moves it too, and it goes on as the same object.
+        rule: another rule for the rate than the optimizer's own, of `predict.RULES`.
+        betas: what becomes of averages: `half-life`, `sde` or `keep`, see `predict.rescale`.
         noise_scale: B_simple in samples, see `predict.rescale`.
         sharpness: largest eigenvalue of the Hessian, see there.
         objective: the job's objective at its present weights. Its noise scale and sharpness are
@@ -76,7 +82,7 @@ def rescale(
         _whole("from_workers", from_workers),
         None if to_workers is None else _whole("to_workers", to_workers),
     )
-    measures = _Measures(noise_scale, sharpness, objective)
+    measures = _Measures(rule, betas, noise_scale, sharpness, objective)
     if _running.is_running(optimizer_or_dict):
         if start is None:
             raise ValueError("from_batch is needed: an optimizer does not say it")
@@ -91,8 +97,10 @@ def rescale(
 
 @dataclass(frozen=True)
 class _Measures:
-    """What is known of the job beside its hyperparameters."""
+    """What is known of the job beside its hyperparameters, and the rule that is asked for."""
 
+    rule: str | None
+    betas: Betas
     noise_scale: float | None
     sharpness: float | None
     objective: Objective | None
@@ -112,7 +120,7 @@ class _Measures:
             noise_scale = found.noise_scale
         if optimizer in ("sgd", "momentum") and sharpness is None:
             sharpness = found.sharpness if found.sharpness > 0 else None
-        return _Measures(noise_scale, sharpness, None), found
+        return replace(self, noise_scale=noise_scale, sharpness=sharpness, objective=None), found
 
     def ruled(
         self, optimizer: str, hyper: Mapping[str, Any], batches: tuple[int, int]
@@ -122,10 +130,14 @@ class _Measures:
             "from_batch": batches[0],
             "to_batch": batches[1],
             "optimizer": optimizer,
+            "rule": self.rule,
+            "betas": self.betas,
             "noise_scale": self.noise_scale,
         }
         result = predict.rescale(hyper, sharpness=self.sharpness, **arguments)
-        return result, Law(hyper, _rate(result.hyper) / _rate(hyper), arguments)
+        new = result.hyper["lr"]
+        ratio = 1.0 if new is None else _rate(result.hyper) / _rate(hyper)
+        return result, Law(hyper, ratio, arguments)
 
 
 def _of_configuration(

@@ -110,6 +110,8 @@ def verify(
     *,
     from_batch: int,
     to_batch: int,
+    rule: str | None = None,
+    betas: Literal["half-life", "sde", "keep"] = "half-life",
     steps: int | None = None,
     seed: int = 0,
 ) -> Verification:
@@ -124,6 +126,8 @@ def verify(
         hyper: its hyperparameters, as `predict.rescale` reads them.
         from_batch: samples a step, now.
         to_batch: and after.
+        rule: see `predict.rescale`.
+        betas: see there.
         steps: of the job as it is; by default as few as give both batch sizes some.
         seed: of the short runs.
 
@@ -137,6 +141,8 @@ def verify(
         from_batch=from_batch,
         to_batch=to_batch,
         optimizer=optimizer,  # type: ignore[arg-type]
+        rule=rule,
+        betas=betas,
     )
     # With the defaults that were not given, so that all runs have the same ones.
     hyper, new = {change.name: change.old for change in rescaling.changes}, rescaling.hyper

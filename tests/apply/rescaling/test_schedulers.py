@@ -180,7 +180,7 @@ def test_its_state_goes_on_in_another_that_was_moved(kind: str) -> None:
     kept = io.BytesIO()
     torch.save({"scheduler": scheduler.state_dict(), "optimizer": optimizer.state_dict()}, kept)
     kept.seek(0)
-    loaded = torch.load(kept, weights_only=False)
+    loaded = torch.load(kept, weights_only=True)
     expected = path(optimizer, scheduler, 15)
 
     again, other = made(kind)

@@ -91,5 +91,5 @@ def run(words: Sequence[str]) -> int:
         found = apply.rescale(
             {name: value for name, value in hyper.items() if value is not None}, **given
         )
-    show(found.document(rules=options.every), options.json)
+    show(found.document(every=options.every), options.json)
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from undertow import predict
@@ -17,6 +17,7 @@ from undertow.apply.rescaling import _running, _schedulers, configs
 from undertow.apply.rescaling._result import Live, Rescaled
 from undertow.apply.rescaling._schedulers import Given, Law
 from undertow.apply.rescaling._units import Quantity, quantity
+from undertow.predict import Betas
 
 if TYPE_CHECKING:
     from undertow.apply.rescaling._verify import Verification
@@ -32,6 +33,8 @@ def rescale(
     to_workers: int | None = None,
     optimizer: str | None = None,
     scheduler: Any = None,
+    rule: str | None = None,
+    betas: Betas = "half-life",
     noise_scale: float | None = None,
     sharpness: float | None = None,
     objective: Objective | None = None,
@@ -59,7 +62,9 @@ def rescale(
         scheduler: of a running optimizer, the scheduler of `torch.optim` that moves its rate, or
             several; `{"scheduler": ..., "interval": "epoch"}` for one that steps by epochs; False
             where there is none any more. `apply` moves it too, and it goes on as the same object.
-        noise_scale: B_simple in samples, see `predict.rescale`.
+        rule: another rule for the rate than the optimizer's own, of `predict.RULES`.
+        betas: what becomes of averages: `half-life`, `sde` or `keep`, see `predict.rescale`.
+        noise_scale: B_simple in samples, see there.
         sharpness: largest eigenvalue of the Hessian, see there.
         objective: the job's objective at its present weights. Its noise scale and sharpness are
             then measured, and short runs check whether the rule holds here.
@@ -76,7 +81,7 @@ def rescale(
         _whole("from_workers", from_workers),
         None if to_workers is None else _whole("to_workers", to_workers),
     )
-    measures = _Measures(noise_scale, sharpness, objective)
+    measures = _Measures(noise_scale, sharpness, objective, rule, betas)
     if _running.is_running(optimizer_or_dict):
         if start is None:
             raise ValueError("from_batch is needed: an optimizer does not say it")
@@ -91,11 +96,13 @@ def rescale(
 
 @dataclass(frozen=True)
 class _Measures:
-    """What is known of the job beside its hyperparameters."""
+    """What is known of the job beside its hyperparameters, and which rule is asked for."""
 
     noise_scale: float | None
     sharpness: float | None
     objective: Objective | None
+    rule: str | None
+    betas: Betas
 
     def tried(
         self, optimizer: str, hyper: Mapping[str, Any], batches: tuple[int, int]
@@ -105,14 +112,23 @@ class _Measures:
             return self, None
         from undertow.apply.rescaling._verify import verify
 
-        found = verify(self.objective, optimizer, hyper, from_batch=batches[0], to_batch=batches[1])
+        found = verify(
+            self.objective,
+            optimizer,
+            hyper,
+            from_batch=batches[0],
+            to_batch=batches[1],
+            rule=self.rule,
+            betas=self.betas,
+            noise_scale=self.noise_scale,
+        )
         noise_scale, sharpness = self.noise_scale, self.sharpness
         # Where noise is all there is, or no direction curves upwards, nothing warns.
         if noise_scale is None and 0 < found.noise_scale < math.inf:
             noise_scale = found.noise_scale
         if optimizer in ("sgd", "momentum") and sharpness is None:
             sharpness = found.sharpness if found.sharpness > 0 else None
-        return _Measures(noise_scale, sharpness, None), found
+        return replace(self, noise_scale=noise_scale, sharpness=sharpness, objective=None), found
 
     def ruled(
         self, optimizer: str, hyper: Mapping[str, Any], batches: tuple[int, int]
@@ -122,6 +138,8 @@ class _Measures:
             "from_batch": batches[0],
             "to_batch": batches[1],
             "optimizer": optimizer,
+            "rule": self.rule,
+            "betas": self.betas,
             "noise_scale": self.noise_scale,
         }
         result = predict.rescale(hyper, sharpness=self.sharpness, **arguments)

@@ -110,6 +110,9 @@ def verify(
     *,
     from_batch: int,
     to_batch: int,
+    rule: str | None = None,
+    betas: predict.Betas = "half-life",
+    noise_scale: float | None = None,
     steps: int | None = None,
     seed: int = 0,
 ) -> Verification:
@@ -124,6 +127,9 @@ def verify(
         hyper: its hyperparameters, as `predict.rescale` reads them.
         from_batch: samples a step, now.
         to_batch: and after.
+        rule: see `predict.rescale`.
+        betas: see there.
+        noise_scale: for the rules that read it; measured first where it is not given.
         steps: of the job as it is; by default as few as give both batch sizes some.
         seed: of the short runs.
 
@@ -132,11 +138,18 @@ def verify(
     """
     factor = to_batch / from_batch
     hyper = {name: v for name, v in hyper.items() if name not in _COUNTS}
+    noise = None
+    if rule is not None and noise_scale is None:
+        noise = measure.gradient_noise(objective)
+        noise_scale = float(noise.noise_scale) if 0 < noise.noise_scale < math.inf else None
     rescaling = predict.rescale(
         hyper,
         from_batch=from_batch,
         to_batch=to_batch,
         optimizer=optimizer,  # type: ignore[arg-type]
+        rule=rule,
+        betas=betas,
+        noise_scale=noise_scale,
     )
     # With the defaults that were not given, so that all runs have the same ones.
     hyper, new = {change.name: change.old for change in rescaling.changes}, rescaling.hyper
@@ -154,7 +167,7 @@ def verify(
             "their start has a part in it",
         )
     # After the rule has said that it reaches that batch: this is the expensive part.
-    noise = measure.gradient_noise(objective)
+    noise = measure.gradient_noise(objective) if noise is None else noise
     sharp = measure.sharpness(objective, k=1)
     measured: dict[str, Any] = {
         "noise_scale": float(noise.noise_scale),

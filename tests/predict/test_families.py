@@ -131,7 +131,7 @@ def test_for_an_unknown_optimizer_the_rate_is_open_and_its_product_known() -> No
     found = predict.rescale(hyper, from_batch=8, to_batch=32, optimizer="unknown")
     assert found.hyper == {"lr": None, "weight_decay": None, "steps": 200, "warmup_steps": 20}
     assert "no rule is known for the rate" in repr(found.changes[0])
-    assert found.changes[1].equation == "weight_decay' = k lr weight_decay / lr'"
+    assert found.changes[1].equation == "weight_decay' = k weight_decay lr / lr'"
     for rule in ("linear", "sqrt", "fixed rate", "surge"):
         with pytest.raises(ValueError, match="no rule is known for the rate"):
             predict.rescale(hyper, from_batch=8, to_batch=32, optimizer="unknown", rule=rule)

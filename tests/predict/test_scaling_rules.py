@@ -87,7 +87,7 @@ def test_each_choice_of_averages_stands_beside_the_one_that_was_taken() -> None:
         assert found.averages["betas"]["keep"] == ADAMW["betas"]
     beyond = rescale(ADAMW, from_batch=16, to_batch=16 * 64, optimizer="adamw")
     assert beyond.averages["betas"]["sde"] is None
-    assert "betas[0] 0.95 -> 0.0375 remembers 1 steps: near k = 20" in " ".join(beyond.warnings)
+    assert "betas[0] 0.95 -> 0.0375 remembers 1.0 steps: near k = 20" in " ".join(beyond.warnings)
     assert not rescale(ADAMW, from_batch=16, to_batch=64, optimizer="adamw").warnings
     with pytest.raises(ValueError, match="betas must be one of half-life, sde, keep, got 'half'"):
         rescale(ADAMW, from_batch=16, to_batch=64, optimizer="adamw", betas="half")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from undertow.cli._output import show, undisturbed
 from undertow.cli._words import Shown, arguments, parse
@@ -20,6 +20,7 @@ PARAMETERS = {
     "to": "to_batch",
     "workers": "from_workers",
     "verify": "objective",
+    "averages": "betas",
     **dict.fromkeys(_HYPER, "optimizer_or_dict"),
 }
 
@@ -29,7 +30,7 @@ class Options:
     """What `rescale` takes."""
 
     optimizer: Annotated[str, Shown("NAME")]
-    """sgd, momentum, rmsprop, adam or adamw."""
+    """sgd, adamw, lion, muon, ...: a wrong one names them all."""
     lr: float
     """Learning rate."""
     batch_size: int
@@ -56,12 +57,18 @@ class Options:
     """Of warm-up."""
     milestones: tuple[int, ...] | None = None
     """Steps at which the rate drops."""
+    rule: Annotated[str | None, Shown("NAME")] = None
+    """Another rule than the optimizer's own, such as linear or fixed-rate."""
+    averages: Annotated[Literal["half-life", "sde", "keep"], Shown("NAME")] = "half-life"
+    """What becomes of betas: half-life (beta^k), sde (1 - k (1 - beta)) or keep."""
     noise_scale: float | None = None
     """Measured noise scale, in samples: warns where the rule ends."""
     sharpness: float | None = None
     """Measured largest eigenvalue of the Hessian: the same."""
     verify: Annotated[str | None, Shown("FILE.py:NAME")] = None
     """Run NAME() of that file for an Objective, measure there, and try the rule in short runs."""
+    every: bool = False
+    """Print every rule's source and range, too."""
     json: bool = False
     """Print one JSON object."""
 
@@ -84,5 +91,5 @@ def run(words: Sequence[str]) -> int:
         found = apply.rescale(
             {name: value for name, value in hyper.items() if value is not None}, **given
         )
-    show(found.document(), options.json)
+    show(found.document(every=options.every), options.json)
     return 0

@@ -1,5 +1,6 @@
 """What should the optimizer do? Closed forms in the hyperparameters, by numpy alone."""
 
+from undertow.predict._averages import Betas as Betas
 from undertow.predict._decay import decay_exponent as decay_exponent
 from undertow.predict._decay import decay_factor as decay_factor
 from undertow.predict._decay import null_space_decay as null_space_decay
@@ -45,6 +46,7 @@ __all__ = [
     "FAMILIES",
     "RULES",
     "Alternative",
+    "Betas",
     "Change",
     "Equilibrium",
     "Family",

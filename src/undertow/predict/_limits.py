@@ -74,7 +74,7 @@ def few_steps(
             if after != beta and factor * (1 - beta) >= 0.5:
                 label = f"{name}[{place}]" if len(value) > 1 else name
                 found.append(
-                    f"{label} {beta:g} -> {after:.3g} remembers {1 / (1 - after):.2g} steps: near "
+                    f"{label} {beta:g} -> {after:.3g} remembers {1 / (1 - after):.1f} steps: near "
                     f"k = {1 / (1 - beta):.3g} there is hardly an average left to keep the path by"
                 )
     return found

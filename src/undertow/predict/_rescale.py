@@ -22,7 +22,7 @@ from undertow.predict._limits import (
     curvature_warnings,
     few_steps,
 )
-from undertow.predict._noise_scale import noise_warnings
+from undertow.predict._noise_scale import CLOSENESS, noise_warnings
 from undertow.predict._rescaled import Change, Rescaled
 from undertow.predict._rules import RULES, Alternative, RuleName, rate, rule_name, rules_for
 
@@ -115,7 +115,7 @@ def rescale(
     family, factor = FAMILIES[optimizer], batches[1] / batches[0]
     old = completed(hyper, family)
     decoupled = family.decay == "decoupled" or bool(old.get("decoupled_weight_decay"))
-    name = _chosen(rule, family, decoupled, noise)
+    name = _chosen(rule, family, decoupled, noise, batches)
     averages = _averages(family, old, factor)
     moved = old | {key: own[betas] for key, own in averages.items()}
     check_averages(old, averages, betas, batches)
@@ -129,7 +129,7 @@ def rescale(
     if decoupled or family.update == "gradient":  # elsewhere decay is normalised by the gradient
         check_decay(old, moved, batches)
     alternatives = [
-        Alternative(RULES[each], *answer(each), each == name, _needs(each, noise))
+        Alternative(RULES[each], *answer(each), each == name, _needs(each, noise, batches))
         for each in rules_for(family, decoupled=decoupled)
     ]
     changes = [_change(key, old, moved, factor, family, name, betas) for key in old]
@@ -155,7 +155,13 @@ def rescale(
 # ---- what each hyperparameter becomes
 
 
-def _chosen(rule: str | None, family: Family, decoupled: bool, noise: float | None) -> str:
+def _chosen(
+    rule: str | None,
+    family: Family,
+    decoupled: bool,
+    noise: float | None,
+    batches: tuple[int, int],
+) -> str:
     """The rule to follow.
 
     Raises:
@@ -168,24 +174,30 @@ def _chosen(rule: str | None, family: Family, decoupled: bool, noise: float | No
     there.remove("batch warm-up")
     if family.rule is None and name != "timescale":
         raise ValueError(f"rule {name!r}: for optimizer {family.name!r} {family.reason}")
+    missing = _needs(name, noise, batches)
     if name == "batch warm-up":
         raise ValueError(
-            "rule 'batch warm-up' moves the batch in the course of a run, and no rate: rescale "
-            f"by {there[0]!r} when the noise scale has come up to the new batch"
+            f"rule 'batch warm-up' moves the batch in the course of a run, and no rate: rescale by "
+            f"{there[0]!r} when there is {missing or 'any noise scale'}"
         )
     if name not in there:
         raise ValueError(
             f"rule {name!r} says nothing of {family.name}; there are {', '.join(there)}"
         )
-    if missing := _needs(name, noise):
-        raise ValueError(
-            f"rule {name!r} needs {missing}, in samples, as gradient_noise measures it"
-        )
+    if missing:
+        raise ValueError(f"rule {name!r} needs {missing}, in samples: gradient_noise measures it")
     return name
 
 
-def _needs(name: str, noise: float | None) -> str:
-    return "noise_scale" if noise is None and name in ("noise scale", "surge") else ""
+def _needs(name: str, noise: float | None, batches: tuple[int, int]) -> str:
+    """What a rule waits for."""
+    if name in ("noise scale", "surge"):
+        return "noise_scale" if noise is None else ""
+    if name != "batch warm-up":
+        return ""
+    # Where `largest_batch` has come up to the new one.
+    least = batches[1] - CLOSENESS**2 * batches[0]
+    return f"a noise scale of {least / (CLOSENESS**2 - 1):.5g} samples" if least > 0 else ""
 
 
 def _averages(family: Family, old: Mapping[str, Any], factor: float) -> dict[str, dict[str, Any]]:
@@ -276,7 +288,7 @@ def _lr_words(
 
 def _decay_words(old: Any, new: Any, factor: float, family: Family) -> tuple[str, str]:
     if new is None:
-        return "weight_decay' = k lr weight_decay / lr'", "keeps lr x weight_decay x steps"
+        return "weight_decay' = k weight_decay lr / lr'", "keeps lr x weight_decay x steps"
     if new == old:
         reason = "coupled decay is a part of the loss"
         if old and family.decay == "decoupled":

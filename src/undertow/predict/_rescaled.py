@@ -67,14 +67,21 @@ class Rescaled:
         if len(rates) < 2 or self.factor == 1:
             return ""
         low, high = (pick(rates, key=lambda name: rates[name]) for pick in (min, max))
-        apart = rates[high] / rates[low]
-        return (
+        said = (
             f"The rates lie between {rates[low]:.4g} ({low}) and {rates[high]:.4g} ({high}), a "
-            f"factor {apart:.3g}. Linear and square root are meant to keep the path of a run: "
-            "--verify, with each as --rule, decides between them by short runs at both batch "
-            "sizes. Noise scale and surge ask for the best rate, fixed rate and timescale for how "
-            "long weights are remembered: that the loss at the end of whole runs decides."
+            f"factor {rates[high] / rates[low]:.3g}."
         )
+        if {"linear", "square root"} <= set(rates):
+            said += (
+                " Which of linear and square root keeps the path of this job, short runs at both "
+                "batch sizes decide: --verify, with each as --rule."
+            )
+        if len(rates) > 2:
+            said += (
+                " The others ask for the best rate, or the same memory of the weights; that the "
+                "loss at the end of whole runs decides."
+            )
+        return said
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name} {shown(value)}" for name, value in self.hyper.items())

@@ -28,7 +28,7 @@ class ScalingRule:
     Attributes:
         name: as `predict.rescale` takes it.
         keeps: what it holds fixed.
-        equation: of the rate, k being the new batch B' over the old one B.
+        equation: of the rate, k being the new batch B' over the old one B, and N the noise scale.
         source: where it was derived or measured.
         range: where it holds.
     """
@@ -49,7 +49,8 @@ class Alternative:
         lr: the new rate; None where the rule leaves it open, or `needs` something.
         weight_decay: the new weight decay; None where there is none, or it is open.
         chosen: whether this is the rule that was followed.
-        needs: what must be given for a rate, if anything.
+        needs: what the rule waits for, if anything: a noise scale that is not given, or one that
+            is reached later.
     """
 
     rule: ScalingRule
@@ -79,7 +80,7 @@ _RULES = (
     ScalingRule(
         "fixed rate",
         "the rate, and how long weights are remembered",
-        "lr' = lr, weight_decay' = k weight_decay",
+        "lr' = lr, decay' = k decay",
         "2505.13738",
         "AdamW near its best batch in pre-training, betas left alone there: best weight decays "
         "were found in proportion to the batch. The path is another: fewer steps of one size",
@@ -87,7 +88,7 @@ _RULES = (
     ScalingRule(
         "timescale",
         "lr x weight_decay x steps, how long weights are remembered",
-        "lr' weight_decay' = k lr weight_decay",
+        "lr' decay' = k lr decay",
         "2405.13698; 2505.13738",
         "decoupled decay: B / (lr weight_decay D) of the D samples of a run. It says the product "
         "alone; the rate is that of the family's own rule",
@@ -95,25 +96,25 @@ _RULES = (
     ScalingRule(
         "noise scale",
         "the rate that a step gains most from",
-        "lr' = lr (1 + B_noise / B) / (1 + B_noise / B')",
+        "lr' = k lr (N + B) / (N + B')",
         "1812.06162",
-        "SGD whose rate is the best one now. Linear far below B_noise, level above",
+        "SGD whose rate is the best one now. Linear far below N, level above",
     ),
     ScalingRule(
         "surge",
         "the rate that a step gains most from",
-        "lr' = sqrt(k) lr (B_noise + B) / (B_noise + B')",
+        "lr' = sqrt(k) lr (N + B) / (N + B')",
         "2405.14578",
         "signs, and Adam so far as it is one, whose rate is the best one now. The square root far "
-        "below B_noise; above it the best rate falls again, where curvature couples parameters",
+        "below N; above it the best rate falls again, where curvature couples parameters",
     ),
     ScalingRule(
         "batch warm-up",
         "noise over signal",
-        "B' grows with B_noise",
+        "B' grows with N",
         "1812.06162; 1711.00489",
-        "the noise scale grows as the loss falls: start at the old batch, and change to the new "
-        "one when the noise scale has come up to it",
+        "runs whose noise scale grows as the loss falls: the old batch first, and the new one when "
+        "the noise scale has come up to it",
     ),
 )
 RULES: Mapping[str, ScalingRule] = {rule.name: rule for rule in _RULES}

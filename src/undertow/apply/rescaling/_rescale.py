@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from undertow import predict
 from undertow.apply._arguments import whole_number
@@ -17,8 +17,7 @@ from undertow.apply.rescaling import _running, _schedulers, configs
 from undertow.apply.rescaling._result import Live, Rescaled
 from undertow.apply.rescaling._schedulers import Given, Law
 from undertow.apply.rescaling._units import Quantity, quantity
-
-Betas = Literal["half-life", "sde", "keep"]
+from undertow.predict import Betas
 
 if TYPE_CHECKING:
     from undertow.apply.rescaling._verify import Verification
@@ -65,7 +64,7 @@ def rescale(
             where there is none any more. `apply` moves it too, and it goes on as the same object.
         rule: another rule for the rate than the optimizer's own, of `predict.RULES`.
         betas: what becomes of averages: `half-life`, `sde` or `keep`, see `predict.rescale`.
-        noise_scale: B_simple in samples, see `predict.rescale`.
+        noise_scale: B_simple in samples, see there.
         sharpness: largest eigenvalue of the Hessian, see there.
         objective: the job's objective at its present weights. Its noise scale and sharpness are
             then measured, and short runs check whether the rule holds here.
@@ -82,7 +81,7 @@ def rescale(
         _whole("from_workers", from_workers),
         None if to_workers is None else _whole("to_workers", to_workers),
     )
-    measures = _Measures(rule, betas, noise_scale, sharpness, objective)
+    measures = _Measures(noise_scale, sharpness, objective, rule, betas)
     if _running.is_running(optimizer_or_dict):
         if start is None:
             raise ValueError("from_batch is needed: an optimizer does not say it")
@@ -97,13 +96,13 @@ def rescale(
 
 @dataclass(frozen=True)
 class _Measures:
-    """What is known of the job beside its hyperparameters, and the rule that is asked for."""
+    """What is known of the job beside its hyperparameters, and which rule is asked for."""
 
-    rule: str | None
-    betas: Betas
     noise_scale: float | None
     sharpness: float | None
     objective: Objective | None
+    rule: str | None
+    betas: Betas
 
     def tried(
         self, optimizer: str, hyper: Mapping[str, Any], batches: tuple[int, int]
@@ -113,7 +112,16 @@ class _Measures:
             return self, None
         from undertow.apply.rescaling._verify import verify
 
-        found = verify(self.objective, optimizer, hyper, from_batch=batches[0], to_batch=batches[1])
+        found = verify(
+            self.objective,
+            optimizer,
+            hyper,
+            from_batch=batches[0],
+            to_batch=batches[1],
+            rule=self.rule,
+            betas=self.betas,
+            noise_scale=self.noise_scale,
+        )
         noise_scale, sharpness = self.noise_scale, self.sharpness
         # Where noise is all there is, or no direction curves upwards, nothing warns.
         if noise_scale is None and 0 < found.noise_scale < math.inf:
@@ -135,8 +143,8 @@ class _Measures:
             "noise_scale": self.noise_scale,
         }
         result = predict.rescale(hyper, sharpness=self.sharpness, **arguments)
-        new = result.hyper["lr"]
-        ratio = 1.0 if new is None else _rate(result.hyper) / _rate(hyper)
+        known = result.hyper["lr"] is not None
+        ratio = _rate(result.hyper) / _rate(hyper) if known else 1.0
         return result, Law(hyper, ratio, arguments)
 
 

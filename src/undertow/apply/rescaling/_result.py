@@ -16,6 +16,7 @@ from undertow import lab, predict
 from undertow.apply.rescaling import _running, _schedulers
 from undertow.apply.rescaling._running import Running
 from undertow.apply.rescaling._schedulers import Given, Law
+from undertow.apply.rescaling._side_by_side import rule_sections, rules_data
 from undertow.predict import Change
 
 if TYPE_CHECKING:
@@ -137,8 +138,11 @@ class Rescaled:
     def _by_group(self, now: Running, laws: Sequence[Law]) -> Any:
         return zip(now.groups, (result.hyper for result in self.groups), laws, strict=True)
 
-    def document(self) -> lab.Document:
-        """Each change with its equation and reason, what was assumed, and where the rule ends."""
+    def document(self, *, every: bool = False) -> lab.Document:
+        """Each change with its equation and reason, the rules beside it, and where the rule ends.
+
+        With `every` a terminal, too, shows each rule's source and range.
+        """
         state, count = None, len(self.warnings)
         if count:
             state = lab.State(f"{count} warning{'s' if count > 1 else ''}", "unsure")
@@ -161,6 +165,7 @@ class Rescaled:
                 lab.Section("Notes", (self.notes,)),
                 lab.Section("Keys", tuple(keys)),
                 lab.Section("Tried on this job", said),
+                *rule_sections(self.groups[0], self.labels[0].rstrip(": "), whole=every),
                 lab.Section("It assumes that", (self.groups[0].assumptions,)),
             ),
             data=self._data(),
@@ -213,6 +218,7 @@ class Rescaled:
             ],
             "read": list(self.read),
             "unread": list(self.unread),
+            **rules_data(self.groups[0]),
             "assumptions": list(self.groups[0].assumptions),
             "warnings": list(self.warnings),
             "notes": list(self.notes),

@@ -111,7 +111,8 @@ def verify(
     from_batch: int,
     to_batch: int,
     rule: str | None = None,
-    betas: Literal["half-life", "sde", "keep"] = "half-life",
+    betas: predict.Betas = "half-life",
+    noise_scale: float | None = None,
     steps: int | None = None,
     seed: int = 0,
 ) -> Verification:
@@ -128,6 +129,7 @@ def verify(
         to_batch: and after.
         rule: see `predict.rescale`.
         betas: see there.
+        noise_scale: for the rules that read it; measured first where it is not given.
         steps: of the job as it is; by default as few as give both batch sizes some.
         seed: of the short runs.
 
@@ -136,6 +138,10 @@ def verify(
     """
     factor = to_batch / from_batch
     hyper = {name: v for name, v in hyper.items() if name not in _COUNTS}
+    noise = None
+    if rule is not None and noise_scale is None:
+        noise = measure.gradient_noise(objective)
+        noise_scale = float(noise.noise_scale) if 0 < noise.noise_scale < math.inf else None
     rescaling = predict.rescale(
         hyper,
         from_batch=from_batch,
@@ -143,12 +149,13 @@ def verify(
         optimizer=optimizer,  # type: ignore[arg-type]
         rule=rule,
         betas=betas,
+        noise_scale=noise_scale,
     )
     # With the defaults that were not given, so that all runs have the same ones.
     hyper, new = {change.name: change.old for change in rescaling.changes}, rescaling.hyper
     fields = _member_fields(hyper)
     memory = 0.0
-    if optimizer not in ("sgd", "momentum"):  # else beta2 is a mere default
+    if optimizer not in ("sgd", "momentum") and "beta2" in fields:  # else it is a mere default
         memory = 1 / (1 - fields["beta2"])
     if steps is None:
         least = max(_LEAST_STEPS * max(1.0, 1 / factor), _LEAST_LARGE_STEPS * factor)
@@ -160,7 +167,7 @@ def verify(
             "their start has a part in it",
         )
     # After the rule has said that it reaches that batch: this is the expensive part.
-    noise = measure.gradient_noise(objective)
+    noise = measure.gradient_noise(objective) if noise is None else noise
     sharp = measure.sharpness(objective, k=1)
     measured: dict[str, Any] = {
         "noise_scale": float(noise.noise_scale),

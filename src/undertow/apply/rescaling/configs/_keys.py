@@ -84,7 +84,7 @@ BATCH = _roles(
         "accumulation": "gradient_accumulation_steps accumulate_grad_batches grad_accum_steps "
         "accumulation_steps gradient_accumulation grad_accumulation_steps accum_steps accum_iter "
         "gradient_accumulation_iters accumulative_counts grad_acc_steps update_freq grad_accum "
-        "accumulate_grad_steps gradient_accumulate_steps gradient_accumulation_step",
+        "accum_freq gradient_accumulate_steps gradient_accumulation_step",
         "devices": "devices num_gpus gpus num_devices ngpus n_gpus nproc_per_node gpus_per_node "
         "num_gpus_per_node n_gpu",
         "nodes": "num_nodes nnodes n_nodes",

@@ -157,7 +157,7 @@ def test_what_is_not_known_is_said() -> None:
     assert adagrad.groups[0].hyper["lr"] is None
     with pytest.raises(ValueError, match="no rule is known for the rate of Adagrad"):
         adagrad.apply()
-    with pytest.raises(ValueError, match="optimizer 'lino': no scaling rule.*did you mean lion"):
+    with pytest.raises(ValueError, match=r"optimizer 'lino': .*did you mean lion"):
         apply.rescale({"lr": 0.1}, from_batch=8, to_batch=16, optimizer="lino")
     with pytest.raises(ValueError, match="optimizer must name the update rule"):
         apply.rescale({"lr": 0.1}, from_batch=8, to_batch=16)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from undertow.apply.rescaling._units import Quantity, as_given
+from undertow.apply.rescaling.configs._keys import PLAIN
 from undertow.apply.rescaling.configs._roles import Entry, Roles
 from undertow.apply.rescaling.configs._tree import Leaf, Path
 from undertow.predict import Change
 
-_SEQUENCES_AT_MOST = 8192  # devices; a batch for more of them is one in tokens
+_TOKENS_AT_MOST, _TOKENS_SURELY = 2**27, 2**20
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Batch:
         micro: of one device, or None.
         accumulation: batches of a device in a step.
         chunk: whether `micro` is only a way to cut a device's batch.
-        unit: `tokens` where the batch is counted in them, else "".
+        unit: `tokens` where the batch is counted in them, `either` where that cannot be told.
         sequence: tokens in a sample, or None.
     """
 
@@ -80,31 +81,34 @@ def read_batch(roles: Roles) -> Batch:
         size = None if micro is None else micro * steps * (world or 1)
         return Batch(size, world is not None, world, micro, steps, sequence=sequence)
     if micro is None:
-        return Batch(total, True, world, None, steps, sequence=sequence)
-    unit, factor = _tokens(roles, total, micro * steps, world, sequence)
-    share = micro * steps * (world or 1) * factor
-    if total % share or (world is not None and not chunk and total != share):
+        unit = _unit(roles, total, 1, sequence)
+        return Batch(total, True, world, None, steps, unit=unit, sequence=sequence)
+    share = micro * steps * (world or 1)
+    unit = "" if accumulation and world and total == share else _unit(roles, total, share, sequence)
+    factor = sequence if unit == "tokens" and sequence else 1
+    if total % (share * factor) or (world and not chunk and total != share * factor):
         raise ValueError(
             f"{_name(roles, 'total')} = {total} is not {_name(roles, 'micro')} = {micro} x "
             f"{f'accumulation {steps}' if accumulation else 'accumulation'} x "
             f"{f'{world} devices' if world else 'devices'}: the configuration contradicts itself"
         )
     if world is None and not chunk:
-        world = total // share
+        world = total // (share * factor)
     return Batch(total, True, world, micro, steps, chunk, unit, sequence)
 
 
-def _tokens(
-    roles: Roles, total: int, share: int, world: int | None, sequence: int | None
-) -> tuple[str, int]:
-    """Whether the whole batch is counted in tokens, and by how much that is more."""
+def _unit(roles: Roles, total: int, share: int, sequence: int | None) -> str:
+    """Whether a whole batch is counted in tokens; `either` where it may be.
+
+    No batch has been reported of more than 2^27 tokens; and fewer than 2^20 come in sequences.
+    """
+    if "token" in _name(roles, "total"):
+        return "tokens"
     if sequence is None or total % (share * sequence):
-        return "", 1
-    if world is not None:
-        named = total != share * world and total == share * world * sequence
-    else:
-        named = total // share > _SEQUENCES_AT_MOST or "token" in _name(roles, "total")
-    return ("tokens", sequence) if named else ("", 1)
+        return ""
+    if total * sequence > _TOKENS_AT_MOST:
+        return "tokens"
+    return "either" if total * sequence > _TOKENS_SURELY else ""
 
 
 def _name(roles: Roles, role: str) -> str:
@@ -168,7 +172,10 @@ def plan(
     if batch.counted:
         old, new, world = _counted(batch, before, after, from_workers, to_workers)
     else:
-        old, new, world = _of_one_device(batch, before, after, from_workers, to_workers, notes)
+        plain = roles.vocabulary is PLAIN and not roles.of("accumulation")
+        old, new, world = _of_one_device(
+            batch, before, after, from_workers, to_workers, notes, plain
+        )
     was = batch.world if batch.counted else from_workers
     if old == new and world in (was, None):
         return Plan(old, new, {}, notes=(*notes, f"the batch is {new} already: nothing is moved"))
@@ -181,6 +188,11 @@ def _samples(name: str, given: Quantity, batch: Batch) -> int:
     """A batch in the unit of the configuration."""
     if not given.unit or given.unit == (batch.unit or "sequences"):
         return given.value
+    if batch.unit == "either":
+        raise ValueError(
+            f"{name} is in {given.unit}, and the configuration's batch of {batch.size} may be in "
+            "tokens or in sequences: give it in the same, without a word"
+        )
     if batch.sequence is None:
         raise ValueError(
             f"{name} is in {given.unit}, and the configuration does not say how long a sequence "
@@ -225,12 +237,13 @@ def _of_one_device(
     from_workers: int,
     to_workers: int | None,
     notes: list[str],
+    plain: bool,
 ) -> tuple[int, int, int | None]:
     """Where the configuration says the batch of one device, and not how many there are."""
     assert batch.size is not None
     one, workers = batch.size, to_workers or from_workers
     if before is None or before == one:
-        if from_workers == 1 and workers == 1:
+        if from_workers == 1 and workers == 1 and not plain:
             notes.append(
                 "the configuration does not say how many devices there are: both batches are taken "
                 "to be those of one"
@@ -255,7 +268,7 @@ def _written(
 ) -> tuple[dict[Path, Any], list[Change]]:
     """The keys of the batch with their new values; those of the workers where these are others."""
     values: dict[str, int] = {"total": new}
-    samples = new // batch.sequence if batch.unit and batch.sequence else new
+    samples = new // batch.sequence if batch.unit == "tokens" and batch.sequence else new
     if moved is not None:
         _move_world(roles, moved, values, notes)
     share = world or 1

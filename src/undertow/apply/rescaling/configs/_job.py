@@ -18,6 +18,7 @@ from undertow.predict import Change
 
 _SWITCHES = ("nesterov", "decoupled_weight_decay")
 _AVERAGES = ("betas", "beta1", "beta2")
+_HYPER = frozenset({*_keys.HYPER.values(), *_keys.STEPS.values()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class Job:
         ticks = self._ticks()
         for entry in self.roles.entries:
             name, old = str(entry.leaf), entry.value
-            if entry.role == "rate" and old:
+            if entry.role == "rate" and old and not self._is_foreign(entry):
                 change = Change(
                     name,
                     old,
@@ -115,7 +116,7 @@ class Job:
                     "moves as the learning rate does",
                 )
             elif entry.role == "count" or (entry.role == "clock" and ticks(entry)):
-                new = max(round(old / factor), 1) if old else 0
+                new = _fewer(old, factor)
                 change = Change(
                     name,
                     old,
@@ -131,6 +132,11 @@ class Job:
                 continue
             found.append((entry, change))
         return found
+
+    def _is_foreign(self, entry: Entry) -> bool:
+        """Whether a rate is that of another optimizer by its name: `adam_lr` beside Muon's."""
+        family = _names.lookup(entry.leaf.name.partition("_")[0])
+        return family not in (None, self.optimizer, "unknown")
 
     def _ticks(self) -> Any:
         """Whether a count in a schedule is one of steps: by what stands beside it."""
@@ -157,8 +163,7 @@ class Job:
         cadences = [entry for entry in self.roles.of("interval") if entry.value]
         if cadences:
             said = ", ".join(
-                f"{entry.leaf} = {entry.value} ({max(round(entry.value / factor), 1)} for as many "
-                "samples)"
+                f"{entry.leaf} = {entry.value} ({_fewer(entry.value, factor)} for as many samples)"
                 for entry in cadences[:4]
             )
             notes.append(f"cadences count steps and stay: {said}")
@@ -169,6 +174,14 @@ class Job:
                 f"{', '.join(clocks)} in the schedule may count epochs, and stays; where it counts "
                 "steps, divide it by k (interval: step says so)"
             )
+        foreign = [str(e.leaf) for e in self.roles.of("rate") if self._is_foreign(e)]
+        if foreign:
+            notes.append(
+                f"{', '.join(foreign)} is of another optimizer, and stays: rescale it alone"
+            )
+        epochs = [str(entry.leaf) for entry in self.roles.of("epoch clock")]
+        if epochs:
+            notes.append(f"{', '.join(epochs)} is taken to count epochs, and stays")
         clips = [str(entry.leaf) for entry in self.roles.of("clip") if entry.value]
         if clips:
             notes.append(
@@ -188,19 +201,40 @@ class Job:
         """A hyperparameter that stood at its default, under its name there; or a note."""
         vocabulary = self.roles.vocabulary
         key = role if vocabulary.adds is None else vocabulary.adds.get(role)
-        place = self._place().path[:-1]
+        beside = self._place()
+        wrapped = beside.path[-1] == "value" and beside.name != "value"
+        place = beside.path[: -2 if wrapped else -1]
         node = self.source
         for step in place:
             node = node[step] if isinstance(node, Mapping | list) else getattr(node, step)
         if not moved and not (vocabulary is PLAIN and not place and role != "lr"):
             return []
+        if key is not None and _is_adams(key, self.optimizer):
+            key = None
         if key is not None and (isinstance(node, Mapping) or hasattr(node, key)):
-            changes[(*place, key)] = list(value) if isinstance(value, tuple) and place else value
+            written = list(value) if isinstance(value, tuple) and place else value
+            path = (*place, _beside(beside.path[-1], key))
+            changes[path] = {"value": written} if wrapped else written
             return []
         return [
             f"{role}' = {shown(value)} has no key in {vocabulary.name}: set it where the optimizer "
             "is made"
         ]
+
+
+def _fewer(count: Any, factor: float) -> Any:
+    if isinstance(count, tuple):
+        return tuple(_fewer(one, factor) for one in count)
+    return max(round(count / factor), 1) if count else 0
+
+
+def _beside(present: Any, key: str) -> str:
+    """The key in the manner of one beside it: `optimizer.eps` beside `optimizer.lr`."""
+    for mark in "./":
+        head, found, _ = str(present).rpartition(mark)
+        if found:
+            return f"{head}{mark}{key}"
+    return key
 
 
 def read(source: Any, optimizer: str | None = None) -> Job:
@@ -289,8 +323,9 @@ def _hyper(found: Roles, family: str, source: Any) -> dict[str, Any]:
     reads = _names.reads(family)
     hyper: dict[str, Any] = {}
     foreign = []
+    every = found.vocabulary.holds_all or not isinstance(source, Mapping)
     for role in {entry.role: None for entry in found.entries}:
-        known = role in set(_keys.HYPER.values()) | set(_keys.STEPS.values())
+        known = role in _HYPER and not all(_is_adams(e.leaf.name, family) for e in found.of(role))
         if known and role in reads:
             hyper[role] = found.one(role)
         elif known:
@@ -300,7 +335,6 @@ def _hyper(found: Roles, family: str, source: Any) -> dict[str, Any]:
         for name in {"beta1", "beta2"} & set(hyper):
             if hyper.pop(name) != pair.get(name):
                 raise ValueError(f"betas and {name} contradict each other; give one of them")
-    every = found.vocabulary.holds_all or not isinstance(source, Mapping)
     for entry in foreign:
         if not every and entry.value and _contradicts(entry, family):
             raise ValueError(
@@ -308,9 +342,15 @@ def _hyper(found: Roles, family: str, source: Any) -> dict[str, Any]:
                 f"{', '.join(name for name in reads if name not in _keys.STEPS.values())}"
             )
     for role, value in found.vocabulary.defaults.items():
-        if role in reads and not (role in _AVERAGES and "betas" in hyper):
+        adams = _is_adams((found.vocabulary.adds or {}).get(role, role), family)
+        if role in reads and not adams and not (role in _AVERAGES and "betas" in hyper):
             hyper.setdefault(role, value)
     return hyper
+
+
+def _is_adams(key: str, family: str) -> bool:
+    """Whether a key such as adam_beta2 stands there for another optimizer than the one in use."""
+    return key.startswith("adam") and family in ("rmsprop", "adafactor", "muon", "sign")
 
 
 def _contradicts(entry: Entry, family: str) -> bool:

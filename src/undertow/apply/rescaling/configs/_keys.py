@@ -25,7 +25,7 @@ def _words(text: str) -> frozenset[str]:
 HYPER = _roles(
     {
         "lr": "lr learning_rate base_learning_rate peak_lr peak_learning_rate lr_max opt_lr",
-        "weight_decay": "weight_decay wd opt_weight_decay l2",
+        "weight_decay": "weight_decay wd opt_weight_decay adam_weight_decay l2",
         "momentum": "momentum sgd_momentum opt_momentum",
         "betas": "betas adam_betas opt_betas",
         "beta1": "beta1 adam_beta1 beta_1 b1 opt_beta1",
@@ -96,6 +96,8 @@ BATCH = _roles(
         "max_seq_length max_sequence_length context_length",
     }
 )
+# Names of a batch that say neither "of a device" nor "of all".
+BARE = _words("batch_size train_batch_size train_batchsize bsz bs")
 # Cadences in steps: what is done then does not act on training, so they are left and said.
 INTERVALS = _words(
     "eval_steps save_steps logging_steps eval_interval save_interval log_interval eval_iters "
@@ -105,7 +107,7 @@ INTERVALS = _words(
 )
 # Known, and the same at any batch size: shares of the run, epochs, switches.
 STAY = _words(
-    "epochs num_epochs num_train_epochs max_epochs n_epochs total_epochs warmup_epochs "
+    "warmup_epochs "
     "cooldown_epochs decay_epochs patience_epochs warmup_ratio warmup_fraction lr_warmup_fraction "
     "pct_start warmup_share min_lr_ratio min_lr_rate min_lr_factor alpha_f train_samples "
     "lr_decay_samples lr_warmup_samples max_tokens_total div_factor final_div_factor gamma "
@@ -113,6 +115,7 @@ STAY = _words(
     "lr_decay_style lr_scheduler sched scheduler schedule by_epoch interval frequency start_factor "
     "end_factor factor num_cycles power lr_base_size lr_base_scale"
 )
+EPOCHS = _words("epochs num_epochs num_train_epochs max_epochs n_epochs total_epochs")
 # They say a norm of the gradient, whose noise falls by sqrt(k).
 CLIPS = frozenset(
     {"max_grad_norm", "grad_clip", "clip_grad", "gradient_clip_val", "gradient_clipping"}

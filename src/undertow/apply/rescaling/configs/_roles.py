@@ -174,6 +174,7 @@ def _other_role(name: str) -> str | None:
         ("interval", _keys.INTERVALS),
         ("parallel", _keys.PARALLEL),
         ("clip", _keys.CLIPS),
+        ("epochs", _keys.EPOCHS),
         ("stay", _keys.STAY),
     ):
         if name in names:
@@ -216,7 +217,7 @@ def _check_spelling(leaf: Leaf) -> None:
 def _value(leaf: Leaf, role: str) -> Any:
     """The value as its role reads it; None where it stands for nothing given."""
     name, value = str(leaf), leaf.value
-    if role in ("name", "type", "stay", "nesterov", "decoupled_weight_decay"):
+    if role in ("name", "type", "stay", "epochs", "nesterov", "decoupled_weight_decay"):
         return value
     if role in _PAIRS:
         return _units.numbers(name, value)
@@ -231,10 +232,10 @@ def _value(leaf: Leaf, role: str) -> Any:
     return _units.number(name, value)
 
 
-def _count(name: str, value: Any, role: str) -> int | None:
+def _count(name: str, value: Any, role: str) -> Any:
     if isinstance(value, list | tuple):
-        if role != "accumulation" and role != "steps":
-            return None
+        if role == "clock" and len(value) > 1:
+            return _units.numbers(name, value)
         if len(value) != 1:
             raise ValueError(f"{name} must be one number, got {value!r}")
         value = value[0]
@@ -280,12 +281,21 @@ def devices(value: Any) -> int | None:
 def _settled(entries: list[Entry], vocabulary: Vocabulary) -> tuple[Entry, ...]:
     """The same, with those roles that depend on which others are there."""
     there = {entry.role for entry in entries}
+    _check_batches(entries, there)
+    whole = max(
+        (entry.value for entry in entries if entry.role == "epochs" and _is_number(entry.value)),
+        default=0,
+    )
     peak = "rate" if there & {"lr", "lr_base"} else "lr"
     divided = there & {"accumulation", "devices", "world"} and not there & {"micro", "batch"}
 
     def role(entry: Entry) -> str:
         if entry.role == "peak":
             return peak
+        if entry.role == "milestones" and whole and max(entry.value, default=0) <= whole:
+            return "epoch clock"
+        if entry.leaf.name == "warmup" and entry.value <= whole:
+            return "epoch clock"
         if entry.role == "batch":
             return "total" if "micro" in there and entry.section != "data" else "micro"
         if entry.leaf.name == "train_batch_size" and divided and not vocabulary.whole:
@@ -293,3 +303,20 @@ def _settled(entries: list[Entry], vocabulary: Vocabulary) -> tuple[Entry, ...]:
         return entry.role
 
     return tuple(replace(entry, role=role(entry)) for entry in entries)
+
+
+def _check_batches(entries: list[Entry], there: set[str]) -> None:
+    """Two names that both say "the batch" must say the same."""
+    if there & {"accumulation", "devices", "world", "micro"}:
+        return
+    bare = [e for e in entries if e.role in ("batch", "total") and e.leaf.name in _keys.BARE]
+    for entry in bare[1:]:
+        if entry.value != bare[0].value:
+            raise ValueError(
+                f"{bare[0].leaf} = {bare[0].value} and {entry.leaf} = {entry.value} contradict "
+                "each other: both are the batch"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -78,7 +78,11 @@ def _walk(node: Any, path: Path, parts: tuple[str, ...], depth: int) -> Iterator
         return
     for key, value, default, fixed in _children(node):
         here, words = (*path, key), (*parts, *_words(key))
-        if is_tree(value) and depth:
+        if isinstance(value, Mapping) and {"value"} <= set(value) <= {"value", "desc"}:
+            yield Leaf(
+                (*here, "value"), words, _plain(value["value"])
+            )  # as Weights & Biases has it
+        elif is_tree(value) and depth:
             yield from _walk(value, here, words, depth - 1)
         elif depth and isinstance(value, list | tuple) and any(map(is_tree, value)):
             for index, item in enumerate(value):

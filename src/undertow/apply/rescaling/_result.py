@@ -247,6 +247,8 @@ def _table(changes: tuple[Change, ...]) -> lab.Table:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(_shown(one) for one in value)})"
+    if value is None:
+        return "open"  # no rule is known for it
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

@@ -155,14 +155,16 @@ def plan(
     Raises:
         ValueError: what is given contradicts the configuration, or the new batch does not divide.
     """
-    before = None if from_batch is None else _samples("from_batch", from_batch, batch)
-    after = _samples("to_batch", to_batch, batch)
     notes: list[str] = []
     workers = to_workers or from_workers
     if batch.size is None:
-        if before is None:
+        if from_batch is None:
             raise ValueError("from_batch is needed: the configuration does not say it")
-        return Plan(before * from_workers, after * workers, {})
+        if from_batch.unit != to_batch.unit:
+            raise ValueError("from_batch and to_batch must be in one unit")
+        return Plan(from_batch.value * from_workers, to_batch.value * workers, {})
+    before = None if from_batch is None else _samples("from_batch", from_batch, batch)
+    after = _samples("to_batch", to_batch, batch)
     unsaid = roles.vocabulary.unsaid
     if unsaid != 1 and not roles.of("accumulation") and before != batch.micro:
         raise ValueError(

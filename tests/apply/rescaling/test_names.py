@@ -33,7 +33,8 @@ SPELLED = {
     "schedulefree-adamw": "schedule_free_adamw AdamWScheduleFree",
     "unknown": "Adagrad adagrad Adadelta ASGD Rprop LBFGS ademamix paged_ademamix_8bit lomo "
     "adalomo grokadamw galore_adamw galore_adamw_8bit galore_adamw_layerwise galore_adafactor "
-    "apollo_adamw stable_adamw schedule_free_radam LARS Sophia Shampoo prodigy lookahead FusedNovoGrad SGDP",
+    "apollo_adamw stable_adamw schedule_free_radam "
+    "LARS Sophia Shampoo prodigy lookahead FusedNovoGrad SGDP",
 }
 
 

@@ -147,7 +147,8 @@ def forecast(
         layers=layers,
         memory_equation=decay.equation,
         decays_so=decay.known,
-        memory_says=judged(memory, total, None if count is None else count / batch_size),
+        memory_says=("" if decay.known or not weight_decay else "were decay decoupled: ")
+        + judged(memory, total, None if count is None else count / batch_size),
         equilibrium=predict.equilibrium(peak, weight_decay, momentum=momentum)
         if linear and weight_decay and peak
         else None,

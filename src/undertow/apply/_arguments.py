@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import runpy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +83,7 @@ def load_objective(place: str) -> Objective:
         FileNotFoundError: there is no such file.
         ValueError: the place does not parse, or the file has no such function.
         TypeError: the function returns something else.
+        RuntimeError: the file or the function raises anything, `sys.exit` included.
     """
     from undertow.objective import Objective
 
@@ -90,10 +92,32 @@ def load_objective(place: str) -> Objective:
         raise ValueError(f"{place!r} does not parse; write FILE.py:NAME, NAME() an Objective")
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no file {file!r}")
-    made = runpy.run_path(file).get(name)
+    with survived(file):
+        made = runpy.run_path(file).get(name)
     if not callable(made):
         raise ValueError(f"{file} has no function {name}")
-    objective = made()
+    with survived(f"{name}() of {file}"):
+        objective = made()
     if not isinstance(objective, Objective):
         raise TypeError(f"{name}() must return an Objective, got {type(objective).__name__}")
     return objective
+
+
+@contextlib.contextmanager
+def survived(whose: str) -> Iterator[None]:
+    """Run code that is not ours: whatever it raises is one error here, ends of the process too.
+
+    Raises:
+        RuntimeError: it raised anything but an interrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        try:
+            said = str(error)
+        except BaseException:  # an exception that cannot even be shown
+            said = ""
+        name = type(error).__name__
+        raise RuntimeError(f"{whose} raised {name}{f': {said}' if said else ''}") from error

@@ -12,6 +12,8 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
+from undertow import predict
+
 # What says how an optimizer is run or stored, and not what it does.
 _MANNERS = (
     *("fused", "foreach", "paged", "torch", "hf", "bnb", "apex", "cpu", "deepspeed", "xla", "npu"),
@@ -63,30 +65,13 @@ _FAMILIES = {
 _FAMILY = {name: family for family, names in _FAMILIES.items() for name in names}
 KNOWN = tuple(family for family in _FAMILIES if family != "unknown")
 
-_STEPS = ("steps", "warmup_steps", "milestones")
-_ADAM = ("lr", "weight_decay", "betas", "beta1", "beta2", "eps", *_STEPS)
-_READS = {
-    "sgd": ("lr", "weight_decay", "momentum", *_STEPS),
-    "momentum": ("lr", "weight_decay", "momentum", *_STEPS),
-    "rmsprop": ("lr", "weight_decay", "alpha", "beta2", "eps", *_STEPS),
-    **dict.fromkeys(("adam", "adamw", "adamax", "lamb"), _ADAM),
-    "radam": (*_ADAM, "decoupled_weight_decay"),
-    "nadam": (*_ADAM, "momentum_decay", "decoupled_weight_decay"),
-    "adafactor": ("lr", "weight_decay", "beta1", *_STEPS),
-    "lion": ("lr", "weight_decay", "betas", "beta1", "beta2", *_STEPS),
-    "muon": ("lr", "weight_decay", "momentum", "nesterov", "eps", *_STEPS),
-    "sign": ("lr", "weight_decay", "momentum", *_STEPS),
-    "schedulefree-sgd": ("lr", "weight_decay", "momentum", *_STEPS),
-    "schedulefree-adamw": _ADAM,
-    "unknown": ("lr", "weight_decay", *_STEPS),
-}
 # Of timm, Adam with its decay taken off the weights.
 _DECOUPLED = frozenset({"nadamw", "radamw"})
 
 
 def reads(family: str) -> tuple[str, ...]:
     """The hyperparameters that the rule of a family reads."""
-    return _READS[family]
+    return predict.FAMILIES[family].reads
 
 
 def text(value: Any) -> str:

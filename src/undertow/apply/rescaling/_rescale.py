@@ -143,7 +143,9 @@ class _Measures:
             "noise_scale": self.noise_scale,
         }
         result = predict.rescale(hyper, sharpness=self.sharpness, **arguments)
-        return result, Law(hyper, _rate(result.hyper) / _rate(hyper), arguments)
+        known = result.hyper["lr"] is not None
+        ratio = _rate(result.hyper) / _rate(hyper) if known else 1.0
+        return result, Law(hyper, ratio, arguments)
 
 
 def _of_configuration(

@@ -90,6 +90,8 @@ class Group:
             move: the rule for another value of a hyperparameter, by its name.
         """
         changed = {name: value for name, value in new.items() if name not in ("nesterov",)}
+        if new["lr"] is None:  # no rule is known for it
+            return changed
         changed["lr"] = move("lr", number(self.present["lr"]))
         for name in _RATES:
             if self.present.get(name) is not None:

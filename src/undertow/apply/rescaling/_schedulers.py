@@ -28,7 +28,7 @@ class Law:
 
     Attributes:
         hyper: those that it was given, at the highest rate.
-        ratio: new learning rate / old.
+        ratio: new learning rate / old; 1 where no rule is known for it.
         arguments: of `predict.rescale`.
     """
 

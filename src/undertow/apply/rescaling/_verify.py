@@ -155,7 +155,7 @@ def verify(
     hyper, new = {change.name: change.old for change in rescaling.changes}, rescaling.hyper
     fields = _member_fields(hyper)
     memory = 0.0
-    if optimizer not in ("sgd", "momentum"):  # else beta2 is a mere default
+    if optimizer not in ("sgd", "momentum") and "beta2" in fields:  # else it is a mere default
         memory = 1 / (1 - fields["beta2"])
     if steps is None:
         least = max(_LEAST_STEPS * max(1.0, 1 / factor), _LEAST_LARGE_STEPS * factor)

@@ -159,15 +159,16 @@ def plan(
         if before is None:
             raise ValueError("from_batch is needed: the configuration does not say it")
         return Plan(before * from_workers, after * workers, {})
+    unsaid = roles.vocabulary.unsaid
+    if unsaid != 1 and not roles.of("accumulation") and before != batch.micro:
+        raise ValueError(
+            f"{roles.vocabulary.accumulation} is not given, and {roles.vocabulary.name} takes "
+            f"{unsaid} then: give it"
+        )
     if batch.counted:
         old, new, world = _counted(batch, before, after, from_workers, to_workers)
     else:
         old, new, world = _of_one_device(batch, before, after, from_workers, to_workers, notes)
-    if roles.vocabulary.unsaid != 1 and not roles.of("accumulation") and before is None:
-        raise ValueError(
-            f"{roles.vocabulary.accumulation} is not given, and {roles.vocabulary.name} takes "
-            f"{roles.vocabulary.unsaid} then: give it, or from_batch"
-        )
     was = batch.world if batch.counted else from_workers
     if old == new and world in (was, None):
         return Plan(old, new, {}, notes=(*notes, f"the batch is {new} already: nothing is moved"))
@@ -235,19 +236,12 @@ def _of_one_device(
                 "to be those of one"
             )
         return one * from_workers, after * workers, workers
-    if from_workers != 1:
-        if one == after:
-            return after * workers, after * workers, workers
-    elif before % one == 0 and workers == 1 and after != one:
-        world = before // one
-        notes.append(f"from_batch is {world} times what one device sees: {world} devices")
-        return before, after, world
-    elif before % one and one == after:
-        return after * workers, after * workers, workers
+    if one == after and (from_workers != 1 or before % one):
+        return after * workers, after * workers, workers  # it has been moved already
+    devices = f" = {before // one}" if before % one == 0 and before != one else ""
     raise ValueError(
-        f"from_batch: the configuration says {one} samples a step on one device, got {before}"
-        + ("; it may have been moved already" if one == after else "")
-        + "; leave from_batch out, or give the batch of one device and from_workers"
+        f"from_batch: the configuration says {one} samples a step on one device, got {before}; "
+        f"leave it out, give from_workers{devices}, and to_batch as that of one device"
     )
 
 

@@ -13,7 +13,7 @@ from undertow.apply.rescaling.configs import _batch, _keys
 from undertow.apply.rescaling.configs._batch import Batch, Plan
 from undertow.apply.rescaling.configs._keys import PLAIN
 from undertow.apply.rescaling.configs._roles import Entry, Roles, roles, shown
-from undertow.apply.rescaling.configs._tree import Path, is_config, leaves, written
+from undertow.apply.rescaling.configs._tree import Leaf, Path, is_config, leaves, written
 from undertow.predict import Change
 
 _SWITCHES = ("nesterov", "decoupled_weight_decay")
@@ -78,16 +78,22 @@ class Job:
             return written(self.source, plan.changes), plan.said, plan.notes
         new: dict[str, Any] = dict(result.hyper)
         old: dict[str, Any] = {change.name: change.old for change in result.changes}
-        if self.per_step:
-            new["weight_decay"] = new["weight_decay"] * new["lr"]
         changes, said, notes = dict(plan.changes), list(plan.said), list(plan.notes)
+        if new["lr"] is None:
+            new = {name: value for name, value in new.items() if value is not None}
+            notes.append(
+                "no rule is known for the rate of this optimizer: it stays, and its weight decay; "
+                "lr' weight_decay' = k lr weight_decay is what keeps the decay over a run"
+            )
+        ratio = float(new.get("lr", old["lr"])) / float(old["lr"])
+        if self.per_step and "weight_decay" in new:
+            new["weight_decay"] = new["weight_decay"] * new["lr"]
         for role, value in new.items():
             entries = self.roles.of(role)
             for entry in entries:
                 changes[entry.leaf.path] = as_given(entry.leaf.value, value)
             if not entries and role not in _SWITCHES:
                 notes += self._add(role, value, value != old.get(role), changes)
-        ratio = float(new["lr"]) / float(old["lr"])
         for entry, change in self._others(ratio, result.factor):
             changes[entry.leaf.path] = as_given(entry.leaf.value, change.new)
             said.append(change)
@@ -130,7 +136,7 @@ class Job:
         """Whether a count in a schedule is one of steps: by what stands beside it."""
         run = self.roles.of("steps")
         steps = run[0].value if run else None
-        whole = self.roles.vocabulary.name.startswith(("DeepSpeed", "Transformers", "torchtune"))
+        whole = self.roles.vocabulary.ticks
 
         def of_steps(entry: Entry) -> bool:
             beside = {
@@ -138,6 +144,8 @@ class Job:
                 for leaf in leaves(self.source)
                 if leaf.path[:-1] in (entry.leaf.path[:-1], entry.leaf.path[:-2])
             }
+            if _units.duration(entry.leaf.value):
+                return True
             if beside.get("interval") == "step" or beside.get("by_epoch") is False:
                 return True
             return whole or (steps is not None and entry.value == steps)
@@ -169,11 +177,18 @@ class Job:
             )
         return notes
 
+    def _place(self) -> Leaf:
+        """A hyperparameter beside which others belong: the optimizer's own, if it has a section."""
+        own = [
+            entry for entry in self.roles.of(*_keys.HYPER.values()) if entry.section == "optimizer"
+        ]
+        return (own or self.roles.of("lr", "lr_base"))[0].leaf
+
     def _add(self, role: str, value: Any, moved: bool, changes: dict[Path, Any]) -> list[str]:
         """A hyperparameter that stood at its default, under its name there; or a note."""
         vocabulary = self.roles.vocabulary
         key = role if vocabulary.adds is None else vocabulary.adds.get(role)
-        place = self.roles.of("lr", "lr_base")[0].leaf.path[:-1]
+        place = self._place().path[:-1]
         node = self.source
         for step in place:
             node = node[step] if isinstance(node, Mapping | list) else getattr(node, step)
@@ -210,6 +225,8 @@ def read(source: Any, optimizer: str | None = None) -> Job:
     _refuse_own_scaling(source)
     family, name, notes = _family(found, optimizer)
     hyper = _hyper(found, family, source)
+    if family == "rmsprop" and any(entry.value for entry in found.of("momentum")):
+        notes.append("momentum of RMSprop is outside the square-root rule, and stays")
     batch = _batch.read_batch(found)
     _lr_base(found, batch, hyper, name, source)
     if "lr" not in hyper:

@@ -110,7 +110,8 @@ STAY = _words(
     "pct_start warmup_share min_lr_ratio min_lr_rate min_lr_factor alpha_f train_samples "
     "lr_decay_samples lr_warmup_samples max_tokens_total div_factor final_div_factor gamma "
     "amsgrad maximize foreach fused capturable differentiable decay_lr lr_scheduler_type "
-    "lr_decay_style"
+    "lr_decay_style lr_scheduler sched scheduler schedule by_epoch interval frequency start_factor "
+    "end_factor factor num_cycles power lr_base_size lr_base_scale"
 )
 # They say a norm of the gradient, whose noise falls by sqrt(k).
 CLIPS = frozenset(
@@ -164,6 +165,7 @@ class Vocabulary:
         accumulation: the key of accumulation where it may be added.
         over_all: whether its accumulation is counted over all devices.
         whole: whether its `train_batch_size` is that of all devices.
+        ticks: whether counts in its schedules are of steps.
         unsaid: a count that its program takes where accumulation is not given, if not 1.
     """
 
@@ -177,6 +179,7 @@ class Vocabulary:
     accumulation: str | None = None
     over_all: bool = False
     whole: bool = False
+    ticks: bool = False
     unsaid: int = 1
 
 
@@ -200,6 +203,7 @@ VOCABULARIES = (
         decoupled=True,
         accumulation="gradient_accumulation_steps",
         whole=True,
+        ticks=True,
     ),
     Vocabulary(
         "fairseq's arguments",
@@ -220,6 +224,16 @@ VOCABULARIES = (
     Vocabulary(
         "Composer's configuration",
         _marks("max_duration", "global_train_batch_size", "device_train_microbatch_size"),
+        ticks=True,
+    ),
+    Vocabulary(
+        "Axolotl's configuration",
+        _marks("base_model micro_batch_size", "base_model gradient_accumulation_steps"),
+        {"weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999},
+        _ADAM | {"eps": "adam_epsilon"},
+        holds_all=True,
+        accumulation="gradient_accumulation_steps",
+        ticks=True,
     ),
     Vocabulary(
         "nanoGPT's configuration",
@@ -246,6 +260,7 @@ VOCABULARIES = (
         optimizer="adamw",
         holds_all=True,
         accumulation="gradient_accumulation_steps",
+        ticks=True,
     ),
     Vocabulary(
         "timm's arguments",
@@ -259,6 +274,7 @@ VOCABULARIES = (
         "torchtune's configuration",
         _marks("_component_"),
         accumulation="gradient_accumulation_steps",
+        ticks=True,
     ),
     Vocabulary(
         "a Lightning configuration",

@@ -194,7 +194,7 @@ def _role_in_schedule(name: str) -> str | None:
         return "count"
     if name in _keys.CLOCKS:
         return "clock"
-    return "stay" if name in _keys.STAY else None
+    return "stay" if name in _keys.STAY | _keys.TYPES else None
 
 
 def _is_rate(name: str) -> bool:
@@ -262,12 +262,10 @@ def _count(name: str, value: Any, role: str) -> int | None:
 def _size(name: str, value: Any) -> int | None:
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
-    if isinstance(value, bool):
-        return None
     found = _units.number(name, value)
-    if found != int(found):
-        raise ValueError(f"{name} must be a whole number, got {value!r}")
-    return int(found) if found > 0 else None
+    if found != int(found) or found == 0 or found < -1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(found) if found > 0 else None  # -1 leaves it to the program
 
 
 def devices(value: Any) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from undertow.cli._output import show, undisturbed
-from undertow.cli._words import Shown, arguments, parse
+from undertow.cli._words import Shown, arguments, in_samples, parse
 
 SYNOPSIS = "--lr X ..."
 SUMMARY = "hyperparameters for another batch size"
@@ -33,10 +33,12 @@ class Options:
     """sgd, adamw, lion, muon, ...: a wrong one names them all."""
     lr: float
     """Learning rate."""
-    batch_size: int
-    """Samples a step on one worker, now."""
-    to: int
+    batch_size: Annotated[str, Shown("N")]
+    """Samples a step on one worker, now; also as 5e5, 0.5M, 256seq."""
+    to: Annotated[str, Shown("N")]
     """And after."""
+    sequence_length: int | None = None
+    """Tokens a sequence: batches are then in tokens, unless as 256seq."""
     workers: int = 1
     """Data-parallel workers now."""
     to_workers: int | None = None
@@ -83,7 +85,7 @@ def run(words: Sequence[str]) -> int:
     )
     from undertow import apply
 
-    given = arguments(options, PARAMETERS)
+    given = arguments(options, PARAMETERS) | in_samples(options, ("batch_size", "to"), PARAMETERS)
     hyper = given.pop("optimizer_or_dict")
     with undisturbed(options.json):
         if options.verify is not None:

@@ -1,4 +1,5 @@
 from ._names import family as family
 from ._rescale import rescale as rescale
 from ._result import Rescaled as Rescaled
+from ._units import quantity as quantity
 from ._verify import Verification as Verification

@@ -9,14 +9,23 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "ki": 2**10, "mi": 2**20}
+_SUFFIX = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "b": 10**9,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+}
 _UNITS = {
     **dict.fromkeys(("token", "tokens", "tok", "toks"), "tokens"),
     **dict.fromkeys(("sequence", "sequences", "seq", "seqs"), "sequences"),
     **dict.fromkeys(("sample", "samples", "sp", "example", "examples", "image", "images"), ""),
 }
 _QUANTITY = re.compile(
-    r"(?P<number>[+-]?(?:(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<suffix>[kmbg]i?)?"
+    r"(?P<number>[+-]?(?:(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<suffix>[kmbg]i?|t(?=tok|seq|sam|\s|$))?"
     r"\s*(?P<unit>[a-z]+)?"
 )
 _DURATION = re.compile(r"(?P<number>\d[\d_]*(?:\.\d+)?(?:e\+?\d+)?)\s*(?P<unit>[a-zA-Z]+)")

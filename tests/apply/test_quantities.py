@@ -39,5 +39,5 @@ def test_tokens_are_whole_sequences_or_refused(sequences: int, length: int) -> N
     "word", ["", "many", "1.5", "0", "-4", "nan", "inf", "1e400", "1/2", "2**10", "5 apples", "1kk"]
 )
 def test_what_is_no_count_names_the_argument(word: str) -> None:
-    with pytest.raises(ValueError, match="^n must be"):
+    with pytest.raises(ValueError, match=r"^n must be"):
         apply.parse_count("n", word)

@@ -93,16 +93,17 @@ def test_the_forms_tend_to_the_rules_far_below_the_noise_scale(
     )
     lost = (scale + old) / (scale + new)
     assert finite.hyper["lr"] / sgd.hyper["lr"] == pytest.approx(lost)
-    adam = rescale({"lr": 1e-9}, from_batch=old, to_batch=new, optimizer="adam")
-    surge = rescale(
-        {"lr": 1e-9},
-        from_batch=old,
-        to_batch=new,
-        optimizer="adam",
-        rule="surge",
-        noise_scale=scale,
-    )
-    assert surge.hyper["lr"] / adam.hyper["lr"] == pytest.approx(lost)
+    for family in ("adam", "adamax", "lion", "muon", "sign"):
+        root = rescale({"lr": 1e-9}, from_batch=old, to_batch=new, optimizer=family)
+        surge = rescale(
+            {"lr": 1e-9},
+            from_batch=old,
+            to_batch=new,
+            optimizer=family,
+            rule="surge",
+            noise_scale=scale,
+        )
+        assert surge.hyper["lr"] / root.hyper["lr"] == pytest.approx(lost)
 
 
 def test_a_best_rate_needs_a_known_update() -> None:

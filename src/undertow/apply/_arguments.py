@@ -41,41 +41,6 @@ def parse_shapes(words: Iterable[str]) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def parse_count(name: str, word: str, *, sequence_length: int | None = None) -> int:
-    """A count as people write it: `512`, `5e5`, `0.5M`, `2k`, `1B`, `256seq`, `0.5Mtok`.
-
-    Args:
-        name: of the argument, for its errors.
-        word: what was written. M and others are powers of ten, Mi of two.
-        sequence_length: tokens a sequence. The count is then one of tokens, unless it says
-            sequences (or samples, which are the same), and what comes back is in sequences: the
-            nearest whole number, where it lies within 1%.
-
-    Raises:
-        ValueError: it is none, or no whole number; or it counts tokens and `sequence_length` is not
-            given, or they are not whole sequences.
-    """
-    from undertow.apply.rescaling import quantity
-
-    try:
-        found = quantity(name, word)
-    except TypeError:
-        raise ValueError(f"{name} must be a whole number, got {word!r}") from None
-    if sequence_length is None:
-        if found.unit == "tokens":
-            raise ValueError(f"{name} counts tokens, got {word!r}: give sequence_length, too")
-        return found.value
-    if found.unit != "tokens" and not word.strip().lower().endswith(tuple("0123456789.kmgbti")):
-        return found.value
-    sequences = round(found.value / sequence_length)
-    if abs(sequences * sequence_length - found.value) > 0.01 * found.value:
-        raise ValueError(
-            f"{name}: {word} is {found.value / sequence_length:.4g} sequences of {sequence_length} "
-            f"tokens, and must be whole ones; write {word}seq if it counts sequences"
-        )
-    return sequences
-
-
 def load_objective(place: str) -> Objective:
     """The objective that a function in a file returns, `FILE.py:NAME`. The file is run.
 

@@ -24,7 +24,15 @@ from undertow.predict._limits import (
 )
 from undertow.predict._noise_scale import CLOSENESS, noise_warnings
 from undertow.predict._rescaled import Change, Rescaled
-from undertow.predict._rules import RULES, Alternative, RuleName, rate, rule_name, rules_for
+from undertow.predict._rules import (
+    RULES,
+    Alternative,
+    RuleName,
+    equation_of,
+    rate,
+    rule_name,
+    rules_for,
+)
 
 _PATH = ("linear", "square root")  # the rules that keep the path of a run, each of its own kind
 _BORROWED = {
@@ -120,18 +128,19 @@ def rescale(
     moved = old | {key: own[betas] for key, own in averages.items()}
     check_averages(old, averages, betas, batches)
 
-    def answer(which: str) -> tuple[float | None, float | None]:
+    def answer(which: str) -> Alternative:
         lr = rate(which, family, old, moved, batches, noise)
-        return lr, _decay(family, old, moved, lr, factor, decoupled)
+        decay = _decay(family, old, moved, lr, factor, decoupled)
+        equation = equation_of(which, family, old, moved, factor)
+        needs = _needs(which, noise, batches)
+        return Alternative(RULES[which], equation, lr, decay, which == name, needs)
 
-    lr, decay = answer(name)
+    chosen = answer(name)
+    lr, decay = chosen.lr, chosen.weight_decay
     moved |= {"lr": lr} | ({"weight_decay": decay} if "weight_decay" in old else {})
     if decoupled or family.update == "gradient":  # elsewhere decay is normalised by the gradient
         check_decay(old, moved, batches)
-    alternatives = [
-        Alternative(RULES[each], *answer(each), each == name, _needs(each, noise, batches))
-        for each in rules_for(family, decoupled=decoupled)
-    ]
+    alternatives = [answer(each) for each in rules_for(family, decoupled=decoupled)]
     changes = [_change(key, old, moved, factor, family, name, betas) for key in old]
     values = {change.name: change.new for change in changes}
     warnings = few_steps(old, averages, betas, factor)
@@ -260,7 +269,9 @@ def _change(
         quicker = "momentum_decay' = k momentum_decay"
         return Change(name, value, factor * value, quicker, "its schedule counts samples")
     if name in family.averages or name == "betas":
-        equation = BETAS[betas].replace("beta", name) if name == "alpha" else BETAS[betas]
+        equation = BETAS[betas]
+        if name in ("alpha", "momentum"):
+            equation = equation.replace("beta", name)
         return Change(name, value, new[name], equation, REASONS[betas])
     reasons = {
         "momentum": "lr / (1 - momentum) grows by k as it stands",
@@ -278,11 +289,9 @@ def _lr_words(
     if new["lr"] is None:
         return RULES[rule].equation, family.reason
     followed = family.rule if rule == "timescale" and family.rule else rule
+    equation = equation_of(followed, family, old, new, factor)
     if followed != family.rule:
-        return RULES[followed].equation, _BORROWED.get(followed, f"keeps {RULES[followed].keeps}")
-    equation = RULES[followed].equation
-    if not math.isclose(new["lr"], old["lr"] * factor ** (1.0 if followed == "linear" else 0.5)):
-        equation = "lr' = sqrt(k) (s' / s) lr"
+        return equation, _BORROWED.get(followed, f"keeps {RULES[followed].keeps}")
     return equation, family.reason
 
 

@@ -46,6 +46,8 @@ class Alternative:
 
     Attributes:
         rule: what it says.
+        equation: of the rate, for this optimizer: `s` is the size that its averages leave of a
+            gradient's noise.
         lr: the new rate; None where the rule leaves it open, or `needs` something.
         weight_decay: the new weight decay; None where there is none, or it is open.
         chosen: whether this is the rule that was followed.
@@ -54,6 +56,7 @@ class Alternative:
     """
 
     rule: ScalingRule
+    equation: str
     lr: float | None
     weight_decay: float | None
     chosen: bool = False
@@ -182,7 +185,21 @@ def rate(
         return None
     update: Literal["gradient", "sign"] = "sign" if name == "surge" else "gradient"
     before, after = (best_lr(batch, noise_scale, update=update) for batch in batches)
+    if name == "surge":  # far below the noise scale it is the square root, averages and all
+        lr *= root(family, old, new, factor) / math.sqrt(factor)
     return lr * after / before
+
+
+def equation_of(
+    name: str, family: Family, old: Mapping[str, Any], new: Mapping[str, Any], factor: float
+) -> str:
+    """The equation of a rate, with what the averages have to do with it where they have."""
+    equation = RULES[name].equation
+    if name not in ("square root", "surge") or math.isclose(
+        root(family, old, new, factor), math.sqrt(factor)
+    ):
+        return equation
+    return equation.replace("sqrt(k) lr", "sqrt(k) (s' / s) lr")
 
 
 def root(family: Family, old: Mapping[str, Any], new: Mapping[str, Any], factor: float) -> float:

@@ -1,5 +1,4 @@
 from ._names import family as family
 from ._rescale import rescale as rescale
 from ._result import Rescaled as Rescaled
-from ._units import quantity as quantity
 from ._verify import Verification as Verification

@@ -48,7 +48,7 @@ _FAMILIES = {
     "lamb": ("lamb", "lambc"),
     "lion": ("lion", "lionw", "decoupledlionw"),
     "muon": ("muon",),
-    "sign": ("signsgd", "signum"),
+    "sign": ("sign", "signsgd", "signum"),
     "schedulefree-sgd": ("schedulefreesgd", "sgdschedulefree"),
     "schedulefree-adamw": ("schedulefreeadamw", "adamwschedulefree"),
     # Their state, their metric or their own clock stands between noise and rate.

@@ -36,7 +36,7 @@ def rule_sections(found: predict.Rescaled, label: str, *, whole: bool) -> Iterat
         columns["weight decay"] = [_value(one.weight_decay) for one in rules]
     rates = list(columns)[1:]
     columns |= {
-        "equation": [one.rule.equation for one in rules],
+        "equation": [one.equation for one in rules],
         "keeps": [f"keeps {one.rule.keeps}" for one in rules],
         "holds for": [f"for {one.rule.range}" for one in rules],
         "source": [f"arXiv {one.rule.source}" for one in rules],
@@ -49,7 +49,10 @@ def rule_sections(found: predict.Rescaled, label: str, *, whole: bool) -> Iterat
         ]
         terminal = ["rule", ("equation", "values", "keeps", "holds for", "source")]
     waits = [f"{one.rule.name} waits for {one.needs}" for one in rules if one.needs]
-    note = ". ".join([f"{_CHOSEN.strip()} followed above", *waits]) + "."
+    signs = ["k: the new batch over the old. N: the noise scale"]
+    if any("s' / s" in one.equation for one in rules):
+        signs.append("s: the noise that averages leave in an update")
+    note = ". ".join([f"{_CHOSEN.strip()} followed above", *waits, *signs]) + "."
     said = (found.disagreement,) if found.disagreement else ()
     table = lab.Table(columns, note, terminal=terminal)
     of_group = f", of {label}" if label else ""
@@ -67,7 +70,7 @@ def rules_data(found: predict.Rescaled) -> dict[str, Any]:
                 "chosen": one.chosen,
                 "lr": one.lr,
                 "weight_decay": one.weight_decay,
-                "equation": one.rule.equation,
+                "equation": one.equation,
                 "keeps": one.rule.keeps,
                 "source": one.rule.source,
                 "range": one.rule.range,

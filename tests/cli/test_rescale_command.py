@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,11 @@ def test_rescale_verifies_on_an_objective_in_a_file(
     verification = json.loads(capsys.readouterr().out)["verification"]
     assert verification["noise_scale"] > 0
     assert verification["answer"] in ("holds", "does not hold", "cannot be told")
+    assert main([*words, "--verify", f"{script}:objective"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    verdict = next(line for line in printed if "standard output is not ours" not in line)
+    assert "the rule" in verdict  # says whether it holds before anything else
+    assert "Batch 4 -> 8" in verdict
     for place, said in (
         (f"{script}:other", "no function other"),
         (f"{script}:number", "must return an Objective"),
@@ -133,6 +139,42 @@ def test_rescale_verifies_on_an_objective_in_a_file(
     ):
         assert main([*words, "--verify", place]) == 1
         assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("import sys; sys.exit(0)", "job.py raised SystemExit: 0"),
+        ("def (", "job.py raised SyntaxError"),
+        ("def objective(): raise StopIteration", r"objective\(\) of .*job.py raised StopIteration"),
+        ("def objective(): return objective()", "raised RecursionError"),
+        (
+            "class Mute(ValueError):\n"
+            "    def __str__(self): raise OSError\n"
+            "def objective(): raise Mute",
+            "raised Mute$",
+        ),
+        (
+            "import sys, torch, undertow as ut\n"
+            "def loss(outputs, targets): sys.exit(3)\n"
+            "data = torch.ones(8, 3), torch.ones(8, 1)\n"
+            "def objective(): return ut.Objective(torch.nn.Linear(3, 1), loss, data)",
+            "job.py:objective raised SystemExit: 3",
+        ),
+    ],
+)
+def test_a_file_that_is_run_may_raise_what_it_likes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, body: str, said: str
+) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(body + "\n")
+    words = shlex.split("rescale --optimizer sgd --lr 0.01 --batch-size 4 --to 8 --verify")
+    assert main([*words, f"{script}:objective"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    notice, line = captured.err.splitlines()
+    assert "--verify runs" in notice
+    assert re.search(said, line)
 
 
 def test_the_optimizer_must_be_named_as_the_rules_differ(refused: Callable[..., str]) -> None:

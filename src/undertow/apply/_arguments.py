@@ -69,11 +69,15 @@ def load_objective(place: str) -> Objective:
 
 
 @contextlib.contextmanager
-def survived(whose: str) -> Iterator[None]:
-    """Run code that is not ours: whatever it raises is one error here, ends of the process too.
+def survived(whose: str, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Run code that is not ours: what it raises is one error here, an end of the process too.
+
+    Args:
+        whose: code, as the error names it.
+        passing: errors that are as well ours, and pass as they are.
 
     Raises:
-        RuntimeError: it raised anything but an interrupt.
+        RuntimeError: it raised anything else but an interrupt.
     """
     try:
         yield
@@ -84,5 +88,9 @@ def survived(whose: str) -> Iterator[None]:
             said = str(error)
         except BaseException:  # an exception that cannot even be shown
             said = ""
+        else:
+            if isinstance(error, passing):
+                raise
         name = type(error).__name__
-        raise RuntimeError(f"{whose} raised {name}{f': {said}' if said else ''}") from error
+        # From nothing: a StopIteration behind it would be taken for the end of this generator.
+        raise RuntimeError(f"{whose} raised {name}{f': {said}' if said else ''}") from None

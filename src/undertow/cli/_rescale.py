@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
-from undertow.cli._output import show, undisturbed
+from undertow.cli._output import EXPECTED_ERRORS, remark, show, undisturbed
 from undertow.cli._words import Shown, arguments, in_samples, parse
 
 SYNOPSIS = "--lr X ..."
@@ -68,7 +70,7 @@ class Options:
     sharpness: float | None = None
     """Measured largest eigenvalue of the Hessian: the same."""
     verify: Annotated[str | None, Shown("FILE.py:NAME")] = None
-    """Run NAME() of that file for an Objective, measure there, and try the rule in short runs."""
+    """Run that file, call its NAME() for an Objective, and try the rule there in short runs."""
     every: bool = False
     """Print every rule's source and range, too."""
     json: bool = False
@@ -89,9 +91,16 @@ def run(words: Sequence[str]) -> int:
     hyper = given.pop("optimizer_or_dict")
     with undisturbed(options.json):
         if options.verify is not None:
+            file = options.verify.rpartition(":")[0]
+            if Path(file).is_file():
+                remark(f"--verify runs {file}: whatever stands in it is done")
             given["objective"] = apply.load_objective(options.verify)
-        found = apply.rescale(
-            {name: value for name, value in hyper.items() if value is not None}, **given
-        )
+        # Its model and loss are not ours either.
+        alone = options.verify is None
+        foreign = apply.survived(str(options.verify), passing=EXPECTED_ERRORS)
+        with nullcontext() if alone else foreign:
+            found = apply.rescale(
+                {name: value for name, value in hyper.items() if value is not None}, **given
+            )
     show(found.document(every=options.every), options.json)
     return 0

@@ -138,11 +138,19 @@ def test_a_class_made_from_one_is_of_its_family_and_another_of_none() -> None:
     assert moved.hyper[0]["lr"] == pytest.approx(2e-3)
     strange = Strange(weights)
     found = apply.rescale(strange, from_batch=8, to_batch=32)
-    assert "Strange is no optimizer that is known here" in found.notes
+    assert "Strange is no optimizer that is known here" in " ".join(found.notes)
     assert "open" in found.text()
     with pytest.raises(ValueError, match="no rule is known for the rate of Strange"):
         found.apply()
     assert strange.param_groups[0]["lr"] == 0.1
+
+
+def test_a_class_may_be_named() -> None:
+    strange = Strange([nn.Parameter(torch.ones(2))])
+    apply.rescale(strange, from_batch=8, to_batch=16, optimizer="sgd").apply()
+    assert strange.param_groups[0]["lr"] == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="'sgd', and the one that is given is AdamW"):
+        apply.rescale(adamw(), from_batch=8, to_batch=16, optimizer="sgd")
 
 
 def test_scales_of_8_bits_stand_for_the_mean_squares() -> None:

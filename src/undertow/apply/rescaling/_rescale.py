@@ -57,8 +57,8 @@ def rescale(
         to_batch: the same, after.
         from_workers: data-parallel workers now; 1 where the configuration counts them.
         to_workers: and after; by default as many.
-        optimizer: the optimizer's name under any of its spellings, where the configuration does not
-            say it.
+        optimizer: the optimizer's name under any of its spellings, where the configuration, or the
+            class of one that is running, does not say it.
         scheduler: of a running optimizer, the scheduler of `torch.optim` that moves its rate, or
             several; `{"scheduler": ..., "interval": "epoch"}` for one that steps by epochs; False
             where there is none any more. `apply` moves it too, and it goes on as the same object.
@@ -88,7 +88,7 @@ def rescale(
         if start.unit != to.unit:
             raise ValueError("from_batch and to_batch must be in one unit")
         batches = (start.value * workers[0], to.value * (workers[1] or workers[0]))
-        return _of_optimizer(optimizer_or_dict, scheduler, batches, measures)
+        return _of_optimizer(optimizer_or_dict, optimizer, scheduler, batches, measures)
     if scheduler not in (None, False):
         raise TypeError("scheduler goes with an optimizer that is running, not a configuration")
     return _of_configuration(optimizer_or_dict, optimizer, start, to, workers, measures)
@@ -177,14 +177,18 @@ def _of_configuration(
 
 
 def _of_optimizer(
-    source: Any, scheduler: Any, batches: tuple[int, int], measures: _Measures
+    source: Any,
+    named: str | None,
+    scheduler: Any,
+    batches: tuple[int, int],
+    measures: _Measures,
 ) -> Rescaled:
-    bare = _running.read_running(source)
+    bare = _running.read_running(source, named=named)
     given: tuple[Given, ...] = ()
     if scheduler is not None and scheduler is not False:
         given = _schedulers.read_schedulers(scheduler, bare.inner, bare.layers)
     peaks = _schedulers.peaks(given, len(bare.groups)) if given else None
-    running = _running.read_running(source, peaks)
+    running = _running.read_running(source, peaks, named)
     first = running.groups[0]
     measures, verification = measures.tried(first.optimizer, first.hyper, batches)
     ruled = [measures.ruled(group.optimizer, group.hyper, batches) for group in running.groups]
@@ -212,7 +216,7 @@ def _of_optimizer(
         verification=verification,
         notes=tuple(dict.fromkeys(notes)),
         scheduler=scheduler or None,
-        _live=Live(source, running, laws, given, alone=scheduler is False),
+        _live=Live(source, running, laws, named, given, alone=scheduler is False),
     )
 
 

@@ -33,6 +33,7 @@ class Live:
         source: as it was given.
         running: as it was read.
         laws: the rule, for each group.
+        named: the optimizer's name, where it was given.
         schedulers: those that were given.
         alone: whether it was said that there is no scheduler.
     """
@@ -40,6 +41,7 @@ class Live:
     source: Any
     running: Running
     laws: tuple[Law, ...]
+    named: str | None = None
     schedulers: tuple[Given, ...] = ()
     alone: bool = False
 
@@ -99,7 +101,7 @@ class Rescaled:
             raise TypeError("apply needs an optimizer; for a configuration use .hyper")
         groups = live.running.groups
         now = _running.read_running(
-            live.source, _schedulers.peaks(live.schedulers, len(groups)) or None
+            live.source, _schedulers.peaks(live.schedulers, len(groups)) or None, live.named
         )
         if [group.hyper for group in now.groups] != [group.hyper for group in groups]:
             raise ValueError(

@@ -136,14 +136,20 @@ def is_running(value: Any) -> bool:
     return hasattr(value, "param_groups") or type(value).__name__ in _HOLDERS
 
 
-def read_running(optimizer: Any, peaks: Sequence[Mapping[str, Any]] | None = None) -> Running:
+def read_running(
+    optimizer: Any,
+    peaks: Sequence[Mapping[str, Any]] | None = None,
+    named: str | None = None,
+) -> Running:
     """The optimizer inside, and its hyperparameters by group.
 
     Args:
         optimizer: the optimizer, or what holds it.
         peaks: for each group what its scheduler says of its highest rate, where one is given.
+        named: the optimizer's name, where its class does not say it.
 
     Raises:
+        ValueError: its class says another.
         TypeError: a holder that does something of its own, or one that holds no optimizer.
     """
     chain, notes = _chain(optimizer)
@@ -155,7 +161,13 @@ def read_running(optimizer: Any, peaks: Sequence[Mapping[str, Any]] | None = Non
             layers.append(groups)
     several = len(inner.param_groups) > 1
     read = [
-        _group(inner, group, f"group {index}: " if several else "", peaks[index] if peaks else {})
+        _group(
+            inner,
+            group,
+            f"group {index}: " if several else "",
+            peaks[index] if peaks else {},
+            named,
+        )
         for index, group in enumerate(inner.param_groups)
     ]
     return Running(tuple(layers), inner, tuple(read), tuple(notes))
@@ -200,7 +212,7 @@ def _family_name(optimizer: Any) -> str | None:
     )
 
 
-def _family(optimizer: Any, group: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _family(optimizer: Any, group: Mapping[str, Any], named: str | None) -> tuple[str, list[str]]:
     from undertow.train.optim import RuleOptimizer
 
     kind = type(optimizer).__name__
@@ -220,13 +232,26 @@ def _family(optimizer: Any, group: Mapping[str, Any]) -> tuple[str, list[str]]:
     family = _family_name(optimizer)
     if family == "adam" and group.get("decoupled_weight_decay"):
         family = "adamw"
+    if named is not None:
+        wanted = _names.family(named)
+        if family not in (None, "unknown", wanted) and {family, wanted} != {"sgd", "momentum"}:
+            raise ValueError(f"optimizer is {named!r}, and the one that is given is {kind}")
+        family = wanted
     if family is None:
-        return "unknown", [f"{kind} is no optimizer that is known here"]
+        return "unknown", [
+            f"{kind} is no optimizer that is known here; give optimizer= where it is one by nature"
+        ]
     return family, []
 
 
-def _group(optimizer: Any, group: Mapping[str, Any], label: str, peak: Mapping[str, Any]) -> Group:
-    family, notes = _family(optimizer, group)
+def _group(
+    optimizer: Any,
+    group: Mapping[str, Any],
+    label: str,
+    peak: Mapping[str, Any],
+    named: str | None,
+) -> Group:
+    family, notes = _family(optimizer, group, named)
     if family == "rmsprop" and group.get("momentum"):
         notes.append("momentum of RMSprop is outside the square-root rule, and stays")
     reads = set(_names.reads(family))
@@ -237,6 +262,8 @@ def _group(optimizer: Any, group: Mapping[str, Any], label: str, peak: Mapping[s
         if name in reads and group.get(name) is not None:
             value = group[name]
             hyper[name] = value if isinstance(value, bool) else number(value)
+    if _names.decoupled(type(optimizer).__name__):
+        hyper["decoupled_weight_decay"] = True
     base = peak.get("lr", group.get("max_lr", group.get("initial_lr")))
     if base is not None:
         hyper["lr"] = number(base)

@@ -2,4 +2,4 @@
 
 from undertow.apply.rescaling.configs._batch import Plan as Plan
 from undertow.apply.rescaling.configs._job import Job as Job
-from undertow.apply.rescaling.configs._job import read as read
+from undertow.apply.rescaling.configs._read import read as read

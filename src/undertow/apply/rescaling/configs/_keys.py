@@ -285,3 +285,8 @@ VOCABULARIES = (
         accumulation="accumulate_grad_batches",
     ),
 )
+
+
+def is_adams(key: str, family: str) -> bool:
+    """Whether a key such as adam_beta2 stands there for another optimizer than the one in use."""
+    return key.startswith("adam") and family in ("rmsprop", "adafactor", "muon", "sign")

@@ -7,6 +7,7 @@ last 1 / (lr weight_decay) steps, which should cover the data and forget the sta
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,14 @@ _NOTES = {
     "schedulefree-adamw": "E is that of the fast weights; their average over the run, which is "
     "kept, forgets more slowly",
 }
+
+
+_DECOUPLED = ("sgdw", "nadamw", "radamw")  # of families whose decay is coupled
+_BY_SHARE = ("decoupledsgdw", "decoupledadamw", "decoupledlionw")  # of Composer
+_SHARE = (
+    "{name} takes weight_decay x lr / (its first lr) of the weights, and not lr x weight_decay: E, "
+    "the ranks and the memory are those of a decay that does; give weight_decay / lr for its own"
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class Decay:
     @property
     def follows_gradients(self) -> bool:
         """Whether this is SGD, for which effective rate and equilibrium are known."""
-        return self.family in ("sgd", "momentum")
+        return self.family in ("sgd", "momentum") and not self.decoupled
 
     @property
     def known(self) -> bool:
@@ -79,7 +88,7 @@ def decay_of(
     name, decoupled = _family(named, itself)
     _check_moved(named, name, momentum, moved)
     kind = predict.FAMILIES[name]
-    coupled = name in ("sgd", "momentum")
+    coupled = name in ("sgd", "momentum") and not decoupled
     own = float(itself.param_groups[0].get("momentum", 0.0)) if itself is not None else 0.0
     if momentum is None:
         momentum = own if coupled else 0.0
@@ -90,7 +99,9 @@ def decay_of(
     if name == "momentum" and not momentum:
         raise ValueError("momentum is needed for optimizer='momentum', such as 0.9; sgd has none")
     notes: list[str] = []
-    if name == "unknown":
+    if _letters(named) in _BY_SHARE:
+        notes.append(_SHARE.format(name=named))
+    elif name == "unknown":
         notes.append(
             f"how {named or 'it'} decays weights is not known: it is taken to be decoupled, lr x "
             "weight_decay of the weights a step"
@@ -126,6 +137,8 @@ def _named(optimizer: Any) -> str:
 def _family(named: str, itself: Any) -> tuple[str, bool]:
     """The family of a name, and whether its decay takes lr x weight_decay of the weights."""
     name = named.lower()
+    if _letters(named) in _BY_SHARE:
+        return "unknown", False
     if name not in predict.FAMILIES:
         try:
             name = family(named)
@@ -134,7 +147,14 @@ def _family(named: str, itself: Any) -> tuple[str, bool]:
     decoupled = predict.FAMILIES[name].decay == "decoupled" and name not in ("lamb", "unknown")
     if itself is not None and itself.param_groups[0].get("decoupled_weight_decay"):
         decoupled = True
+    if _letters(named) in _DECOUPLED:
+        decoupled = True
     return name, decoupled
+
+
+def _letters(name: str) -> str:
+    """What is left of a name without modules, case and separators."""
+    return re.sub(r"[^a-z0-9]", "", name.rpartition(".")[2].lower())
 
 
 def _check_moved(named: str, name: str, momentum: float | None, moved: Any) -> None:

@@ -236,6 +236,17 @@ def test_a_schedule_of_epochs_keeps_its_pace() -> None:
         assert ("by epochs" in " ".join(found.notes)) == (argument == "counted")
 
 
+def test_what_lightning_configures_is_an_optimizer_with_its_scheduler() -> None:
+    optimizer, scheduler = made("StepLR")
+    configured = {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},
+    }
+    apply.rescale(configured, from_batch=8, to_batch=16).apply()
+    advance(optimizer, scheduler, 4)  # eight old steps, of which the seventh halves the rate
+    assert rates(optimizer)[0] == pytest.approx(0.1)
+
+
 def test_a_fraction_of_an_epoch_is_the_same_at_any_batch() -> None:
     optimizer, scheduler = made("CosineAnnealingWarmRestarts")
     other = made("CosineAnnealingWarmRestarts")

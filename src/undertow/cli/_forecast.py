@@ -31,9 +31,9 @@ class Options:
     """Shapes and norms of its matrices."""
     shapes: Annotated[tuple[str, ...] | None, Shown("ROWSxCOLS...")] = None
     """Shapes of matrices, in place of a checkpoint."""
-    optimizer: Annotated[str, Shown("NAME")] = "sgd"
-    """Of any kind: sgd, adamw, lion, muon, ..."""
-    momentum: float = 0.0
+    optimizer: Annotated[str | None, Shown("NAME")] = None
+    """Of any kind: sgd (the default), adamw, lion, muon, ..."""
+    momentum: float | None = None
     """Of SGD."""
     schedule: Annotated[str, Shown("NAME")] = "constant"
     """constant, cosine:FLOOR, linear, wsd, onecycle or step:0.1@3000,6000."""

@@ -95,6 +95,19 @@ def test_the_judgement_is_printed() -> None:
     assert found.as_json()["memory_says"].startswith("the initial weights stay")
 
 
+def test_names_that_say_how_they_decay() -> None:
+    plain = apply.forecast(**RUN, optimizer="adamw").decay_exponent
+    for name in ("SGDW", "timm.optim.sgdw.SGDW", "nadamw", "radamw"):
+        momentum = 0.9 if "SGDW" in name else 0.0
+        found = apply.forecast(**RUN, optimizer=name, momentum=momentum)
+        assert found.decays_so
+        assert found.decay_exponent == plain
+        assert found.equilibrium is None
+    found = apply.forecast(**RUN, optimizer="DecoupledAdamW")
+    assert not found.decays_so
+    assert "weight_decay x lr / (its first lr)" in found.notes[0]
+
+
 def test_a_momentum_that_is_not_there_is_said() -> None:
     with pytest.raises(ValueError, match="adamw has betas"):
         apply.forecast(**RUN, optimizer="adamw", momentum=0.9)

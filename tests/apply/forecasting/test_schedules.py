@@ -112,9 +112,7 @@ def test_a_scheduler_gives_the_rates_of_the_run_and_is_left_as_it_was(
             scheduler.step()
         before = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(scheduler.state_dict())
         steps = STEPS - taken
-        found = apply.forecast(
-            **RUN | {"steps": steps}, schedule=scheduler, optimizer=kind.__name__
-        )
+        found = apply.forecast(**RUN | {"steps": steps}, schedule=scheduler)
         assert (optimizer.state_dict(), scheduler.state_dict()) == before
         assert scheduler.optimizer is optimizer
         assert any("goes on from its step" in note for note in found.notes) == bool(
@@ -122,18 +120,48 @@ def test_a_scheduler_gives_the_rates_of_the_run_and_is_left_as_it_was(
         )
         rates = []
         for step in range(steps):
-            rates.append(optimizer.param_groups[0]["lr"])
+            group = optimizer.param_groups[0]
+            rates.append(group["lr"] / (1 - group.get("momentum", 0.0)))  # which some move, too
             optimizer.step()
             if step < steps - 1:
                 scheduler.step()
-        assert found.decay_exponent == pytest.approx(predict.decay_exponent(rates, 0.1))
+        assert found.decay_exponent == pytest.approx(sum(rates) * 0.1)
+        assert found.memory_steps == pytest.approx(1 / (max(rates) * 0.1))
+
+
+def test_the_optimizer_is_the_one_that_the_scheduler_moves() -> None:
+    _, sgd = job(MADE["StepLR"])
+    _, adam = job(MADE["StepLR"], torch.optim.Adam)
+    found = apply.forecast(**RUN, schedule=sgd)
+    assert found.decay_exponent == apply.forecast(**RUN, schedule=sgd, momentum=0.9).decay_exponent
+    assert found.effective_lr == pytest.approx(1.0)
+    assert not apply.forecast(**RUN, schedule=adam).decays_so
+    for schedule, given, said in (
+        (adam, {"optimizer": "sgd"}, "the scheduler moves Adam: leave optimizer out"),
+        (sgd, {"optimizer": "lion"}, "the scheduler moves SGD: leave optimizer out"),
+        (sgd, {"momentum": 0.5}, "momentum is 0.5, and that of the optimizer"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            apply.forecast(**RUN, schedule=schedule, **given)
+
+
+def test_an_optimizer_may_be_given_as_itself_or_its_class() -> None:
+    param = torch.nn.Parameter(torch.zeros(1))
+    heavy = torch.optim.SGD([param], lr=0.1, momentum=0.9)
+    named = apply.forecast(**RUN, lr=0.1, momentum=0.9)
+    assert apply.forecast(**RUN, lr=0.1, optimizer=heavy).decay_exponent == named.decay_exponent
+    assert apply.forecast(**RUN, lr=0.1, optimizer=torch.optim.AdamW).decays_so
+    nadam = torch.optim.NAdam([param], decoupled_weight_decay=True)
+    assert apply.forecast(**RUN, lr=0.1, optimizer=nadam).decays_so
+    assert not apply.forecast(**RUN, lr=0.1, optimizer=torch.optim.NAdam([param])).decays_so
 
 
 def test_a_scheduler_by_epochs_steps_as_often_as_it_is_said() -> None:
     _, scheduler = job(MADE["StepLR"])
     found = apply.forecast(**RUN, schedule=scheduler, scheduler_interval=4)
     rates = [0.1 * 0.1 ** (step // 28) for step in range(STEPS)]
-    assert found.decay_exponent == pytest.approx(predict.decay_exponent(rates, 0.1))
+    expected = predict.decay_exponent(rates, 0.1, momentum=0.9)
+    assert found.decay_exponent == pytest.approx(expected)
     lightning = {"scheduler": scheduler, "interval": "epoch"}
     with pytest.raises(ValueError, match="scheduler_interval is needed"):
         apply.forecast(**RUN, schedule=lightning)
@@ -181,7 +209,9 @@ def test_rates_and_factors_are_told_apart() -> None:
         apply.forecast(**RUN, lr=0.1, schedule=factors),
         apply.forecast(**RUN, lr=0.1, schedule=lambda step: 0.9**step),
         apply.forecast(**RUN, lr=np.array(rates)),
-        apply.forecast(**RUN, schedule=job(lambda o: schedulers.ExponentialLR(o, 0.9))[1]),
+        apply.forecast(
+            **RUN, schedule=job(lambda o: schedulers.ExponentialLR(o, 0.9), torch.optim.AdamW)[1]
+        ),
     ):
         assert same.decay_exponent == pytest.approx(found.decay_exponent)
         assert same.memory_steps == pytest.approx(1 / (0.1 * 0.1))
@@ -193,4 +223,7 @@ def test_rates_and_factors_are_told_apart() -> None:
         apply.forecast(**RUN, lr=rates[:-1])
     with pytest.raises(ValueError, match="lr is needed"):
         apply.forecast(**RUN)
+    for wrong in ("1e-3", True, float, [[0.1]]):
+        with pytest.raises(ValueError, match=r"lr must be|lr is"):
+            apply.forecast(**RUN, lr=wrong)
     assert math.isfinite(apply.forecast(**RUN, lr=0.1, schedule=[0.0] * STEPS).decay_exponent)

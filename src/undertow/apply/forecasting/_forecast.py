@@ -43,8 +43,8 @@ def forecast(
     weight_decay: float,
     steps: int,
     batch_size: int,
-    optimizer: str = "sgd",
-    momentum: float = 0.0,
+    optimizer: Any = None,
+    momentum: float | None = None,
     schedule: Schedule | Any = "constant",
     warmup_steps: int = 0,
     scheduler_interval: int = 1,
@@ -71,11 +71,12 @@ def forecast(
         weight_decay: PyTorch's.
         steps: optimizer steps of the run.
         batch_size: samples a step over all workers.
-        optimizer: any optimizer's name. E is the sum of lr x weight_decay where decay is decoupled
+        optimizer: any optimizer's name, itself or its class; by default the one that a scheduler
+            moves, or SGD. E is the sum of lr x weight_decay where decay is decoupled
             (AdamW, Lion, Muon, ...), and that over 1 - momentum for SGD. The decay of RMSprop, Adam
             and their kin is divided by the gradient's size, and E does not describe it; one that is
             not known is taken to decay decoupled. The notes say which.
-        momentum: of SGD.
+        momentum: of SGD; by default its own where it is given as itself or by a scheduler, or 0.
         schedule: `constant`, `cosine`, `linear`, `wsd`, `onecycle`, `step:0.1@3000,6000`, see
             `lr_factors`; a function of the step, or one factor a step; or a scheduler of PyTorch,
             of which a copy is stepped, from where it stands, with an optimizer of its own.
@@ -103,9 +104,14 @@ def forecast(
     count = None if samples is None else whole_number("samples", samples, least=1)
     if not (math.isfinite(norm_ratio) and norm_ratio > 0):
         raise ValueError(f"norm_ratio must be a finite number above 0, got {norm_ratio}")
-    decay = decay_of(optimizer, momentum, weight_decay)
+    found = rates_of(lr, schedule, steps, warmup_steps, scheduler_interval)
+    decay = decay_of(optimizer, momentum, weight_decay, found.optimizer)
     momentum, linear = decay.momentum, decay.follows_gradients
-    rates, notes = rates_of(lr, schedule, steps, warmup_steps, scheduler_interval)
+    rates, notes = found.values, list(found.notes)
+    if momentum and found.momenta is not None and np.ptp(found.momenta):
+        # As rates at one momentum, that where lr / (1 - momentum) is largest.
+        momentum = float(found.momenta[np.argmax(rates / (1 - found.momenta))])
+        rates = rates * (1 - momentum) / (1 - found.momenta)
     peak = float(rates.max())
     total = predict.decay_exponent(rates, weight_decay, momentum=momentum)
     notes += decay.notes

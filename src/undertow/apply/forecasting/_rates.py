@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from undertow.apply.forecasting._schedule import Schedule, lr_factors
-from undertow.apply.forecasting._scheduler import is_scheduler, scheduled_rates
+from undertow.apply.forecasting._scheduler import Rates, is_scheduler, scheduled_rates
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
@@ -24,7 +24,7 @@ def rates_of(
     steps: int,
     warmup_steps: int,
     interval: int,
-) -> tuple[Float64[np.ndarray, " steps"], list[str]]:
+) -> Rates:
     """The learning rate of each step, and what must be known of it.
 
     Args:
@@ -50,29 +50,36 @@ def rates_of(
             raise ValueError("warmup_steps goes with a schedule by name; a scheduler has its own")
         found = scheduled_rates(schedule, steps, interval=interval)
         _check_scheduled(lr, schedule, found.values)
-        return found.values, list(found.notes)
+        return found
     if lr is None:
         raise ValueError("lr is needed, unless schedule is a scheduler of PyTorch")
-    if not isinstance(lr, int | float):
-        rates = np.asarray(lr, dtype=np.float64)
-        if rates.ndim == 0:
-            lr = float(rates)
-        elif not isinstance(schedule, str) or schedule != "constant" or warmup_steps:
+    rates = _numbers("lr", lr)
+    if rates.ndim:
+        if not isinstance(schedule, str) or schedule != "constant" or warmup_steps:
             raise ValueError("lr is one rate a step already: leave schedule and warmup_steps out")
-        elif rates.shape != (steps,) or not np.isfinite(rates).all() or (rates < 0).any():
+        if rates.shape != (steps,) or not np.isfinite(rates).all() or (rates < 0).any():
             raise ValueError(f"lr must be one finite rate >= 0 for each of the {steps} steps")
-        else:
-            return rates, []
-    if not (math.isfinite(lr) and lr > 0):
+        return Rates(rates)
+    if not (math.isfinite(rates) and rates > 0):
         raise ValueError(f"lr must be a finite number above 0, got {lr}")
     factors = lr_factors(cast(Schedule, schedule), steps, warmup_steps=warmup_steps)
     peak = float(factors.max())
-    if not isinstance(schedule, str) and 0 < peak <= lr < 0.5:
+    if not isinstance(schedule, str) and 0 < peak <= rates < 0.5:
         raise ValueError(
             f"schedule peaks at {peak:g}, no higher than lr itself: it multiplies lr, and these "
             "look like rates; give rates as lr, one a step"
         )
-    return lr * factors, []
+    return Rates(float(rates) * factors)
+
+
+def _numbers(name: str, value: Any) -> Float64[np.ndarray, ...]:
+    """A number or several; text is none, and neither is a truth value."""
+    if not isinstance(value, str | bytes | bool):
+        try:
+            return np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            pass
+    raise ValueError(f"{name} must be a number, or one for each step, got {value!r}")
 
 
 def _check_scheduled(lr: Any, scheduler: Any, rates: np.ndarray) -> None:

@@ -161,5 +161,8 @@ def _listed(schedule: Any, steps: int, warmup_steps: int) -> np.ndarray:
     except (TypeError, ValueError):
         factors = np.empty(0)
     if factors.shape != (steps,) or not np.isfinite(factors).all() or (factors < 0).any():
-        raise ValueError(f"schedule must give one finite factor >= 0 for each of the {steps} steps")
+        raise ValueError(
+            f"schedule must give one finite factor >= 0 for each of the {steps} steps, "
+            f"or be {FORMS}"
+        )
     return factors

@@ -16,10 +16,19 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Rates:
-    """What a scheduler gives: a rate for each step, and what must be known of it."""
+    """The rate of each step, and what must be known of it.
+
+    Attributes:
+        values: one a step.
+        notes: for the reader.
+        optimizer: that the scheduler moves, where there is one.
+        momenta: its momentum at each step, where it is SGD.
+    """
 
     values: np.ndarray
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    optimizer: Any = None
+    momenta: np.ndarray | None = None
 
 
 def is_scheduler(schedule: Any) -> bool:
@@ -55,17 +64,28 @@ def scheduled_rates(schedule: Any, steps: int, *, interval: int = 1) -> Rates:
             f"schedule: {type(scheduler).__name__} cannot be copied ({error}); give a list of "
             "factors"
         ) from None
-    values = np.empty(steps)
+    values, momenta = np.empty(steps), np.empty(steps)
+    group = optimizer.param_groups[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no optimizer steps between: there is none here
         for step in range(steps):
             if step and step % interval == 0:
                 _advance(copied, step, steps)
-            values[step] = float(optimizer.param_groups[0]["lr"])
+            values[step], momenta[step] = float(group["lr"]), float(group.get("momentum", 0.0))
     if not np.isfinite(values).all() or (values < 0).any():
         step = int(np.argmin(np.isfinite(values) & (values >= 0)))
         raise ValueError(f"schedule: the scheduler's rate is {values[step]} at step {step}")
-    return Rates(values, tuple(_notes(scheduler, interval)))
+    notes = _notes(scheduler, interval)
+    if np.ptp(momenta):
+        notes.append("the scheduler moves the momentum, too: E takes it step by step")
+    return Rates(values, tuple(notes), bare(scheduler.optimizer), momenta)
+
+
+def bare(optimizer: Any) -> Any:
+    """The optimizer inside what holds it, as accelerate does."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
 
 
 def _inner(schedule: Any) -> Any:
@@ -81,7 +101,7 @@ def _stand_in(optimizer: Any) -> Any:
     """An optimizer with the same groups over a single number, for a scheduler to move."""
     import torch
 
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # of accelerate
+    optimizer = bare(optimizer)
     made = torch.optim.SGD([torch.zeros(1)], lr=0.0)
     made.defaults = copy.deepcopy(optimizer.defaults)
     made.param_groups = [

@@ -1,6 +1,7 @@
 """What should the optimizer do? Closed forms in the hyperparameters, by numpy alone."""
 
 from undertow.predict._averages import Betas as Betas
+from undertow.predict._averages import moved_average as moved_average
 from undertow.predict._decay import decay_exponent as decay_exponent
 from undertow.predict._decay import decay_factor as decay_factor
 from undertow.predict._decay import null_space_decay as null_space_decay
@@ -73,6 +74,7 @@ __all__ = [
     "local_drift_multiplier",
     "momentum_equivalent",
     "momentum_gap",
+    "moved_average",
     "null_space_decay",
     "patch_count",
     "rank_bound",

@@ -236,6 +236,17 @@ def test_a_schedule_of_epochs_keeps_its_pace() -> None:
         assert ("by epochs" in " ".join(found.notes)) == (argument == "counted")
 
 
+def test_what_lightning_configures_is_an_optimizer_with_its_scheduler() -> None:
+    optimizer, scheduler = made("StepLR")
+    configured = {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": scheduler, "interval": "step", "frequency": 1},
+    }
+    apply.rescale(configured, from_batch=8, to_batch=16).apply()
+    advance(optimizer, scheduler, 4)  # eight old steps, of which the seventh halves the rate
+    assert rates(optimizer)[0] == pytest.approx(0.1)
+
+
 def test_a_fraction_of_an_epoch_is_the_same_at_any_batch() -> None:
     optimizer, scheduler = made("CosineAnnealingWarmRestarts")
     other = made("CosineAnnealingWarmRestarts")
@@ -278,6 +289,28 @@ def test_two_schedulers_of_one_optimizer_move_together() -> None:
             for scheduler in reference:
                 scheduler.step()
         assert rates(optimizer) == pytest.approx([2 * rate for rate in rates(other)])
+
+
+class Trainer:
+    """Somebody whose method is a schedule, and who must not be copied with it."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trainer:
+        raise AssertionError("it was copied")
+
+    def factor(self, step: int) -> float:
+        return self.scale / (step + 1)
+
+
+def test_an_object_whose_method_is_the_schedule_is_not_copied() -> None:
+    optimizer, trainer = sgd(), Trainer()
+    scheduler = schedulers.LambdaLR(optimizer, trainer.factor)
+    apply.rescale(optimizer, from_batch=8, to_batch=16, scheduler=scheduler).apply()
+    trainer.scale = 3.0
+    advance(optimizer, scheduler, 1)
+    assert rates(optimizer)[0] == pytest.approx(0.1 * 2 * 3.0 / 3)
 
 
 def test_the_end_of_a_schedule_is_its_end() -> None:

@@ -75,12 +75,19 @@ def reads(family: str) -> tuple[str, ...]:
 
 
 def text(value: Any) -> str:
-    """The name in a text, an enumeration (TrainingArguments' `optim`), a class or a partial."""
+    """The name in a text, an enumeration (TrainingArguments' `optim`), a class or a partial.
+
+    Raises:
+        TypeError: it is none of these.
+    """
     if isinstance(value, partial):
         value = value.func
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
-    return str(value.value if isinstance(value, Enum) else getattr(value, "__name__", value))
+    plain = value.value if isinstance(value, Enum) else getattr(value, "__name__", value)
+    if not isinstance(plain, str):
+        raise TypeError(f"optimizer must be a name or a class, got {type(value).__name__}")
+    return plain
 
 
 def family(name: str) -> str:

@@ -81,6 +81,11 @@ def rescale(
         _whole("from_workers", from_workers),
         None if to_workers is None else _whole("to_workers", to_workers),
     )
+    if isinstance(optimizer_or_dict, Mapping) and _running.is_running(
+        optimizer_or_dict.get("optimizer")
+    ):  # what Lightning's configure_optimizers returns
+        scheduler = optimizer_or_dict.get("lr_scheduler") if scheduler is None else scheduler
+        optimizer_or_dict = optimizer_or_dict["optimizer"]
     measures = _Measures(noise_scale, sharpness, objective, rule, betas)
     if _running.is_running(optimizer_or_dict):
         if start is None:

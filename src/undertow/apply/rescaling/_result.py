@@ -251,8 +251,6 @@ def _shown(value: Any) -> str:
         return f"({', '.join(_shown(one) for one in value)})"
     if value is None:
         return "open"  # no rule is known for it
-    if value is None:
-        return "open"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

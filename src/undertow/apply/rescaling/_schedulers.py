@@ -11,6 +11,7 @@ import copy
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from types import MethodType
 from typing import Any, Literal, cast
 
 from undertow import predict
@@ -37,13 +38,26 @@ class Law:
     arguments: Mapping[str, Any]
 
     def __call__(self, name: str, value: Any) -> Any:
-        """The new value of a hyperparameter that a schedule moves."""
+        """The new value of a hyperparameter that a schedule moves.
+
+        Raises:
+            ValueError: the rule does not reach it; the message names the largest batch.
+        """
         if name == "lr":
             return value * self.ratio
-        if self.hyper.get(name) is None or not self.arguments:
+        several = value if isinstance(value, tuple) else (value,)
+        names = [f"beta{place}" for place in (1, 2)] if isinstance(value, tuple) else [name]
+        new = tuple(map(self._moved, names, several))
+        if None in new:
+            whole = {n: v for n, v in self.hyper.items() if n not in ("steps", "warmup_steps")}
+            predict.rescale({**whole, name: value}, **self.arguments)
+        return new if isinstance(value, tuple) else new[0]
+
+    def _moved(self, name: str, value: float) -> float | None:
+        if name not in predict.FAMILIES[self.arguments["optimizer"]].averages:
             return value
-        whole = {n: v for n, v in self.hyper.items() if n not in ("steps", "warmup_steps")}
-        return predict.rescale({**whole, name: value}, **self.arguments).hyper[name]
+        factor = self.arguments["to_batch"] / self.arguments["from_batch"]
+        return predict.moved_average(value, factor, self.arguments["betas"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,6 +359,8 @@ def prepare(given: Sequence[Given]) -> list[Prepared]:
     for one in given:
         for part in _parts(one.scheduler):
             memo[id(part.optimizer)] = stand_in
+            for function in _foreign_methods(part):
+                memo[id(function)] = function
     try:
         return [Prepared(one, copy.deepcopy(one.scheduler, memo)) for one in given]
     except Exception as error:
@@ -353,6 +369,14 @@ def prepare(given: Sequence[Given]) -> list[Prepared]:
             f"scheduler {names} cannot be copied ({type(error).__name__}): make it anew for the "
             "new batch, and give scheduler=False"
         ) from None
+
+
+def _foreign_methods(scheduler: Any) -> list[Any]:
+    """Methods that it calls of objects other than itself, which are not to be copied with it."""
+    held = [value for value in vars(scheduler).values() if not isinstance(value, list)]
+    held += [one for value in vars(scheduler).values() if isinstance(value, list) for one in value]
+    methods = [value for value in held if isinstance(value, MethodType)]
+    return [method for method in methods if method.__self__ is not scheduler]
 
 
 def _parts(scheduler: Any) -> list[Any]:

@@ -412,8 +412,11 @@ def test_arguments_that_contradict_the_configuration_are_refused() -> None:
         apply.rescale(counted, from_batch=32, to_batch=256)
     with pytest.raises(ValueError, match="near it are 32 and 34"):
         apply.rescale(counted, to_batch=33)
-    with pytest.raises(TypeError, match="got int"):
-        apply.rescale(3, from_batch=8, to_batch=16)
+    for other in (3, "adamw", [config], None, torch.nn.Linear(2, 2)):
+        with pytest.raises(TypeError, match=f"got {type(other).__name__}"):
+            apply.rescale(other, from_batch=8, to_batch=16)
+    with pytest.raises(TypeError, match="optimizer must be a name or a class, got object"):
+        apply.rescale({**config, "optimizer": object()}, to_batch=64)
     # Arguments of a program that has every optimizer's flags say nothing of the one it takes.
     every = Namespace(optimizer="adamw", lr=0.1, momentum=0.9, batch_size=32)
     assert apply.rescale(every, to_batch=64).hyper.momentum == 0.9

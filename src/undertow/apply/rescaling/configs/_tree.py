@@ -62,7 +62,8 @@ def is_tree(value: Any) -> bool:
 def is_config(value: Any) -> bool:
     """The same, or an object with a learning rate that is nobody's optimizer."""
     rated = any(hasattr(value, name) for name in ("learning_rate", "lr"))
-    return is_tree(value) or (rated and bool(getattr(value, "__dict__", None)))
+    own = rated and not callable(value) and bool(getattr(value, "__dict__", None))
+    return is_tree(value) or own
 
 
 def leaves(source: Any) -> list[Leaf]:

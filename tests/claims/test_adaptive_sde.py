@@ -62,6 +62,7 @@ class Broken:
     weak_gap: float = 3.0  # the same of weaker noise
     noisy_gap: float = 0.01  # of the bare optimizer on noisy labels
     rule: float = 0.003  # deviation by the square-root rule
+    half_life: float = 0.003  # with betas to the power k
     rate_only: float = 0.02  # and by the learning rate only
     slow: float = 0.075  # and without scaling; here it is as predicted
     clean: float = 10.0  # factor of the rule's deviation on clean labels
@@ -88,6 +89,7 @@ class Broken:
     def run(self, trial: Any, jitter: float) -> list[dict[str, Any]]:
         gaps = {
             "square root": self.rule,
+            "half-life": self.half_life,
             "learning rate only": self.rate_only,
             "linear": 0.03,
             "none": self.slow,
@@ -156,6 +158,9 @@ CONTRACT = Contract(
         ({"rate_only": 0.003}, "betas of 0.998 and 0.9995"),
         ({"rate_only": 0.003}, "RMSprop, k = 4: learning rate only"),
         ({"rate_only": 0.003}, "text, k = 4: learning rate only"),
+        ({"half_life": 0.006}, "k = 16: beta^k over 1 - k (1 - beta)"),
+        ({"half_life": 0.006}, "RMSprop, k = 16: beta^k over 1 - k (1 - beta)"),
+        ({"rate_only": 0.003}, "text, k = 16: betas kept over beta^k"),
     ],
     left_open=[
         ({"weak_error": 1e-3}, "error kept with weaker noise, SGD"),
@@ -228,6 +233,8 @@ def test_scalings_differ_as_their_names_say() -> None:
     assert rule == pytest.approx({"lr": 2e-4, "beta1": 0.96, "beta2": 0.996, "eps": 5e-9})
     assert scaled("linear")[0] == pytest.approx({**rule, "lr": 4e-4})
     assert scaled("learning rate only")[0] == pytest.approx({**base, "lr": 2e-4})
+    halved = {**rule, "beta1": 0.99**4, "beta2": 0.999**4}
+    assert scaled("half-life")[0] == pytest.approx(halved)
     assert scaled("square root", optimizer="rmsprop")[0] == pytest.approx({**rule, "beta1": 0.0})
 
 
@@ -236,6 +243,9 @@ def test_beta1_is_cut_off_only_where_the_rule_ends() -> None:
     assert clipped
     assert values == pytest.approx({"lr": 4e-4, "beta1": 0.0, "beta2": 0.984, "eps": 2.5e-9})
     assert not scaled("square root", factor=8, beta1=0.9)[1]
+    halved, clipped = scaled("half-life", factor=64, beta1=0.9)
+    assert halved["beta1"] == pytest.approx(0.9**64)
+    assert not clipped
 
 
 def test_one_network_and_data_order_for_every_batch_size(global_rng_untouched: None) -> None:
@@ -309,7 +319,7 @@ def test_a_level_that_is_lost_leaves_the_other_figures() -> None:
     records = world()
     gone = {**records, "limits": records["limits"].filter(pl.col("level") != 2)}
     names = [figure.name for figure in CLAIM.figures(gone, KNOBS)]
-    assert names == ["order", "limit", "rule", "curves"]
+    assert names == ["order", "limit", "rule", "betas", "curves"]
     assert math.isnan(named(gone, "Adam, SVAG(").value)
 
 

@@ -13,7 +13,7 @@ import pytest
 from undertow import apply, claims, predict
 from undertow.cli import _rescale
 from undertow.cli._main import COMMANDS
-from undertow.cli._words import OUTPUT, arguments, shared_parameters
+from undertow.cli._words import OUTPUT, UNITS, arguments, shared_parameters
 
 CALLED: dict[str, Callable[..., Any]] = {
     "inspect": apply.inspect,
@@ -46,7 +46,7 @@ def test_an_option_is_a_parameter_with_the_same_default(command: str) -> None:
     fields = {field.name: field for field in dataclasses.fields(options_of(command))}
     assert set(renamed) <= set(fields)
     for name, field in fields.items():
-        if name in OUTPUT:
+        if name in OUTPUT | UNITS:
             assert name not in parameters
             continue
         parameter = renamed.get(name, name)

@@ -42,7 +42,7 @@ def test_square_root_rule_keeps_the_terms_of_the_equation(
     gap = 0.9 * slowness * min(1, old / new)
     hyper = {"lr": 1e-3, "beta1": 1 - gap, "beta2": 1 - gap / 10, "eps": 1e-6 * scale}
     hyper["weight_decay"] = 1e-2
-    found = rescale(hyper, from_batch=old, to_batch=new, optimizer="adamw").hyper
+    found = rescale(hyper, from_batch=old, to_batch=new, optimizer="adamw", betas="sde").hyper
     k = new / old
     ratio = {name: found[name] / hyper[name] for name in ("lr", "eps", "weight_decay")}
     assert ratio["lr"] ** 2 / k == pytest.approx(1)
@@ -53,6 +53,44 @@ def test_square_root_rule_keeps_the_terms_of_the_equation(
     assert ratio["eps"] / sigma == pytest.approx(1)
     for name in ("beta1", "beta2"):
         assert (1 - found[name]) / ratio["lr"] ** 2 == pytest.approx(1 - hyper[name])
+
+
+@given(batches, batches, st.floats(1e-6, 1 - 1e-6))
+def test_half_lives_keep_the_memory_in_samples_and_stay_in_range(
+    old: int, new: int, beta: float
+) -> None:
+    """As beta^k it halves after the same samples, and is to first order what the equation has."""
+    hyper = {"lr": 1e-3, "betas": (beta, beta)}
+    found, other = (
+        rescale(hyper, from_batch=old, to_batch=new, optimizer="adam").averages["betas"][mode]
+        for mode in ("half-life", "sde")
+    )
+    for kept in found:
+        assert 0 <= kept <= 1
+        if 1e-12 < kept < 1 - 1e-12:
+            assert math.log(kept) / new == pytest.approx(math.log(beta) / old)
+    k = new / old
+    gap = k * (1 - beta)
+    assert (other is None) == (gap >= 1 - 1e-12)
+    if other is not None:
+        # Taylor's remainder of x^k about 1, between beta and 1.
+        most = abs(k * (k - 1)) / 2 * (1 - beta) ** 2 * max(1.0, beta ** (k - 2))
+        assert abs(found[0] - other[0]) <= most * (1 + 1e-9) + 1e-12
+
+
+def test_each_choice_of_averages_stands_beside_the_one_that_was_taken() -> None:
+    for betas in ("half-life", "sde", "keep"):
+        found = rescale(ADAMW, from_batch=16, to_batch=64, optimizer="adamw", betas=betas)
+        assert found.betas == betas
+        assert found.hyper["betas"] == found.averages["betas"][betas]
+        assert set(found.averages["betas"]) == {"half-life", "sde", "keep"}
+        assert found.averages["betas"]["keep"] == ADAMW["betas"]
+    beyond = rescale(ADAMW, from_batch=16, to_batch=16 * 64, optimizer="adamw")
+    assert beyond.averages["betas"]["sde"] is None
+    assert "betas[0] 0.95 -> 0.0375 remembers 1.0 steps: near k = 20" in " ".join(beyond.warnings)
+    assert not rescale(ADAMW, from_batch=16, to_batch=64, optimizer="adamw").warnings
+    with pytest.raises(ValueError, match="betas must be one of half-life, sde, keep, got 'half'"):
+        rescale(ADAMW, from_batch=16, to_batch=64, optimizer="adamw", betas="half")
 
 
 @given(st.integers(1, 64), st.integers(1, 19), st.sampled_from(["rmsprop", "adam", "adamw"]))
@@ -102,10 +140,10 @@ def test_defaults_of_pytorch_are_scaled_too() -> None:
 
 def test_no_first_average_stays_none() -> None:
     hyper = {"lr": 1e-3, "betas": (0.0, 0.99)}
-    assert rescale(hyper, from_batch=1, to_batch=50, optimizer="adam").hyper["betas"] == (
-        0.0,
-        pytest.approx(0.5),
-    )
+    found = rescale(hyper, from_batch=1, to_batch=50, optimizer="adam", betas="sde").hyper
+    assert found["betas"] == (0.0, pytest.approx(0.5))
+    found = rescale(hyper, from_batch=1, to_batch=50, optimizer="adam").hyper
+    assert found["betas"] == (0.0, pytest.approx(0.99**50))
 
 
 def test_coupled_decay_stays_and_decoupled_follows_the_root() -> None:
@@ -143,6 +181,8 @@ def test_linear_rule_leaves_an_ornstein_uhlenbeck_process_in_place() -> None:
     [
         ("adam", {"lr": 1e-3, "betas": (0.9, 0.999)}, 10),
         ("rmsprop", {"lr": 1e-3, "alpha": 0.75}, 4),
+        ("schedulefree-adamw", {"lr": 1e-3, "betas": (0.9, 0.99)}, 100),
+        ("lion", {"lr": 1e-3, "betas": (0.9, 0.95)}, 10),
         ("sgd", {"lr": 0.25, "weight_decay": 0.5}, 8),
         ("adamw", {"lr": 0.25, "weight_decay": 0.5, "betas": (0.99, 0.999)}, 8),
     ],
@@ -151,8 +191,8 @@ def test_beyond_the_range_the_largest_batch_is_named_and_works(
     optimizer: str, hyper: dict[str, float], limit: int
 ) -> None:
     with pytest.raises(ValueError, match=f"total batch of {16 * limit - 1}"):
-        rescale(hyper, from_batch=16, to_batch=16 * limit, optimizer=optimizer)
-    rescale(hyper, from_batch=16, to_batch=16 * limit - 1, optimizer=optimizer)
+        rescale(hyper, from_batch=16, to_batch=16 * limit, optimizer=optimizer, betas="sde")
+    rescale(hyper, from_batch=16, to_batch=16 * limit - 1, optimizer=optimizer, betas="sde")
 
 
 @given(st.integers(1, 500), st.floats(1, 1e5), st.floats(1.05, 3))

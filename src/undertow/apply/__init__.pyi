@@ -1,5 +1,7 @@
 from ._arguments import load_objective as load_objective
 from ._arguments import parse_shapes as parse_shapes
+from ._arguments import survived as survived
+from ._quantities import parse_count as parse_count
 from .forecasting import Comparison as Comparison
 from .forecasting import Forecast as Forecast
 from .forecasting import LayerForecast as LayerForecast

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import runpy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ def load_objective(place: str) -> Objective:
         FileNotFoundError: there is no such file.
         ValueError: the place does not parse, or the file has no such function.
         TypeError: the function returns something else.
+        RuntimeError: the file or the function raises anything, `sys.exit` included.
     """
     from undertow.objective import Objective
 
@@ -55,10 +57,40 @@ def load_objective(place: str) -> Objective:
         raise ValueError(f"{place!r} does not parse; write FILE.py:NAME, NAME() an Objective")
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no file {file!r}")
-    made = runpy.run_path(file).get(name)
+    with survived(file):
+        made = runpy.run_path(file).get(name)
     if not callable(made):
         raise ValueError(f"{file} has no function {name}")
-    objective = made()
+    with survived(f"{name}() of {file}"):
+        objective = made()
     if not isinstance(objective, Objective):
         raise TypeError(f"{name}() must return an Objective, got {type(objective).__name__}")
     return objective
+
+
+@contextlib.contextmanager
+def survived(whose: str, *, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Run code that is not ours: what it raises is one error here, an end of the process too.
+
+    Args:
+        whose: code, as the error names it.
+        passing: errors that are as well ours, and pass as they are.
+
+    Raises:
+        RuntimeError: it raised anything else but an interrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        try:
+            said = str(error)
+        except BaseException:  # an exception that cannot even be shown
+            said = ""
+        else:
+            if isinstance(error, passing):
+                raise
+        name = type(error).__name__
+        # From nothing: a StopIteration behind it would be taken for the end of this generator.
+        raise RuntimeError(f"{whose} raised {name}{f': {said}' if said else ''}") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 from undertow.cli._output import show
-from undertow.cli._words import Shown, UsageError, arguments, parse
+from undertow.cli._words import Shown, UsageError, arguments, in_samples, parse
 
 SYNOPSIS = "--lr X ..."
 SUMMARY = "what a run will forget, before it starts"
@@ -25,22 +25,24 @@ class Options:
     """PyTorch's."""
     steps: int
     """Optimizer steps of the run."""
-    batch_size: int
-    """Samples a step over all workers."""
+    batch_size: Annotated[str, Shown("N")]
+    """Samples a step over all workers; also as 5e5, 0.5M, 256seq."""
     checkpoint: Path | None = None
     """Shapes and norms of its matrices."""
     shapes: Annotated[tuple[str, ...] | None, Shown("ROWSxCOLS...")] = None
     """Shapes of matrices, in place of a checkpoint."""
-    optimizer: Annotated[str, Shown("NAME")] = "sgd"
-    """sgd, momentum, rmsprop, adam or adamw."""
-    momentum: float = 0.0
+    optimizer: Annotated[str | None, Shown("NAME")] = None
+    """Of any kind: sgd (the default), adamw, lion, muon, ..."""
+    momentum: float | None = None
     """Of SGD."""
     schedule: Annotated[str, Shown("NAME")] = "constant"
-    """constant, cosine, linear, or step:0.1@3000,6000."""
+    """constant, cosine:FLOOR, linear, wsd, onecycle or step:0.1@3000,6000."""
     warmup_steps: int = 0
     """Of linear warm-up before it."""
-    samples: int | None = None
+    samples: Annotated[str | None, Shown("N")] = None
     """Of the training set, to count epochs."""
+    sequence_length: int | None = None
+    """Tokens a sequence: these two are then in tokens, unless as 256seq."""
     init: Annotated[str, Shown("NAME")] = "pytorch"
     """Initialisation: pytorch, he, lecun or xavier."""
     threshold: float = 1e-3
@@ -72,6 +74,7 @@ def run(words: Sequence[str]) -> int:
     from undertow import apply
 
     given = arguments(options, PARAMETERS)
+    given |= in_samples(options, ("batch_size", "samples"), PARAMETERS)
     given["model_or_shapes"] = (
         apply.parse_shapes(options.shapes) if options.shapes else options.checkpoint
     )

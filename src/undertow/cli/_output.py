@@ -42,6 +42,11 @@ def complain(error: Exception | str) -> None:
     print(f"undertow: {one_line(error)}", file=sys.stderr)
 
 
+def remark(words: str) -> None:
+    """Say in one line how something was taken."""
+    print(f"undertow: {words}", file=sys.stderr)
+
+
 def one_line(error: Exception | str) -> str:
     """The message of an error, on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
-from undertow.cli._output import show, undisturbed
-from undertow.cli._words import Shown, arguments, parse
+from undertow.cli._output import EXPECTED_ERRORS, remark, show, undisturbed
+from undertow.cli._words import Shown, arguments, in_samples, parse
 
 SYNOPSIS = "--lr X ..."
 SUMMARY = "hyperparameters for another batch size"
@@ -20,6 +22,7 @@ PARAMETERS = {
     "to": "to_batch",
     "workers": "from_workers",
     "verify": "objective",
+    "averages": "betas",
     **dict.fromkeys(_HYPER, "optimizer_or_dict"),
 }
 
@@ -29,13 +32,15 @@ class Options:
     """What `rescale` takes."""
 
     optimizer: Annotated[str, Shown("NAME")]
-    """sgd, momentum, rmsprop, adam or adamw."""
+    """sgd, adamw, lion, muon, ...: a wrong one names them all."""
     lr: float
     """Learning rate."""
-    batch_size: int
-    """Samples a step on one worker, now."""
-    to: int
+    batch_size: Annotated[str, Shown("N")]
+    """Samples a step on one worker, now; also as 5e5, 0.5M, 256seq."""
+    to: Annotated[str, Shown("N")]
     """And after."""
+    sequence_length: int | None = None
+    """Tokens a sequence: batches are then in tokens, unless as 256seq."""
     workers: int = 1
     """Data-parallel workers now."""
     to_workers: int | None = None
@@ -56,12 +61,18 @@ class Options:
     """Of warm-up."""
     milestones: tuple[int, ...] | None = None
     """Steps at which the rate drops."""
+    rule: Annotated[str | None, Shown("NAME")] = None
+    """Another rule than the optimizer's own, such as linear or fixed-rate."""
+    averages: Annotated[Literal["half-life", "sde", "keep"], Shown("NAME")] = "half-life"
+    """What becomes of betas: half-life (beta^k), sde (1 - k (1 - beta)) or keep."""
     noise_scale: float | None = None
     """Measured noise scale, in samples: warns where the rule ends."""
     sharpness: float | None = None
     """Measured largest eigenvalue of the Hessian: the same."""
     verify: Annotated[str | None, Shown("FILE.py:NAME")] = None
-    """Run NAME() of that file for an Objective, measure there, and try the rule in short runs."""
+    """Run that file, call its NAME() for an Objective, and try the rule there in short runs."""
+    every: bool = False
+    """Print every rule's source and range, too."""
     json: bool = False
     """Print one JSON object."""
 
@@ -76,13 +87,20 @@ def run(words: Sequence[str]) -> int:
     )
     from undertow import apply
 
-    given = arguments(options, PARAMETERS)
+    given = arguments(options, PARAMETERS) | in_samples(options, ("batch_size", "to"), PARAMETERS)
     hyper = given.pop("optimizer_or_dict")
     with undisturbed(options.json):
         if options.verify is not None:
+            file = options.verify.rpartition(":")[0]
+            if Path(file).is_file():
+                remark(f"--verify runs {file}: whatever stands in it is done")
             given["objective"] = apply.load_objective(options.verify)
-        found = apply.rescale(
-            {name: value for name, value in hyper.items() if value is not None}, **given
-        )
-    show(found.document(), options.json)
+        # Its model and loss are not ours either.
+        alone = options.verify is None
+        foreign = apply.survived(str(options.verify), passing=EXPECTED_ERRORS)
+        with nullcontext() if alone else foreign:
+            found = apply.rescale(
+                {name: value for name, value in hyper.items() if value is not None}, **given
+            )
+    show(found.document(every=options.every), options.json)
     return 0

@@ -31,6 +31,8 @@ from typing import (
 # Options that say what becomes of a result. Every other one is an argument of the library's
 # function that the command calls, under its name or one that the command's PARAMETERS give.
 OUTPUT = frozenset({"json", "html", "csv", "every", "expect"})
+# Options that say what other options count in; a command converts these before it calls.
+UNITS = frozenset({"sequence_length"})
 
 _Options = TypeVar("_Options")
 
@@ -170,7 +172,8 @@ def arguments(options: Any, parameters: Mapping[str, str]) -> dict[str, Any]:
         parameters: option -> parameter, where their names differ. Options of one parameter come
             under it as a dictionary.
     """
-    chosen = {name: value for name, value in vars(options).items() if name not in OUTPUT}
+    own = OUTPUT | UNITS
+    chosen = {name: value for name, value in vars(options).items() if name not in own}
     shared = shared_parameters(parameters)
     found: dict[str, Any] = {parameter: {} for parameter in shared}
     for name, value in chosen.items():
@@ -179,6 +182,34 @@ def arguments(options: Any, parameters: Mapping[str, str]) -> dict[str, Any]:
             found[parameter][name] = value
         else:
             found[parameter] = value
+    return found
+
+
+def in_samples(options: Any, names: Sequence[str], parameters: Mapping[str, str]) -> dict[str, int]:
+    """Options that count samples, as whole numbers by the parameter's name.
+
+    With the option `sequence_length` they count tokens unless they say otherwise. What a number of
+    tokens was taken for is said on standard error.
+
+    Raises:
+        UsageError: one is no count, or no whole number of sequences.
+    """
+    from undertow import apply
+    from undertow.cli._output import remark
+
+    length, found = options.sequence_length, {}
+    for name in names:
+        word = getattr(options, name)
+        if word is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        try:
+            count = apply.parse_count(flag, word, sequence_length=length)
+        except ValueError as error:
+            raise UsageError(str(error).replace("sequence_length", "--sequence-length")) from None
+        if length is not None:
+            remark(f"{flag} {word}: {count:,} sequences of {length:,} tokens")
+        found[parameters.get(name, name)] = count
     return found
 
 
@@ -321,9 +352,10 @@ def _read(hint: Any, flag: Flag, command: str) -> Any:
     """The value of one flag, by a parser for it alone: so what fails is known, and said here."""
     import tyro
 
-    words = ["--value", *flag.values]
+    values = [_plain(word, hint) for word in flag.values]
+    words = ["--value", *values]
     if flag.joined:
-        words[:2] = [f"--value={flag.values[0]}"]
+        words[:2] = [f"--value={values[0]}"]
     alone = dataclasses.make_dataclass("alone", [("value", hint)])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -331,6 +363,24 @@ def _read(hint: Any, flag: Flag, command: str) -> Any:
     except SystemExit:
         got = " ".join(flag.values) or "nothing"
         raise UsageError(f"{command}: {flag.given} takes {_takes(hint)}, got {got}") from None
+
+
+def _plain(word: str, hint: Any) -> str:
+    """A number such as 5e5, 0.5M or 2k in digits; every other word as it is."""
+    plain = _without_none(hint)
+    kinds = {plain, *(kind for kind in get_args(plain) if kind is int)}
+    if not kinds & {int, float} or (not word[:1].isdigit() and word[:1] != "."):
+        return word
+    if word.isdigit() or word[-1].lower() not in "0123456789.kmbgti":
+        return word
+    if word[-1].isdigit() and int not in kinds:
+        return word
+    from undertow import apply
+
+    try:
+        return str(apply.parse_count("", word))
+    except ValueError:
+        return word  # for what reads the value to refuse
 
 
 def _sentence(words: str | None) -> str | None:

@@ -1,11 +1,15 @@
 """What should the optimizer do? Closed forms in the hyperparameters, by numpy alone."""
 
+from undertow.predict._averages import Betas as Betas
+from undertow.predict._averages import moved_average as moved_average
 from undertow.predict._decay import decay_exponent as decay_exponent
 from undertow.predict._decay import decay_factor as decay_factor
 from undertow.predict._decay import null_space_decay as null_space_decay
 from undertow.predict._equilibrium import Equilibrium as Equilibrium
 from undertow.predict._equilibrium import equilibrium as equilibrium
 from undertow.predict._equilibrium import equilibrium_steps as equilibrium_steps
+from undertow.predict._families import FAMILIES as FAMILIES
+from undertow.predict._families import Family as Family
 from undertow.predict._local_sgd import SyncRounds as SyncRounds
 from undertow.predict._local_sgd import local_drift_multiplier as local_drift_multiplier
 from undertow.predict._local_sgd import sync_period as sync_period
@@ -14,6 +18,8 @@ from undertow.predict._momentum import MomentumEquivalent as MomentumEquivalent
 from undertow.predict._momentum import averaged_lr as averaged_lr
 from undertow.predict._momentum import momentum_equivalent as momentum_equivalent
 from undertow.predict._momentum_gap import momentum_gap as momentum_gap
+from undertow.predict._noise_scale import best_lr as best_lr
+from undertow.predict._noise_scale import largest_batch as largest_batch
 from undertow.predict._rank_bound import RankBound as RankBound
 from undertow.predict._rank_bound import RankIdentity as RankIdentity
 from undertow.predict._rank_bound import patch_count as patch_count
@@ -22,10 +28,12 @@ from undertow.predict._rank_bound import rank_identity as rank_identity
 from undertow.predict._rank_one import activation_derivatives as activation_derivatives
 from undertow.predict._rank_one import rank_one_modes as rank_one_modes
 from undertow.predict._rank_one import rank_one_rate as rank_one_rate
-from undertow.predict._rescale import Change as Change
-from undertow.predict._rescale import Rescaled as Rescaled
-from undertow.predict._rescale import largest_batch as largest_batch
 from undertow.predict._rescale import rescale as rescale
+from undertow.predict._rescaled import Change as Change
+from undertow.predict._rescaled import Rescaled as Rescaled
+from undertow.predict._rules import RULES as RULES
+from undertow.predict._rules import Alternative as Alternative
+from undertow.predict._rules import ScalingRule as ScalingRule
 from undertow.predict._saddles import SaddlePhase as SaddlePhase
 from undertow.predict._saddles import greedy_exponents as greedy_exponents
 from undertow.predict._saddles import saddle_phases as saddle_phases
@@ -36,17 +44,24 @@ from undertow.predict._survivors import initial_std as initial_std
 from undertow.predict._survivors import surviving_rank as surviving_rank
 
 __all__ = [
+    "FAMILIES",
+    "RULES",
+    "Alternative",
+    "Betas",
     "Change",
     "Equilibrium",
+    "Family",
     "Initializer",
     "MomentumEquivalent",
     "RankBound",
     "RankIdentity",
     "Rescaled",
     "SaddlePhase",
+    "ScalingRule",
     "SyncRounds",
     "activation_derivatives",
     "averaged_lr",
+    "best_lr",
     "decay_exponent",
     "decay_factor",
     "equilibrium",
@@ -59,6 +74,7 @@ __all__ = [
     "local_drift_multiplier",
     "momentum_equivalent",
     "momentum_gap",
+    "moved_average",
     "null_space_decay",
     "patch_count",
     "rank_bound",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,17 +98,14 @@ def test_adams_averages_keep_their_age() -> None:
     optimizer.step()  # a step count that is not whole is no obstacle
 
 
-def test_groups_are_rescaled_each_and_schedulers_are_mentioned() -> None:
+def test_groups_are_rescaled_each() -> None:
     model = nn.Linear(4, 3)
     optimizer = torch.optim.SGD(
         [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.01}], lr=1.0
     )
-    torch.optim.lr_scheduler.StepLR(optimizer, 10)
     found = apply.rescale(optimizer, from_batch=8, to_batch=16)
     found.apply()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.02])
-    assert [group["initial_lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.02])
-    assert "scheduler" in " ".join(found.notes)
     assert "group 1" in found.text()
 
 
@@ -136,48 +132,6 @@ def test_a_dictionary_gives_what_the_closed_form_gives() -> None:
         assert found.hyper.get("optimizer") == source.get("optimizer")
 
 
-def test_training_arguments_keep_their_names() -> None:
-    fields = {
-        "learning_rate": 3e-4,
-        "adam_beta1": 0.95,
-        "adam_beta2": 0.999,
-        "weight_decay": 0.1,
-        "max_steps": -1,
-        "warmup_steps": 400,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 4,
-        "optim": "adamw_torch_fused",
-    }
-    for source in (fields, SimpleNamespace(**fields, world_size=1)):
-        found = apply.rescale(source, to_batch=128)
-        assert found.from_batch == 32
-        assert found.hyper == {
-            "learning_rate": pytest.approx(6e-4),
-            "adam_beta1": pytest.approx(0.8),
-            "adam_beta2": pytest.approx(0.996),
-            "adam_epsilon": pytest.approx(5e-9),
-            "weight_decay": pytest.approx(0.2),
-            "warmup_steps": 100,
-        }
-
-
-def test_a_lightning_configuration_keeps_its_shape() -> None:
-    config = {
-        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "nesterov": True}},
-        "trainer": {"max_steps": 800, "devices": 2},
-        "data": {"init_args": {"batch_size": 16}},
-        "lr_scheduler": {"class_path": "StepLR"},
-    }
-    kept = copy.deepcopy(config)
-    found = apply.rescale(config, to_batch=64, to_workers=2)
-    assert config == kept
-    assert found.from_batch == 32
-    assert found.hyper["optimizer"]["init_args"] == {"lr": pytest.approx(0.4), "nesterov": True}
-    assert found.hyper["trainer"] == {"max_steps": 200, "devices": 2}
-    assert found.hyper["data"] == config["data"]
-    assert "lr_scheduler" in found.notes[0]
-
-
 def test_text_and_json_say_every_change() -> None:
     found = apply.rescale(
         {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "steps": 1000},
@@ -199,10 +153,12 @@ def test_text_and_json_say_every_change() -> None:
 
 def test_what_is_not_known_is_said() -> None:
     model = nn.Linear(2, 2)
-    with pytest.raises(TypeError, match="Adagrad: no scaling rule is known"):
-        apply.rescale(torch.optim.Adagrad(model.parameters()), from_batch=8, to_batch=16)
-    with pytest.raises(ValueError, match="optimizer 'lion': no scaling rule"):
-        apply.rescale({"lr": 0.1}, from_batch=8, to_batch=16, optimizer="lion")
+    adagrad = apply.rescale(torch.optim.Adagrad(model.parameters()), from_batch=8, to_batch=16)
+    assert adagrad.groups[0].hyper["lr"] is None
+    with pytest.raises(ValueError, match="no rule is known for the rate of Adagrad"):
+        adagrad.apply()
+    with pytest.raises(ValueError, match=r"optimizer 'lino': .*did you mean lion"):
+        apply.rescale({"lr": 0.1}, from_batch=8, to_batch=16, optimizer="lino")
     with pytest.raises(ValueError, match="optimizer must name the update rule"):
         apply.rescale({"lr": 0.1}, from_batch=8, to_batch=16)
     with pytest.raises(ValueError, match="from_batch is needed"):
@@ -213,7 +169,7 @@ def test_what_is_not_known_is_said() -> None:
         apply.rescale({"lr": 0.1}, from_batch=8, to_batch=16, optimizer="sgd").apply()
     _, optimizer = running("adam")
     with pytest.raises(ValueError, match="largest k is just under 20"):
-        apply.rescale(optimizer, from_batch=8, to_batch=512)
+        apply.rescale(optimizer, from_batch=8, to_batch=512, betas="sde")
 
 
 @pytest.mark.parametrize("name", ["adam", "own adamw", "rmsprop"])
@@ -225,17 +181,6 @@ def test_what_was_applied_is_not_applied_again(name: str) -> None:
     with pytest.raises(ValueError, match="call rescale again"):
         found.apply()
     assert close(facts(optimizer), once)
-
-
-def test_a_scheduler_in_between_is_noticed() -> None:
-    _, optimizer = running("sgd")
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    found = apply.rescale(optimizer, from_batch=8, to_batch=32)
-    optimizer.step()
-    scheduler.step()
-    with pytest.raises(ValueError, match="by a scheduler: call rescale again"):
-        found.apply()
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 def test_centred_rmsprop_keeps_the_mean_gradient() -> None:
@@ -270,7 +215,7 @@ def test_a_warm_up_from_zero_moves_its_base_rate() -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=torch.tensor(0.5))
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10)
-    found = apply.rescale(optimizer, from_batch=8, to_batch=16)
+    found = apply.rescale(optimizer, from_batch=8, to_batch=16, scheduler=False)
     assert found.hyper[0]["initial_lr"] == pytest.approx(1.0)
     json.dumps(found.as_json(), allow_nan=False)
     found.apply()
@@ -278,65 +223,11 @@ def test_a_warm_up_from_zero_moves_its_base_rate() -> None:
     assert (float(group["lr"]), float(group["initial_lr"])) == (0.0, pytest.approx(1.0))
 
 
-def test_workers_are_counted_once() -> None:
-    fields = {"learning_rate": 1e-3, "per_device_train_batch_size": 8}
-    moved: dict[str, Any] = {"to_batch": 8, "to_workers": 8}
-    assert apply.rescale(fields, from_workers=4, **moved).groups[0].factor == 2
-    with pytest.raises(ValueError, match="counts its workers"):
-        apply.rescale({**fields, "world_size": 4}, from_workers=4, **moved)
-    config: dict[str, Any] = {
-        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}},
-        "data": {"batch_size": 16},
-    }
-    for trainer, batch in (
-        ({"devices": [0, 1], "num_nodes": 3}, 96),
-        ({"devices": "4"}, 64),
-        ({"devices": "0,2"}, 32),
-        ({"devices": "auto", "accumulate_grad_batches": 2}, 32),
-    ):
-        found = apply.rescale({**config, "trainer": trainer}, to_batch=64)
-        assert found.from_batch == batch
-        assert any("devices" in note for note in found.notes) == (trainer["devices"] == "auto")
-
-
-def test_lightning_arguments_that_the_rule_does_not_read_stay() -> None:
-    def moved(name: str, **arguments: Any) -> Any:
-        config = {"optimizer": {"class_path": name, "init_args": arguments}}
-        found = apply.rescale(config, from_batch=8, to_batch=32)
-        return found, found.hyper["optimizer"]["init_args"]
-
-    found, arguments = moved("torch.optim.RMSprop", lr=0.1, momentum=0.9)
-    assert arguments["momentum"] == 0.9
-    assert "momentum of RMSprop" in found.notes[0]
-    decay = {"lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.1}
-    for name, extra in (
-        ("torch.optim.Adam", {"decoupled_weight_decay": True}),
-        ("deepspeed.ops.adam.FusedAdam", {}),
-    ):
-        assert moved(name, **decay, **extra)[1]["weight_decay"] == pytest.approx(0.2)
-    assert moved("torch.optim.Adam", **decay)[1]["weight_decay"] == pytest.approx(0.1)
-
-
 def test_wrapped_rules_are_refused_by_name() -> None:
     weight = nn.Parameter(torch.zeros(3))
     optimizer = optim.RuleOptimizer([weight], rules.svag(rules.adam, 2), lr=1e-3)
     with pytest.raises(TypeError, match=r"svag\(adam, 2\).*wrapped rule"):
         apply.rescale(optimizer, from_batch=8, to_batch=16)
-
-
-def test_defaults_of_training_arguments_have_their_names() -> None:
-    def moved(**fields: Any) -> dict[str, Any]:
-        found = apply.rescale({"learning_rate": 1e-3, **fields}, from_batch=8, to_batch=32)
-        assert isinstance(found.hyper, dict)
-        return found.hyper
-
-    adam = moved(optim="paged_adamw_32bit", weight_decay=0.1)
-    assert set(adam) == {
-        *("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
-    }
-    assert adam["weight_decay"] == pytest.approx(0.2)
-    # RMSprop there reads none of Adam's fields.
-    assert moved(optim="rmsprop", adam_beta2=0.5)["alpha"] == pytest.approx(0.96)
 
 
 def test_betas_in_tensors_stay_those_tensors() -> None:
@@ -347,4 +238,4 @@ def test_betas_in_tensors_stay_those_tensors() -> None:
     assert all(
         one is other for one, other in zip(optimizer.param_groups[0]["betas"], betas, strict=True)
     )
-    assert float(betas[0]) == pytest.approx(0.6)
+    assert float(betas[0]) == pytest.approx(0.64)

@@ -7,7 +7,7 @@ How much of the initial weights weight decay forgets (2206.05794), where normali
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ import numpy as np
 from undertow import predict
 from undertow.apply._arguments import whole_number
 from undertow.apply._start import initial_values, running_exponent
+from undertow.apply.forecasting._memory import decay_of, judged
+from undertow.apply.forecasting._rates import rates_of
 from undertow.apply.forecasting._result import Forecast, LayerForecast
-from undertow.apply.forecasting._schedule import Schedule, lr_factors
-from undertow.apply.rescaling import family
+from undertow.apply.forecasting._schedule import Schedule
 from undertow.predict import Initializer, RankBound
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _POINTS = 64  # of the curves over a run
 # QSR's growth coefficient over the peak learning rate in the paper's own runs: ResNet-152 trained
 # with SGD (0.2 / 0.8, 0.25 / 0.8) and ViT-B with AdamW (0.0175 / 0.008).
-_QSR_ALPHA = {"sgd": 0.25, "momentum": 0.25}
+_QSR_ALPHA = 0.25
 _QSR_ALPHA_ADAPTIVE = 2.2
 _QSR_BASE = 4
 
@@ -38,14 +39,15 @@ _QSR_BASE = 4
 def forecast(
     model_or_shapes: str | PathLike[str] | nn.Module | Mapping[str, Any] | None = None,
     *,
-    lr: float,
+    lr: float | Sequence[float] | None = None,
     weight_decay: float,
     steps: int,
     batch_size: int,
-    optimizer: str = "sgd",
-    momentum: float = 0.0,
-    schedule: Schedule = "constant",
+    optimizer: Any = None,
+    momentum: float | None = None,
+    schedule: Schedule | Any = "constant",
     warmup_steps: int = 0,
+    scheduler_interval: int = 1,
     samples: int | None = None,
     init: Initializer = "pytorch",
     threshold: float = 1e-3,
@@ -65,16 +67,22 @@ def forecast(
     Args:
         model_or_shapes: a checkpoint's path, a module, or a mapping from names to (rows, cols);
             None leaves layers out.
-        lr: peak learning rate.
+        lr: peak learning rate; or one rate a step. May be left out beside a scheduler.
         weight_decay: PyTorch's.
         steps: optimizer steps of the run.
         batch_size: samples a step over all workers.
-        optimizer: sgd, momentum, rmsprop, adam or adamw. Only AdamW's decay is decoupled; that of
-            RMSprop and Adam is divided by the gradient's size, and E does not describe it.
-        momentum: of SGD.
-        schedule: `constant`, `cosine`, `linear`, `step:0.1@3000,6000`, a function of the step, or
-            one factor a step.
-        warmup_steps: of linear warm-up before it.
+        optimizer: any optimizer's name, itself or its class; by default the one that a scheduler
+            moves, or SGD. E is the sum of lr x weight_decay where decay is decoupled
+            (AdamW, Lion, Muon, ...), and that over 1 - momentum for SGD. The decay of RMSprop, Adam
+            and their kin is divided by the gradient's size, and E does not describe it; one that is
+            not known is taken to decay decoupled. The notes say which.
+        momentum: of SGD; by default its own where it is given as itself or by a scheduler, or 0.
+        schedule: `constant`, `cosine`, `linear`, `wsd`, `onecycle`, `step:0.1@3000,6000`, see
+            `lr_factors`; a function of the step, or one factor a step; or a scheduler of PyTorch,
+            of which a copy is stepped, from where it stands, with an optimizer of its own.
+        warmup_steps: of linear warm-up before it, where it is given by name.
+        scheduler_interval: optimizer steps between two of a scheduler's own; the steps of an epoch
+            where it steps once an epoch.
         samples: of the training set, to count epochs.
         init: how weights are initialised, see `predict.initial_std`.
         threshold: of the rank, relative to the Frobenius norm.
@@ -86,30 +94,37 @@ def forecast(
             folder of a run of the `low-rank` claim): see `compare_records`.
 
     Raises:
-        TypeError: a count that is no whole number.
-        ValueError: a value out of its range, a schedule that does not parse, lr x weight_decay
-            >= 1, or an optimizer that is not known.
+        TypeError: a count that is no whole number, or a scheduler that follows the loss.
+        ValueError: a value out of its range, a schedule that does not parse or contradicts lr, lr x
+            weight_decay >= 1, or a momentum that the optimizer does not have.
     """
     whole_number("steps", steps, least=1)
     whole_number("batch_size", batch_size, least=1)
+    whole_number("scheduler_interval", scheduler_interval, least=1)
     count = None if samples is None else whole_number("samples", samples, least=1)
     if not (math.isfinite(norm_ratio) and norm_ratio > 0):
         raise ValueError(f"norm_ratio must be a finite number above 0, got {norm_ratio}")
-    rule = _rule(optimizer, momentum)
-    factors = lr_factors(schedule, steps, warmup_steps=warmup_steps)
-    rates = lr * factors
+    found = rates_of(lr, schedule, steps, warmup_steps, scheduler_interval)
+    decay = decay_of(optimizer, momentum, weight_decay, found.optimizer)
+    momentum, linear = decay.momentum, decay.follows_gradients
+    rates, notes = found.values, list(found.notes)
+    if momentum and found.momenta is not None and np.ptp(found.momenta):
+        # As rates at one momentum, that where lr / (1 - momentum) is largest.
+        momentum = float(found.momenta[np.argmax(rates / (1 - found.momenta))])
+        rates = rates * (1 - momentum) / (1 - found.momenta)
+    peak = float(rates.max())
     total = predict.decay_exponent(rates, weight_decay, momentum=momentum)
-    notes = _decay_notes(rule, weight_decay)
+    notes += decay.notes
     at = np.unique(np.linspace(0, steps, min(_POINTS, steps) + 1).round().astype(int))
     running = running_exponent(rates, weight_decay, momentum)
     exponents = running[at]
-    memory = (1 - momentum) / (lr * weight_decay) if lr * weight_decay else math.inf
+    memory = (1 - momentum) / (peak * weight_decay) if peak * weight_decay else math.inf
     shapes, norms, taps, read_notes = _shapes(model_or_shapes)
     notes += read_notes
     bound_of = None
-    if rule == "sgd" and not momentum:
+    if linear and not momentum:
         bound_of = partial(
-            _bound, running=running, batch_size=batch_size, lr=lr, weight_decay=weight_decay
+            _bound, running=running, batch_size=batch_size, lr=peak, weight_decay=weight_decay
         )
     layers = tuple(
         _layer(
@@ -125,8 +140,8 @@ def forecast(
         )
         for name, shape in shapes.items()
     )
-    alpha = lr * _QSR_ALPHA.get(rule, _QSR_ALPHA_ADAPTIVE) if sync_alpha is None else sync_alpha
-    linear = rule in ("sgd", "momentum")
+    alpha = peak * (_QSR_ALPHA if linear else _QSR_ALPHA_ADAPTIVE)
+    alpha = alpha if sync_alpha is None else sync_alpha
     hyper: dict[str, Any] = {"lr": rates, "weight_decay": weight_decay, "momentum": momentum}
     return Forecast(
         decay_exponent=total,
@@ -136,10 +151,16 @@ def forecast(
         steps=tuple(int(step) for step in at),
         exponents=tuple(float(value) for value in exponents),
         layers=layers,
-        equilibrium=predict.equilibrium(lr, weight_decay, momentum=momentum)
-        if linear and weight_decay
+        memory_equation=decay.equation,
+        decays_so=decay.known,
+        memory_says=("" if decay.known or not weight_decay else "were decay decoupled: ")
+        + judged(memory, total, None if count is None else count / batch_size),
+        equilibrium=predict.equilibrium(peak, weight_decay, momentum=momentum)
+        if linear and weight_decay and peak
         else None,
-        effective_lr=predict.momentum_equivalent(lr, momentum).effective_lr if linear else None,
+        effective_lr=predict.momentum_equivalent(peak, momentum).effective_lr
+        if linear and peak
+        else None,
         sync=predict.sync_rounds(rates, alpha=alpha, base=sync_base, warmup_steps=warmup_steps),
         sync_alpha=alpha,
         sync_base=sync_base,
@@ -150,25 +171,6 @@ def forecast(
         assumptions=_assumptions(init, read=bool(norms), layers=layers, norm_ratio=norm_ratio),
         notes=tuple(notes),
     )
-
-
-def _rule(optimizer: str, momentum: float) -> str:
-    """The family of the optimizer, with which the momentum must agree."""
-    rule = family(optimizer)
-    if momentum and rule not in ("sgd", "momentum"):
-        raise ValueError(f"momentum is SGD's; {rule} has betas, which E does not depend on")
-    if rule == "momentum" and not momentum:
-        raise ValueError("momentum is needed for optimizer='momentum', such as 0.9; sgd has none")
-    return rule
-
-
-def _decay_notes(rule: str, weight_decay: float) -> list[str]:
-    if rule not in ("adam", "rmsprop") or not weight_decay:
-        return []
-    return [
-        f"the coupled decay of {rule} is divided by the gradient's size: E, the ranks and the "
-        "memory are those of a decoupled decay of the same size"
-    ]
 
 
 def _compared(records: Any, **given: Any) -> Comparison:

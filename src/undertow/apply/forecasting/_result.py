@@ -65,8 +65,8 @@ class Forecast:
         decay_exponent: E, sum of lr x weight_decay over the run (over 1 - momentum where decay is
             coupled).
         residue: e^-E, what is left of the initial weights.
-        memory_steps: 1 / (lr weight_decay) at the peak rate: the steps back that weights remember;
-            infinite without decay.
+        memory_steps: 1 / (lr weight_decay) at the peak rate (times 1 - momentum where decay is
+            coupled): the steps back that weights remember; infinite without decay.
         memory_epochs: the same in epochs; None without the number of samples.
         steps: at which the curves below are given, 0 and the last included.
         exponents: E up to each of them.
@@ -76,6 +76,10 @@ class Forecast:
         sync: the rounds of Local SGD under the quadratic rule.
         sync_alpha: its growth coefficient.
         sync_base: its least period.
+        memory_equation: what `memory_steps` is.
+        memory_says: whether it covers an epoch, and whether the start is forgotten.
+        decays_so: whether a step takes lr x weight_decay of the weights; if not, E and what follows
+            from it are those of a decay that would.
         comparison: forecast beside measurement, where records were given.
         assumptions: what the numbers rest on.
         notes: what was left out.
@@ -94,6 +98,9 @@ class Forecast:
     sync_alpha: float
     sync_base: int
     threshold: float
+    memory_equation: str = "1 / (lr weight_decay)"
+    memory_says: str = ""
+    decays_so: bool = True
     comparison: Comparison | None = None
     assumptions: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -113,7 +120,7 @@ class Forecast:
         ranks = (self._overview(),) if self.layers else ()
         return lab.Document(
             title="Forecast",
-            summary=repr(self).removeprefix("Forecast: "),
+            summary=repr(self).partition(": ")[2],
             facts=self._facts(),
             sections=(
                 lab.Section(heading, ranks),
@@ -142,9 +149,10 @@ class Forecast:
         memory = "no memory limit: there is no weight decay"
         if math.isfinite(self.memory_steps):
             memory = f"weights remember about {self.memory_steps:,.0f} steps{epochs}"
+        supposed = "" if self.decays_so else ", were decay decoupled"
         return (
-            f"Forecast: E = {self.decay_exponent:.4g}, {self.residue:.3g} of the initial weights "
-            f"left; {memory}."
+            f"Forecast{supposed}: E = {self.decay_exponent:.4g}, {self.residue:.3g} of the initial "
+            f"weights left; {memory}."
         )
 
     def _facts(self) -> dict[str, str]:
@@ -154,11 +162,14 @@ class Forecast:
             memory = f"{self.memory_steps:,.0f} steps"
             if self.memory_epochs is not None:
                 memory += f", {self.memory_epochs:.4g} epochs"
+        supposed = "" if self.decays_so else ", were decay decoupled"
         facts = {
-            "decay exponent E": f"{self.decay_exponent:.4g}",
+            f"decay exponent E{supposed}": f"{self.decay_exponent:.4g}",
             "left of the initial weights": f"{self.residue:.3g}",
-            "memory, 1 / (lr weight_decay)": memory,
+            f"memory, {self.memory_equation}": memory,
         }
+        if self.memory_says and math.isfinite(self.memory_steps):
+            facts["which is"] = self.memory_says
         if self.effective_lr is not None:
             facts["effective lr, lr / (1 - momentum)"] = f"{self.effective_lr:.4g}"
         if self.equilibrium is not None:
@@ -270,6 +281,8 @@ class Forecast:
             "residue": self.residue,
             "memory_steps": self.memory_steps,
             "memory_epochs": self.memory_epochs,
+            "memory_says": self.memory_says,
+            "decays_so": self.decays_so,
             "effective_lr": self.effective_lr,
             "equilibrium": settled
             and {

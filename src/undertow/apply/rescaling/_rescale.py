@@ -1,167 +1,40 @@
 """Move a job to another batch size or number of workers, optimizer and its state included.
 
 The rules are those of `predict.rescale` (2102.12470, 2205.10287); here they meet optimizers that
-are running and configurations as people keep them.
+are running, their schedulers, and configurations as people keep them.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from os import PathLike
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from undertow import lab, predict
-from undertow.apply.rescaling._configs import Config, read_config, read_groups, rescale_state
-from undertow.predict import Change
+from undertow import predict
+from undertow.apply._arguments import whole_number
+from undertow.apply.rescaling import _running, _schedulers, configs
+from undertow.apply.rescaling._result import Live, Rescaled
+from undertow.apply.rescaling._schedulers import Given, Law
+from undertow.apply.rescaling._units import Quantity, quantity
+from undertow.predict import Betas
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from undertow.apply.rescaling._verify import Verification
     from undertow.objective import Objective
-
-
-@dataclass(frozen=True, eq=False)
-class Rescaled:
-    """Hyperparameters for another batch size, in the form in which they were given.
-
-    Attributes:
-        hyper: a dictionary like the one given; of TrainingArguments, the fields to replace; of an
-            optimizer, one dictionary for each parameter group.
-        groups: the rule's result for each parameter group (one where there are no groups), with
-            every change, its equation and its reason.
-        from_batch: samples a step over all workers, before.
-        to_batch: and after.
-        verification: whether the rule holds for this job, where an objective was given.
-        notes: what the rules do not cover.
-    """
-
-    hyper: Any
-    groups: tuple[predict.Rescaled, ...]
-    labels: tuple[str, ...]
-    from_batch: int
-    to_batch: int
-    verification: Verification | None = None
-    notes: tuple[str, ...] = ()
-    _source: Any = None
-    _read: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Where the noise scale or the sharpness says that the runs will part."""
-        return tuple(dict.fromkeys(text for group in self.groups for text in group.warnings))
-
-    def apply(self) -> list[str]:
-        """Set the new values in the optimizer that was given, its state included.
-
-        Mean squares of gradients are divided by k, as they hold Sigma / batch, and Adam's step
-        count moves with its averages. Returns a line for each kind of state that was changed.
-
-        Raises:
-            TypeError: it was no optimizer that was given.
-            ValueError: the optimizer is no longer as it was read: this was applied already, or a
-                scheduler has moved it since. Then nothing has been changed.
-        """
-        optimizer = self._source
-        if not hasattr(optimizer, "param_groups"):
-            raise TypeError("apply needs an optimizer; for a configuration use .hyper")
-        if [config.hyper for config in read_groups(optimizer)] != list(self._read):
-            raise ValueError(
-                "the optimizer's hyperparameters have changed since they were read, by apply or by "
-                "a scheduler: call rescale again"
-            )
-        said: list[str] = []
-        for group, new, result in zip(optimizer.param_groups, self.hyper, self.groups, strict=True):
-            factor = result.factor
-            if result.rule != "linear":
-                betas = (_slowest(group), _slowest(new))
-                said += rescale_state(optimizer, group, factor, betas)
-            for name, value in new.items():
-                group[name] = _set(group.get(name), value)
-        return list(dict.fromkeys(said))
-
-    def document(self) -> lab.Document:
-        """Each change with its equation and reason, what was assumed, and where the rule ends."""
-        state, count = None, len(self.warnings)
-        if count:
-            state = lab.State(f"{count} warning{'s' if count > 1 else ''}", "unsure")
-        said = () if self.verification is None else (repr(self.verification),)
-        return lab.Document(
-            title=f"Batch {self.from_batch} -> {self.to_batch} (k = {self.groups[0].factor:.6g}),"
-            f" by the {self.groups[0].rule} rule",
-            state=state,
-            sections=(
-                *(
-                    lab.Section(label.rstrip(": "), (_table(group.changes),))
-                    for label, group in zip(self.labels, self.groups, strict=True)
-                ),
-                lab.Section("Warnings", (self.warnings,)),
-                lab.Section("Notes", (self.notes,)),
-                lab.Section("Tried on this job", said),
-                lab.Section("It assumes that", (self.groups[0].assumptions,)),
-            ),
-            data=self._data(),
-        )
-
-    def text(self) -> str:
-        """The document in 80 columns."""
-        return lab.as_text(self.document())
-
-    def write_html(self, path: str | PathLike[str]) -> Path:
-        """Write the page, as one file that needs no network."""
-        return lab.write_page(self.document(), path)
-
-    def as_json(self) -> dict[str, Any]:
-        """The whole as one JSON object can hold it."""
-        content: dict[str, Any] = json.loads(lab.as_json(self.document()))
-        return content
-
-    def __repr__(self) -> str:
-        rule = self.groups[0].rule
-        count = len(self.warnings)
-        caution = f" {count} warning{'s' if count > 1 else ''}." if count else ""
-        return (
-            f"Batch {self.from_batch} -> {self.to_batch} (k = {self.groups[0].factor:.6g}), by the "
-            f"{rule} rule.{caution}"
-        )
-
-    def _data(self) -> dict[str, Any]:
-        return {
-            "hyper": self.hyper,
-            "from_batch": self.from_batch,
-            "to_batch": self.to_batch,
-            "factor": self.groups[0].factor,
-            "rule": self.groups[0].rule,
-            "changes": [
-                {
-                    "group": label.rstrip(": ") or None,
-                    "name": change.name,
-                    "old": change.old,
-                    "new": change.new,
-                    "equation": change.equation,
-                    "reason": change.reason,
-                }
-                for label, group in zip(self.labels, self.groups, strict=True)
-                for change in group.changes
-            ],
-            "assumptions": list(self.groups[0].assumptions),
-            "warnings": list(self.warnings),
-            "notes": list(self.notes),
-            "verification": None if self.verification is None else self.verification.as_json(),
-        }
 
 
 def rescale(
     optimizer_or_dict: Any,
     *,
-    from_batch: int | None = None,
-    to_batch: int,
+    from_batch: int | str | None = None,
+    to_batch: int | str,
     from_workers: int = 1,
     to_workers: int | None = None,
     optimizer: str | None = None,
+    scheduler: Any = None,
+    rule: str | None = None,
+    betas: Betas = "half-life",
     noise_scale: float | None = None,
     sharpness: float | None = None,
     objective: Objective | None = None,
@@ -169,130 +42,192 @@ def rescale(
     """Hyperparameters that keep a job's training path at another batch size.
 
     Nothing is changed until `.apply()` is called on the result for an optimizer; a configuration
-    is returned anew in `.hyper`. The rules, their equations and ranges are those of
+    is returned anew in `.hyper`, of the type that was given and with the new batch in it, so that a
+    second call changes nothing. The rules, their equations and ranges are those of
     `predict.rescale`.
 
     Args:
-        optimizer_or_dict: an optimizer of `torch.optim` or `train.optim`, each parameter group of
-            which is rescaled; a dictionary with the names that `predict.rescale` reads (and
-            `optimizer`); Transformers `TrainingArguments` or a dictionary of its fields; or a
-            configuration of Lightning's command line.
-        from_batch: samples a step on one worker, now. By default what the configuration says.
+        optimizer_or_dict: an optimizer of `torch.optim` or `train.optim`, alone or inside what
+            holds it (accelerate, DeepSpeed, Lightning), each parameter group of which is rescaled;
+            or a configuration: Transformers' `TrainingArguments`, Lightning's, nanoGPT's,
+            torchtune's, DeepSpeed's, OLMo's, timm's arguments, a dictionary with the names that
+            `predict.rescale` reads (and `optimizer`), as a dictionary, dataclass or namespace.
+        from_batch: samples a step on one worker, now; also as "0.5M tokens" or "512 sequences". By
+            default what the configuration says.
         to_batch: the same, after.
         from_workers: data-parallel workers now; 1 where the configuration counts them.
         to_workers: and after; by default as many.
-        optimizer: sgd, momentum, rmsprop, adam or adamw, where the configuration does not say.
-        noise_scale: B_simple in samples, see `predict.rescale`.
+        optimizer: the optimizer's name under any of its spellings, where the configuration, or the
+            class of one that is running, does not say it.
+        scheduler: of a running optimizer, the scheduler of `torch.optim` that moves its rate, or
+            several; `{"scheduler": ..., "interval": "epoch"}` for one that steps by epochs; False
+            where there is none any more. `apply` moves it too, and it goes on as the same object.
+        rule: another rule for the rate than the optimizer's own, of `predict.RULES`.
+        betas: what becomes of averages: `half-life`, `sde` or `keep`, see `predict.rescale`.
+        noise_scale: B_simple in samples, see there.
         sharpness: largest eigenvalue of the Hessian, see there.
         objective: the job's objective at its present weights. Its noise scale and sharpness are
             then measured, and short runs check whether the rule holds here.
 
     Raises:
-        ValueError: a value out of range, an optimizer that no rule is known for, or a batch that
-            the rule does not reach; the message names the largest factor.
-        TypeError: the first argument is none of these.
+        ValueError: a value out of range, an optimizer that is not named or not known, a
+            configuration that contradicts itself or what is given beside it, or a batch that the
+            rule does not reach; the message names the largest factor.
+        TypeError: the first argument is none of these, or a scheduler that cannot be moved.
     """
-    to_workers = from_workers if to_workers is None else to_workers
-    running = hasattr(optimizer_or_dict, "param_groups")
-    if running:
-        configs = read_groups(optimizer_or_dict)
-    else:
-        configs = [read_config(optimizer_or_dict, optimizer)]
-    if from_batch is None:
-        from_batch = _batch_of(configs[0], from_workers)
-    verification: Verification | None = None
-    if objective is not None:
+    to = quantity("to_batch", to_batch)
+    start = None if from_batch is None else quantity("from_batch", from_batch)
+    workers = (
+        _whole("from_workers", from_workers),
+        None if to_workers is None else _whole("to_workers", to_workers),
+    )
+    if isinstance(optimizer_or_dict, Mapping) and _running.is_running(
+        optimizer_or_dict.get("optimizer")
+    ):  # what Lightning's configure_optimizers returns
+        scheduler = optimizer_or_dict.get("lr_scheduler") if scheduler is None else scheduler
+        optimizer_or_dict = optimizer_or_dict["optimizer"]
+    measures = _Measures(noise_scale, sharpness, objective, rule, betas)
+    if _running.is_running(optimizer_or_dict):
+        if start is None:
+            raise ValueError("from_batch is needed: an optimizer does not say it")
+        if start.unit != to.unit:
+            raise ValueError("from_batch and to_batch must be in one unit")
+        batches = (start.value * workers[0], to.value * (workers[1] or workers[0]))
+        return _of_optimizer(optimizer_or_dict, optimizer, scheduler, batches, measures)
+    if scheduler not in (None, False):
+        raise TypeError("scheduler goes with an optimizer that is running, not a configuration")
+    return _of_configuration(optimizer_or_dict, optimizer, start, to, workers, measures)
+
+
+@dataclass(frozen=True)
+class _Measures:
+    """What is known of the job beside its hyperparameters, and which rule is asked for."""
+
+    noise_scale: float | None
+    sharpness: float | None
+    objective: Objective | None
+    rule: str | None
+    betas: Betas
+
+    def tried(
+        self, optimizer: str, hyper: Mapping[str, Any], batches: tuple[int, int]
+    ) -> tuple[_Measures, Verification | None]:
+        """With what short runs measure, where there is an objective."""
+        if self.objective is None:
+            return self, None
         from undertow.apply.rescaling._verify import verify
 
-        verification = verify(
-            objective,
-            configs[0],
-            from_batch=from_batch * from_workers,
-            to_batch=to_batch * to_workers,
+        found = verify(
+            self.objective,
+            optimizer,
+            hyper,
+            from_batch=batches[0],
+            to_batch=batches[1],
+            rule=self.rule,
+            betas=self.betas,
+            noise_scale=self.noise_scale,
         )
+        noise_scale, sharpness = self.noise_scale, self.sharpness
         # Where noise is all there is, or no direction curves upwards, nothing warns.
-        if noise_scale is None and 0 < verification.noise_scale < math.inf:
-            noise_scale = verification.noise_scale
-        if configs[0].optimizer in ("sgd", "momentum") and sharpness is None:
-            sharpness = verification.sharpness if verification.sharpness > 0 else None
+        if noise_scale is None and 0 < found.noise_scale < math.inf:
+            noise_scale = found.noise_scale
+        if optimizer in ("sgd", "momentum") and sharpness is None:
+            sharpness = found.sharpness if found.sharpness > 0 else None
+        return replace(self, noise_scale=noise_scale, sharpness=sharpness, objective=None), found
 
-    def one(config: Config) -> predict.Rescaled:
-        return predict.rescale(
-            config.hyper,
-            from_batch=from_batch,
-            to_batch=to_batch,
-            optimizer=config.optimizer,  # type: ignore[arg-type]
-            from_workers=from_workers,
-            to_workers=to_workers,
-            noise_scale=noise_scale,
-            sharpness=sharpness,
-        )
+    def ruled(
+        self, optimizer: str, hyper: Mapping[str, Any], batches: tuple[int, int]
+    ) -> tuple[predict.Rescaled, Law]:
+        """What the rule gives, and the rule itself for the other values of a schedule."""
+        arguments: dict[str, Any] = {
+            "from_batch": batches[0],
+            "to_batch": batches[1],
+            "optimizer": optimizer,
+            "rule": self.rule,
+            "betas": self.betas,
+            "noise_scale": self.noise_scale,
+        }
+        result = predict.rescale(hyper, sharpness=self.sharpness, **arguments)
+        known = result.hyper["lr"] is not None
+        ratio = _rate(result.hyper) / _rate(hyper) if known else 1.0
+        return result, Law(hyper, ratio, arguments)
 
-    results = [one(config) for config in configs]
-    written = [
-        config.written(result.hyper) for config, result in zip(configs, results, strict=True)
+
+def _of_configuration(
+    source: Any,
+    optimizer: str | None,
+    start: Quantity | None,
+    to: Quantity,
+    workers: tuple[int, int | None],
+    measures: _Measures,
+) -> Rescaled:
+    job = configs.read(source, optimizer)
+    plan = job.plan(from_batch=start, to_batch=to, from_workers=workers[0], to_workers=workers[1])
+    batches = (plan.from_batch, plan.to_batch)
+    measures, verification = measures.tried(job.optimizer, job.hyper, batches)
+    result, _ = measures.ruled(job.optimizer, job.hyper, batches)
+    hyper, also, notes = job.moved(result, plan)
+    return Rescaled(
+        hyper=hyper,
+        groups=(result,),
+        labels=("",),
+        from_batch=plan.from_batch,
+        to_batch=plan.to_batch,
+        verification=verification,
+        notes=tuple(dict.fromkeys((*job.notes, *notes))),
+        read=job.read,
+        unread=job.unread,
+        also=also,
+    )
+
+
+def _of_optimizer(
+    source: Any,
+    named: str | None,
+    scheduler: Any,
+    batches: tuple[int, int],
+    measures: _Measures,
+) -> Rescaled:
+    bare = _running.read_running(source, named=named)
+    given: tuple[Given, ...] = ()
+    if scheduler is not None and scheduler is not False:
+        given = _schedulers.read_schedulers(scheduler, bare.inner, bare.layers)
+    peaks = _schedulers.peaks(given, len(bare.groups)) if given else None
+    running = _running.read_running(source, peaks, named)
+    first = running.groups[0]
+    measures, verification = measures.tried(first.optimizer, first.hyper, batches)
+    ruled = [measures.ruled(group.optimizer, group.hyper, batches) for group in running.groups]
+    results = tuple(result for result, _ in ruled)
+    laws = tuple(law for _, law in ruled)
+    hyper = [
+        group.written(result.hyper, law)  # so that a schedule's other values are in reach too
+        for group, (result, law) in zip(running.groups, ruled, strict=True)
     ]
-    notes = [note for config in configs for note in config.notes]
-    if verification is not None and len(configs) > 1:
+    notes = [*running.notes, *(note for group in running.groups for note in group.notes)]
+    notes += [note for one in given for note in one.notes]
+    if running.scheduled and not given:
+        notes.append(
+            "the optimizer is under a scheduler: give it as scheduler=, or scheduler=False where "
+            "there is none any more; the rule is that of its base rate"
+        )
+    if verification is not None and len(results) > 1:
         notes.append("the short runs take the first group's hyperparameters for all parameters")
     return Rescaled(
-        hyper=written if running else written[0],
-        groups=tuple(results),
-        labels=tuple(config.label for config in configs),
-        from_batch=from_batch * from_workers,
-        to_batch=to_batch * to_workers,
+        hyper=hyper,
+        groups=results,
+        labels=tuple(group.label for group in running.groups),
+        from_batch=batches[0],
+        to_batch=batches[1],
         verification=verification,
         notes=tuple(dict.fromkeys(notes)),
-        _source=optimizer_or_dict,
-        _read=tuple(config.hyper for config in configs),
+        scheduler=scheduler or None,
+        _live=Live(source, running, laws, named, given, alone=scheduler is False),
     )
 
 
-def _batch_of(config: Config, from_workers: int) -> int:
-    """The batch that a configuration says."""
-    if config.batch is None:
-        raise ValueError("from_batch is needed: the configuration does not say it")
-    if config.workers_counted and from_workers != 1:
-        raise ValueError(
-            f"from_workers: the configuration counts its workers, {config.batch} samples a step "
-            "over all of them; leave from_workers at 1, or give from_batch too"
-        )
-    return config.batch
+def _whole(name: str, value: Any) -> int:
+    return whole_number(name, value, least=1)
 
 
-def _set(present: Any, value: Any) -> Any:
-    """The new value; in the tensors that hold the present one, where captured graphs read it."""
-    if isinstance(present, tuple | list):
-        return tuple(map(_set, present, value))
-    return present.fill_(value) if hasattr(present, "fill_") else value
-
-
-def _slowest(group: Mapping[str, Any]) -> float:
-    """The decay of the mean of squared gradients."""
-    if "betas" in group:
-        return float(group["betas"][1])
-    return float(group.get("alpha", group.get("beta2", 0.0)))
-
-
-def _table(changes: tuple[Change, ...]) -> lab.Table:
-    """A row a hyperparameter; at a terminal the reason stands under the equation."""
-    return lab.Table(
-        {
-            "name": [change.name for change in changes],
-            "change": [
-                f"{_shown(change.old)} stays"
-                if change.old == change.new
-                else f"{_shown(change.old)} -> {_shown(change.new)}"
-                for change in changes
-            ],
-            "equation": [change.equation for change in changes],
-            "reason": [change.reason for change in changes],
-        },
-        terminal=("name", "change", ("equation", "reason")),
-    )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(_shown(one) for one in value)})"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _rate(hyper: Mapping[str, Any]) -> float:
+    return float(hyper["lr"])

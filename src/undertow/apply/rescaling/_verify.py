@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from undertow import lab, measure, predict
-from undertow.apply.rescaling._configs import Config
 from undertow.objective import Objective
 from undertow.train import Ensemble, Member, rules
 
@@ -30,6 +29,7 @@ _CLOSE = 0.1  # of the way that the loss goes in the meantime
 _LEAST_STEPS = 32  # of the smaller batch
 _LEAST_LARGE_STEPS = 4
 _MOST_STEPS = 512
+_RUN = ("sgd", "momentum", "rmsprop", "adam", "adamw")
 _COUNTS = ("steps", "warmup_steps", "milestones")
 
 
@@ -64,22 +64,26 @@ class Verification:
     answer: Answer
     notes: tuple[str, ...] = ()
 
+    @property
+    def verdict(self) -> str:
+        """The answer in some words."""
+        if self.answer == "cannot be told":
+            return "Whether the rule holds here cannot be told"
+        return f"For this job the rule {self.answer}"
+
     def __repr__(self) -> str:
         low, high = self.noise_interval
         said = (
-            f"Measured here: noise scale {self.noise_scale:.4g} [{low:.4g}, {high:.4g}] samples, "
-            f"sharpness {self.sharpness:.4g}."
+            f"{self.verdict}. Measured here: noise scale {self.noise_scale:.4g} "
+            f"[{low:.4g}, {high:.4g}] samples, sharpness {self.sharpness:.4g}."
         )
         if self.rescaled is not None and self.finer is not None:
             said += (
                 f" In {_REPLICAS} runs of {self.steps} steps the loss went from {self.start:.4g} "
                 f"to {self.losses['as it is']:.4g}, rescaled {self.losses['rescaled']:.4g}, at "
                 f"finer steps {self.losses['finer']:.4g}: log loss {_effect(self.rescaled)} and "
-                f"{_effect(self.finer)}, where {self.margin:.2g} counts as none. For this job the "
-                f"rule {'' if self.answer == 'cannot be told' else self.answer}"
+                f"{_effect(self.finer)}, where {self.margin:.2g} counts as none."
             )
-            said = said.rstrip()
-            said += "." if self.answer != "cannot be told" else " cannot be judged so shortly."
         return " ".join([said, *(f"Note: {note}." for note in self.notes)])
 
     def as_json(self) -> dict[str, Any]:
@@ -101,10 +105,14 @@ class Verification:
 
 def verify(
     objective: Objective,
-    config: Config,
+    optimizer: str,
+    hyper: Mapping[str, Any],
     *,
     from_batch: int,
     to_batch: int,
+    rule: str | None = None,
+    betas: predict.Betas = "half-life",
+    noise_scale: float | None = None,
     steps: int | None = None,
     seed: int = 0,
 ) -> Verification:
@@ -115,9 +123,13 @@ def verify(
 
     Args:
         objective: model, loss and data of the job.
-        config: its hyperparameters.
+        optimizer: the family of its optimizer.
+        hyper: its hyperparameters, as `predict.rescale` reads them.
         from_batch: samples a step, now.
         to_batch: and after.
+        rule: see `predict.rescale`.
+        betas: see there.
+        noise_scale: for the rules that read it; measured first where it is not given.
         steps: of the job as it is; by default as few as give both batch sizes some.
         seed: of the short runs.
 
@@ -125,18 +137,25 @@ def verify(
         ValueError: the noise scale cannot be measured: the data hold a single sample.
     """
     factor = to_batch / from_batch
-    hyper = {name: v for name, v in config.hyper.items() if name not in _COUNTS}
+    hyper = {name: v for name, v in hyper.items() if name not in _COUNTS}
+    noise = None
+    if rule is not None and noise_scale is None:
+        noise = measure.gradient_noise(objective)
+        noise_scale = float(noise.noise_scale) if 0 < noise.noise_scale < math.inf else None
     rescaling = predict.rescale(
         hyper,
         from_batch=from_batch,
         to_batch=to_batch,
-        optimizer=config.optimizer,  # type: ignore[arg-type]
+        optimizer=optimizer,  # type: ignore[arg-type]
+        rule=rule,
+        betas=betas,
+        noise_scale=noise_scale,
     )
     # With the defaults that were not given, so that all runs have the same ones.
     hyper, new = {change.name: change.old for change in rescaling.changes}, rescaling.hyper
     fields = _member_fields(hyper)
     memory = 0.0
-    if config.optimizer not in ("sgd", "momentum"):  # else beta2 is a mere default
+    if optimizer not in ("sgd", "momentum") and "beta2" in fields:  # else it is a mere default
         memory = 1 / (1 - fields["beta2"])
     if steps is None:
         least = max(_LEAST_STEPS * max(1.0, 1 / factor), _LEAST_LARGE_STEPS * factor)
@@ -148,7 +167,7 @@ def verify(
             "their start has a part in it",
         )
     # After the rule has said that it reaches that batch: this is the expensive part.
-    noise = measure.gradient_noise(objective)
+    noise = measure.gradient_noise(objective) if noise is None else noise
     sharp = measure.sharpness(objective, k=1)
     measured: dict[str, Any] = {
         "noise_scale": float(noise.noise_scale),
@@ -158,6 +177,8 @@ def verify(
         "start": float(objective.value()),
     }
     unable, data = _tensors(objective, max(from_batch, to_batch))
+    if optimizer not in _RUN:
+        unable, data = f"there is no batched {optimizer}", None
     if data is None:
         return Verification(
             **measured,
@@ -168,8 +189,8 @@ def verify(
             answer="cannot be told",
             notes=(f"no short runs: {unable}",),
         )
-    bare = getattr(rules, config.optimizer)
-    if config.optimizer == "sgd" and hyper.get("momentum"):
+    bare = getattr(rules, optimizer)
+    if optimizer == "sgd" and hyper.get("momentum"):
         bare = rules.momentum
     fine = rules.svag(bare, _SVAG)
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from undertow.claims import Networks, perceptrons
-from undertow.claims.adaptive_sde import FACTOR, IMAGE_BATCH, SHORT_FACTORS, TEXT_BATCH, AdaptiveSde
+from undertow.claims.adaptive_sde import IMAGE_BATCH, SHORT_FACTORS, TEXT_BATCH, AdaptiveSde
 from undertow.data import Images, Text
 from undertow.lab import Experiment, grid, rows_of, seeds
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from undertow.train import Member, NoisyOscillator
     from undertow.train.rules import Rule
 
-SCALINGS = ("square root", "learning rate only", "linear", "none")
+# Three that scale the learning rate alike and the betas each in its own way, and two other rules.
+AVERAGES = ("square root", "half-life", "learning rate only")
+SCALINGS = (*AVERAGES, "linear", "none")
 OPTIMIZERS = {"adam": "Adam", "rmsprop": "RMSprop"}
 PROCESSES = {"sgd": "SGD", "rmsprop": "RMSprop", "adam": "Adam"}
 LONG = {"lr": 3e-4, "beta1": 0.998, "beta2": 0.9995}
@@ -108,8 +110,8 @@ def _image_runs(knobs: AdaptiveSde, seed: int) -> list[ImageRun]:
         "noisy labels": ({}, knobs.factors, SCALINGS),
         "clean labels": ({"label_noise": 0.0}, knobs.factors, SCALINGS),
         "RMSprop": ({"optimizer": "rmsprop"}, knobs.factors, SCALINGS),
-        "long memory": (half | LONG, (FACTOR,), SCALINGS[:2]),
-        "short memory": (half | {"beta1": 0.9}, SHORT_FACTORS, SCALINGS[:2]),
+        "long memory": (half | LONG, knobs.factors, AVERAGES),
+        "short memory": (half | {"beta1": 0.9}, SHORT_FACTORS, AVERAGES),
     }
     runs = []
     for name, (own, factors, scalings) in series.items():
@@ -306,11 +308,18 @@ def hyper(trial: Run) -> tuple[dict[str, Any], bool]:
         return own, False
     if trial.scaling == "learning rate only":
         return own | {"lr": trial.lr * math.sqrt(trial.factor)}, False
-    clipped = trial.optimizer == "adam" and trial.factor * (1 - trial.beta1) >= 1
+    halved = trial.scaling == "half-life"
+    clipped = trial.optimizer == "adam" and trial.factor * (1 - trial.beta1) >= 1 and not halved
     kind: Any = "rmsprop" if clipped else trial.optimizer  # Adam without a mean is RMSprop
     if kind == "rmsprop":
         del own["beta1"]
-    moved = predict.rescale(own, from_batch=1, to_batch=trial.factor, optimizer=kind).hyper
+    moved = predict.rescale(
+        own,
+        from_batch=1,
+        to_batch=trial.factor,
+        optimizer=kind,
+        betas="half-life" if halved else "sde",
+    ).hyper
     # Linear is the rule in all but the power of the learning rate.
     linear = {"lr": trial.lr * trial.factor} if trial.scaling == "linear" else {}
     return {"beta1": 0.0, **moved, **linear}, clipped

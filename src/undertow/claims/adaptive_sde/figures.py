@@ -8,11 +8,19 @@ import polars as pl
 
 from undertow.claims import Records
 from undertow.claims.adaptive_sde import AdaptiveSde
-from undertow.claims.adaptive_sde.experiments import OPTIMIZERS, PROCESSES, SCALINGS, UNJUDGED
+from undertow.claims.adaptive_sde.experiments import (
+    AVERAGES,
+    OPTIMIZERS,
+    PROCESSES,
+    SCALINGS,
+    UNJUDGED,
+)
 from undertow.claims.adaptive_sde.predictions import deviations, error, from_limit
 from undertow.lab import Charts, beside, figure, kept, means
 
 CELL = ("series", "factor", "scaling")
+DRAWN = [name for name in SCALINGS if name != "half-life"]  # which lies on the square root's line
+BETAS = dict(zip(AVERAGES, ("1 - k (1 - beta)", "beta^k", "betas kept"), strict=True))
 RIGHT, WEAK = "SVAG", "weaker noise (control)"
 Row = tuple[str, int, str, float, float | None]
 draw = Charts(
@@ -75,7 +83,7 @@ def rule(records: Records, knobs: AdaptiveSde) -> Any:
     predicted = shares.filter(scaling="none").select(
         *("series", "factor"), scaling=pl.lit("none, predicted"), share="predicted_share"
     )
-    measured = [shares.filter(scaling=name).select(*CELL, "share") for name in SCALINGS]
+    measured = [shares.filter(scaling=name).select(*CELL, "share") for name in DRAWN]
     frame = pl.concat([*measured, predicted])
     return draw.lines(frame, "factor", "share", "scaling", columns="series", log="xy")
 
@@ -90,7 +98,7 @@ def curves(records: Records, knobs: AdaptiveSde) -> Any:
     for series, factor in (largest | {"text": max(knobs.text_factors)}).items():
         runs = kept(records["text" if series == "text" else "images"])
         logs = means(runs.filter(series=series), ["scaling", "factor", "epoch"], ["log_loss"])
-        shown = [logs.filter(scaling=name, factor=factor) for name in SCALINGS]
+        shown = [logs.filter(scaling=name, factor=factor) for name in DRAWN]
         base = logs.filter(scaling="base").with_columns(scaling=pl.lit("base batch"))
         frame = pl.concat([base, *shown]).with_columns(loss=pl.col("log_loss").exp())
         lines = draw.lines(frame, "epoch", "loss", "scaling", log="y")
@@ -98,7 +106,20 @@ def curves(records: Records, knobs: AdaptiveSde) -> Any:
     return beside(*panels, shared="color")
 
 
-FIGURES = (order, limit, rule, curves)
+@figure("Half-lives in samples do as well as the equation's betas, and have no end")
+def betas(records: Records, knobs: AdaptiveSde) -> Any:
+    """Deviation from the run at the base batch under the square-root rule, by what becomes of the
+    betas. With beta1 = 0.9 (short memory) the equation's is cut off at 0 from k = 10 on.
+    """
+    shares = means(_deviations(records), CELL, ["share"])
+    lines = [
+        shares.filter(scaling=name).select("series", "factor", "share", betas=pl.lit(label))
+        for name, label in BETAS.items()
+    ]
+    return draw.lines(pl.concat(lines), "factor", "share", "betas", columns="series", log="xy")
+
+
+FIGURES = (order, limit, rule, betas, curves)
 
 
 def table(records: Records, knobs: AdaptiveSde) -> pl.DataFrame:

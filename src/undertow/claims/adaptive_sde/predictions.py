@@ -21,7 +21,13 @@ BETAS = {"long memory": "betas of 0.998 and 0.9995", "RMSprop": "RMSprop", "text
 
 def predictions(knobs: AdaptiveSde) -> dict[str, Prediction]:
     """Of the oscillator, the network under SVAG, and batch sizes; thresholds are the pilots'."""
-    return _of_oscillators(knobs) | _of_limits(knobs) | _of_rule(knobs) | _of_edges()
+    return (
+        _of_oscillators(knobs)
+        | _of_limits(knobs)
+        | _of_rule(knobs)
+        | _of_edges()
+        | _of_averages(knobs)
+    )
 
 
 def promises_verdict(records: Records, knobs: AdaptiveSde) -> bool:
@@ -116,6 +122,29 @@ def _of_edges() -> dict[str, Prediction]:
         found[f"{name}, k = {FACTOR}: learning rate only over the whole rule"] = no_less(
             1.5, ratio, "the betas must scale, too; a ratio of deviations"
         )
+    return found
+
+
+def _of_averages(knobs: AdaptiveSde) -> dict[str, Prediction]:
+    """What the betas become: to first order, half-lives in samples are what the equation has."""
+    largest = max(knobs.factors)
+    cells = [("noisy labels", factor, f"k = {factor}") for factor in knobs.factors]
+    cells += [("RMSprop", largest, f"RMSprop, k = {largest}")]
+    cells += [("long memory", largest, f"{BETAS['long memory']}, k = {largest}")]
+    cells += [("text", max(knobs.text_factors), f"text, k = {max(knobs.text_factors)}")]
+    found: dict[str, Prediction] = {}
+    for series, factor, name in cells:
+        halved, whole, kept = (
+            scaled(series, factor, scaling)
+            for scaling in ("half-life", "square root", "learning rate only")
+        )
+        found[f"{name}: beta^k over 1 - k (1 - beta)"] = within(
+            0.8, 1.25, halved / whole, "they agree to first order; a ratio of deviations"
+        )
+        if series != "noisy labels":
+            found[f"{name}: betas kept over beta^k"] = no_less(
+                1.5, kept / halved, "a long memory must scale; a ratio of deviations"
+            )
     return found
 
 

@@ -41,3 +41,8 @@ def test_tokens_are_whole_sequences_or_refused(sequences: int, length: int) -> N
 def test_what_is_no_count_names_the_argument(word: str) -> None:
     with pytest.raises(ValueError, match=r"^n must be"):
         apply.parse_count("n", word)
+
+
+def test_a_sequence_has_tokens() -> None:
+    with pytest.raises(ValueError, match="sequence_length must be at least 1, got 0"):
+        apply.parse_count("n", "64", sequence_length=0)

@@ -181,6 +181,8 @@ def test_linear_rule_leaves_an_ornstein_uhlenbeck_process_in_place() -> None:
     [
         ("adam", {"lr": 1e-3, "betas": (0.9, 0.999)}, 10),
         ("rmsprop", {"lr": 1e-3, "alpha": 0.75}, 4),
+        ("schedulefree-adamw", {"lr": 1e-3, "betas": (0.9, 0.99)}, 100),
+        ("lion", {"lr": 1e-3, "betas": (0.9, 0.95)}, 10),
         ("sgd", {"lr": 0.25, "weight_decay": 0.5}, 8),
         ("adamw", {"lr": 0.25, "weight_decay": 0.5, "betas": (0.99, 0.999)}, 8),
     ],

@@ -73,6 +73,8 @@ def parse_count(name: str, word: str, *, sequence_length: int | None = None) -> 
         ValueError: it is none, or no whole number; or it counts tokens and `sequence_length` is not
             given, or they are not whole sequences.
     """
+    if sequence_length is not None and sequence_length < 1:
+        raise ValueError(f"sequence_length must be at least 1, got {sequence_length}")
     try:
         found = quantity(name, word)
     except TypeError:

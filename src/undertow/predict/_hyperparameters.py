@@ -10,8 +10,6 @@ from typing import Any
 from undertow.predict._arguments import coefficient, count, decay_rate, number, positive
 from undertow.predict._families import Family
 
-_SPLIT = {"beta1": "betas", "beta2": "betas"}
-
 
 def completed(hyper: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """Every hyperparameter in its range, with the defaults that are not zero.

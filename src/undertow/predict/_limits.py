@@ -19,13 +19,17 @@ def check_averages(
     averages: Mapping[str, Mapping[str, Any]],
     betas: Betas,
     batches: tuple[int, int],
+    family: Family,
 ) -> None:
     """Raise a ValueError where a choice of `BETAS` has no answer at this batch."""
     for name, moved in averages.items():
         if moved[betas] is not None:
             continue
         value = old[name]
-        kept = [beta for beta in (value if isinstance(value, tuple) else (value,)) if beta]
+        kept = [value]
+        if isinstance(value, tuple):  # the first of a schedule-free pair is no average
+            named = zip(("beta1", "beta2"), value, strict=True)
+            kept = [beta for own, beta in named if beta and own in family.averages]
         limit = 1 / (1 - min(kept))
         raise ValueError(
             f"to_batch: {name} = {shown(value)} cannot follow a batch {batches[1] / batches[0]:.6g}"
@@ -106,15 +110,23 @@ def curvature_warnings(
     return []
 
 
-ASSUMPTIONS = (
+_ASSUMPTIONS = (
     "the loss of a batch is the mean over its samples",
     "samples are drawn independently, so that gradient noise has covariance Sigma / batch",
     "lr times sharpness is small enough that steps follow their differential equation",
     "the forward pass does not depend on the batch: batch norm keeps its batch (ghost batches)",
     "the same number of samples is seen",
 )
-NOISE_ASSUMPTIONS = (
-    "noise dominates the gradients of a batch (N/G well above 1)",
+_NOISE_ASSUMPTION = "noise dominates the gradients of a batch (N/G well above 1)"
+_AVERAGE_ASSUMPTIONS = (
     "eps is added outside the root, after bias correction, as in PyTorch",
     "steps are counted past the first 1 / (1 - beta) of them, where bias corrections differ",
 )
+
+
+def assumptions(family: Family) -> tuple[str, ...]:
+    """What must hold for two runs of an optimizer to agree."""
+    if family.update in ("gradient", None):
+        return _ASSUMPTIONS
+    averaged = _AVERAGE_ASSUMPTIONS if "eps" in family.reads else _AVERAGE_ASSUMPTIONS[1:]
+    return (*_ASSUMPTIONS, _NOISE_ASSUMPTION, *averaged)

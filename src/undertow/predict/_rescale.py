@@ -15,8 +15,7 @@ from undertow.predict._averages import BETAS, REASONS, Betas, moved_average, noi
 from undertow.predict._families import FAMILIES, STEPS, Family, Optimizer
 from undertow.predict._hyperparameters import completed
 from undertow.predict._limits import (
-    ASSUMPTIONS,
-    NOISE_ASSUMPTIONS,
+    assumptions,
     check_averages,
     check_decay,
     curvature_warnings,
@@ -126,7 +125,7 @@ def rescale(
     name = _chosen(rule, family, decoupled, noise, batches)
     averages = _averages(family, old, factor)
     moved = old | {key: own[betas] for key, own in averages.items()}
-    check_averages(old, averages, betas, batches)
+    check_averages(old, averages, betas, batches, family)
 
     def answer(which: str) -> Alternative:
         lr = rate(which, family, old, moved, batches, noise)
@@ -153,7 +152,7 @@ def rescale(
         factor,
         name,
         tuple(changes),
-        ASSUMPTIONS if family.update in ("gradient", None) else ASSUMPTIONS + NOISE_ASSUMPTIONS,
+        assumptions(family),
         tuple(warnings),
         tuple(alternatives),
         averages,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from undertow import predict
 from undertow.apply._arguments import whole_number
 from undertow.apply.rescaling import _running, _schedulers, configs
+from undertow.apply.rescaling._law import Law
 from undertow.apply.rescaling._result import Live, Rescaled
-from undertow.apply.rescaling._schedulers import Given, Law
+from undertow.apply.rescaling._schedulers import Given
 from undertow.apply.rescaling._units import Quantity, quantity
 from undertow.predict import Betas
 

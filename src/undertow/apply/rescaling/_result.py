@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from undertow import lab, predict
 from undertow.apply.rescaling import _running, _schedulers
+from undertow.apply.rescaling._law import Law
 from undertow.apply.rescaling._running import Running
-from undertow.apply.rescaling._schedulers import Given, Law
+from undertow.apply.rescaling._schedulers import Given
 from undertow.apply.rescaling._side_by_side import rule_sections, rules_data
 from undertow.predict import Change
 

@@ -230,10 +230,12 @@ def test_deepspeeds_adam_is_adamw_and_its_schedule_follows() -> None:
         "warmup_num_steps": 16,
         "total_num_steps": 256,
     }
-    coupled = deepspeed()
-    coupled["optimizer"]["params"]["adam_w_mode"] = False
-    new = apply.rescale(coupled, to_batch=256).hyper
-    assert new["optimizer"]["params"]["weight_decay"] == 0.1
+    for decoupled, decay in ((False, 0.1), (True, 0.2)):
+        told = deepspeed()
+        told["optimizer"]["params"]["adam_w_mode"] = decoupled
+        new = apply.rescale(told, to_batch=256).hyper["optimizer"]["params"]
+        assert new["weight_decay"] == pytest.approx(decay)
+        assert new["adam_w_mode"] is decoupled
     left = {"train_batch_size": "auto", "optimizer": {"type": "AdamW", "params": {"lr": "auto"}}}
     with pytest.raises(ValueError, match=r"optimizer\.params\.lr is left to the program"):
         apply.rescale(left, from_batch=8, to_batch=16)
@@ -323,6 +325,18 @@ def test_memory_bounds_a_devices_batch() -> None:
     assert parts(128) == (4, 32)
     assert parts(6) == (3, 2)  # the largest up to 4 that divides it
     assert parts(2) == (2, 1)
+    common = {"optim": "sgd", "learning_rate": 0.1, "batch_size": 8}
+    assert apply.rescale(common, to_batch=64).hyper == {
+        "optim": "sgd",
+        "learning_rate": pytest.approx(0.8),
+        "batch_size": 64,
+    }
+    closed = Namespace(opt="sgd", lr=0.1, batch_size=8)  # no flag for accumulation
+    assert vars(apply.rescale(closed, to_batch=64).hyper) == {
+        "opt": "sgd",
+        "lr": pytest.approx(0.8),
+        "batch_size": 64,
+    }
     alone = {"optimizer": "sgd", "lr": 0.1, "batch_size": 8}
     assert apply.rescale(alone, to_batch=64).hyper["batch_size"] == 64
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from undertow.apply.rescaling._units import Quantity, as_given
+from undertow.apply.rescaling.configs import _keys
 from undertow.apply.rescaling.configs._keys import PLAIN
 from undertow.apply.rescaling.configs._roles import Entry, Roles
 from undertow.apply.rescaling.configs._tree import Leaf, Path
 from undertow.predict import Change
 
+_SECTION_OF = {"accumulate_grad_batches": "trainer", "accumulative_counts": "optim_wrapper"}
 _TOKENS_AT_MOST, _TOKENS_SURELY = 2**27, 2**20
 
 
@@ -345,13 +347,16 @@ def _container(roles: Roles) -> Path | None:
     key, micro = roles.vocabulary.accumulation, roles.of("micro")
     if key is None or not micro:
         return None
-    if key == "accumulate_grad_batches":
-        trainer = [e.leaf.path for e in roles.entries if "trainer" in e.leaf.parts[:-1]]
-        return next((path[: path.index("trainer") + 1] for path in trainer), None)
-    if key == "accumulative_counts":
-        wrapper = [e.leaf.path for e in roles.entries if "optim_wrapper" in e.leaf.path]
-        return next((path[: path.index("optim_wrapper") + 1] for path in wrapper), None)
-    return micro[0].leaf.path[:-1]
+    if micro[0].leaf.name in _keys.BARE and roles.vocabulary.holds_all:
+        return None  # too common a name to say whose program it is, and that it would read the key
+    section = _SECTION_OF.get(key)
+    if section is None:
+        return None if micro[0].leaf.closed else micro[0].leaf.path[:-1]
+    for path in (entry.leaf.path for entry in roles.entries if not entry.leaf.closed):
+        if section in path[:-1]:
+            end = path.index(section) + 1
+            return None if isinstance(path[end], int) else path[:end]
+    return None
 
 
 def _added(roles: Roles) -> Entry:

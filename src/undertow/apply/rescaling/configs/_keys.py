@@ -34,7 +34,7 @@ HYPER = _roles(
         "eps": "eps epsilon adam_epsilon adam_eps opt_eps",
         "nesterov": "nesterov",
         "momentum_decay": "momentum_decay",
-        "decoupled_weight_decay": "decoupled_weight_decay",
+        "decoupled_weight_decay": "decoupled_weight_decay adam_w_mode",
     }
 )
 # The peak of a schedule, where nothing above says the rate.

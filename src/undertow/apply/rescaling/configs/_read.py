@@ -1,6 +1,7 @@
 """What a configuration says: its optimizer, its hyperparameters and its batch, or why it does not.
 
-A program's own defaults stand in for what is not written down; an optimizer never does.
+A program's own defaults stand in for what is not written down; an optimizer does only where its
+maker documents the one that is meant.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from undertow.apply.rescaling.configs._job import Job
 from undertow.apply.rescaling.configs._roles import Entry, Roles, roles, shown
 from undertow.apply.rescaling.configs._tree import is_config, leaves
 
+_PER_STEP_DECAY = 1e-5  # Composer's default
 _AVERAGES = ("betas", "beta1", "beta2")
 _HYPER = frozenset({*_keys.HYPER.values(), *_keys.STEPS.values()})
 
@@ -49,8 +51,9 @@ def read(source: Any, optimizer: str | None = None) -> Job:
         raise ValueError(_no_rate(found))
     if _names.decoupled(name):
         hyper.setdefault("decoupled_weight_decay", True)
-    per_step = name.lower().startswith("decoupled") and "weight_decay" in hyper
+    per_step = name.lower().startswith("decoupled")
     if per_step:
+        hyper.setdefault("weight_decay", _PER_STEP_DECAY)
         notes.append(f"{name} decays by weight_decay a step, and not by lr x weight_decay")
         hyper["weight_decay"] = hyper["weight_decay"] / hyper["lr"]
     if found.left:
@@ -96,10 +99,7 @@ def _of(found: Roles, name: str) -> str:
     switched = [e.value for e in found.of("decoupled_weight_decay")]
     if switched:
         return "adamw" if any(switched) else "adam"
-    modes = [leaf for leaf in found.unread if leaf.endswith("adam_w_mode")]
-    if found.vocabulary.decoupled and not modes:
-        return "adamw"
-    return "adam"
+    return "adamw" if found.vocabulary.decoupled else "adam"
 
 
 def _hyper(found: Roles, family: str, source: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from undertow.apply.rescaling.configs._keys import PLAIN, VOCABULARIES, Vocabula
 from undertow.apply.rescaling.configs._tree import Leaf
 
 _STEP_UNITS = ("ba", "it", "iter", "iters", "step", "steps")
+_MOST = 10**12  # samples or devices; more than that is a mistake
 _PAIRS = ("betas", "milestones")
 _ABSENT = ("auto", "none", "null", "???", "")
 
@@ -253,10 +254,12 @@ def _count(name: str, value: Any, role: str) -> Any:
         return None  # a share of the run; -1 and 0 stand for "not given"
     if found == float("inf"):
         return None
-    if found != int(found):
+    if not float(found).is_integer():
         if role in ("interval", "clock"):
             return None
         raise ValueError(f"{name} must be a whole number, got {value!r}")
+    if role == "accumulation" and found > _MOST:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(found) or (1 if role == "accumulation" else 0)
 
 
@@ -264,7 +267,7 @@ def _size(name: str, value: Any) -> int | None:
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     found = _units.number(name, value)
-    if found != int(found) or found == 0 or found < -1:
+    if not float(found).is_integer() or found == 0 or not -1 <= found <= _MOST:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(found) if found > 0 else None  # -1 leaves it to the program
 

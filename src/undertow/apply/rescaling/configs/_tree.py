@@ -32,6 +32,7 @@ class Leaf:
         value: as it stands there.
         default: whether it is a dataclass's own default, which nobody wrote down.
         fixed: whether it cannot be written.
+        closed: whether what holds it takes no further names.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Leaf:
     value: Any
     default: bool = False
     fixed: bool = False
+    closed: bool = False
 
     @property
     def name(self) -> str:
@@ -90,7 +92,7 @@ def _walk(node: Any, path: Path, parts: tuple[str, ...], depth: int) -> Iterator
                 if is_tree(item):
                     yield from _walk(item, (*here, index), (*words, str(index)), depth - 1)
         else:
-            yield Leaf(here, words, _plain(value), default, fixed)
+            yield Leaf(here, words, _plain(value), default, fixed, not isinstance(node, Mapping))
 
 
 def _children(node: Any) -> Iterator[tuple[Any, Any, bool, bool]]:

@@ -22,7 +22,7 @@ import polars as pl
 
 from undertow import lab
 from undertow.claims._claim import BUILT_IN, Claim, Records, errors_of
-from undertow.claims._overview import RUNS, VERDICT
+from undertow.claims._overview import REPORT, RUNS, VERDICT
 from undertow.claims._page import Facts, claim_document
 from undertow.claims._registry import by_value, get
 
@@ -90,6 +90,7 @@ def reproduce(
     seed: int = 0,
     engine: str = "local",
     out: str | os.PathLike[str] | None = None,
+    replace: bool = False,
     overrides: Mapping[str, Any] | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -105,6 +106,8 @@ def reproduce(
         engine: how trials are run, see `lab.run`.
         out: the folder; by default `undertow-runs/<claim>-<preset>-seed<seed>`, with a short hash
             of the knobs that differ from the preset's.
+        replace: whether `out` may hold another run of the claim, with other knobs or another seed:
+            its records stay, its verdict and report are written over.
         overrides: knobs by name, to use in place of the preset's.
         workers: how many worker processes; None for one a core.
         progress: show progress on standard error.
@@ -113,10 +116,11 @@ def reproduce(
         ValueError: an unknown claim, preset, knob or engine.
         RuntimeError: every trial failed (the message quotes the first failure), or a claim of one's
             own raised (the message says in which line).
-        OSError: the folder cannot be written, or holds something else.
+        OSError: the folder cannot be written, or holds something else or another run.
     """
     plan = _plan(get(claim) if isinstance(claim, str) else claim, preset, seed, overrides or {})
     store = lab.Store(plan.default_out() if out is None else Path(out))
+    _refuse_another(plan, store, replace=replace)
     return _run(plan, store, engine=engine, workers=workers, progress=progress)
 
 
@@ -237,17 +241,18 @@ def _as_knob(value: Any) -> Any:
 def _run(
     plan: _Plan, store: lab.Store, *, engine: str, workers: int | None, progress: bool
 ) -> Reproduction:
-    _refuse_another(plan, store)
     start = time.perf_counter()
     results = lab.run(plan.study, store, engine=engine, workers=workers, progress=progress)
     seconds = time.perf_counter() - start if results.computed else _noted_seconds(store)
     return _conclude(plan, store, results, seconds=seconds)
 
 
-def _refuse_another(plan: _Plan, store: lab.Store) -> None:
-    """Two claims of one name are two: a trial of one is no result of the other."""
+def _refuse_another(plan: _Plan, store: lab.Store, *, replace: bool) -> None:
+    """A folder holds one run, and two claims of one name are two."""
     stored = store.config.get("config") or {}
-    source = stored.get("source", BUILT_IN) if "claim" in stored else plan.claim.source
+    if stored.get("claim") != plan.claim.name:
+        return  # a new folder, or a study of another name, which the store refuses
+    source = stored.get("source", BUILT_IN)
     moved = os.path.isabs(source) and not os.path.exists(source)
     by_path = os.path.isabs(source) or os.path.isabs(plan.claim.source)
     if source != plan.claim.source and by_path and not moved:
@@ -255,14 +260,26 @@ def _refuse_another(plan: _Plan, store: lab.Store) -> None:
             f"{store.path} holds a run of another claim ({stored['claim']}, {source}); give another"
             " folder"
         )
+    ours = _as_stored({"preset": plan.preset, "seed": plan.seed, "knobs": dict(plan.changed)})
+    if not replace and any(stored.get(key) != value for key, value in ours.items()):
+        knobs = [f"{name} {value}" for name, value in stored.get("knobs", {}).items()]
+        words = [f"preset {stored.get('preset')}", f"seed {stored.get('seed')}", *knobs]
+        raise lab.StoreError(
+            f"{store.path} holds another run of {plan.claim.name} ({', '.join(words)}); give"
+            " another folder, or --replace (replace=True) to write over its verdict and report"
+        )
+
+
+def _as_stored(value: Any) -> Any:
+    """A value as JSON gives it back; the store writes infinities as strings."""
+    return json.loads(json.dumps(value), parse_constant=str)
 
 
 def _noted_seconds(store: lab.Store) -> float:
     """What the run took that computed the trials, when this one only reads them."""
     try:
-        noted = json.loads((store.path / VERDICT).read_text(encoding="utf-8"))["seconds"]
-        return float(noted)
-    except (OSError, ValueError, KeyError, TypeError):
+        return float((store.read_json(VERDICT) or {})["seconds"])
+    except (KeyError, TypeError):
         return math.nan
 
 
@@ -286,8 +303,9 @@ def _conclude(
         some = f"{len(failures)} of {len(plan.study)}"
         raise _cannot_judge(plan, store, failures, some) from error
     for figure in figures:
-        for suffix in ("svg", "png"):
-            lab.save_chart(figure.chart, store.path / "figures" / f"{figure.name}.{suffix}")
+        for suffix in (".svg", ".png"):
+            drawn = lab.draw_chart(figure.chart, suffix)
+            store.write_bytes(f"figures/{figure.name}{suffix}", drawn)
     facts = Facts(
         preset=plan.preset,
         seed=plan.seed,
@@ -297,7 +315,7 @@ def _conclude(
         computed=results.computed,
         failures=failures,
         seconds=seconds,
-        environment=json.loads((store.path / "environment.json").read_text(encoding="utf-8")),
+        environment=store.environment,
     )
     reproduction = Reproduction(
         claim=plan.claim.name,
@@ -309,7 +327,7 @@ def _conclude(
         out=store.path,
         _document=claim_document(plan.claim, verdict, figures, table, facts),
     )
-    lab.write_page(reproduction.document(), store.path / "report.html")
+    store.write_text(REPORT, lab.as_page(reproduction.document()))
     # Last, so that a verdict is only ever beside the report that explains it.
     store.write_json(VERDICT, reproduction.as_json())
     return reproduction

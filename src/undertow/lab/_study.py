@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -14,7 +13,6 @@ import polars as pl
 
 from undertow.lab._engine import Failed, Group, GroupFunction, run_groups
 from undertow.lab._progress import note, progress_bar
-from undertow.lab._records import join_records
 from undertow.lab._store import Failure, Store
 from undertow.lab._trial import trial_columns, trial_hash
 
@@ -144,14 +142,16 @@ class Results:
         records: by experiment, a row per record in the trials' order: `trial` (its hash), its
             fields, the record's keys.
         failures: of the trials that gave no records.
-        computed: how many trials were run; the others were in the store.
+        computed: how many trials were run now.
         missing: how many trials have neither records nor a failure.
+        stored: how many trials' records were in the store before.
     """
 
     records: Mapping[str, pl.DataFrame]
     failures: tuple[Failure, ...]
     computed: int = 0
     missing: int = 0
+    stored: int = 0
 
 
 def run(
@@ -182,11 +182,11 @@ def run(
         StoreError: the store holds another study or is in use, or the disk is full.
     """
     with store.exclusive():
-        frames = _stored(study, store)
-        stored = len(frames)
-        groups = [g for g in study.groups() if not frames.keys() >= set(g.identities)]
+        records, done = _read(study, store)
+        stored = len(done)
+        groups = [g for g in study.groups() if not done.issuperset(g.identities)]
         finished = run_groups(groups, engine=engine, workers=workers)
-        store.begin(study.name, study.config)
+        store.begin(study.name, study.config, computing=bool(groups))
         failures: list[Failure] = []
         try:
             with (
@@ -198,18 +198,18 @@ def run(
                     for identity, trial, outcome in zip(
                         group.identities, group.trials, outcomes, strict=True
                     ):
-                        if identity in frames:
+                        if identity in done:
                             continue
                         if isinstance(outcome, Failed):
                             failures.append(_failure(identity, trial, outcome))
                             store.write_failure(failures[-1])
                         else:
                             store.write_encoded(identity, outcome)
-                            frames[identity] = pl.read_parquet(io.BytesIO(outcome))
+                            done.add(identity)
                         advance(1)
         except KeyboardInterrupt:
             note(
-                f"Stopped: {len(frames)} of {len(study)} trials are stored in {store.path}; "
+                f"Stopped: {len(done)} of {len(study)} trials are stored in {store.path}; "
                 "run the same command again to go on from there.",
                 shown=progress,
             )
@@ -220,33 +220,35 @@ def run(
             "Run again to try them again.",
             shown=progress,
         )
-    return Results(_by_experiment(study, frames), tuple(failures), len(study) - stored)
+    if groups:
+        records, done = _read(study, store)
+    return Results(
+        records,
+        tuple(failures),
+        computed=len(study) - stored,
+        missing=len(study) - len(done) - len(failures),
+        stored=stored,
+    )
 
 
 def stored(study: Study, store: Store) -> Results:
     """What a store holds of a study, running nothing."""
-    frames = _stored(study, store)
+    records, done = _read(study, store)
     ours = {identity for identities in study.identities.values() for identity in identities}
-    failures = tuple(
-        failure
-        for failure in store.failures()
-        if failure.trial in ours and failure.trial not in frames
+    failures = tuple(failure for failure in store.failures() if failure.trial in ours - done)
+    return Results(
+        records,
+        failures,
+        missing=len(ours) - len(done) - len(failures),
+        stored=len(done),
     )
-    missing = len(ours) - len(frames) - len(failures)
-    return Results(_by_experiment(study, frames), failures, 0, missing)
 
 
-def _stored(study: Study, store: Store) -> dict[str, pl.DataFrame]:
-    every = (identity for identities in study.identities.values() for identity in identities)
-    found = ((identity, store.read(identity)) for identity in every)
-    return {identity: frame for identity, frame in found if frame is not None}
-
-
-def _by_experiment(study: Study, frames: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    return {
-        name: join_records(frames[identity] for identity in identities if identity in frames)
-        for name, identities in study.identities.items()
-    }
+def _read(study: Study, store: Store) -> tuple[dict[str, pl.DataFrame], set[str]]:
+    """The records of each experiment, and which trials are there, those without rows too."""
+    loaded = {name: store.load(identities) for name, identities in study.identities.items()}
+    records = {name: own.frame() for name, own in loaded.items()}
+    return records, set[str]().union(*(own.trials for own in loaded.values()))
 
 
 def _failure(identity: str, trial: Any, failed: Failed) -> Failure:

@@ -104,7 +104,7 @@ def test_report_runs_nothing_and_says_the_same() -> None:
     again = report("here")
     assert again.as_json() == whole.as_json()
     assert (whole.out / "report.html").is_file()
-    (whole.out / "verdict.json").unlink()
+    (whole.out / "run.json").unlink()
     assert math.isnan(report("here").seconds)
 
 

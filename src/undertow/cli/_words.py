@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
+import sys
 import textwrap
 import types
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,11 +30,19 @@ from typing import (
     get_type_hints,
 )
 
+from undertow.lab import Bound
+
 # Options that say what becomes of a result. Every other one is an argument of the library's
 # function that the command calls, under its name or one that the command's PARAMETERS give.
 OUTPUT = frozenset({"json", "html", "csv", "every", "expect"})
 
 _Options = TypeVar("_Options")
+
+
+def program() -> str:
+    """What this was called as, for its usage."""
+    by_module = os.path.basename(sys.argv[0]) == "__main__.py"
+    return "python -m undertow" if by_module else "undertow"
 
 
 class UsageError(Exception):
@@ -102,7 +112,9 @@ def parse(kind: type[_Options], words: Sequence[str], *, command: str, summary: 
     ]
     if missing:
         raise UsageError(f"{command} needs {', '.join(missing)}; see undertow {command} --help")
-    return kind(**values)
+    options = kind(**values)
+    refuse_out_of_bounds(options, command)
+    return options
 
 
 def by_flag(words: Sequence[str]) -> tuple[list[str], list[Flag]]:
@@ -139,6 +151,20 @@ def refuse_unknown(
             names = {name for kind in kinds for name in _flag_fields(kind)}
             known = [f"--{name.replace('_', '-')}" for name in sorted(names)]
             raise UsageError(f"{command}: no {noun} {flag.given}; {close_to(flag.given, known)}")
+
+
+def refuse_out_of_bounds(options: Any, command: str) -> None:
+    """Every option must keep to the bounds in its annotation.
+
+    Raises:
+        UsageError: one does not; the message says what it must be.
+    """
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        for bound in get_args(hint)[1:]:
+            if isinstance(bound, Bound) and value is not None and not bound.allows(value):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{command}: {flag} must be {bound.words}, got {value}")
 
 
 def read_values(kind: type, flags: Iterable[Flag], command: str) -> dict[str, Any]:
@@ -220,7 +246,7 @@ def show_help(usage: str, summary: str, *parts: Any) -> NoReturn:
         )
     # tyro neither wraps what stands above the options, nor keeps the usage within 80 columns.
     _, _, options = printed.getvalue().partition("\n\n-\n\n")
-    print(f"usage: undertow {usage} [OPTIONS]\n\n{textwrap.fill(summary, 80)}\n")
+    print(f"usage: {program()} {usage} [OPTIONS]\n\n{textwrap.fill(summary, 80)}\n")
     print("\n".join(line.rstrip() for line in options.rstrip().splitlines()))
     raise HelpShown
 

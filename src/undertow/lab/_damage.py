@@ -43,10 +43,13 @@ def _set_aside_stranger(store: Path, path: Path, why: str) -> None:
 
 
 def _kind(path: Path, *, follow: bool = True) -> int | None:
-    try:
-        return stat.S_IFMT(os.stat(path, follow_symlinks=follow).st_mode)
-    except OSError:
-        return None
+    """What is at a path, a link that leads nowhere too; None for nothing."""
+    for followed in (follow, False):
+        try:
+            return stat.S_IFMT(os.stat(path, follow_symlinks=followed).st_mode)
+        except OSError:
+            continue
+    return None
 
 
 def _move(path: Path, folder: Path) -> str:

@@ -95,11 +95,10 @@ class Loaded:
         places = np.array([place[trial] for trial in joined["trial"]], dtype=np.int64)
         return joined[np.argsort(places, kind="stable")]
 
-    def schemas(self) -> dict[str, pl.Schema]:
-        """The schema of each trial's file; trials of one schema share the object."""
+    def schemas(self) -> dict[bytes, pl.Schema]:
+        """The schema of each kind of file."""
         self._decode()
-        schemas = {kind: frames[0].schema for kind, frames in self._frames.items()}
-        return {trial: schemas[kind] for trial, kind in self.trials.items()}
+        return {kind: frames[0].schema for kind, frames in self._frames.items()}
 
     def without(self, trials: Collection[str]) -> Loaded:
         """The same without some trials."""

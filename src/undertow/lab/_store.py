@@ -292,7 +292,7 @@ class Store:
     def _names(self, folder: str, pattern: re.Pattern[str]) -> tuple[str, ...]:
         try:
             names = os.listdir(self.path / folder)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # not there, or something else is: see `make_way`
             return ()
         return tuple(sorted(found[1] for name in names if (found := pattern.fullmatch(name))))
 

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import threadpoolctl  # noqa: F401  # imported by a run, which must not take its time in each fork
+import torch  # noqa: F401
 from toy_study import Walk, walks
 
 from undertow import lab

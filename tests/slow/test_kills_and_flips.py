@@ -163,12 +163,12 @@ def ends_at(call: int, draws: random.Random):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("part", range(4))
 def test_interrupts(tmp_path: Path, scaled: Scaled, tally: Counter[str], part: int) -> None:
-    """An exception at a random instant, also within a write, as Ctrl-C raises it."""
+    """Ctrl-C at a random instant, also within a write."""
     draws = random.Random(part)
     expected = run(tmp_path / "whole")
 
     def interrupt(*arguments: object) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
@@ -197,28 +197,28 @@ def test_kills(tmp_path: Path, scaled: Scaled, tally: Counter[str], part: int) -
     """Processes killed at random instants by a signal that cannot be caught, and resumed."""
     draws = random.Random(part)
     expected = run(tmp_path / "whole", forks.STUDY)
-    server = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(Path(forks.__file__))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-    wanted = scaled(500)
-    while tally["kills"] < wanted:
-        folder = tmp_path / "killed"
-        for _ in range(min(draws.randrange(1, 5), wanted - tally["kills"])):
-            print(draws.uniform(0, 0.4), folder, file=server.stdin, flush=True)
-            assert server.stdout.readline() == "killed\n"
-            tally["kills"] += 1
-        tally["trials stored by killed processes"] += len(list(folder.glob("trials/*.parquet")))
-        with contextlib.redirect_stderr(io.StringIO()) as errors:
-            same_records(run(folder, forks.STUDY), expected)
-        tally["resumed with the same records"] += 1
-        tally["damaged files named"] += errors.getvalue().count("\n")
-        assert not list(folder.rglob("*.tmp"))
-        shutil.rmtree(folder)
-    server.stdin.close()
-    assert server.wait() == 0
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        wanted = scaled(500)
+        while tally["kills"] < wanted:
+            folder = tmp_path / "killed"
+            for _ in range(min(draws.randrange(1, 5), wanted - tally["kills"])):
+                print(draws.uniform(0, 0.4), folder, file=server.stdin, flush=True)
+                assert server.stdout.readline() == "killed\n"
+                tally["kills"] += 1
+            tally["trials stored by killed processes"] += len(list(folder.glob("trials/*.parquet")))
+            with contextlib.redirect_stderr(io.StringIO()) as errors:
+                same_records(run(folder, forks.STUDY), expected)
+            tally["resumed with the same records"] += 1
+            tally["damaged files named"] += errors.getvalue().count("\n")
+            assert not list(folder.rglob("*.tmp"))
+            shutil.rmtree(folder)
+        server.stdin.close()
+        assert server.wait() == 0

@@ -35,7 +35,8 @@ FORMAT = 1
 _CONFIG, _ENVIRONMENT = "config.json", "environment.json"
 _TRIALS, _FAILURES = "trials", "failures"
 _OWN = {_CONFIG, _ENVIRONMENT, LOCK, _TRIALS, _FAILURES, DAMAGED}
-_OUTPUTS = {"run.json", "verdict.json", "report.html", "figures"}  # of those who call
+_NOTED = "run.json"  # of the run that holds the lock
+_OUTPUTS = {_NOTED, "verdict.json", "report.html", "figures"}
 _RECORD, _FAILURE = (re.compile(rf"([0-9a-f]{{32}})\.{end}") for end in ("parquet", "json"))
 _LARGEST_RECORD, _LARGEST_JSON = 2**31, 2**26
 _NOT_RUN = "counted as not run"
@@ -142,7 +143,7 @@ class Store:
             for folder in (_TRIALS, _FAILURES):
                 make_way(self.path, self.path / folder / "any")
                 clear_leftovers(self.path / folder)
-            clear_leftovers(self.path, _OWN)
+            clear_leftovers(self.path, _OWN | {_NOTED})
             clear_leftovers(self.path / "figures", ())
             yield
 

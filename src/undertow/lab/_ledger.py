@@ -92,21 +92,20 @@ class Ledger:
         A trial keeps the records that it has, unless they are of a run alone and these are not.
         """
         named = list(zip(group.identities, group.trials, ran.outcomes, strict=True))
-        gave = {identity for identity, _, outcome in named if not isinstance(outcome, Failed)}
-        known = self.frames.keys() - (self._alone if ran.together else set())
-        if not ran.together:  # noted before the records are there: none may pass for what it is not
-            self._alone |= gave - known
+        new = [identity for identity in group.identities if identity not in self.frames]
+        wanted = {*new, *(self._alone.intersection(group.identities) if ran.together else ())}
+        gave = {i for i, _, outcome in named if i in wanted and not isinstance(outcome, Failed)}
+        if not ran.together and gave:  # before the records are there: none may pass for another
+            self._alone |= gave
             self.note()
-        new = [each for each in named if each[0] not in self.frames]
         for identity, trial, outcome in named:
-            if identity in gave - known:
-                assert isinstance(outcome, bytes)
+            if isinstance(outcome, Failed):
+                if identity in new:
+                    self._fail(identity, trial, outcome)
+            elif identity in gave:
                 self.store.write_encoded(identity, outcome)
                 self.frames[identity] = pl.read_parquet(io.BytesIO(outcome))
                 self._failed.pop(identity, None)
-            elif identity not in self.frames:
-                assert isinstance(outcome, Failed)
-                self._fail(identity, trial, outcome)
         if ran.together and self._alone & gave:
             self._alone -= gave
             self.note()

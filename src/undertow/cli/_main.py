@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
@@ -16,9 +18,10 @@ from undertow.cli._output import (
     complain,
     finish_output,
     leave_output,
+    one_line,
     open_streams,
 )
-from undertow.cli._words import HelpShown, UsageError, close_to, program
+from undertow.cli._words import HelpShown, UsageError, close_to, program, terminal_width
 
 # In the order in which they are shown. The command `inspect` is the module `_inspect`, imported
 # when it is called; to add a command, write its module (see `Command`) and name it here.
@@ -87,6 +90,14 @@ def _status(words: Sequence[str]) -> int:
     except EXPECTED_ERRORS as error:
         complain(error)
         return 1
+    except Exception as error:  # a fault of ours; where it is tells us, not whoever met it
+        if os.environ.get("UNDERTOW_TRACEBACK"):
+            raise
+        complain(
+            f"internal error: {type(error).__name__}: {one_line(error)}; with UNDERTOW_TRACEBACK=1"
+            " in the environment it says where, for a bug report"
+        )
+        return 1
 
 
 class _Ended(KeyboardInterrupt):
@@ -138,6 +149,23 @@ def _module(command: str) -> Command:
 def _help() -> str:
     modules = {command: _module(command) for command in COMMANDS}
     usages = {name: f"undertow {name} {module.SYNOPSIS}" for name, module in modules.items()}
-    width = max(map(len, usages.values()))
-    lines = [f"  {usages[name]:<{width}}  {module.SUMMARY}" for name, module in modules.items()]
-    return "\n".join([_LEAD.format(program=program()), *lines, "", _TAIL.rstrip()])
+    indent = max(map(len, usages.values())) + 4
+    lines = [f"  {usage:<{indent - 2}}{modules[name].SUMMARY}" for name, usage in usages.items()]
+    room = terminal_width()
+    if max(map(len, lines)) > room:
+        inner = " " * 4
+        lines = [
+            f"  {usage}\n"
+            + textwrap.fill(
+                modules[name].SUMMARY, room, initial_indent=inner, subsequent_indent=inner
+            )
+            for name, usage in usages.items()
+        ]
+    lead, tail = (_filled(text, room) for text in (_LEAD.format(program=program()), _TAIL))
+    return "\n".join([lead, "", *lines, "", tail])
+
+
+def _filled(text: str, width: int) -> str:
+    """Paragraphs in lines of at most `width` columns."""
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in paragraphs)

@@ -11,10 +11,11 @@ import dataclasses
 import difflib
 import io
 import os
+import shutil
 import sys
 import textwrap
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -237,7 +238,11 @@ def show_help(usage: str, summary: str, *parts: Any) -> NoReturn:
     nameless = tyro.conf.arg(name="")
     fields = [(f"part_{i}", Annotated[_dressed(part), nameless]) for i, part in enumerate(parts)]
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+    with (
+        _as_wide_as(width := terminal_width()),
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+    ):
         tyro.cli(
             dataclasses.make_dataclass("whole", fields),
             args=["--help"],
@@ -246,9 +251,29 @@ def show_help(usage: str, summary: str, *parts: Any) -> NoReturn:
         )
     # tyro neither wraps what stands above the options, nor keeps the usage within 80 columns.
     _, _, options = printed.getvalue().partition("\n\n-\n\n")
-    print(f"usage: {program()} {usage} [OPTIONS]\n\n{textwrap.fill(summary, 80)}\n")
+    used = textwrap.fill(f"usage: {program()} {usage} [OPTIONS]", width, subsequent_indent="  ")
+    print(f"{used}\n\n{textwrap.fill(summary, width)}\n")
     print("\n".join(line.rstrip() for line in options.rstrip().splitlines()))
     raise HelpShown
+
+
+def terminal_width() -> int:
+    """The columns that help takes, 40 at the least."""
+    return max(40, min(shutil.get_terminal_size().columns, 80))
+
+
+@contextlib.contextmanager
+def _as_wide_as(width: int) -> Iterator[None]:
+    """Tell tyro the width of the terminal, where it would come to no end on a very narrow one."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 # --- the fields of a dataclass ----------------------------------------------------------------

@@ -32,9 +32,19 @@ _Setting = tuple[Callable[[], Any], Callable[[Any], Any], Any]  # read, write, a
 def single_threaded() -> Iterator[None]:
     """One computing thread in the linear algebra that this process has loaded, as workers have."""
     import threadpoolctl
+    import torch  # noqa: F401  # which brings more of it
 
-    with threadpoolctl.threadpool_limits(1):
-        yield
+    found = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        with threadpoolctl.threadpool_limits(1):
+            yield
+    finally:
+        for name, value in found.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -44,13 +54,12 @@ def isolated(name: str) -> Iterator[None]:
         stack.enter_context(_python_state())
         stack.enter_context(_seeded(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)))
         stack.enter_context(_numeric_settings())
-        os.environ.update(ONE_THREAD)
         yield
 
 
 @contextlib.contextmanager
 def _python_state() -> Iterator[None]:
-    environment, folder, mask = dict(os.environ), _folder(), os.umask(0o022)
+    environment, folder, mask = os.environ.copy(), _folder(), os.umask(0o022)
     os.umask(mask)
     streams = sys.stdin, sys.stdout, sys.stderr
     path, depth, collects = list(sys.path), sys.getrecursionlimit(), gc.isenabled()
@@ -60,7 +69,7 @@ def _python_state() -> Iterator[None]:
         with warnings.catch_warnings():
             yield
     finally:
-        if dict(os.environ) != environment:
+        if os.environ.copy() != environment:
             os.environ.clear()
             os.environ.update(environment)
         if folder is not None and _folder() != folder:
@@ -84,16 +93,19 @@ def _folder() -> str | None:
         return None
 
 
-def _handlers() -> dict[signal.Signals, Any]:
-    """The signal handlers that Python knows; only the main thread may set them."""
+def _handlers() -> dict[int, Any]:
+    """What handles the signals that code may want to handle; only the main thread may set it."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    return {
-        number: handler
-        for number, handler in found.items()
-        if handler is not None and isinstance(number, signal.Signals)
-    }
+    numbers = [getattr(signal, name) for name in _HANDLED if hasattr(signal, name)]
+    found = {number: signal.getsignal(number) for number in numbers}
+    return {number: handler for number, handler in found.items() if handler is not None}
+
+
+_HANDLED = (
+    *("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGPIPE"),
+    *("SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGABRT", "SIGFPE"),
+)
 
 
 @contextlib.contextmanager

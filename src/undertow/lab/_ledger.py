@@ -70,7 +70,6 @@ class Ledger:
     _seconds: float
     _failed: dict[str, Failure] = field(default_factory=dict)
     _computed: int = 0
-    _started: float = field(default_factory=time.monotonic)
     _noted: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -116,8 +115,10 @@ class Ledger:
 
     def note(self) -> None:
         """Write down the time taken so far and who ran alone."""
-        self._noted = time.monotonic()
-        content = {"seconds": self._spent(), "alone": sorted(self._alone)}
+        now = time.monotonic()
+        self._seconds += now - self._noted
+        self._noted = now
+        content = {"seconds": self._seconds, "alone": sorted(self._alone)}
         self.store.write_json(_NOTE, content)
 
     def results(self, *, read: int) -> Results:
@@ -135,11 +136,8 @@ class Ledger:
             missing=sum(map(len, self.trials.values())) - len(self.frames) - len(failures),
             read=read,
             alone=len(self._alone & self.frames.keys()),
-            seconds=self._spent() if self._computed else self._seconds,
+            seconds=self._seconds,
         )
-
-    def _spent(self) -> float:
-        return self._seconds + time.monotonic() - self._started
 
     def _fail(self, identity: str, trial: Any, failed: Failed, *, noted: bool = True) -> None:
         fields = trial_columns(trial)

@@ -1,4 +1,4 @@
-"""Odd surroundings: closed, full and narrow streams, foreign encodings. One line, never a traceback."""
+"""Odd surroundings: streams closed, full or narrow, foreign names. One line, never a traceback."""
 
 from __future__ import annotations
 

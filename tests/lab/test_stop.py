@@ -34,24 +34,33 @@ def heard(number: signal.Signals) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_is_noted_then_passed_on_and_ends_the_run(number: signal.Signals) -> None:
-    with heard(number) as calls:
-        with pytest.raises(KeyboardInterrupt), stoppable() as stop:
+    def run() -> None:
+        with stoppable() as stop:
             signal.raise_signal(number)
             assert stop.asked()
             assert calls == []
+
+    with heard(number) as calls:
+        with pytest.raises(KeyboardInterrupt):
+            run()
         assert calls == [number]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_where_nothing_is_half_done_it_interrupts(number: signal.Signals) -> None:
     reached = []
-    with heard(number), pytest.raises(KeyboardInterrupt), stoppable() as stop:
-        with contextlib.suppress(KeyboardInterrupt), stop.at_any_moment():
-            signal.raise_signal(number)
-            reached.append("after the signal")
-        with contextlib.suppress(KeyboardInterrupt), stop.at_any_moment():
-            reached.append("in a block begun after it")
-        reached.append("the end")
+
+    def run() -> None:
+        with stoppable() as stop:
+            with contextlib.suppress(KeyboardInterrupt), stop.at_any_moment():
+                signal.raise_signal(number)
+                reached.append("after the signal")
+            with contextlib.suppress(KeyboardInterrupt), stop.at_any_moment():
+                reached.append("in a block begun after it")
+            reached.append("the end")
+
+    with heard(number), pytest.raises(KeyboardInterrupt):
+        run()
     assert reached == ["the end"]
 
 

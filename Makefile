@@ -7,7 +7,7 @@ SOURCES := pyproject.toml constraints.txt
 
 SCALE ?= 1
 
-.PHONY: demo test fast slow lint types docs bench clean
+.PHONY: demo test fast slow bounds lint types docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/undertow reproduce low-rank
@@ -22,6 +22,10 @@ fast: $(VENV)/.installed-dev
 # Kills, flips and fuzz by the thousands, for minutes, with a tally; SCALE=0.01 for a hundredth.
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --scale $(SCALE) tests/slow
+
+# The lowest and the newest releases of the dependencies on each Python; takes hours.
+bounds: $(VENV)/.installed-dev
+	$(BIN)/python tests/bounds.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -287,7 +287,7 @@ def _judged(
     try:
         with errors_of(claim.source):
             verdict = claim.judge(records, plan.knobs)
-            # Charts are drawn, and captioned, with the help of docstrings, which `python -OO` drops.
+            # Charts need docstrings, which `python -OO` drops.
             figures = () if sys.flags.optimize > 1 else claim.figures(records, plan.knobs)
             table = claim.table(records, plan.knobs)
     except (pl.exceptions.PolarsError, RuntimeError) as error:

@@ -17,7 +17,7 @@ from undertow.cli._output import (
     EXPECTED_ERRORS,
     complain,
     finish_output,
-    leave_output,
+    leave,
     one_line,
     open_streams,
 )
@@ -85,7 +85,7 @@ def _status(words: Sequence[str]) -> int:
     except HelpShown:
         return 0
     except BrokenPipeError:
-        leave_output()
+        leave(sys.stdout)
         return 141
     except EXPECTED_ERRORS as error:
         complain(error)

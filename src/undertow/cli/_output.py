@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from undertow.lab import Document
@@ -55,22 +55,26 @@ class _Closed(io.StringIO):
 def finish_output() -> int:
     """Hand on what was printed; returns the exit status of that."""
     try:
+        sys.stderr.flush()
+    except (OSError, ValueError):  # nobody to tell
+        leave(sys.stderr)
+    try:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads, such as `head`, has had enough
-        leave_output()
+        leave(sys.stdout)
         return 141
     except OSError as error:
-        leave_output()
+        leave(sys.stdout)
         complain(f"the result could not be written to standard output: {error.strerror or error}")
         return 1
     return 0
 
 
-def leave_output() -> None:
-    """Send what is still to be printed nowhere, so that nothing tries in vain when Python ends."""
+def leave(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere, so that nothing tries in vain when Python ends."""
     with contextlib.suppress(OSError, ValueError):
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, sys.stdout.fileno())
+        os.dup2(nothing, stream.fileno())
         os.close(nothing)
 
 

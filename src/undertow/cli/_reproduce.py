@@ -32,7 +32,7 @@ from undertow.cli._words import (
     refuse_unknown,
     show_help,
 )
-from undertow.lab import Bound, at_least, between
+from undertow.lab import Bound, at_least
 
 if TYPE_CHECKING:
     from undertow.claims import Claim, Reproduction
@@ -44,7 +44,11 @@ PARAMETERS = {"trial_timeout": "timeout"}  # claims and their knobs are `claim` 
 Outcome = Literal["supported", "refuted", "inconclusive"]
 Expected = Annotated[Outcome | None, Shown("VERDICT")]
 Workers = Annotated[int | None, at_least(1)]
-Seconds = Annotated[float | None, Shown("SECONDS"), between(0, math.inf)]
+Seconds = Annotated[
+    float | None,
+    Shown("S"),
+    Bound("a number of seconds above 0", lambda seconds: 0 < seconds < math.inf),
+]
 Seed = Annotated[int, Bound("from 0 to 2^63 - 1", lambda seed: 0 <= seed < 2**63)]
 
 
@@ -61,7 +65,7 @@ class Options:
     workers: Workers = None
     """Worker processes; one a core by default."""
     trial_timeout: Seconds = None
-    """What a trial may take before it is ended."""
+    """Seconds that a trial may take."""
     out: Annotated[Path | None, Shown("DIR")] = None
     """Folder of the run."""
     replace: bool = False

@@ -27,7 +27,7 @@ class Options:
     workers: Workers = None
     """Worker processes; one a core by default."""
     trial_timeout: Seconds = None
-    """What a trial may take before it is ended."""
+    """Seconds that a trial may take."""
     expect: Expected = None
     """Exit with 3 on any other verdict."""
     json: bool = False

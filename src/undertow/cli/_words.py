@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import os
 import shutil
 import sys
@@ -378,10 +379,13 @@ def _read(hint: Any, flag: Flag, command: str) -> Any:
     alone = dataclasses.make_dataclass("alone", [("value", hint)])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(alone, args=words).value
+            value: Any = tyro.cli(alone, args=words).value
     except SystemExit:
+        value = math.nan
+    if any(item != item for item in (value if isinstance(value, tuple) else (value,))):  # NaN
         got = " ".join(flag.values) or "nothing"
-        raise UsageError(f"{command}: {flag.given} takes {_takes(hint)}, got {got}") from None
+        raise UsageError(f"{command}: {flag.given} takes {_takes(hint)}, got {got}")
+    return value
 
 
 def _sentence(words: str | None) -> str | None:

@@ -71,11 +71,9 @@ class Ledger:
     _schemas: dict[bytes, pl.Schema] = field(default_factory=dict)
     _loaded: dict[str, Loaded] = field(default_factory=dict)
     _alone: set[str] = field(default_factory=set)
-    _seconds: float = 0.0  # of the runs before
-    _spent: float = 0.0  # with this one
+    _seconds: float = 0.0
     _failed: dict[str, Failure] = field(default_factory=dict)
     _computed: int = 0
-    _started: float = field(default_factory=time.monotonic)
     _noted: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -127,10 +125,11 @@ class Ledger:
 
     def note(self) -> None:
         """Write down the time taken so far and who ran alone; see that records are on the disk."""
-        self._noted = time.monotonic()
+        now = time.monotonic()
+        self._seconds += now - self._noted
+        self._noted = now
         self.store.flush()
-        self._spent = self._seconds + self._noted - self._started
-        self.store.write_json(_NOTE, {"seconds": self._spent, "alone": sorted(self._alone)})
+        self.store.write_json(_NOTE, {"seconds": self._seconds, "alone": sorted(self._alone)})
 
     def results(self, *, read: int) -> Results:
         """What the study gave; `read` of its trials were in the store before."""
@@ -145,7 +144,7 @@ class Ledger:
             missing=sum(map(len, self.trials.values())) - len(self.kinds) - len(failures),
             read=read,
             alone=len(self._alone & self.kinds.keys()),
-            seconds=self._spent if self._computed else self._seconds,
+            seconds=self._seconds,
         )
 
     def _load(self) -> None:

@@ -15,6 +15,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
+from undertow.objective import StandIn, evaluating, original
+
 Include = Callable[[str], bool] | Iterable[str] | None
 
 
@@ -110,7 +112,7 @@ def _choose(matrices: list[WeightMatrix], include: Include) -> list[WeightMatrix
 
 
 def _of_module(model: nn.Module) -> Iterator[WeightMatrix | str]:
-    for path, module in model.named_modules():
+    for path, module in original(model).named_modules():
         if "parametrizations" in path.split("."):  # seen through the module that they belong to
             continue
         prefix = f"{path}." if path else ""
@@ -176,19 +178,12 @@ def _of_mapping(state: Mapping[str, Any]) -> Iterator[WeightMatrix | str]:
 
 def _value(module: nn.Module, name: str) -> Tensor | None:
     """A weight as the forward pass sees it, without moving buffers such as power iterations."""
-    parts: list[nn.Module] = []
     if is_parametrized(module, name):
-        assert isinstance(module.parametrizations, nn.ModuleDict)
-        parts = list(module.parametrizations.modules())
-    training = [part.training for part in parts]
-    try:
-        for part in parts:
-            part.training = False
-        with torch.no_grad():
-            value = getattr(module, name)
-    finally:
-        for part, flag in zip(parts, training, strict=True):
-            part.training = flag
+        stand_in = StandIn(module)
+        with evaluating(module), torch.no_grad():
+            value = stand_in.apply(stand_in.own(), lambda copied, _: getattr(copied, name))
+    else:
+        value = getattr(module, name)
     if not isinstance(value, Tensor):
         return None
     return value if is_lazy(value) else value.detach()

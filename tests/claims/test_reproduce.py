@@ -133,8 +133,8 @@ def test_a_resumed_run_counts_the_seconds_of_all_its_parts() -> None:
     first = run(out="here")
     for path in sorted((first.out / "trials").iterdir())[::2]:
         path.unlink()
-    note = json.loads((first.out / "run.json").read_text())
-    (first.out / "run.json").write_text(json.dumps(note | {"seconds": 1000.0}))
+    store = lab.Store(first.out)
+    store.write_json("run.json", {**store.read_json("run.json"), "seconds": 1000.0})
     assert 1000 < resume("here", engine="inline", progress=False).seconds < 2000
 
 

@@ -145,6 +145,14 @@ def test_records_that_are_not_tidy_are_refused(store: lab.Store, rows: Any, mess
     assert store.hashes() == ()
 
 
+def test_a_file_that_would_not_be_read_is_not_written(
+    store: lab.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("undertow.lab._records.LARGEST", 2**12)
+    with pytest.raises(ValueError, match="more than a trial's file may hold"):
+        store.write_records(Walk(0), [{"x": np.arange(1000) / 7}])
+
+
 def test_a_failure_is_kept_until_the_trial_succeeds(store: lab.Store) -> None:
     store.write_failure(
         lab.Failure(

@@ -16,6 +16,7 @@ from undertow.lab._seal import kind_of, seal_parquet
 from undertow.lab._trial import trial_columns
 
 Record = Mapping[str, Any]
+LARGEST = 2**31  # bytes of a trial's file; a larger one is not read
 
 _SCALARS = (bool, int, float, str)
 _COMPRESSED_FROM = 2**14  # bytes; compressing less costs more time than it saves space
@@ -32,7 +33,7 @@ def encode_records(identity: str, trial: Any, rows: Sequence[Record]) -> bytes:
 
     Raises:
         TypeError: a record is not flat, or a column mixes kinds; the message names the column.
-        ValueError: a record's key is also a field of the trial.
+        ValueError: a record's key is also a field of the trial, or they take more than 2 GiB.
     """
     fields = {"trial": identity, **trial_columns(trial)}
     columns: dict[str, list[Any]] = {}
@@ -56,6 +57,8 @@ def encode_records(identity: str, trial: Any, rows: Sequence[Record]) -> bytes:
     buffer = io.BytesIO()
     small = frame.estimated_size() < _COMPRESSED_FROM
     frame.write_parquet(buffer, compression="uncompressed" if small else "zstd", statistics=False)
+    if buffer.tell() > LARGEST - 2**10:
+        raise ValueError(f"records: {buffer.tell():,} bytes are more than a trial's file may hold")
     return seal_parquet(buffer.getvalue(), identity, repr(frame.schema))
 
 

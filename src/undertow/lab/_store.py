@@ -27,7 +27,7 @@ from undertow.lab._files import (
 )
 from undertow.lab._lock import LOCK, locked
 from undertow.lab._progress import note
-from undertow.lab._records import Loaded, Record, encode_records
+from undertow.lab._records import LARGEST, Loaded, Record, encode_records
 from undertow.lab._seal import check_parquet, open_json, sealed_json
 from undertow.lab._trial import trial_hash
 
@@ -38,7 +38,7 @@ _OWN = {_CONFIG, _ENVIRONMENT, LOCK, _TRIALS, _FAILURES, DAMAGED}
 _NOTED = "run.json"  # of the run that holds the lock
 _OUTPUTS = {_NOTED, "verdict.json", "report.html", "figures"}
 _RECORD, _FAILURE = (re.compile(rf"([0-9a-f]{{32}})\.{end}") for end in ("parquet", "json"))
-_LARGEST_RECORD, _LARGEST_JSON = 2**31, 2**26
+_LARGEST_JSON = 2**26  # bytes
 _NOT_RUN = "counted as not run"
 
 
@@ -61,10 +61,10 @@ class Store:
     """A study's folder.
 
     `config.json` (format, study, knobs), `environment.json`, `trials/<hash>.parquet`,
-    `failures/<hash>.json`, and whatever callers add with `write_json`,
-    `write_text` and `write_bytes`. Every file is written whole or not at all, records and JSON
-    objects with a digest of name and content. What does not match it, or is no file, is moved to
-    `damaged` in one line on standard error, and its trial counts as not run.
+    `failures/<hash>.json`, and whatever callers add with `write_json`, `write_text` and
+    `write_bytes`. Every file is written whole or not at all, records and JSON objects with a digest
+    of name and content. What does not match it, or is no file, is moved to `damaged` in one line on
+    standard error, and its trial counts as not run.
 
     Args:
         path: the folder; made if it is not there or empty.
@@ -303,7 +303,7 @@ class Store:
         for trial in trials:
             name = f"{_TRIALS}/{trial}.parquet"
             try:
-                content = self._read_file(name, _LARGEST_RECORD)
+                content = self._read_file(name, LARGEST)
                 check_parquet(content, trial)
             except FileNotFoundError:
                 continue

@@ -161,6 +161,8 @@ def ends_at(call: int, draws: random.Random):  # type: ignore[no-untyped-def]
         yield
 
 
+# A file that is open when Ctrl-C comes is closed when it is collected.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("part", range(4))
 def test_interrupts(tmp_path: Path, scaled: Scaled, tally: Counter[str], part: int) -> None:
     """Ctrl-C at a random instant, also within a write."""

@@ -88,4 +88,8 @@ def _only_once(number: int) -> None:
     if hasattr(libc, "sysv_signal"):
         for function in (libc.signal, libc.sysv_signal):
             function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-        libc.sysv_signal(number, libc.signal(number, None))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+        try:
+            libc.sysv_signal(number, libc.signal(number, None))  # between them it would be the last
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

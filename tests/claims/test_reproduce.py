@@ -32,7 +32,8 @@ def test_a_run_leaves_verdict_report_figures_and_store(toy_claim: Claim) -> None
     assert result.verdict.outcome == "supported"
     assert result.out == Path("undertow-runs/toy-small-seed0")
     assert len(result.records["coins"]) == 12
-    assert json.loads((result.out / "verdict.json").read_text()) == result.as_json()
+    verdict = json.loads((result.out / "verdict.json").read_text())
+    assert verdict == {**result.as_json(), "digest": verdict["digest"]}
     page = (result.out / "report.html").read_text()
     for words in (
         toy_claim.statement,
@@ -133,8 +134,7 @@ def test_a_resumed_run_counts_the_seconds_of_all_its_parts() -> None:
     first = run(out="here")
     for path in sorted((first.out / "trials").iterdir())[::2]:
         path.unlink()
-    note = json.loads((first.out / "run.json").read_text())
-    (first.out / "run.json").write_text(json.dumps(note | {"seconds": 1000.0}))
+    lab.Store("here").write_json("run.json", {"seconds": 1000.0, "alone": []})
     assert 1000 < resume("here", engine="inline", progress=False).seconds < 2000
 
 

@@ -156,10 +156,15 @@ def _how(facts: Facts) -> str:
         f"{name} {version}" for name, version in facts.environment.get("versions", {}).items()
     )
     machine = facts.environment
+    software = (
+        f"Python {machine['python']} on {machine['platform']} with {machine['cpu_count']} cores;"
+        f" {versions}."
+        if machine
+        else "Which software ran is not known."
+    )
     return (
-        f"{', '.join(parts)}. Python {machine.get('python')} on {machine.get('platform')} with"
-        f" {machine.get('cpu_count')} cores; {versions}. Every trial's seed is derived from the"
-        f" base seed {facts.seed}."
+        f"{', '.join(parts)}. {software} Every trial's seed is derived from the base seed"
+        f" {facts.seed}."
     )
 
 

@@ -7,10 +7,8 @@ report can be made again without running anything.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
-import math
 import os
 import shlex
 import sys
@@ -24,7 +22,7 @@ import polars as pl
 
 from undertow import lab
 from undertow.claims._claim import BUILT_IN, Claim, errors_of
-from undertow.claims._overview import RUNS, VERDICT
+from undertow.claims._overview import REPORT, RUNS, VERDICT
 from undertow.claims._page import Facts, claim_document
 from undertow.claims._registry import by_value, get
 from undertow.claims._reproduction import Reproduction
@@ -37,6 +35,7 @@ def reproduce(
     seed: int = 0,
     engine: str = "local",
     out: str | os.PathLike[str] | None = None,
+    replace: bool = False,
     overrides: Mapping[str, Any] | None = None,
     workers: int | None = None,
     timeout: float | None = None,
@@ -53,6 +52,8 @@ def reproduce(
         engine: how trials are run, see `lab.run`.
         out: the folder; by default `undertow-runs/<claim>-<preset>-seed<seed>`, with a short hash
             of the knobs that differ from the preset's.
+        replace: whether `out` may hold another run of the claim, with other knobs or another seed:
+            its records stay, its verdict and report are written over.
         overrides: knobs by name, to use in place of the preset's.
         workers: how many worker processes; None for one a core.
         timeout: seconds that a trial may take before it is ended and has failed.
@@ -63,10 +64,11 @@ def reproduce(
             number from 0 to 2^63 - 1.
         RuntimeError: every trial failed (the message quotes the first failure), or a claim of one's
             own raised (the message says in which line).
-        OSError: the folder cannot be written, or holds something else.
+        OSError: the folder cannot be written, or holds something else or another run.
     """
     plan = _plan(get(claim) if isinstance(claim, str) else claim, preset, seed, overrides or {})
     store = lab.Store(plan.default_out() if out is None else Path(out))
+    _refuse_another(plan, store, replace=replace)
     how = {"engine": engine, "workers": workers, "timeout": timeout, "progress": progress}
     return _run(plan, store, how)
 
@@ -99,13 +101,7 @@ def report(out: str | os.PathLike[str]) -> Reproduction:
     """
     store = lab.Store(Path(out), create=False)
     plan = _stored_plan(store)
-    results = lab.stored(plan.study, store)
-    if results.missing > 0:
-        raise ValueError(
-            f"{results.missing} of the {len(plan.study)} trials in {store.path} have not been run"
-            f" yet; run them with: {_resume(store)}"
-        )
-    return _conclude(plan, store, results)
+    return _conclude(plan, store, lab.stored(plan.study, store))
 
 
 # --- from knobs to trials -------------------------------------------------------------------
@@ -192,7 +188,6 @@ def _as_knob(value: Any) -> Any:
 
 
 def _run(plan: _Plan, store: lab.Store, how: dict[str, Any]) -> Reproduction:
-    _refuse_another(plan, store)
     return _conclude(plan, store, lab.run(plan.study, store, again=_resume(store), **how))
 
 
@@ -201,10 +196,12 @@ def _resume(store: lab.Store) -> str:
     return f"undertow resume {shlex.quote(str(store.path))}"
 
 
-def _refuse_another(plan: _Plan, store: lab.Store) -> None:
-    """Two claims of one name are two: a trial of one is no result of the other."""
+def _refuse_another(plan: _Plan, store: lab.Store, *, replace: bool) -> None:
+    """A folder holds one run, and two claims of one name are two."""
     stored = store.config.get("config") or {}
-    source = stored.get("source", BUILT_IN) if "claim" in stored else plan.claim.source
+    if stored.get("claim") != plan.claim.name:
+        return  # a new folder, or a study of another name, which the store refuses
+    source = stored.get("source", BUILT_IN)
     moved = os.path.isabs(source) and not os.path.exists(source)
     by_path = os.path.isabs(source) or os.path.isabs(plan.claim.source)
     if source != plan.claim.source and by_path and not moved:
@@ -212,20 +209,28 @@ def _refuse_another(plan: _Plan, store: lab.Store) -> None:
             f"{store.path} holds a run of another claim ({stored['claim']}, {source}); give another"
             " folder"
         )
+    ours = _as_stored({"preset": plan.preset, "seed": plan.seed, "knobs": dict(plan.changed)})
+    if not replace and any(stored.get(key) != value for key, value in ours.items()):
+        knobs = [f"{name} {value}" for name, value in stored.get("knobs", {}).items()]
+        words = [f"preset {stored.get('preset')}", f"seed {stored.get('seed')}", *knobs]
+        raise lab.StoreError(
+            f"{store.path} holds another run of {plan.claim.name} ({', '.join(words)}); give"
+            " another folder, or --replace (replace=True) to write over its verdict and report"
+        )
 
 
-def _noted_seconds(store: lab.Store) -> float:
-    """What a run took that has noted it in its verdict alone."""
-    try:
-        noted = json.loads((store.path / VERDICT).read_text(encoding="utf-8"))["seconds"]
-        return float(noted)
-    except (OSError, ValueError, KeyError, TypeError):
-        return math.nan
+def _as_stored(value: Any) -> Any:
+    """A value as JSON gives it back; the store writes infinities as strings."""
+    return json.loads(json.dumps(value), parse_constant=str)
 
 
 def _conclude(plan: _Plan, store: lab.Store, results: lab.Results) -> Reproduction:
+    if results.missing > 0:
+        raise ValueError(
+            f"{results.missing} of the {len(plan.study)} trials in {store.path} have not been run"
+            f" yet; run them with: {_resume(store)}"
+        )
     verdict, figures, table = _judged(plan, store, results)
-    seconds = _noted_seconds(store) if math.isnan(results.seconds) else results.seconds
     facts = Facts(
         preset=plan.preset,
         seed=plan.seed,
@@ -236,8 +241,8 @@ def _conclude(plan: _Plan, store: lab.Store, results: lab.Results) -> Reproducti
         stored=results.read,
         alone=results.alone,
         failures=results.failures,
-        seconds=seconds,
-        environment=_environment(store),
+        seconds=results.seconds,
+        environment=store.environment,
     )
     reproduction = Reproduction(
         claim=plan.claim.name,
@@ -245,31 +250,29 @@ def _conclude(plan: _Plan, store: lab.Store, results: lab.Results) -> Reproducti
         seed=plan.seed,
         verdict=verdict,
         records=results.records,
-        seconds=seconds,
+        seconds=results.seconds,
         out=store.path,
         trials=len(plan.study),
         failures=results.failures,
         alone=results.alone,
-        report=store.path / "report.html",
+        report=store.path / REPORT,
         _document=claim_document(plan.claim, verdict, figures, table, facts),
     )
     try:
         _write(reproduction, figures, store)
     except lab.StoreError as error:
-        if error.errno not in _READ_ONLY:
+        if not error.read_only:
             raise
         return dataclasses.replace(reproduction, report=None)
     return reproduction
 
 
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
 def _write(reproduction: Reproduction, figures: Sequence[lab.Figure], store: lab.Store) -> None:
     for figure in figures:
-        for suffix in ("svg", "png"):
-            lab.save_chart(figure.chart, store.path / "figures" / f"{figure.name}.{suffix}")
-    lab.write_page(reproduction.document(), store.path / "report.html")
+        for suffix in (".svg", ".png"):
+            drawn = lab.draw_chart(figure.chart, suffix)
+            store.write_bytes(f"figures/{figure.name}{suffix}", drawn)
+    store.write_text(REPORT, lab.as_page(reproduction.document()))
     # Last, so that a verdict is only ever beside the report that explains it.
     store.write_json(VERDICT, reproduction.as_json())
 
@@ -306,15 +309,6 @@ def _judged(
             ).rstrip(),
         )
     return verdict, figures, table
-
-
-def _environment(store: lab.Store) -> dict[str, Any]:
-    """The software that ran it, as far as that is noted."""
-    try:
-        found = json.loads((store.path / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _cannot_judge(

@@ -68,6 +68,8 @@ class Options:
     """Seconds that a trial may take."""
     out: Annotated[Path | None, Shown("DIR")] = None
     """Folder of the run."""
+    replace: bool = False
+    """Write over another run of the claim in DIR."""
     expect: Expected = None
     """Exit with 3 on any other verdict."""
     json: bool = False

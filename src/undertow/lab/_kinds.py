@@ -10,31 +10,33 @@ import polars as pl
 _Kind = tuple[int, str | None]  # depth of lists, and what is in them where that is known
 
 
-def unlike(frames: Mapping[str, pl.DataFrame], fields: Collection[str]) -> dict[str, str]:
+def unlike(
+    trials: Mapping[str, bytes], schemas: Mapping[bytes, pl.Schema], fields: Collection[str]
+) -> dict[str, str]:
     """Why the records of some trials cannot stand in one table with those of most.
 
     Numbers go with numbers, whatever their type, and what is null or an empty list with all.
     Where as many trials have one kind as have another, the first are right.
 
     Args:
-        frames: the records of each trial of an experiment.
+        trials: of each trial of an experiment, the kind of its records' file.
+        schemas: the schema of each kind.
         fields: columns of the trials themselves, which may be of any kind.
     """
-    kinds: dict[tuple[tuple[str, pl.DataType], ...], dict[str, _Kind]] = {}
-    shapes = {trial: tuple(frame.schema.items()) for trial, frame in frames.items()}
-    for shape in shapes.values():
-        if shape not in kinds:
-            kinds[shape] = {name: _kind(dtype) for name, dtype in shape if name not in fields}
+    kinds = {
+        kind: {name: _kind(dtype) for name, dtype in schemas[kind].items() if name not in fields}
+        for kind in dict.fromkeys(trials.values())
+    }
     if len(kinds) < 2:
         return {}
     counts: dict[str, Counter[_Kind]] = {}
-    for shape in shapes.values():
+    for shape in trials.values():
         for column, kind in kinds[shape].items():
             if kind[1] is not None:
                 counts.setdefault(column, Counter())[kind] += 1
     usual = {column: counted.most_common(1)[0][0] for column, counted in counts.items()}
     found: dict[str, str] = {}
-    for trial, shape in shapes.items():
+    for trial, shape in trials.items():
         for column, kind in kinds[shape].items():
             if column in usual and not _goes_with(kind, usual[column]):
                 found[trial] = (

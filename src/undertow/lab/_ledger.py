@@ -7,7 +7,6 @@ took, and which trials ran without the others of their group.
 from __future__ import annotations
 
 import io
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ import polars as pl
 
 from undertow.lab._group import Failed, Group, Ran
 from undertow.lab._kinds import unlike
-from undertow.lab._records import join_records
+from undertow.lab._records import Loaded
+from undertow.lab._seal import kind_of
 from undertow.lab._store import Failure, Store
 from undertow.lab._trial import trial_columns
 
@@ -57,17 +57,21 @@ class Results:
 class Ledger:
     """The records of a study's trials, read from its store and entered as groups finish.
 
+    Records are in the store; what is kept here of each trial while others run is their kind.
+
     Attributes:
         trials: by experiment, its trials by their identities, in order.
         store: where records and failures go.
-        frames: the records of the trials that have some, by identity.
+        kinds: of the trials that have records, by identity, the kind of their files.
     """
 
     trials: Trials
     store: Store
-    frames: dict[str, pl.DataFrame]
-    _alone: set[str]
-    _seconds: float
+    kinds: dict[str, bytes] = field(default_factory=dict)
+    _schemas: dict[bytes, pl.Schema] = field(default_factory=dict)
+    _loaded: dict[str, Loaded] = field(default_factory=dict)
+    _alone: set[str] = field(default_factory=set)
+    _seconds: float = 0.0
     _failed: dict[str, Failure] = field(default_factory=dict)
     _computed: int = 0
     _noted: float = field(default_factory=time.monotonic)
@@ -75,13 +79,13 @@ class Ledger:
     @classmethod
     def read(cls, trials: Trials, store: Store) -> Ledger:
         """What the store holds; records that do not go with the others count as not there."""
-        every = [identity for own in trials.values() for identity in own]
-        found = ((identity, store.read(identity)) for identity in every)
-        frames = {identity: frame for identity, frame in found if frame is not None}
+        ledger = cls(trials, store)
+        ledger._load()
         alone, seconds = _read_note(store)
-        ledger = cls(trials, store, frames, alone & frames.keys(), seconds if frames else 0.0)
-        wanted = set(every)
-        ledger._failed = {f.trial: f for f in store.failures() if f.trial in wanted - frames.keys()}
+        if ledger.kinds:
+            ledger._alone, ledger._seconds = alone & ledger.kinds.keys(), seconds
+        wanted = {identity for own in trials.values() for identity in own} - ledger.kinds.keys()
+        ledger._failed = {f.trial: f for f in store.failures() if f.trial in wanted}
         ledger._set_unlike_aside()
         return ledger
 
@@ -90,8 +94,9 @@ class Ledger:
 
         A trial keeps the records that it has, unless they are of a run alone and these are not.
         """
+        self._loaded = {}  # read again when all are there
         named = list(zip(group.identities, group.trials, ran.outcomes, strict=True))
-        new = [identity for identity in group.identities if identity not in self.frames]
+        new = [identity for identity in group.identities if identity not in self.kinds]
         wanted = {*new, *(self._alone.intersection(group.identities) if ran.together else ())}
         gave = {i for i, _, outcome in named if i in wanted and not isinstance(outcome, Failed)}
         if not ran.together and gave:  # before the records are there: none may pass for another
@@ -102,9 +107,7 @@ class Ledger:
                 if identity in new:
                     self._fail(identity, trial, outcome)
             elif identity in gave:
-                self.store.write_encoded(identity, outcome)
-                self.frames[identity] = pl.read_parquet(io.BytesIO(outcome))
-                self._failed.pop(identity, None)
+                self._keep(identity, outcome)
         if ran.together and self._alone & gave:
             self._alone -= gave
             self.note()
@@ -113,31 +116,47 @@ class Ledger:
         self._computed += len(new)
         return len(new)
 
+    def _keep(self, identity: str, outcome: bytes) -> None:
+        self.store.write_encoded(identity, outcome, flush=False)
+        kind = self.kinds[identity] = kind_of(outcome)
+        if kind not in self._schemas:
+            self._schemas[kind] = pl.read_parquet(io.BytesIO(outcome)).schema
+        self._failed.pop(identity, None)
+
     def note(self) -> None:
-        """Write down the time taken so far and who ran alone."""
+        """Write down the time taken so far and who ran alone; see that records are on the disk."""
         now = time.monotonic()
         self._seconds += now - self._noted
         self._noted = now
-        content = {"seconds": self._seconds, "alone": sorted(self._alone)}
-        self.store.write_json(_NOTE, content)
+        self.store.flush()
+        self.store.write_json(_NOTE, {"seconds": self._seconds, "alone": sorted(self._alone)})
 
     def results(self, *, read: int) -> Results:
         """What the study gave; `read` of its trials were in the store before."""
+        if not self._loaded:
+            self._load()
         self._set_unlike_aside(noted=self._computed > 0)
         failures = tuple(self._failed[identity] for identity in sorted(self._failed))
-        records = {
-            name: join_records(self.frames[own] for own in trials if own in self.frames)
-            for name, trials in self.trials.items()
-        }
         return Results(
-            records,
+            {name: self._kept(loaded).frame() for name, loaded in self._loaded.items()},
             failures,
             computed=self._computed,
-            missing=sum(map(len, self.trials.values())) - len(self.frames) - len(failures),
+            missing=sum(map(len, self.trials.values())) - len(self.kinds) - len(failures),
             read=read,
-            alone=len(self._alone & self.frames.keys()),
+            alone=len(self._alone & self.kinds.keys()),
             seconds=self._seconds,
         )
+
+    def _load(self) -> None:
+        self._loaded = {name: self.store.load(trials) for name, trials in self.trials.items()}
+        self.kinds, self._schemas = {}, {}
+        for loaded in self._loaded.values():
+            self.kinds |= loaded.trials
+            self._schemas |= loaded.schemas()
+
+    def _kept(self, loaded: Loaded) -> Loaded:
+        left_out = loaded.trials.keys() - self.kinds.keys()
+        return loaded.without(left_out) if left_out else loaded
 
     def _fail(self, identity: str, trial: Any, failed: Failed, *, noted: bool = True) -> None:
         fields = trial_columns(trial)
@@ -149,17 +168,16 @@ class Ledger:
     def _set_unlike_aside(self, *, noted: bool = False) -> None:
         """Trials whose records cannot stand in a table with the others' have failed."""
         for trials in self.trials.values():
-            own = {each: self.frames[each] for each in trials if each in self.frames}
+            own = {each: self.kinds[each] for each in trials if each in self.kinds}
             fields = {"trial"}.union(*(trial_columns(trials[each]) for each in list(own)[:1]))
-            for identity, why in unlike(own, fields).items():
-                del self.frames[identity]
+            for identity, why in unlike(own, self._schemas, fields).items():
+                del self.kinds[identity]
                 self._fail(identity, trials[identity], Failed("TypeError", why), noted=noted)
 
 
 def _read_note(store: Store) -> tuple[set[str], float]:
     """Who ran alone, and the seconds; none and NaN where there is no note that can be read."""
-    try:
-        noted = json.loads((store.path / _NOTE).read_bytes())
-        return set(map(str, noted["alone"])), float(noted["seconds"])
-    except (OSError, ValueError, TypeError, KeyError):
+    noted = store.read_json(_NOTE, then="what runs took, and which trials ran alone, is not known")
+    if noted is None:
         return set(), math.nan
+    return set(noted["alone"]), float(noted["seconds"])

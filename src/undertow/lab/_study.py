@@ -182,11 +182,10 @@ def run(
     check_engine(engine, workers, timeout)
     with stoppable() as stop, store.exclusive():
         ledger = Ledger.read(study.by_identity(), store)
-        before = len(ledger.frames)
-        groups = [g for g in study.groups() if not ledger.frames.keys() >= set(g.identities)]
+        before = len(ledger.kinds)
+        groups = [g for g in study.groups() if not ledger.kinds.keys() >= set(g.identities)]
         finished = run_groups(groups, stop, engine=engine, workers=workers, timeout=timeout)
-        if groups:
-            store.begin(study.name, study.config)
+        store.begin(study.name, study.config, computing=bool(groups))
         with (
             contextlib.closing(finished),
             progress_bar(study.name, total=len(study), done=before, shown=progress) as advance,
@@ -201,7 +200,7 @@ def run(
                 ledger.note()
         if stop.asked():
             note(
-                f"Stopped: {len(ledger.frames)} of {len(study)} trials are stored in {store.path};"
+                f"Stopped: {len(ledger.kinds)} of {len(study)} trials are stored in {store.path};"
                 f" to go on: {again}",
                 shown=progress,
             )
@@ -214,7 +213,7 @@ def run(
 def stored(study: Study, store: Store) -> Results:
     """What a store holds of a study, running nothing."""
     ledger = Ledger.read(study.by_identity(), store)
-    return ledger.results(read=len(ledger.frames))
+    return ledger.results(read=len(ledger.kinds))
 
 
 def _tell(results: Results, store: Store, again: str, shown: bool) -> None:

@@ -27,16 +27,13 @@ NEUTRAL: dict[str, list[Any]] = {
 }
 
 
-def frames(values: list[Any]) -> dict[str, pl.DataFrame]:
-    return {str(i): pl.DataFrame({"trial": ["t"], "x": [v]}) for i, v in enumerate(values)}
-
-
-def named(values: list[Any], fields: set[str]) -> dict[str, str]:
-    """What `unlike` says of trials of which each has a frame with one of the values."""
-    found = frames(values)
-    kinds = {trial: repr(frame.schema).encode() for trial, frame in found.items()}
-    schemas = {kinds[trial]: frame.schema for trial, frame in found.items()}
-    return unlike(kinds, schemas, fields)
+def found_in(values: list[Any], *fields: str) -> dict[str, str]:
+    """What is unlike among trials called 0, 1, ... that give these values."""
+    schemas = {
+        str(i): pl.DataFrame({"trial": ["t"], "x": [v]}).schema for i, v in enumerate(values)
+    }
+    kinds = {trial: repr(schema).encode() for trial, schema in schemas.items()}
+    return unlike(kinds, {kinds[trial]: schemas[trial] for trial in kinds}, {"trial", *fields})
 
 
 @given(st.data(), st.sampled_from(sorted(KINDS)), st.sampled_from(sorted(KINDS)))
@@ -49,12 +46,12 @@ def test_the_few_that_are_unlike_are_named_and_no_others(
     marked = data.draw(
         st.permutations([(v, False) for v in most + empty] + [(v, odd != usual) for v in few])
     )
-    found = named([value for value, _ in marked], {"trial"})
+    found = found_in([value for value, _ in marked])
     assert set(found) == {str(i) for i, (_, is_odd) in enumerate(marked) if is_odd}
 
 
 def test_of_as_many_the_first_is_right_and_the_message_says_both() -> None:
-    found = named([[0.5], "text"], {"trial"})
+    found = found_in([[0.5], "text"])
     assert found == {
         "1": "record column 'x' holds text, that of other trials lists of numbers; give one kind of"
         " value per column"
@@ -63,4 +60,4 @@ def test_of_as_many_the_first_is_right_and_the_message_says_both() -> None:
 
 @pytest.mark.parametrize("values", [[], [1], [1, "text"]])
 def test_what_the_trials_themselves_hold_may_be_of_any_kind(values: list[Any]) -> None:
-    assert named(values, {"trial", "x"}) == {}
+    assert found_in(values, "x") == {}

@@ -161,7 +161,8 @@ def run(
     global random states seeded by its trials; it leaves none behind.
 
     Ctrl-C, SIGTERM and SIGHUP end the run: what has finished is stored, workers are ended, and the
-    signal takes its usual course. A second one ends the process at once.
+    signal takes its usual course. A second one ends the process at once. With the engine "inline"
+    the first waits for a library's call to return.
 
     Args:
         study: what to run.

@@ -24,6 +24,14 @@ torch.set_num_threads(1)
 settings.register_profile("undertow", deadline=None)
 settings.load_profile("undertow")
 
+_SLOW_SUITE = Path(__file__).parent / "slow"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The slow suite is for those who name it, as `make slow` does."""
+    named = any(_SLOW_SUITE.name in Path(argument).parts for argument in config.args)
+    return True if collection_path == _SLOW_SUITE and not named else None
+
 
 @pytest.fixture(autouse=True)
 def _same_draws_in_any_order() -> None:

@@ -54,7 +54,11 @@ WITHIN: dict[str, dict[str, set[str]]] = {
 # Rooms that may import only these packages beside the standard library and ours.
 PACKAGES = {
     "predict": {"numpy", "jaxtyping"},  # jaxtyping: shapes in signatures, no code
-    "lab": {"numpy", "scipy", "polars", "rich", "loky", "altair", "vl_convert", "lazy_loader"},
+    "lab": {
+        *("numpy", "scipy", "polars", "rich", "altair", "vl_convert", "lazy_loader"),
+        *("loky", "cloudpickle"),  # worker processes
+        *("torch", "threadpoolctl"),  # to set and restore the state of a process, nothing else
+    },
     "cli": {"rich", "tyro"},
 }
 

@@ -70,9 +70,10 @@ def place(run: Path) -> list[Path]:
 
 
 def _place_verdict(run: Path, target: Path) -> Path:
-    """The verdict without the folder that it came from."""
+    """The verdict without the folder that it came from, and without the digest of that file."""
     verdict = json.loads((run / "verdict.json").read_text("utf-8"))
-    verdict.pop("out", None)
+    for name in ("out", "digest"):
+        verdict.pop(name, None)
     target.write_text(json.dumps(verdict, indent=2) + "\n", encoding="utf-8")
     return target
 

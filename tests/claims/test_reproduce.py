@@ -32,7 +32,8 @@ def test_a_run_leaves_verdict_report_figures_and_store(toy_claim: Claim) -> None
     assert result.verdict.outcome == "supported"
     assert result.out == Path("undertow-runs/toy-small-seed0")
     assert len(result.records["coins"]) == 12
-    assert json.loads((result.out / "verdict.json").read_text()) == result.as_json()
+    verdict = json.loads((result.out / "verdict.json").read_text())
+    assert verdict == {**result.as_json(), "digest": verdict["digest"]}
     page = (result.out / "report.html").read_text()
     for words in (
         toy_claim.statement,
@@ -51,7 +52,10 @@ def test_a_run_leaves_verdict_report_figures_and_store(toy_claim: Claim) -> None
 
 def test_the_json_is_the_specified_object() -> None:
     found = run(seed=3).as_json()
-    assert list(found) == ["claim", "preset", "seed", "verdict", "checks", "seconds", "out"]
+    assert list(found) == [
+        *("claim", "preset", "seed", "verdict", "checks"),
+        *("trials", "failed", "alone", "seconds", "out"),
+    ]
     first, control = found["checks"]
     assert list(first) == ["name", "value", "interval", "rule", "passed", "control"]
     assert control["interval"] == [1.0, 1.0]
@@ -103,17 +107,41 @@ def test_report_runs_nothing_and_says_the_same() -> None:
     again = report("here")
     assert again.as_json() == whole.as_json()
     assert (whole.out / "report.html").is_file()
-    (whole.out / "verdict.json").unlink()
+    for name in ("verdict.json", "run.json"):
+        (whole.out / name).unlink()
     assert math.isnan(report("here").seconds)
 
 
-def test_failed_trials_are_reported_and_left_out() -> None:
+def test_failed_trials_are_counted_and_leave_no_verdict() -> None:
     result = run(overrides={"crooked": True})
     assert len(result.records["coins"]) == 10
+    assert result.verdict.outcome == "inconclusive"
+    assert result.verdict.summary.startswith("2 of 12 trials failed and are left out")
+    assert f"undertow resume {result.out}" in result.verdict.summary
+    found = result.as_json()
+    assert (found["trials"], found["failed"]) == (12, 2)
     page = (result.out / "report.html").read_text()
     assert "Failed trials" in page
     assert "it stands on its edge" in page
-    assert report(result.out).verdict == result.verdict
+    assert "12 trials: 12 run" in page
+    again = report(result.out)
+    assert again.verdict == result.verdict
+    assert again.document().facts["stored"] == "10 of 12 trials"
+    assert again.document().facts["failed"] == "2 of 12 trials"
+
+
+def test_a_resumed_run_counts_the_seconds_of_all_its_parts() -> None:
+    first = run(out="here")
+    for path in sorted((first.out / "trials").iterdir())[::2]:
+        path.unlink()
+    lab.Store("here").write_json("run.json", {"seconds": 1000.0, "alone": []})
+    assert 1000 < resume("here", engine="inline", progress=False).seconds < 2000
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, "1", True])
+def test_a_seed_is_a_whole_number_that_fits(seed: object) -> None:
+    with pytest.raises((TypeError, ValueError), match="seed must be"):
+        run(seed=seed)
 
 
 def test_when_every_trial_fails_the_first_failure_is_quoted() -> None:

@@ -127,6 +127,14 @@ def test_expect_decides_the_exit_status(capsys: pytest.CaptureFixture[str]) -> N
         (["toy", "--bias"], "toy: --bias takes a number, got nothing"),
         (["toy", "--no-seed"], "no knob --no-seed; did you mean --seed"),
         (["toy", "--json", "yes"], "--json takes no value, got yes"),
+        (["toy", "--bias", "nan"], "toy: --bias takes a number, got nan"),
+        (["toy", "--seed", "-1"], "--seed must be from 0 to 2^63 - 1, got -1"),
+        (["toy", "--seed", str(2**63)], "--seed must be from 0 to 2^63 - 1"),
+        (["toy", "--seed", "0.5"], "--seed takes a whole number, got 0.5"),
+        (["toy", "--workers", "0"], "--workers must be at least 1, got 0"),
+        (["toy", "--trial-timeout", "0"], "--trial-timeout must be a number of seconds above 0"),
+        (["toy", "--trial-timeout", "inf"], "--trial-timeout must be a number of seconds above 0"),
+        (["toy", "--trial-timeout", "9", *INLINE], "--trial-timeout needs worker processes"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(
@@ -156,6 +164,43 @@ def test_what_could_not_be_done_is_one_line_and_status_1(
     assert captured.err.splitlines()[-1].startswith("undertow: all 12 trials of toy failed")
 
 
+def test_failed_trials_are_status_1_also_where_the_verdict_is_as_expected(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["reproduce", "toy", "--crooked", "--expect", "inconclusive", *INLINE]
+    assert main(words) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Fair coins")
+    assert "inconclusive. 2 of 12 trials failed" in captured.out
+    assert captured.err.splitlines()[-1] == "undertow: toy: 2 of 12 trials failed"
+    assert main(["report", "undertow-runs/toy-small-seed0-"]) == 1  # no such folder
+    (folder,) = Path("undertow-runs").iterdir()
+    assert main(["report", str(folder), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], found["trials"], found["failed"]) == ("inconclusive", 12, 2)
+
+
+def test_nothing_that_a_trial_prints_is_in_the_json(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import toy
+
+    def loud(coins: object) -> object:
+        print("from Python")
+        os.system("echo from a child")
+        os.write(1, b"from a library\n")
+        return [[{"heads": 0.5, "two_headed": 1.0}] for _ in coins]  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(sys.modules["undertow.claims.toy"], "throw", loud)
+    monkeypatch.setattr(toy, "throw", loud)
+    assert main(["reproduce", "toy", "--json", *INLINE]) == 0
+    out, error = capfd.readouterr()
+    assert json.loads(out)["claim"] == "toy"
+    assert out.count("\n") == 1
+    for words in ("from Python", "from a child", "from a library"):
+        assert words in error
+
+
 INTERRUPTED = """
 import sys, time
 import toy
@@ -173,7 +218,13 @@ sys.exit(main(["reproduce", "toy", "--engine", "inline"]))
 """
 
 
-def test_an_interrupt_says_how_to_go_on_and_is_status_130(tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_says_how_to_go_on_and_has_its_status(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],
         cwd=tmp_path,
@@ -185,9 +236,8 @@ def test_an_interrupt_says_how_to_go_on_and_is_status_130(tmp_path: Path) -> Non
     assert process.stdout is not None
     assert process.stdout.readline() == "running\n"
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
     assert "Traceback" not in errors
-    assert "to go on" in errors
-    assert "undertow-runs/toy-small-seed0" in errors
+    assert "to go on: undertow resume undertow-runs/toy-small-seed0" in errors

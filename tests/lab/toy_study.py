@@ -38,6 +38,11 @@ def walk(trials: Sequence[Walk]) -> list[Any]:
                 os._exit(7)
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "loops":
+                while True:
+                    pass
+            case "holds the interpreter":
+                pow(10, 10**10)
         path = np.random.default_rng(trial.seed).normal(size=trial.steps).cumsum()
         results.append(
             [
@@ -65,7 +70,14 @@ def killable() -> lab.Study:
     return walks(*(Walk(seed, pause=0.1) for seed in range(24)), size=3)
 
 
+def stuck(fate: str) -> lab.Study:
+    """A group that comes to an end, then one that does not."""
+    return walks(Walk(0), Walk(1), Walk(2, fate=fate), size=2)
+
+
 if __name__ == "__main__":
     import toy_study  # not as __main__, which worker processes could not import
 
-    lab.run(toy_study.killable(), lab.Store(sys.argv[1]), workers=2, progress=False)
+    folder, *fates = sys.argv[1:]
+    made = toy_study.stuck(*fates) if fates else toy_study.killable()
+    lab.run(made, lab.Store(folder), workers=2, progress=bool(fates))

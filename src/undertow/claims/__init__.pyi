@@ -10,8 +10,8 @@ from ._page import checks_table as checks_table
 from ._registry import ALL as ALL
 from ._registry import get as get
 from ._registry import names as names
-from ._reproduce import Reproduction as Reproduction
 from ._reproduce import report as report
 from ._reproduce import reproduce as reproduce
 from ._reproduce import resume as resume
+from ._reproduction import Reproduction as Reproduction
 from ._template import write_template as write_template

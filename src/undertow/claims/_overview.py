@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from undertow.claims._claim import Claim, errors_of
 from undertow.claims._registry import get, names
 
 RUNS = Path("undertow-runs")
-VERDICT = "verdict.json"
+VERDICT, REPORT = "verdict.json", "report.html"
 
 
 def overview(
@@ -55,10 +54,12 @@ def last_verdicts(folder: Any = RUNS) -> dict[str, dict[str, Any]]:
     paths = [path for path in Path(folder).glob(f"*/{VERDICT}") if path.is_file()]
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         try:
-            verdict = json.loads(path.read_text(encoding="utf-8"))
-            newest[verdict["claim"]] = verdict
-        except (ValueError, KeyError, TypeError):
+            store = lab.Store(path.parent, create=False)
+        except OSError:
             continue  # not one of ours
+        again = f"make it again with: undertow report {path.parent}"
+        if verdict := store.read_json(VERDICT, then=again):
+            newest[verdict["claim"]] = verdict
     return newest
 
 

@@ -17,7 +17,11 @@ from undertow.claims._claim import Claim
 
 @dataclass(frozen=True)
 class Facts:
-    """How a claim was run: `computed` of its `trials` just now, the others read from the store."""
+    """How a claim was run: of its `trials` some were `computed` just now, some read (`stored`).
+
+    Those that failed are of the former, or they failed in a run before. `alone` ran without the
+    others of their group.
+    """
 
     preset: str
     seed: int
@@ -25,14 +29,11 @@ class Facts:
     knobs: Mapping[str, Any]
     trials: int
     computed: int
+    stored: int
+    alone: int
     failures: tuple[lab.Failure, ...]
     seconds: float
     environment: Mapping[str, Any]
-
-    @property
-    def stored(self) -> int:
-        """How many trials were read from the store."""
-        return self.trials - self.computed
 
 
 def claim_document(
@@ -57,7 +58,9 @@ def claim_document(
             "seed": str(facts.seed),
             **({} if math.isnan(facts.seconds) else {"seconds": f"{facts.seconds:.1f}"}),
             # In sight: of a claim whose code has changed since, they are what the old code gave.
-            **({"stored": f"{facts.stored} of {facts.trials} trials"} if facts.stored else {}),
+            **_counted("stored", facts.stored, facts.trials),
+            **_counted("failed", len(facts.failures), facts.trials),
+            **_counted("alone", facts.alone, facts.trials),
         },
         sections=(
             lab.Section("The claim", (claim.statement, claim.paper), page_only=True),
@@ -75,6 +78,10 @@ def claim_document(
             lab.Section("Run it again", (f"`{command}`",), page_only=True),
         ),
     )
+
+
+def _counted(name: str, count: int, trials: int) -> dict[str, str]:
+    return {name: f"{count} of {trials} trials"} if count else {}
 
 
 _TONES: dict[str, lab.Tone] = {
@@ -140,14 +147,24 @@ def _how(facts: Facts) -> str:
     if facts.stored:
         parts.append(f"{facts.stored} read from the store")
     parts.append(f"{len(facts.failures) or 'none'} failed")
+    if facts.alone:
+        parts.append(
+            f"{facts.alone} ran alone because another of their group took it down, so that their"
+            " last digits may differ from those of a whole group"
+        )
     versions = ", ".join(
         f"{name} {version}" for name, version in facts.environment.get("versions", {}).items()
     )
     machine = facts.environment
+    software = (
+        f"Python {machine['python']} on {machine['platform']} with {machine['cpu_count']} cores;"
+        f" {versions}."
+        if machine
+        else "Which software ran is not known."
+    )
     return (
-        f"{', '.join(parts)}. Python {machine.get('python')} on {machine.get('platform')} with"
-        f" {machine.get('cpu_count')} cores; {versions}. Every trial's seed is derived from the"
-        f" base seed {facts.seed}."
+        f"{', '.join(parts)}. {software} Every trial's seed is derived from the base seed"
+        f" {facts.seed}."
     )
 
 

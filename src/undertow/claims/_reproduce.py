@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
-import time
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,66 +21,11 @@ from typing import Any
 import polars as pl
 
 from undertow import lab
-from undertow.claims._claim import BUILT_IN, Claim, Records, errors_of
-from undertow.claims._overview import RUNS, VERDICT
+from undertow.claims._claim import BUILT_IN, Claim, errors_of
+from undertow.claims._overview import REPORT, RUNS, VERDICT
 from undertow.claims._page import Facts, claim_document
 from undertow.claims._registry import by_value, get
-
-
-@dataclass(frozen=True)
-class Reproduction:
-    """What became of a claim.
-
-    Attributes:
-        claim: its name.
-        preset: `smoke`, `small` or `paper`.
-        seed: the base seed.
-        verdict: the outcome, with each check.
-        records: by experiment, a row per record of each trial, in the trials' order.
-        seconds: wall time of the run that gave the verdict; NaN where none was noted.
-        out: the folder with `report.html`, `verdict.json`, `figures/` and the store.
-    """
-
-    claim: str
-    preset: str
-    seed: int
-    verdict: lab.Verdict
-    records: Records = field(repr=False)
-    seconds: float
-    out: Path
-    _document: lab.Document = field(repr=False, compare=False)
-
-    def document(self) -> lab.Document:
-        """Verdict and checks; on a page also the figures, the numbers, and how it was run."""
-        return dataclasses.replace(self._document, data=self.as_json())
-
-    def __repr__(self) -> str:
-        return (
-            f"{self.claim} ({self.preset}, seed {self.seed}) is {self.verdict!r}"
-            f" {self.seconds:.1f} s; report in {self.out / 'report.html'}"
-        )
-
-    def as_json(self) -> dict[str, Any]:
-        """The object of `undertow reproduce --json`; a number that JSON cannot hold is None."""
-        return {
-            "claim": self.claim,
-            "preset": self.preset,
-            "seed": self.seed,
-            "verdict": self.verdict.outcome,
-            "checks": [
-                {
-                    "name": check.name,
-                    "value": _finite(check.value),
-                    "interval": [_finite(bound) for bound in check.interval],
-                    "rule": check.rule,
-                    "passed": bool(check.passed),
-                    "control": bool(check.control),
-                }
-                for check in self.verdict.checks
-            ],
-            "seconds": _finite(round(self.seconds, 3)),
-            "out": str(self.out),
-        }
+from undertow.claims._reproduction import Reproduction
 
 
 def reproduce(
@@ -90,8 +35,10 @@ def reproduce(
     seed: int = 0,
     engine: str = "local",
     out: str | os.PathLike[str] | None = None,
+    replace: bool = False,
     overrides: Mapping[str, Any] | None = None,
     workers: int | None = None,
+    timeout: float | None = None,
     progress: bool = True,
 ) -> Reproduction:
     """Run a claim's trials, judge it, and write its report.
@@ -105,19 +52,25 @@ def reproduce(
         engine: how trials are run, see `lab.run`.
         out: the folder; by default `undertow-runs/<claim>-<preset>-seed<seed>`, with a short hash
             of the knobs that differ from the preset's.
+        replace: whether `out` may hold another run of the claim, with other knobs or another seed:
+            its records stay, its verdict and report are written over.
         overrides: knobs by name, to use in place of the preset's.
         workers: how many worker processes; None for one a core.
+        timeout: seconds that a trial may take before it is ended and has failed.
         progress: show progress on standard error.
 
     Raises:
-        ValueError: an unknown claim, preset, knob or engine.
+        TypeError, ValueError: an unknown claim, preset, knob or engine; a seed that is no whole
+            number from 0 to 2^63 - 1.
         RuntimeError: every trial failed (the message quotes the first failure), or a claim of one's
             own raised (the message says in which line).
-        OSError: the folder cannot be written, or holds something else.
+        OSError: the folder cannot be written, or holds something else or another run.
     """
     plan = _plan(get(claim) if isinstance(claim, str) else claim, preset, seed, overrides or {})
     store = lab.Store(plan.default_out() if out is None else Path(out))
-    return _run(plan, store, engine=engine, workers=workers, progress=progress)
+    _refuse_another(plan, store, replace=replace)
+    how = {"engine": engine, "workers": workers, "timeout": timeout, "progress": progress}
+    return _run(plan, store, how)
 
 
 def resume(
@@ -125,6 +78,7 @@ def resume(
     *,
     engine: str = "local",
     workers: int | None = None,
+    timeout: float | None = None,
     progress: bool = True,
 ) -> Reproduction:
     """Go on with the run that a folder holds; a finished one is judged and reported again.
@@ -134,7 +88,8 @@ def resume(
         ValueError, RuntimeError: as in `reproduce`.
     """
     store = lab.Store(Path(out), create=False)
-    return _run(_stored_plan(store), store, engine=engine, workers=workers, progress=progress)
+    how = {"engine": engine, "workers": workers, "timeout": timeout, "progress": progress}
+    return _run(_stored_plan(store), store, how)
 
 
 def report(out: str | os.PathLike[str]) -> Reproduction:
@@ -146,13 +101,7 @@ def report(out: str | os.PathLike[str]) -> Reproduction:
     """
     store = lab.Store(Path(out), create=False)
     plan = _stored_plan(store)
-    results = lab.stored(plan.study, store)
-    if results.missing > 0:
-        raise ValueError(
-            f"{results.missing} of the {len(plan.study)} trials in {store.path} have not been run"
-            f" yet; run them with: undertow resume {store.path}"
-        )
-    return _conclude(plan, store, results, seconds=_noted_seconds(store))
+    return _conclude(plan, store, lab.stored(plan.study, store))
 
 
 # --- from knobs to trials -------------------------------------------------------------------
@@ -196,6 +145,10 @@ class _Plan:
 
 
 def _plan(claim: Claim, preset: str, seed: int, overrides: Mapping[str, Any]) -> _Plan:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
     base = claim.preset(preset)
     try:
         knobs = base.with_values(overrides)
@@ -234,20 +187,21 @@ def _as_knob(value: Any) -> Any:
 # --- from trials to a verdict ---------------------------------------------------------------
 
 
-def _run(
-    plan: _Plan, store: lab.Store, *, engine: str, workers: int | None, progress: bool
-) -> Reproduction:
-    _refuse_another(plan, store)
-    start = time.perf_counter()
-    results = lab.run(plan.study, store, engine=engine, workers=workers, progress=progress)
-    seconds = time.perf_counter() - start if results.computed else _noted_seconds(store)
-    return _conclude(plan, store, results, seconds=seconds)
+def _run(plan: _Plan, store: lab.Store, how: dict[str, Any]) -> Reproduction:
+    return _conclude(plan, store, lab.run(plan.study, store, again=_resume(store), **how))
 
 
-def _refuse_another(plan: _Plan, store: lab.Store) -> None:
-    """Two claims of one name are two: a trial of one is no result of the other."""
+def _resume(store: lab.Store) -> str:
+    """The command that goes on with a run."""
+    return f"undertow resume {shlex.quote(str(store.path))}"
+
+
+def _refuse_another(plan: _Plan, store: lab.Store, *, replace: bool) -> None:
+    """A folder holds one run, and two claims of one name are two."""
     stored = store.config.get("config") or {}
-    source = stored.get("source", BUILT_IN) if "claim" in stored else plan.claim.source
+    if stored.get("claim") != plan.claim.name:
+        return  # a new folder, or a study of another name, which the store refuses
+    source = stored.get("source", BUILT_IN)
     moved = os.path.isabs(source) and not os.path.exists(source)
     by_path = os.path.isabs(source) or os.path.isabs(plan.claim.source)
     if source != plan.claim.source and by_path and not moved:
@@ -255,27 +209,86 @@ def _refuse_another(plan: _Plan, store: lab.Store) -> None:
             f"{store.path} holds a run of another claim ({stored['claim']}, {source}); give another"
             " folder"
         )
+    ours = _as_stored({"preset": plan.preset, "seed": plan.seed, "knobs": dict(plan.changed)})
+    if not replace and any(stored.get(key) != value for key, value in ours.items()):
+        knobs = [f"{name} {value}" for name, value in stored.get("knobs", {}).items()]
+        words = [f"preset {stored.get('preset')}", f"seed {stored.get('seed')}", *knobs]
+        raise lab.StoreError(
+            f"{store.path} holds another run of {plan.claim.name} ({', '.join(words)}); give"
+            " another folder, or --replace (replace=True) to write over its verdict and report"
+        )
 
 
-def _noted_seconds(store: lab.Store) -> float:
-    """What the run took that computed the trials, when this one only reads them."""
+def _as_stored(value: Any) -> Any:
+    """A value as JSON gives it back; the store writes infinities as strings."""
+    return json.loads(json.dumps(value), parse_constant=str)
+
+
+def _conclude(plan: _Plan, store: lab.Store, results: lab.Results) -> Reproduction:
+    if results.missing > 0:
+        raise ValueError(
+            f"{results.missing} of the {len(plan.study)} trials in {store.path} have not been run"
+            f" yet; run them with: {_resume(store)}"
+        )
+    verdict, figures, table = _judged(plan, store, results)
+    facts = Facts(
+        preset=plan.preset,
+        seed=plan.seed,
+        changed=plan.changed,
+        knobs=plan.knobs.flat(),
+        trials=len(plan.study),
+        computed=results.computed,
+        stored=results.read,
+        alone=results.alone,
+        failures=results.failures,
+        seconds=results.seconds,
+        environment=store.environment,
+    )
+    reproduction = Reproduction(
+        claim=plan.claim.name,
+        preset=plan.preset,
+        seed=plan.seed,
+        verdict=verdict,
+        records=results.records,
+        seconds=results.seconds,
+        out=store.path,
+        trials=len(plan.study),
+        failures=results.failures,
+        alone=results.alone,
+        report=store.path / REPORT,
+        _document=claim_document(plan.claim, verdict, figures, table, facts),
+    )
     try:
-        noted = json.loads((store.path / VERDICT).read_text(encoding="utf-8"))["seconds"]
-        return float(noted)
-    except (OSError, ValueError, KeyError, TypeError):
-        return math.nan
+        _write(reproduction, figures, store)
+    except lab.StoreError as error:
+        if not error.read_only:
+            raise
+        return dataclasses.replace(reproduction, report=None)
+    return reproduction
 
 
-def _conclude(
-    plan: _Plan, store: lab.Store, results: lab.Results, *, seconds: float
-) -> Reproduction:
+def _write(reproduction: Reproduction, figures: Sequence[lab.Figure], store: lab.Store) -> None:
+    for figure in figures:
+        for suffix in (".svg", ".png"):
+            drawn = lab.draw_chart(figure.chart, suffix)
+            store.write_bytes(f"figures/{figure.name}{suffix}", drawn)
+    store.write_text(REPORT, lab.as_page(reproduction.document()))
+    # Last, so that a verdict is only ever beside the report that explains it.
+    store.write_json(VERDICT, reproduction.as_json())
+
+
+def _judged(
+    plan: _Plan, store: lab.Store, results: lab.Results
+) -> tuple[lab.Verdict, tuple[lab.Figure, ...], pl.DataFrame]:
+    """The verdict, the figures and the table."""
     claim, records, failures = plan.claim, results.records, results.failures
     if len(failures) == len(plan.study):
         raise _cannot_judge(plan, store, failures, f"all {len(failures)}")
     try:
         with errors_of(claim.source):
             verdict = claim.judge(records, plan.knobs)
-            figures = claim.figures(records, plan.knobs)
+            # Charts need docstrings, which `python -OO` drops.
+            figures = () if sys.flags.optimize > 1 else claim.figures(records, plan.knobs)
             table = claim.table(records, plan.knobs)
     except (pl.exceptions.PolarsError, RuntimeError) as error:
         columns = isinstance(error, pl.exceptions.PolarsError) or isinstance(
@@ -285,34 +298,17 @@ def _conclude(
             raise
         some = f"{len(failures)} of {len(plan.study)}"
         raise _cannot_judge(plan, store, failures, some) from error
-    for figure in figures:
-        for suffix in ("svg", "png"):
-            lab.save_chart(figure.chart, store.path / "figures" / f"{figure.name}.{suffix}")
-    facts = Facts(
-        preset=plan.preset,
-        seed=plan.seed,
-        changed=plan.changed,
-        knobs=plan.knobs.flat(),
-        trials=len(plan.study),
-        computed=results.computed,
-        failures=failures,
-        seconds=seconds,
-        environment=json.loads((store.path / "environment.json").read_text(encoding="utf-8")),
-    )
-    reproduction = Reproduction(
-        claim=plan.claim.name,
-        preset=plan.preset,
-        seed=plan.seed,
-        verdict=verdict,
-        records=records,
-        seconds=seconds,
-        out=store.path,
-        _document=claim_document(plan.claim, verdict, figures, table, facts),
-    )
-    lab.write_page(reproduction.document(), store.path / "report.html")
-    # Last, so that a verdict is only ever beside the report that explains it.
-    store.write_json(VERDICT, reproduction.as_json())
-    return reproduction
+    if failures:
+        verdict = dataclasses.replace(
+            verdict,
+            outcome="inconclusive",
+            summary=(
+                f"{len(failures)} of {len(plan.study)} trials failed and are left out, so there is"
+                f" no verdict on all of them; to try them again: {_resume(store)}."
+                f" {verdict.summary}"
+            ).rstrip(),
+        )
+    return verdict, figures, table
 
 
 def _cannot_judge(
@@ -323,7 +319,3 @@ def _cannot_judge(
         f"{how_many} trials of {plan.claim.name} failed, too many to judge it; the first with"
         f" {first.error}: {first.message.rstrip('.')} (tracebacks in {store.path / 'failures'})"
     )
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

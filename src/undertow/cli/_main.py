@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import textwrap
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import Protocol, cast
 
-from undertow.cli._output import EXPECTED_ERRORS, complain
-from undertow.cli._words import HelpShown, UsageError, close_to
+from undertow.cli._output import (
+    EXPECTED_ERRORS,
+    complain,
+    finish_output,
+    leave,
+    one_line,
+    open_streams,
+)
+from undertow.cli._words import HelpShown, UsageError, close_to, program, terminal_width
 
 # In the order in which they are shown. The command `inspect` is the module `_inspect`, imported
 # when it is called; to add a command, write its module (see `Command`) and name it here.
@@ -20,7 +31,7 @@ COMMANDS = (
 )
 
 _LEAD = """\
-usage: undertow COMMAND ...
+usage: {program} COMMAND ...
 
 Measure, predict, use and reproduce the implicit bias of gradient-based
 training.
@@ -30,7 +41,8 @@ Every command has --help; that of `undertow reproduce CLAIM` shows the claim's
 knobs. Every command has --json: one JSON object on standard output, and
 progress on standard error. `undertow --version` says which version this is.
 
-Exit status: 0 done, 1 could not be done, 2 wrong usage, 3 --expect not met.
+Exit status: 0 done, 1 could not be done or trials failed, 2 wrong usage,
+3 --expect not met.
 """
 
 
@@ -51,26 +63,69 @@ class Command(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (see `undertow --help`)."""
-    if arguments is None and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a name that the terminal cannot show is no error
-    command, *words = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if arguments is None:
+        open_streams()
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        status = _run(command, words)
-        sys.stdout.flush()
-        return status
+        with _ended_by_signals():
+            status = _status(words or ["--help"])
+            return finish_output() or status
+    except _Ended as ended:
+        return 128 + ended.number
+    except KeyboardInterrupt:  # `lab.run` has said how to go on
+        return 128 + signal.SIGINT
+
+
+def _status(words: Sequence[str]) -> int:
+    try:
+        return _run(words[0], words[1:])
     except UsageError as error:
         complain(error)
         return 2
     except HelpShown:
         return 0
-    except KeyboardInterrupt:
-        return 130  # `lab.run` has said how to go on
-    except BrokenPipeError:  # whoever reads, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        leave(sys.stdout)
         return 141
     except EXPECTED_ERRORS as error:
         complain(error)
         return 1
+    except Exception as error:  # a fault of ours; where it is tells us, not whoever met it
+        if os.environ.get("UNDERTOW_TRACEBACK"):
+            raise
+        complain(
+            f"internal error: {type(error).__name__}: {one_line(error)}; with UNDERTOW_TRACEBACK=1"
+            " in the environment it says where, for a bug report"
+        )
+        return 1
+
+
+class _Ended(KeyboardInterrupt):
+    """Another signal than Ctrl-C that asks a process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind what is being done, as Ctrl-C does, where they would end it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Ended(number)
+
+    asking = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number in asking if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(command: str, words: Sequence[str]) -> int:
@@ -94,6 +149,23 @@ def _module(command: str) -> Command:
 def _help() -> str:
     modules = {command: _module(command) for command in COMMANDS}
     usages = {name: f"undertow {name} {module.SYNOPSIS}" for name, module in modules.items()}
-    width = max(map(len, usages.values()))
-    lines = [f"  {usages[name]:<{width}}  {module.SUMMARY}" for name, module in modules.items()]
-    return "\n".join([_LEAD, *lines, "", _TAIL.rstrip()])
+    indent = max(map(len, usages.values())) + 4
+    lines = [f"  {usage:<{indent - 2}}{modules[name].SUMMARY}" for name, usage in usages.items()]
+    room = terminal_width()
+    if max(map(len, lines)) > room:
+        inner = " " * 4
+        lines = [
+            f"  {usage}\n"
+            + textwrap.fill(
+                modules[name].SUMMARY, room, initial_indent=inner, subsequent_indent=inner
+            )
+            for name, usage in usages.items()
+        ]
+    lead, tail = (_filled(text, room) for text in (_LEAD.format(program=program()), _TAIL))
+    return "\n".join([lead, "", *lines, "", tail])
+
+
+def _filled(text: str, width: int) -> str:
+    """Paragraphs in lines of at most `width` columns."""
+    paragraphs = text.strip().split("\n\n")
+    return "\n\n".join(textwrap.fill(paragraph, width) for paragraph in paragraphs)

@@ -6,6 +6,7 @@ The knobs of a claim are flags too: the fields of its configuration, with the pr
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,19 +28,28 @@ from undertow.cli._words import (
     arguments,
     by_flag,
     read_values,
+    refuse_out_of_bounds,
     refuse_unknown,
     show_help,
 )
+from undertow.lab import Bound, at_least
 
 if TYPE_CHECKING:
     from undertow.claims import Claim, Reproduction
 
 SYNOPSIS = "CLAIM..."
 SUMMARY = "put claims to the test (--all: each one)"
-PARAMETERS: dict[str, str] = {}  # claims and their knobs are `claim` and `overrides`
+PARAMETERS = {"trial_timeout": "timeout"}  # claims and their knobs are `claim` and `overrides`
 
 Outcome = Literal["supported", "refuted", "inconclusive"]
 Expected = Annotated[Outcome | None, Shown("VERDICT")]
+Workers = Annotated[int | None, at_least(1)]
+Seconds = Annotated[
+    float | None,
+    Shown("S"),
+    Bound("a number of seconds above 0", lambda seconds: 0 < seconds < math.inf),
+]
+Seed = Annotated[int, Bound("from 0 to 2^63 - 1", lambda seed: 0 <= seed < 2**63)]
 
 
 @dataclass(frozen=True)
@@ -47,15 +57,19 @@ class Options:
     """What `reproduce` takes for every claim."""
 
     preset: Literal["smoke", "small", "paper"] = "small"
-    """smoke (seconds), small or paper (scale)."""
-    seed: int = 0
+    """smoke, small or paper (scale)."""
+    seed: Seed = 0
     """Base seed."""
     engine: Literal["local", "inline"] = "local"
     """local (worker processes) or inline."""
-    workers: int | None = None
+    workers: Workers = None
     """Worker processes; one a core by default."""
+    trial_timeout: Seconds = None
+    """Seconds that a trial may take."""
     out: Annotated[Path | None, Shown("DIR")] = None
     """Folder of the run."""
+    replace: bool = False
+    """Write over another run of the claim in DIR."""
     expect: Expected = None
     """Exit with 3 on any other verdict."""
     json: bool = False
@@ -95,7 +109,12 @@ def finish(
         results.append(reproduction.as_json())
         if not as_json:
             show(reproduction.document(), as_json=False)
-            print(f"\nreport   {reproduction.out / 'report.html'}\n")
+            print(f"\nreport   {reproduction.report or 'none'}\n")
+        if reproduction.report is None:
+            complain(f"{reproduction.out} cannot be written: no report, figures or verdict there")
+        if failed := len(reproduction.failures):
+            complain(f"{reproduction.claim}: {failed} of {reproduction.trials} trials failed")
+            status = 1
         outcome = reproduction.verdict.outcome
         if expect not in (None, outcome):
             complain(f"{reproduction.claim} is {outcome}, not {expect} as expected")
@@ -103,6 +122,16 @@ def finish(
     if as_json:
         print_json(results[0] if len(results) == 1 else {"results": results})
     return status
+
+
+def refuse_unkept(options: Any, command: str) -> None:
+    """A time limit needs processes that can be ended.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if options.trial_timeout is not None and options.engine == "inline":
+        raise UsageError(f"{command}: --trial-timeout needs worker processes: --engine local")
 
 
 # --- words: claims, then flags ----------------------------------------------------------------
@@ -128,6 +157,8 @@ def _parse(words: Sequence[str]) -> tuple[Options, list[tuple[Claim, dict[str, A
     refuse_unknown(flags, [Options, *kinds], command, noun="knob")
 
     options = Options(**read_values(Options, flags, "reproduce"))
+    refuse_out_of_bounds(options, "reproduce")
+    refuse_unkept(options, "reproduce")
     return options, [(claim, _knobs(claim, flags, options.preset)) for claim in chosen]
 
 

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from undertow.cli._reproduce import Expected, finish
+from undertow.cli._reproduce import Expected, Seconds, Workers, finish, refuse_unkept
 from undertow.cli._words import Shown, arguments, parse
 
 SYNOPSIS = "DIR"
 SUMMARY = "go on with a run that was stopped"
-PARAMETERS = {"directory": "out"}
+PARAMETERS = {"directory": "out", "trial_timeout": "timeout"}
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Options:
     """Folder of the run."""
     engine: Literal["local", "inline"] = "local"
     """local (worker processes) or inline."""
-    workers: int | None = None
+    workers: Workers = None
     """Worker processes; one a core by default."""
+    trial_timeout: Seconds = None
+    """Seconds that a trial may take."""
     expect: Expected = None
     """Exit with 3 on any other verdict."""
     json: bool = False
@@ -37,6 +39,7 @@ def run(words: Sequence[str]) -> int:
     options = parse(
         Options, words, command="resume", summary="Go on with a run of a claim that was stopped."
     )
+    refuse_unkept(options, "resume")
     from undertow import claims
 
     one = partial(claims.resume, **arguments(options, PARAMETERS))

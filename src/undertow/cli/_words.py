@@ -10,9 +10,13 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
+import os
+import shutil
+import sys
 import textwrap
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +32,8 @@ from typing import (
     get_type_hints,
 )
 
+from undertow.lab import Bound
+
 # Options that say what becomes of a result. Every other one is an argument of the library's
 # function that the command calls, under its name or one that the command's PARAMETERS give.
 OUTPUT = frozenset({"json", "html", "csv", "every", "expect"})
@@ -35,6 +41,12 @@ OUTPUT = frozenset({"json", "html", "csv", "every", "expect"})
 UNITS = frozenset({"sequence_length"})
 
 _Options = TypeVar("_Options")
+
+
+def program() -> str:
+    """What this was called as, for its usage."""
+    by_module = os.path.basename(sys.argv[0]) == "__main__.py"
+    return "python -m undertow" if by_module else "undertow"
 
 
 class UsageError(Exception):
@@ -104,7 +116,9 @@ def parse(kind: type[_Options], words: Sequence[str], *, command: str, summary: 
     ]
     if missing:
         raise UsageError(f"{command} needs {', '.join(missing)}; see undertow {command} --help")
-    return kind(**values)
+    options = kind(**values)
+    refuse_out_of_bounds(options, command)
+    return options
 
 
 def by_flag(words: Sequence[str]) -> tuple[list[str], list[Flag]]:
@@ -141,6 +155,20 @@ def refuse_unknown(
             names = {name for kind in kinds for name in _flag_fields(kind)}
             known = [f"--{name.replace('_', '-')}" for name in sorted(names)]
             raise UsageError(f"{command}: no {noun} {flag.given}; {close_to(flag.given, known)}")
+
+
+def refuse_out_of_bounds(options: Any, command: str) -> None:
+    """Every option must keep to the bounds in its annotation.
+
+    Raises:
+        UsageError: one does not; the message says what it must be.
+    """
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        value = getattr(options, name)
+        for bound in get_args(hint)[1:]:
+            if isinstance(bound, Bound) and value is not None and not bound.allows(value):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{command}: {flag} must be {bound.words}, got {value}")
 
 
 def read_values(kind: type, flags: Iterable[Flag], command: str) -> dict[str, Any]:
@@ -242,7 +270,11 @@ def show_help(usage: str, summary: str, *parts: Any) -> NoReturn:
     nameless = tyro.conf.arg(name="")
     fields = [(f"part_{i}", Annotated[_dressed(part), nameless]) for i, part in enumerate(parts)]
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+    with (
+        _as_wide_as(width := terminal_width()),
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+    ):
         tyro.cli(
             dataclasses.make_dataclass("whole", fields),
             args=["--help"],
@@ -251,9 +283,29 @@ def show_help(usage: str, summary: str, *parts: Any) -> NoReturn:
         )
     # tyro neither wraps what stands above the options, nor keeps the usage within 80 columns.
     _, _, options = printed.getvalue().partition("\n\n-\n\n")
-    print(f"usage: undertow {usage} [OPTIONS]\n\n{textwrap.fill(summary, 80)}\n")
+    used = textwrap.fill(f"usage: {program()} {usage} [OPTIONS]", width, subsequent_indent="  ")
+    print(f"{used}\n\n{textwrap.fill(summary, width)}\n")
     print("\n".join(line.rstrip() for line in options.rstrip().splitlines()))
     raise HelpShown
+
+
+def terminal_width() -> int:
+    """The columns that help takes, 40 at the least."""
+    return max(40, min(shutil.get_terminal_size().columns, 80))
+
+
+@contextlib.contextmanager
+def _as_wide_as(width: int) -> Iterator[None]:
+    """Tell tyro the width of the terminal, where it would come to no end on a very narrow one."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 # --- the fields of a dataclass ----------------------------------------------------------------
@@ -359,10 +411,13 @@ def _read(hint: Any, flag: Flag, command: str) -> Any:
     alone = dataclasses.make_dataclass("alone", [("value", hint)])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return tyro.cli(alone, args=words).value
+            value: Any = tyro.cli(alone, args=words).value
     except SystemExit:
+        value = math.nan
+    if any(item != item for item in (value if isinstance(value, tuple) else (value,))):  # NaN
         got = " ".join(flag.values) or "nothing"
-        raise UsageError(f"{command}: {flag.given} takes {_takes(hint)}, got {got}") from None
+        raise UsageError(f"{command}: {flag.given} takes {_takes(hint)}, got {got}")
+    return value
 
 
 def _plain(word: str, hint: Any) -> str:

@@ -81,22 +81,32 @@ def save_chart(chart: Any, path: str | os.PathLike[str]) -> Path:
         ValueError: another file type.
         StoreError: the file could not be written.
     """
+    target = Path(path)
+    write_atomically(target, draw_chart(chart, target.suffix.lower()))
+    return target
+
+
+def draw_chart(chart: Any, suffix: str) -> bytes:
+    """The content of a file of an altair chart, dark on white: ".svg", ".png" or ".pdf".
+
+    Raises:
+        ValueError: another file type.
+    """
     import vl_convert
 
-    target = Path(path)
     arguments: dict[str, Any] = {
         "vl_spec": json.dumps(chart_spec(chart)),
         "vl_version": vega_lite_version(),
         "config": {**chart_config("#1f2328"), "background": "white"},
     }
-    match target.suffix.lower():
+    match suffix:
         case ".svg":
-            content = vl_convert.vegalite_to_svg(**arguments).encode()
+            svg: str = vl_convert.vegalite_to_svg(**arguments)
+            return svg.encode()
         case ".png":
-            content = vl_convert.vegalite_to_png(**arguments, scale=2)
+            png: bytes = vl_convert.vegalite_to_png(**arguments, scale=2)
+            return png
         case ".pdf":
-            content = vl_convert.vegalite_to_pdf(**arguments)
-        case other:
-            raise ValueError(f"path: cannot write a chart as {other!r}; use .svg, .png or .pdf")
-    write_atomically(target, content)
-    return target
+            pdf: bytes = vl_convert.vegalite_to_pdf(**arguments)
+            return pdf
+    raise ValueError(f"path: cannot write a chart as {suffix!r}; use .svg, .png or .pdf")

@@ -1,10 +1,18 @@
-"""Progress on standard error: a bar on a terminal, one line at the start and the end elsewhere."""
+"""Progress on standard error: a bar on a terminal, one line at the start and the end elsewhere.
+
+Nobody may be reading it: what cannot be written is left out, and never ends a run.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import IO, TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 from undertow._quietly import quietly
 
@@ -25,7 +33,6 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
         yield lambda count: None
         return
     with quietly():
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -35,16 +42,23 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
             TimeRemainingColumn,
         )
 
-    console = Console(stderr=True, highlight=False)
+    console = _console()
     if not console.is_terminal:
         before = f", {done} of them stored already" if done else ""
-        console.print(f"{title}: {total} trials{before}", soft_wrap=True, markup=False)
+        _line(console, f"{title}: {total} trials{before}")
         start = time.monotonic()
-        yield lambda count: None
-        console.print(f"{title}: finished in {time.monotonic() - start:.1f} s", soft_wrap=True)
+        finished = done
+
+        def advance(count: int) -> None:
+            nonlocal finished
+            finished += count
+
+        yield advance
+        how = "finished" if finished == total else f"{finished} of {total} trials"
+        _line(console, f"{title}: {how} in {time.monotonic() - start:.1f} s")
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("trials"),
@@ -60,6 +74,35 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
 def note(text: str, *, shown: bool) -> None:
     """One line on standard error."""
     if shown:
-        from rich.console import Console
+        _line(_console(), text)
 
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(file=cast(IO[str], _Forgiving(sys.stderr)), highlight=False)
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False, emoji=False)
+
+
+class _Forgiving:
+    """A stream that takes what it is given, whether or not it can pass it on."""
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            cast(IO[str], self._stream).write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush if there is something to."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            cast(IO[str], self._stream).flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

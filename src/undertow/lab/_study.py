@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-import polars as pl
-
-from undertow.lab._engine import Failed, Group, GroupFunction, run_groups
+from undertow.lab._engine import check_engine, run_groups
+from undertow.lab._group import Group, GroupFunction
+from undertow.lab._ledger import Ledger, Results
 from undertow.lab._progress import note, progress_bar
-from undertow.lab._records import join_records
-from undertow.lab._store import Failure, Store
-from undertow.lab._trial import trial_columns, trial_hash
+from undertow.lab._stop import stoppable
+from undertow.lab._store import Store
+from undertow.lab._trial import trial_hash
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,13 @@ class Study:
             for name, experiment in self.experiments.items()
         }
 
+    def by_identity(self) -> dict[str, dict[str, Any]]:
+        """The trials of each experiment by their hashes, in order."""
+        return {
+            name: dict(zip(self.identities[name], experiment.trials, strict=True))
+            for name, experiment in self.experiments.items()
+        }
+
     def __repr__(self) -> str:
         groups = sum(1 for experiment in self.experiments.values() for _ in experiment.groups())
         return f"study {self.name}: {len(self)} trials in {groups} groups"
@@ -136,119 +142,93 @@ class Study:
                 )
 
 
-@dataclass(frozen=True)
-class Results:
-    """What a study gave.
-
-    Attributes:
-        records: by experiment, a row per record in the trials' order: `trial` (its hash), its
-            fields, the record's keys.
-        failures: of the trials that gave no records.
-        computed: how many trials were run; the others were in the store.
-        missing: how many trials have neither records nor a failure.
-    """
-
-    records: Mapping[str, pl.DataFrame]
-    failures: tuple[Failure, ...]
-    computed: int = 0
-    missing: int = 0
-
-
 def run(
     study: Study,
     store: Store,
     *,
     engine: str = "local",
     workers: int | None = None,
+    timeout: float | None = None,
     progress: bool = True,
+    again: str = "run the same again",
 ) -> Results:
     """Run the trials whose records are not in the store yet; returns the records of all of them.
 
     A group is stored as soon as it is finished, so that a run that was killed, however, goes on
     from there when started again and ends with the records of a run that was not. A trial that
     fails, or whose worker process dies, is stored as a failure, the others go on, and it is tried
-    again by the next run.
+    again by the next run. Each group starts from one state of the process, on one thread, its
+    global random states seeded by its trials; it leaves none behind.
+
+    Ctrl-C, SIGTERM and SIGHUP end the run: what has finished is stored, workers are ended, and the
+    signal takes its usual course. A second one ends the process at once. With the engine "inline"
+    the first waits for a library's call to return.
 
     Args:
         study: what to run.
         store: where the records go; read first for what is there already.
         engine: "local" for worker processes with one computing thread each, or "inline" for this.
         workers: how many processes; by default as many as there are cores. Never more than groups.
+        timeout: seconds that a trial may take; then its worker is ended and it has failed. Trials
+            that run as one may take as long together as one after the other.
         progress: whether to report on standard error.
+        again: how to go on, told when the run is stopped or trials fail.
 
     Raises:
-        ValueError: an unknown engine, or fewer than one worker.
+        ValueError: an unknown engine, fewer than one worker, or a time limit that cannot be kept.
         TypeError: a function cannot be sent to a worker process.
+        RuntimeError: worker processes cannot be started.
         StoreError: the store holds another study or is in use, or the disk is full.
     """
-    with store.exclusive():
-        frames = _stored(study, store)
-        stored = len(frames)
-        groups = [g for g in study.groups() if not frames.keys() >= set(g.identities)]
-        finished = run_groups(groups, engine=engine, workers=workers)
-        store.begin(study.name, study.config)
-        failures: list[Failure] = []
-        try:
-            with (
-                contextlib.closing(finished),
-                progress_bar(study.name, total=len(study), done=stored, shown=progress) as advance,
-            ):
-                for index, outcomes in finished:
-                    group = groups[index]
-                    for identity, trial, outcome in zip(
-                        group.identities, group.trials, outcomes, strict=True
-                    ):
-                        if identity in frames:
-                            continue
-                        if isinstance(outcome, Failed):
-                            failures.append(_failure(identity, trial, outcome))
-                            store.write_failure(failures[-1])
-                        else:
-                            store.write_encoded(identity, outcome)
-                            frames[identity] = pl.read_parquet(io.BytesIO(outcome))
-                        advance(1)
-        except KeyboardInterrupt:
+    check_engine(engine, workers, timeout)
+    with stoppable() as stop, store.exclusive():
+        ledger = Ledger.read(study.by_identity(), store)
+        before = len(ledger.kinds)
+        groups = [g for g in study.groups() if not ledger.kinds.keys() >= set(g.identities)]
+        finished = run_groups(groups, stop, engine=engine, workers=workers, timeout=timeout)
+        store.begin(study.name, study.config, computing=bool(groups))
+        with (
+            contextlib.closing(finished),
+            progress_bar(study.name, total=len(study), done=before, shown=progress) as advance,
+        ):
+            try:
+                for group, ran in finished:
+                    advance(ledger.enter(group, ran))
+            except KeyboardInterrupt:
+                if not stop.asked():
+                    raise
+            if groups:
+                ledger.note()
+        if stop.asked():
             note(
-                f"Stopped: {len(frames)} of {len(study)} trials are stored in {store.path}; "
-                "run the same command again to go on from there.",
+                f"Stopped: {len(ledger.kinds)} of {len(study)} trials are stored in {store.path};"
+                f" to go on: {again}",
                 shown=progress,
             )
-            raise
-    if failures:
-        note(
-            f"{len(failures)} of {len(study)} trials failed; why is in {store.path / 'failures'}. "
-            "Run again to try them again.",
-            shown=progress,
-        )
-    return Results(_by_experiment(study, frames), tuple(failures), len(study) - stored)
+            raise KeyboardInterrupt
+        results = ledger.results(read=before)
+    _tell(results, store, again, progress)
+    return results
 
 
 def stored(study: Study, store: Store) -> Results:
     """What a store holds of a study, running nothing."""
-    frames = _stored(study, store)
-    ours = {identity for identities in study.identities.values() for identity in identities}
-    failures = tuple(
-        failure
-        for failure in store.failures()
-        if failure.trial in ours and failure.trial not in frames
-    )
-    missing = len(ours) - len(frames) - len(failures)
-    return Results(_by_experiment(study, frames), failures, 0, missing)
+    ledger = Ledger.read(study.by_identity(), store)
+    return ledger.results(read=len(ledger.kinds))
 
 
-def _stored(study: Study, store: Store) -> dict[str, pl.DataFrame]:
-    every = (identity for identities in study.identities.values() for identity in identities)
-    found = ((identity, store.read(identity)) for identity in every)
-    return {identity: frame for identity, frame in found if frame is not None}
-
-
-def _by_experiment(study: Study, frames: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
-    return {
-        name: join_records(frames[identity] for identity in identities if identity in frames)
-        for name, identities in study.identities.items()
-    }
-
-
-def _failure(identity: str, trial: Any, failed: Failed) -> Failure:
-    fields = trial_columns(trial)
-    return Failure(identity, fields, failed.error, failed.message, failed.traceback)
+def _tell(results: Results, store: Store, again: str, shown: bool) -> None:
+    """Say on standard error what is odd about the results."""
+    if failed := len(results.failures):
+        total = failed + sum(frame["trial"].n_unique() for frame in results.records.values())
+        note(
+            f"{failed} of {total} trials failed; why is in {store.path / 'failures'}. To try them"
+            f" again: {again}",
+            shown=shown,
+        )
+    if results.alone:
+        note(
+            f"{results.alone} trials ran alone, since another of their group took it down; their"
+            " last digits may differ from those of a whole group.",
+            shown=shown,
+        )

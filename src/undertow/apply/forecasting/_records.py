@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from os import PathLike
@@ -198,11 +197,11 @@ def _run_folder(folder: Path) -> pl.DataFrame:
     from undertow import lab
 
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder} is no folder of a run: it has no config.json") from error
-    frame = lab.Store(folder, create=False).records()
+        store = lab.Store(folder, create=False)
+    except lab.StoreError as error:
+        raise ValueError(f"{folder} is no folder of a run: {error}") from error
+    frame = store.records()
     if "rank" not in frame.columns:
-        study = config.get("claim") or config.get("study") or "another study"
+        study = store.study or "another study"
         raise ValueError(f"{folder} holds records of {study}, which have no ranks; low-rank's do")
     return frame.filter(pl.col("rank").is_not_null())

@@ -35,7 +35,7 @@ class AdaptiveSde(Knobs):
     text: Text = Text(windows=2048, context=8)
     levels: Levels = (1, 2, 4, 8)  # SVAG's l on the oscillator; to 4 times as far for SGD
     paths: Count = 2**16  # of the oscillator, in each of its blocks; 8 times as many for SGD
-    blocks: Count = 10  # independent repetitions of the oscillator
+    blocks: Count = 10  # repetitions of the oscillator
     limit_levels: Levels = (1, 2, 4, 8)  # on the network; the last stands for the SDE
     limit_steps: Count = 64  # Adam's own steps there
     replicas: Count = 48  # runs from the same initial weights, whose mean curve is taken
@@ -43,7 +43,7 @@ class AdaptiveSde(Knobs):
     label_noise: Share = 0.6  # share of labels drawn at random, where noise is to dominate
     epochs: Count = 20  # of the runs at several batch sizes, on images
     factors: Factors = (4, 8, 16)  # by which the batch grows
-    text_epochs: Count = 4  # of the runs at several batch sizes, on text
+    text_epochs: Count = 4  # of those on text
     text_factors: Factors = (4, 16)  # by which the batch grows, on text
     seeds: Seeds = 10  # independent repetitions on images
     text_seeds: Seeds = 10  # independent repetitions on text

@@ -296,11 +296,6 @@ def test_a_pickle_that_calls_anything_is_refused(
         data.load("cifar10", root=tmp_path)
 
 
-def test_the_only_encoding_that_a_pickle_may_ask_for_is_latin1() -> None:
-    with pytest.raises(pickle.UnpicklingError, match=r"rot13"):
-        _files._encode_latin1("abc", "rot13")
-
-
 @pytest.mark.parametrize(
     "batch",
     [

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
 # Objects that one pickle may make; a state dict makes some 25 a tensor.
-OBJECTS = 2_000_000
+OBJECTS = 1_000_000
 _ENCODED_BYTES = 2**28  # made of text that may be named again and again
 _PLAIN_INT = 2**60  # larger ones collide when hashed, by the million where a file means them to
 _MARK = object()
@@ -33,7 +33,7 @@ class Named:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Call:
     """What the pickle would have called, with the state that it would have set."""
 
@@ -41,6 +41,9 @@ class Call:
     arguments: Any
     state: Any = None
     items: list[Any] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"{self.function}(...)" if isinstance(self.function, Named) else "(...)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,9 +255,11 @@ _Step = Callable[[_Machine, Any], None]
 _STEPS: dict[str, _Step] = {
     **dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None),
     **dict.fromkeys(
-        ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
-        + ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
-        + ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+        (
+            *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+            *("FLOAT", "BINFLOAT", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+            *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        ),
         _pushed,
     ),
     **dict.fromkeys(
@@ -267,7 +272,7 @@ _STEPS: dict[str, _Step] = {
     "NEWFALSE": lambda machine, _: machine.push(False),
     "MARK": lambda machine, _: machine.push(_MARK),
     "POP": lambda machine, _: machine.stack.pop(),
-    "POP_MARK": lambda machine, _: machine.since_mark(),
+    "POP_MARK": lambda machine, _: machine.since_mark().clear(),
     "DUP": lambda machine, _: machine.push(machine.top()),
     "EMPTY_LIST": lambda machine, _: machine.push([]),
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),

@@ -1,4 +1,4 @@
-"""CIFAR-10 from the publisher's files: pickles, read as data and never unpickled, or binary rows."""
+"""CIFAR-10 from the publisher's files: pickles read as data, or binary rows."""
 
 from __future__ import annotations
 
@@ -128,9 +128,7 @@ def _read_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return _arrays(path, rows[:, 1:], rows[:, 0].astype(np.int64))
 
 
-def _arrays(
-    path: Path, pixels: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(path: Path, pixels: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = len(labels) if labels.ndim == 1 else -1
     if pixels.dtype != np.uint8 or pixels.shape != (rows, 3072) or not rows:
         raise ValueError(

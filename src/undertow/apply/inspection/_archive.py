@@ -9,8 +9,8 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Of the directory at the end; 150,000 records take about this much.
-_DIRECTORY_BYTES = 2**24
+# Of the directory at the end; 80,000 records take about this much.
+_DIRECTORY_BYTES = 2**23
 # What all compressed records may inflate to, beyond the size of the file.
 _SPARE_BYTES = 2**26
 _LOCAL_HEADER = struct.Struct("<4s22xHH")

@@ -6,7 +6,6 @@ folders that hold any of these. Whatever a file holds, a failure is one line tha
 
 from __future__ import annotations
 
-import json
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,9 +24,10 @@ _PICKLED = {".pt", ".pth", ".bin", ".ckpt"}
 # Where training checkpoints keep the weights, beside the optimizer's state.
 _WEIGHT_KEYS = (
     *("state_dict", "model_state_dict", "model", "module", "net", "params_ema", "params"),
-    *("model_state", "network", "state", "weights"),
+    *("model_state", "network", "state"),
 )
 _DEEPEST = 6
+_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ def _sharded(index: Path) -> Checkpoint:
     # A folder of links, as the hub's cache is, has the files themselves beside the index itself.
     homes = {index.parent.resolve(), index.resolve().parent}
     for name in shards:
-        if "\0" in name or Path(name).name != name or name in ("", ".", ".."):
+        if "\0" in name or len(name) > 255 or Path(name).name != name or name in ("", ".", ".."):
             raise ValueError(f"{index.name} names the shard {name[:80]!r}, which is not beside it")
     missing = [name for name in shards if not (index.parent / name).is_file()]
     if missing:
@@ -143,9 +143,10 @@ def _sharded(index: Path) -> Checkpoint:
 
 
 def _safetensors(file: Path) -> Checkpoint:
+    _no_pointer(file)
     try:
         with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())  # noqa: SIM118
+            names = list(opened.keys())
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in names}
     except OSError:
@@ -162,7 +163,14 @@ def _safetensors(file: Path) -> Checkpoint:
     return Checkpoint(tensors, file, metadata)
 
 
+def _no_pointer(file: Path) -> None:
+    with file.open("rb") as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{file.name} is a pointer of git-lfs, not the file; git lfs pull")
+
+
 def _state_dict(file: Path) -> Checkpoint:
+    _no_pointer(file)
     try:
         loaded = read_torch_file(file)
     except TorchFileError as error:
@@ -220,5 +228,3 @@ def _more_than_tensors(name: str, found: Call) -> str:
         f"{name} holds more than tensors and plain values ({what}), and loading that could run "
         "code; save model.state_dict(), or with safetensors, and give that file"
     )
-
-

@@ -85,7 +85,9 @@ def read_json(file: Path) -> Any:
 def natural(name: str) -> tuple[tuple[int, int | str], ...]:
     """A key that sorts names as people count: layers.2 before layers.10."""
     parts = re.split(r"([0-9]+)", name)
-    return tuple((0, int(p)) if p.isdigit() and p.isascii() and len(p) < 18 else (1, p) for p in parts if p)
+    return tuple(
+        (0, int(p)) if p.isdigit() and p.isascii() and len(p) < 18 else (1, p) for p in parts if p
+    )
 
 
 def _beside(name: str) -> bool:

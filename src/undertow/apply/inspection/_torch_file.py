@@ -238,7 +238,7 @@ def _legacy(mapped: mmap.mmap) -> Any:
     """The format before the zip archive: five pickles, then each storage's length and bytes."""
     if len(mapped) > 512 and mapped[257:262] == b"ustar":
         raise TorchFileError("it is a tar archive, which torch stopped writing before 0.2")
-    start = io.BytesIO(mapped[: _PICKLE_BYTES])
+    start = io.BytesIO(mapped[:_PICKLE_BYTES])
     magic = read_pickle(start)
     if magic != _LEGACY_MAGIC:
         raise TorchFileError("it is a pickle that torch did not write")

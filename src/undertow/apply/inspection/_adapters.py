@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,12 +201,12 @@ def _assembled(
         changes.append(_change(target, pair, config, name))
     biases = [key for key in rest if key.endswith("bias")]
     if biases:
-        notes.append(f"{len(biases)} biases of the adapter ({biases[0]}, ...) are not shown")
+        notes.append(f"biases of the adapter are not shown: {_some(biases)}")
     saved = {_target(key).replace(".modules_to_save", ""): v for key, v in rest.items()}
     saved = {key: value for key, value in saved.items() if value.ndim > 1}
     whole = weight_matrices(saved, check_finite=False)[0] if saved else []
     if whole:
-        notes.append(f"{len(whole)} weights are replaced as a whole ({whole[0].name}, ...)")
+        notes.append(f"replaced as a whole: {_some([item.name for item in whole])}")
     if config is None and all("alpha" not in pair for pair in parts.values()):
         notes.append("the file gives no alpha, which means a scale of 1 to those who write it so")
     if any(change.magnitude is not None for change in changes):
@@ -252,6 +252,10 @@ def _change(target: str, pair: Mapping[str, Tensor], config: Any, file: str) -> 
             raise ValueError(f"{file}: DoRA with fan_in_fan_out is not read; {_MERGE}")
     scale = _scale(_target(target), pair, rank, config, file)
     return LowRankChange(f"{_target(target)}.weight", left, right, scale, magnitude)
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def _target(name: str) -> str:

@@ -15,6 +15,10 @@ from typing import Protocol
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
+_LEADS = {
+    *("module", "model", "base_model", "auto_model", "transformer", "backbone", "net", "network"),
+    *("language_model", "lightning_module", "student", "teacher", "ema", "ema_model"),
+}
 _KOHYA = re.compile(r"^lora_(unet|te\d?|transformer|text_encoder)_")
 
 
@@ -54,7 +58,8 @@ def partners(ours: Sequence[Named], theirs: Sequence[Named]) -> Partners:
         found |= {name: pairs[name] for name in pairs if name not in found}
         taken = set()
         found = {a: b for a, b in found.items() if not (b in taken or taken.add(b))}  # type: ignore[func-returns-value]
-        notes.append(f"{len(pairs)} names were matched {prefix}")
+        plural = "name was" if len(pairs) == 1 else "names were"
+        notes.append(f"{len(pairs)} {plural} matched {prefix}")
     if not found:
         found = _underscored(here, there)
     if not found:
@@ -93,37 +98,43 @@ def _best_prefix(
                 counts["", a] += 1
     # Two different prefixes: what all names of a side share comes off first.
     ours, others = _shared_prefix(here), _shared_prefix(there)
-    if ours and others and ours != others:
-        both = sum(
-            1
-            for name, item in here.items()
-            if (b := others + name.removeprefix(ours)) in there and _same(item, there[b])
-        )
-        counts[ours, others] += both
-    elif (ours or others) and not counts:
-        counts += _after_shared(here, there, ours, others)
+    if ours and others and ours != others and (_wraps(ours) or _wraps(others)):
+        if both := len(_pairs(here, there, ours, others)):
+            counts[ours, others] += both
+    if not counts:
+        lead, behind = (prefix if _wraps(prefix) else "" for prefix in (ours, others))
+        counts += _after_shared(here, there, lead, behind)
     if not counts:
         return "", {}
     most = max(counts.values())
     options = [key for key, count in counts.items() if count == most]
     if most <= len(found):
         return "", {}
-    if len(options) > 1:
+    paired = [_pairs(here, there, *option) for option in options]
+    if any(pairs != paired[0] for pairs in paired):
         said = " and ".join(repr(a or b) for a, b in options[:3])
         raise ValueError(
             f"against matches as well with {said} before its names; give the part that is meant "
             "as a file of its own"
         )
-    a, b = options[0]
-    pairs = {
-        name: b + name.removeprefix(a)
-        for name, item in here.items()
-        if name.startswith(a)
-        and (partner := there.get(b + name.removeprefix(a))) is not None
-        and _same(item, partner)
-    }
+    (a, b), pairs = options[0], paired[0]
     words = [f"without {a!r} here" if a else "", f"without {b!r} in against" if b else ""]
     return " and ".join(word for word in words if word), pairs
+
+
+def _pairs(
+    here: Mapping[str, Named], there: Mapping[str, Named], ours: str, others: str
+) -> dict[str, str]:
+    """The names that are the same when each side's prefix is taken off."""
+    renamed = {name: others + name.removeprefix(ours) for name in here if name.startswith(ours)}
+    return {
+        name: other
+        for name, other in renamed.items()
+        if other in there
+        and _same(here[name], there[other])
+        # `weight` alone says too little where both sides lose what stands before it.
+        and (not (ours and others) or "." in name.removeprefix(ours))
+    }
 
 
 def _after_shared(
@@ -159,6 +170,11 @@ def _shared_prefix(names: Iterable[str]) -> str:
             break
         shared.append(column[0])
     return "".join(f"{part}." for part in shared)
+
+
+def _wraps(prefix: str) -> bool:
+    """Whether a prefix is made of words that wrappers put before names, and of numbers."""
+    return all(part in _LEADS or part.isdigit() for part in prefix.split(".")[:-1])
 
 
 def _underscored(here: Mapping[str, Named], there: Mapping[str, Named]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from undertow.measure import WeightMatrix
+from undertow.measure import WeightMatrix, matrix_spectrum
 
 # Of Tracy and Widom's law beyond the edge: one matrix of pure noise in 10,000 passes it.
 _FLUCTUATION = 4.5
@@ -22,6 +22,11 @@ _FLUCTUATION = 4.5
 _SAMPLE = 4096
 _LEAST_VALUES = 256
 _PIECE = 2**22
+# Changes of at most so many directions, that leave at least this share of the entries where they
+# were, are held against their echo, which may be out by this factor.
+_FEW = 4
+_STILL = 0.02
+_ECHO = 1.25
 _COARSER = {
     torch.float32: (torch.bfloat16, torch.float16),
     torch.float64: (torch.bfloat16, torch.float16, torch.float32),
@@ -53,6 +58,33 @@ def rounding_edge(
         down += variance.sum(0)
     edge = math.sqrt(float(along.max())) + math.sqrt(float(down.max()))
     return edge * _beyond(int(rows.sum()), int(cols.sum()))
+
+
+def echo_edge(
+    one: WeightMatrix,
+    other: WeightMatrix,
+    difference: Float64[Tensor, "rows cols"],
+    spectrum: Float64[Tensor, " values"],
+    edge: float,
+) -> float:
+    """The edge where rounding depends on the change, which gives it directions of its own.
+
+    Where a change of very few directions is finer than the spacing of many entries, which of them
+    move is a function of it, and no noise. So the leading directions alone are added to the other
+    weight and rounded: what follows them then is an echo, and no direction of the change.
+    """
+    kept = int((spectrum > edge).sum())
+    still = float((difference == 0).double().mean())
+    if not 1 < kept <= _FEW or not _STILL < still < 1:
+        return edge
+    left, values, right = torch.linalg.svd(difference, full_matrices=False)
+    kind, base = stored_type(one), other.matrix.double().to(difference.device)
+    for leading in range(1, kept):
+        change = left[:, :leading] * values[:leading] @ right[:leading]
+        rounded = (base + change).to(kind).double() - base
+        if float(spectrum[leading]) <= _ECHO * float(matrix_spectrum(rounded)[leading]):
+            return float(spectrum[leading])
+    return edge
 
 
 def stored_type(item: WeightMatrix) -> torch.dtype:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from undertow.apply._progress import Advance
 from undertow.apply.inspection._adapters import LowRankChange
-from undertow.apply.inspection._rounding import rounding_edge
+from undertow.apply.inspection._rounding import echo_edge, rounding_edge
 from undertow.apply.inspection._sources import Weight
 from undertow.measure import SpectrumRanks, WeightMatrix, matrix_ranks, spectrum_ranks
 
@@ -87,6 +87,7 @@ def _of_difference(
     ranks = matrix_ranks(difference, threshold, energies=energies)
     edge = rounding_edge(item, other, difference)
     spectrum = ranks.spectra
+    edge = echo_edge(item, other, difference, spectrum, edge)
     if float(spectrum[-1]) <= edge:
         above = torch.where(spectrum > edge, spectrum, torch.zeros_like(spectrum))
         ranks = spectrum_ranks(above, threshold, energies=energies)

@@ -133,8 +133,8 @@ class _Reader:
     def subclass(self, function: Any, kind: Any, arguments: Any, state: Any) -> Any:
         """A tensor of a class of its own: plain views, parameters and whole DTensors are read."""
         made = str(kind)
-        if isinstance(state, tuple) and state and isinstance(state[0], dict):
-            state = state[0]
+        if isinstance(state, tuple):  # of its dictionary and its slots
+            state = {key: v for part in state if isinstance(part, dict) for key, v in part.items()}
         if made.startswith("torch.distributed") and made.endswith(".DTensor"):
             return self.distributed(state)
         if function == Named("torch._utils", "_rebuild_wrapper_subclass"):

@@ -56,6 +56,7 @@ class Layout:
 
     kind: Kind
     assumed: str = ""
+    groups: int = 1
 
 
 def is_no_weight(name: str, sibling: Sibling) -> bool:
@@ -95,6 +96,9 @@ def layout_of(name: str, tensor: Tensor, sibling: Sibling) -> Layout:
             return Layout("convolution")
         if bias.shape[0] == shape[1] or _TRANSPOSED.search(name):
             return Layout("transposed", _SWAPPED)
+        groups, odd = divmod(bias.shape[0], shape[1])
+        if not odd and groups > 1 and shape[0] % groups == 0:
+            return Layout("transposed", _SWAPPED, groups)
     if convolved or _TRANSPOSED.search(name):
         swapped = bool(_TRANSPOSED.search(name)) and bias is None
         return Layout("transposed", _SWAPPED) if swapped else Layout("convolution")

@@ -201,10 +201,16 @@ def _of_convolution(
         return
     kernel = weight
     if isinstance(module, _ConvTransposeNd):
-        # Stored c_in x (c_out / groups): the group moves from the first axis to the second.
-        split = weight.unflatten(0, (module.groups, -1))
-        kernel = split.transpose(1, 2).flatten(0, 1)
+        kernel = _turned(weight, module.groups)
     yield WeightMatrix(name, kernel.flatten(1), kernel, module.groups, tuple(module.dilation))
+
+
+def _turned(weight: Tensor, groups: int) -> Tensor:
+    """A transposed convolution's kernel, stored c_in x (c_out / groups), as an ordinary one's.
+
+    The group moves from the first axis to the second.
+    """
+    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _of_mapping(
@@ -348,7 +354,7 @@ def _laid_out(
     if layout.assumed:
         yield f"{name} {layout.assumed}"
     if layout.kind != "stack":
-        kernel = tensor.transpose(0, 1) if layout.kind == "transposed" else tensor
+        kernel = _turned(tensor, layout.groups) if layout.kind == "transposed" else tensor
         yield WeightMatrix(name, kernel.flatten(1), kernel)
         return
     *lead, rows, cols = tensor.shape

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from undertow.apply._names import natural
 from undertow.apply.inspection._folder import in_folder, read_json
 from undertow.apply.inspection._torch_file import Call, TorchFileError, Unread, read_torch_file
 from undertow.measure import WeightMatrix
@@ -138,7 +139,7 @@ def _sharded(index: Path) -> Checkpoint:
     absent = [name for name in shard_of if name not in found]
     if absent and not any(note.startswith(absent[0]) for note in notes):
         raise ValueError(f"{index.name} promises {absent[0]!r}, which no shard holds")
-    ordered = {name: found[name] for name in shard_of if name in found}
+    ordered = {name: found[name] for name in _in_order(list(shard_of)) if name in found}
     return Checkpoint(ordered, index, metadata, tuple(notes))
 
 
@@ -161,6 +162,11 @@ def _safetensors(file: Path) -> Checkpoint:
         if name in tensors and alias not in tensors:
             tensors[alias] = tensors[name]
     return Checkpoint(tensors, file, metadata)
+
+
+def _in_order(names: list[str]) -> list[str]:
+    """Names that a file has letter by letter, by their numbers; other orders as they are."""
+    return sorted(names, key=natural) if names == sorted(names) else names
 
 
 def _no_pointer(file: Path) -> None:

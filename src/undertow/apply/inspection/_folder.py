@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from undertow.apply._names import natural
+
 # What a folder may hold, the most complete first: an index names every shard.
 IN_A_FOLDER = (
     "model.safetensors.index.json",
@@ -80,14 +82,6 @@ def read_json(file: Path) -> Any:
     except (ValueError, RecursionError) as error:
         reason = str(error).split("\n")[0][:80]
         raise ValueError(f"{file.name} is no JSON file ({reason}); fetch it again") from error
-
-
-def natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """A key that sorts names as people count: layers.2 before layers.10."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple(
-        (0, int(p)) if p.isdigit() and p.isascii() and len(p) < 18 else (1, p) for p in parts if p
-    )
 
 
 def _beside(name: str) -> bool:

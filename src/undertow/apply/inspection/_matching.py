@@ -99,12 +99,11 @@ def _best_prefix(
     # Two different prefixes: what all names of a side share comes off first.
     ours, others = _shared_prefix(here), _shared_prefix(there)
     if ours and others and ours != others and (_wraps(ours) or _wraps(others)):
-        if both := len(_pairs(here, there, ours, others)):
-            counts[ours, others] += both
-    if not counts:
+        counts[ours, others] += len(_pairs(here, there, ours, others))
+    if not any(counts.values()):
         lead, behind = (prefix if _wraps(prefix) else "" for prefix in (ours, others))
         counts += _after_shared(here, there, lead, behind)
-    if not counts:
+    if not any(counts.values()):
         return "", {}
     most = max(counts.values())
     options = [key for key, count in counts.items() if count == most]

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
-# Objects that one pickle may make; a state dict makes some 25 a tensor.
-OBJECTS = 1_000_000
 _ENCODED_BYTES = 2**28  # made of text that may be named again and again
 _PLAIN_INT = 2**60  # larger ones collide when hashed, by the million where a file means them to
 _MARK = object()
@@ -54,7 +52,7 @@ class Persistent:
 
 
 def read_pickle(
-    stream: BinaryIO, *, strings: Literal["bytes", "text"] = "text", objects: int = OBJECTS
+    stream: BinaryIO, *, objects: int, strings: Literal["bytes", "text"] = "text"
 ) -> Any:
     """The value of the pickle at the stream's place, made of plain containers, numbers and text.
 
@@ -63,8 +61,8 @@ def read_pickle(
 
     Args:
         stream: anything with `read`, `readline` and `tell`.
+        objects: how many steps it may take, each of which makes an object at most.
         strings: what the strings of Python 2 become.
-        objects: how many objects it may make.
 
     Raises:
         PickledDataError: there is no whole pickle, or a larger one than that.

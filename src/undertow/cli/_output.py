@@ -43,5 +43,8 @@ def complain(error: Exception | str) -> None:
 
 
 def one_line(error: Exception | str) -> str:
-    """The message of an error, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an error, on one line, with what would move the cursor written out."""
+    from undertow.lab import printable
+
+    said = " ".join(part for line in str(error).split("\n") for part in line.split(" ") if part)
+    return printable(said) or type(error).__name__

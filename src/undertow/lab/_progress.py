@@ -6,6 +6,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
+from undertow.lab._cells import printable
+
 Advance = Callable[[int], None]
 
 
@@ -22,6 +24,7 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
     if not shown:
         yield lambda count: None
         return
+    title = printable(title)
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -38,10 +41,11 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
         console.print(f"{title}: {total} trials{before}", soft_wrap=True, markup=False)
         start = time.monotonic()
         yield lambda count: None
-        console.print(f"{title}: finished in {time.monotonic() - start:.1f} s", soft_wrap=True)
+        took = f"{time.monotonic() - start:.1f} s"
+        console.print(f"{title}: finished in {took}", soft_wrap=True, markup=False)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("trials"),
@@ -59,4 +63,5 @@ def note(text: str, *, shown: bool) -> None:
     if shown:
         from rich.console import Console
 
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
+        said = "\n".join(printable(line) for line in text.split("\n"))
+        Console(stderr=True, highlight=False).print(said, soft_wrap=True, markup=False)

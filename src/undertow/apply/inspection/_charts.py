@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 from torch import Tensor
 
-from undertow.apply._names import role
+from undertow.apply._names import role, short_names
+from undertow.lab import printable
 
 # Points of a spectrum that are drawn, and all spectra together: the page stays below 3 MB.
 _POINTS = 64
@@ -28,9 +29,7 @@ def spectra_chart(spectra: Mapping[str, Tensor], threshold: float) -> Any:
 
     points = _points(spectra)
     frame = pl.DataFrame(points).with_columns(
-        role=pl.Series(
-            [role(name).removesuffix(".weight") for name in points["matrix"]], dtype=pl.String
-        )
+        role=pl.Series(_roles(points["matrix"]), dtype=pl.String)
     )
     # What is far below the threshold would press the rest together.
     least = float(frame["value"].min() or _FLOOR)  # type: ignore[arg-type]
@@ -45,7 +44,7 @@ def spectra_chart(spectra: Mapping[str, Tensor], threshold: float) -> Any:
             .title("singular value / Frobenius norm"),
             alt.Color("role:N")
             .title(None)
-            .legend(orient="bottom", columns=1, labelLimit=260, symbolOpacity=1),
+            .legend(orient="bottom", columns=1, labelLimit=210, symbolOpacity=1),
             detail="matrix:N",
             tooltip=["matrix:N", "place:Q", "value:Q"],
         )
@@ -66,7 +65,7 @@ def _points(spectra: Mapping[str, Tensor]) -> dict[str, list[Any]]:
         first = np.geomspace(1, len(values), each // 2) - 1
         chosen = np.append(first, np.linspace(0, len(values) - 1, each // 2))
         chosen = np.unique(chosen.round().astype(int))
-        drawn["matrix"] += [name] * len(chosen)
+        drawn["matrix"] += [printable(name)] * len(chosen)
         drawn["place"] += list((chosen + 0.5) / len(values))
         drawn["value"] += list(np.maximum(values[chosen] / norm, _FLOOR))
     return drawn
@@ -80,9 +79,9 @@ def compression_chart(table: pl.DataFrame, errors: Mapping[str, str]) -> Any:
     import altair as alt
 
     shares: dict[str, list[Any]] = {"role": [], "error": [], "share": []}
-    for row in table.iter_rows(named=True):
+    for row, kind in zip(table.iter_rows(named=True), _roles(table["name"]), strict=True):
         for label, column in errors.items():
-            shares["role"].append(_in_lines(role(row["name"])))
+            shares["role"].append(_in_lines(kind))
             shares["error"].append(label)
             shares["share"].append(row[column] / row["parameters"])
     frame = pl.DataFrame(shares).group_by("role", "error", maintain_order=True).mean()
@@ -104,10 +103,18 @@ def compression_chart(table: pl.DataFrame, errors: Mapping[str, str]) -> Any:
     )
 
 
+def _roles(names: Iterable[str]) -> list[str]:
+    """The role of each, without what all of them share."""
+    roles = [role(name) for name in names]
+    known = list(dict.fromkeys(roles))
+    short = dict(zip(known, short_names(known, [1] * len(known)), strict=True)) if known else {}
+    return [printable(short[one]) for one in roles]
+
+
 def _in_lines(name: str) -> str:
     """A name in lines that leave room for bars on a narrow screen, broken after its dots."""
     lines = [""]
-    for part in re.findall(r"[^.]*\.|[^.]+$", name.removesuffix(".weight")):
+    for part in re.findall(r"[^.]*\.|[^.]+$", name):
         if lines[-1] and len(lines[-1]) + len(part) > _LABEL:
             lines.append("")
         lines[-1] += part

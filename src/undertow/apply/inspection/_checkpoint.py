@@ -145,9 +145,11 @@ def _sharded(index: Path) -> Checkpoint:
 
 def _safetensors(file: Path) -> Checkpoint:
     _no_pointer(file)
+    if _readable(file) != str(file):
+        raise ValueError(f"{file.name}: safetensors opens no path that is not UTF-8; rename it")
     try:
         with safe_open(file, framework="pt") as opened:
-            names = list(opened.keys())
+            names = _in_order(list(opened.keys()))
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in names}
     except OSError:
@@ -205,11 +207,15 @@ def _weights_of(loaded: Any, name: str, depth: int = 0) -> tuple[dict[str, Tenso
 
 
 def _named_tensors(loaded: Mapping[Any, Any], name: str) -> tuple[dict[str, Tensor], list[str]]:
-    held = [(str(key), value) for key, value in loaded.items() if isinstance(value, Tensor)]
+    held = [(_readable(key), value) for key, value in loaded.items() if isinstance(value, Tensor)]
     tensors = dict(held)
     if len(tensors) < len(held):
         raise ValueError(f"{name} holds two tensors of one name, as a number and as text")
-    notes = [f"{k} {v.why} and was skipped" for k, v in loaded.items() if isinstance(v, Unread)]
+    notes = [
+        f"{_readable(k)} {v.why} and was skipped"
+        for k, v in loaded.items()
+        if isinstance(v, Unread)
+    ]
     inner = [repr(key) for key, value in loaded.items() if isinstance(value, Mapping)]
     if inner and all(value.ndim < 2 for value in tensors.values()):
         raise ValueError(
@@ -226,6 +232,11 @@ def _named_tensors(loaded: Mapping[Any, Any], name: str) -> tuple[dict[str, Tens
         raise ValueError(f"{name} holds no tensor that is read: {notes[0]}")
     keys = ", ".join(repr(key)[:60] for key in list(loaded)[:6])
     raise ValueError(f"{name} holds no tensors by name; its entries are {keys or 'none'}")
+
+
+def _readable(key: Any) -> str:
+    """A name as text that every encoding holds: half of a surrogate pair is written out."""
+    return str(key).encode("utf-8", "backslashreplace").decode()
 
 
 def _more_than_tensors(name: str, found: Call) -> str:

@@ -143,8 +143,9 @@ class Inspection:
             " ".join(f"{value:.9g}" for value in self.spectra[name].tolist())
             for name in self.table["name"]
         ]
+        against = self.against and self.against.encode("utf-8", "backslashreplace").decode()
         return self.table.with_columns(
-            against=pl.lit(self.against, dtype=pl.String), spectrum=pl.Series(spectra)
+            against=pl.lit(against, dtype=pl.String), spectrum=pl.Series(spectra)
         ).write_csv()
 
     def as_json(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class Inspection:
 
     def __repr__(self) -> str:
         against = "" if self.against is None else f" against {self.against}"
-        return f"{self.source}{against}: " + "\n".join(self._sentences())
+        return lab.printable(f"{self.source}{against}: ") + "\n".join(self._sentences())
 
     def _labels(self) -> dict[str, str]:
         """Each relative error as a reader sees it, and the table's column of parameters for it."""
@@ -244,14 +245,17 @@ class Inspection:
         for name in ("change", "rounding_edge", "survivors"):
             if name in table.columns:
                 columns[name.replace("_edge", "")] = table[name]
-        for error in self.errors:
-            columns[f"rank at {percent(error)}%"] = table[f"rank_at_{percent(error)}"]
-        for label, column in self._labels().items():
-            columns[label] = table[column] / table["parameters"]
+        errors = "/".join(percent(error) for error in self.errors) + "%"
+        ranks = table.select(f"rank_at_{percent(error)}" for error in self.errors)
+        columns[f"rank at {errors}"] = [" / ".join(map(str, row)) for row in ranks.iter_rows()]
+        sizes = table.select(self._labels().values())
+        columns[f"share at {errors}"] = [
+            " / ".join(share(size, whole) for size in row)
+            for row, whole in zip(sizes.iter_rows(), table["parameters"], strict=True)
+        ]
         formats: dict[str, Callable[[Any], str]] = {
             **dict.fromkeys(("stable", "eff."), digits),
             **dict.fromkeys(("spectral norm", "norm", "rounding"), "{:.3g}".format),
-            **dict.fromkeys(self._labels(), partial(share, whole=1.0)),
             "change": "{:.2%}".format,
         }
         return lab.Table(columns, formats={n: f for n, f in formats.items() if n in columns})

@@ -225,7 +225,8 @@ def _zipped(archive: Archive) -> Any:
         raise TorchFileError("its numbers are big-endian")
     if archive.size("data.pkl") > _PICKLE_BYTES:
         raise TorchFileError(f"its pickled part is larger than {_PICKLE_BYTES:,} bytes")
-    found = read_pickle(io.BytesIO(archive.read("data.pkl")))
+    content = io.BytesIO(archive.read("data.pkl"))
+    found = read_pickle(content, objects=_steps(len(archive.mapped)))
     storages: dict[str, _Storage] = {}
     for place, dtype, _ in _named_storages(found):
         if place not in storages:
@@ -239,15 +240,16 @@ def _legacy(mapped: mmap.mmap) -> Any:
     if len(mapped) > 512 and mapped[257:262] == b"ustar":
         raise TorchFileError("it is a tar archive, which torch stopped writing before 0.2")
     start = io.BytesIO(mapped[:_PICKLE_BYTES])
-    magic = read_pickle(start)
+    steps = _steps(len(mapped))
+    magic = read_pickle(start, objects=steps)
     if magic != _LEGACY_MAGIC:
         raise TorchFileError("it is a pickle that torch did not write")
-    if read_pickle(start) != 1001:
+    if read_pickle(start, objects=steps) != 1001:
         raise TorchFileError("it has an unknown protocol")
-    system = read_pickle(start)
+    system = read_pickle(start, objects=steps)
     if isinstance(system, dict) and system.get("little_endian") is False:
         raise TorchFileError("its numbers are big-endian")
-    found, keys = read_pickle(start), read_pickle(start)
+    found, keys = (read_pickle(start, objects=steps) for _ in range(2))
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise TorchFileError("it does not list its storages")
     named = {place: dtype for place, dtype, _ in _named_storages(found)}
@@ -264,6 +266,11 @@ def _legacy(mapped: mmap.mmap) -> Any:
         storages[key] = _Storage(mapped, at + 8, size, dtype)
         at += 8 + size
     return _finished(found, storages)
+
+
+def _steps(size: int) -> int:
+    """Steps that the pickle of a file of so many bytes may take; a tensor needs some 25."""
+    return min(4_000_000, 400_000 + size // 256)
 
 
 def _finished(found: Any, storages: dict[str, _Storage]) -> Any:

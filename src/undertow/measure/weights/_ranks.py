@@ -55,7 +55,10 @@ class Ranks:
             f"{kept:,} of {total:,} singular values in {len(self.table)} weight {plural} exceed "
             f"{self.threshold:g} of their Frobenius norm."
         ]
+        from undertow.lab import printable  # names come from files
+
         shown = self.table.head(_ROWS_SHOWN)
+        shown = shown.with_columns(name=pl.Series([printable(name) for name in shown["name"]]))
         width = max(4, *(len(name) for name in shown["name"]))
         lines.append(f"  {'name':<{width}}  {'shape':>13}  threshold   stable  effective")
         for row in shown.iter_rows(named=True):
@@ -66,7 +69,7 @@ class Ranks:
             )
         if len(self.table) > len(shown):
             lines.append(f"  and {len(self.table) - len(shown)} more in .table")
-        lines.extend(f"  note: {note}" for note in self.notes)
+        lines.extend(f"  note: {printable(note)}" for note in self.notes)
         return "\n".join(lines)
 
 

@@ -89,7 +89,11 @@ def _read_csv(path: Path, *, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of `side * side` pixels and a label."""
     try:
         lines = _inflated(path).decode("ascii").splitlines()
+        if not any(lines):
+            raise ValueError("it has no rows")
         table = np.loadtxt(lines, delimiter=",", dtype=np.float32, ndmin=2)
+        if not np.isfinite(table).all() or table.shape[1] != side * side + 1:
+            raise ValueError(f"its rows are no {side * side} pixels and a label")
         return table[:, :-1].reshape(-1, 1, side, side), table[:, -1].astype(np.int64)
     except (*_DAMAGED, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); install its package again.") from error

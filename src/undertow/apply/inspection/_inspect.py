@@ -132,10 +132,14 @@ def _paired(
             "against is an adapter and the first is none; give the adapter first, and its base "
             "with against"
         )
-    if source.adapter is not None and source.adapter.only_alone and base.adapter is None:
-        raise ValueError(
-            f"{source.called} cannot be held against a base: {source.adapter.only_alone}"
+    if source.adapter is not None:
+        dora = base.adapter is not None and any(
+            change.magnitude is not None
+            for change in (*source.adapter.changes, *base.adapter.changes)
         )
+        why = "DoRA changes weights by what they are" if dora else source.adapter.only_alone
+        if why:
+            raise ValueError(f"{source.called} cannot be held against {base.called}: {why}")
     weights, notes = source.weights(include, once=False, like=base.content)
     theirs, _ = base.weights(None, once=False, like=source.content)
     if not weights:

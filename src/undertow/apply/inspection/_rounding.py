@@ -77,10 +77,13 @@ def echo_edge(
     still = float((difference == 0).double().mean())
     if not 1 < kept <= _FEW or not _STILL < still < 1:
         return edge
-    left, values, right = torch.linalg.svd(difference, full_matrices=False)
     kind, base = stored_type(one), other.matrix.double().to(difference.device)
+    rows, cols = difference.shape
+    short = difference if rows <= cols else difference.mT
+    vectors = torch.linalg.eigh(short @ short.mT).eigenvectors.flip(1)[:, :kept]
     for leading in range(1, kept):
-        change = left[:, :leading] * values[:leading] @ right[:leading]
+        change = vectors[:, :leading] @ (vectors[:, :leading].mT @ short)
+        change = change if rows <= cols else change.mT
         rounded = (base + change).to(kind).double() - base
         if float(spectrum[leading]) <= _ECHO * float(matrix_spectrum(rounded)[leading]):
             return float(spectrum[leading])

@@ -58,9 +58,9 @@ class Opened:
                 self.content, include if once else None, check_finite=False, once=once, like=module
             )
         except ValueError as error:
-            if not isinstance(self.content, Mapping):
-                raise
             said = str(error).removeprefix("model_or_state_dict ")
+            if not isinstance(self.content, Mapping) or said == str(error):
+                raise
             reasons = said.split("; ")
             if len(reasons) > 4:
                 said = "; ".join([*reasons[:3], f"and {len(reasons) - 3} more such reasons"])

@@ -270,7 +270,7 @@ def _legacy(mapped: mmap.mmap) -> Any:
 
 def _steps(size: int) -> int:
     """Steps that the pickle of a file of so many bytes may take; a tensor needs some 25."""
-    return min(4_000_000, 400_000 + size // 256)
+    return min(1_500_000, 400_000 + size // 8)
 
 
 def _finished(found: Any, storages: dict[str, _Storage]) -> Any:

@@ -15,7 +15,16 @@ from undertow.apply._progress import Advance
 from undertow.apply.inspection._adapters import LowRankChange
 from undertow.apply.inspection._rounding import echo_edge, rounding_edge
 from undertow.apply.inspection._sources import Weight
-from undertow.measure import SpectrumRanks, WeightMatrix, matrix_ranks, spectrum_ranks
+from undertow.measure import (
+    SpectrumRanks,
+    WeightMatrix,
+    matrix_ranks,
+    matrix_spectrum,
+    spectrum_ranks,
+)
+
+# Singular values down to this share of the largest are good from a Gram matrix.
+_GRAM_IS_GOOD = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,14 +93,22 @@ def _of_difference(
     difference = other.matrix.to(matrix.device, torch.float64, copy=True)
     reference = float(torch.linalg.vector_norm(difference))
     difference = difference.neg_().add_(matrix)
-    ranks = matrix_ranks(difference, threshold, energies=energies)
+    spectrum = matrix_spectrum(difference)
     edge = rounding_edge(item, other, difference)
-    spectrum = ranks.spectra
     edge = echo_edge(item, other, difference, spectrum, edge)
-    if float(spectrum[-1]) <= edge:
-        above = torch.where(spectrum > edge, spectrum, torch.zeros_like(spectrum))
-        ranks = spectrum_ranks(above, threshold, energies=energies)
+    if float(spectrum[-1]) <= edge and edge >= _GRAM_IS_GOOD * float(spectrum[0]):
+        # What is not counted need not be exact.
+        ranks = spectrum_ranks(_above(spectrum, edge), threshold, energies=energies)
+    else:
+        ranks = matrix_ranks(difference, threshold, energies=energies)
+        spectrum = ranks.spectra
+        if float(spectrum[-1]) <= edge:
+            ranks = spectrum_ranks(_above(spectrum, edge), threshold, energies=energies)
     return Found(ranks, spectrum, reference, edge, moved=bool(spectrum[0] > 0))
+
+
+def _above(spectrum: Tensor, edge: float) -> Tensor:
+    return torch.where(spectrum > edge, spectrum, torch.zeros_like(spectrum))
 
 
 def cost(item: Weight) -> float:

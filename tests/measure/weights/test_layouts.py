@@ -86,6 +86,23 @@ def test_names_decide_where_no_bias_does() -> None:
     }
 
 
+def test_axes_of_one_are_no_axes() -> None:
+    state = {
+        "positions": torch.randn(9, 1, 4),
+        "table": torch.randn(1, 9, 4),
+        "token": torch.randn(1, 1, 4),
+        "gain": torch.randn(4, 1, 1),
+        "depthwise.weight": torch.randn(8, 1, 3),
+        "one.experts.w1": torch.randn(1, 5, 4),
+    }
+    assert shapes(measure.ranks(state)) == {
+        "positions": (9, 4),
+        "table": (9, 4),
+        "depthwise.weight": (8, 3),
+        "one.experts.w1": (5, 4),
+    }
+
+
 def test_a_module_beside_a_state_dict_says_how_it_is_laid_out() -> None:
     model = nn.Sequential(StandardizedConv(), nn.Conv1d(8, 8, 9, bias=False))
     initial = {name: value * 2 for name, value in model.state_dict().items()}

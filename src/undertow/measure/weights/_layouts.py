@@ -7,6 +7,7 @@ a tensor tells these apart, then its name, then its sizes; what was only assumed
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,23 +119,26 @@ _SWAPPED = "was taken for a transposed convolution, [c_in, c_out, taps]"
 
 def _of_three(tensor: Tensor) -> Layout:
     first, second, last = tensor.shape
-    if first > 1 and last in _TAPS_OF_A_LINE and last < min(first, max(second, 2)):
-        if second == last == 1:
-            return Layout("vector")
+    narrow = last in _TAPS_OF_A_LINE and 1 < last < first
+    if narrow and (second == 1 or last < second):
         return Layout("convolution", "was taken for the kernel of a convolution along a line")
     return _stack(tensor)
 
 
 def _stack(tensor: Tensor) -> Layout:
-    *lead, rows, cols = tensor.shape
-    count = 1
-    for size in lead:
-        count *= size
-    if min(rows, cols) == 1:
+    *lead, rows, cols = stacked(tensor).shape if stacked(tensor).ndim > 1 else (0, 0)
+    count = math.prod(lead)
+    if not rows:
         return Layout("vector")
     if count == 1:
-        return Layout("stack")
+        leading = tensor.shape[:-2].numel() == 1
+        return Layout("stack", "" if leading else f"was taken for a matrix {rows} x {cols}")
     return Layout("stack", f"was taken for {count} matrices {rows} x {cols}")
+
+
+def stacked(tensor: Tensor) -> Tensor:
+    """A stack without its axes of one: what is left is a vector, a matrix, or as many as lead."""
+    return tensor.squeeze()
 
 
 def _bias_of(name: str, sibling: Sibling) -> Tensor | None:

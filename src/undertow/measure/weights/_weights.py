@@ -22,6 +22,7 @@ from undertow.measure.weights._layouts import (
     is_no_weight,
     layout_in_module,
     layout_of,
+    stacked,
 )
 from undertow.measure.weights._scaled import expanded, part_of, scale_of
 
@@ -357,7 +358,7 @@ def _laid_out(
         kernel = _turned(tensor, layout.groups) if layout.kind == "transposed" else tensor
         yield WeightMatrix(name, kernel.flatten(1), kernel)
         return
-    *lead, rows, cols = tensor.shape
+    *lead, rows, cols = stacked(tensor).shape
     count = math.prod(lead)
     matrices = tensor.reshape(count, rows, cols)
     for number, place in enumerate(np.ndindex(*lead)):

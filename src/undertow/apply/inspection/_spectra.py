@@ -82,7 +82,8 @@ def _of_change(
             ranks = matrix_ranks(item.dense(base), threshold, energies=energies)
             return Found(ranks, ranks.spectra, reference)
     spectrum = item.spectrum()
-    return Found(spectrum_ranks(spectrum, threshold, energies=energies), spectrum, reference)
+    ranks = spectrum_ranks(spectrum, threshold, energies=energies)
+    return Found(ranks, spectrum, reference, moved=bool(spectrum[0] > 0))
 
 
 def _of_difference(

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: demo test fast lint types docs bench clean
+.PHONY: demo test fast bounds lint types docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/undertow reproduce low-rank
@@ -16,6 +16,10 @@ test: lint types $(VENV)/.installed-dev
 # As many tests as fit into a minute.
 fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 -m "not slow"
+
+# The lowest and the newest releases of the dependencies on each Python; takes hours.
+bounds: $(VENV)/.installed-dev
+	$(BIN)/python tests/bounds.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

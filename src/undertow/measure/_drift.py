@@ -6,7 +6,6 @@ activation signs flip (Deng, Kamani and Mahdavi, arXiv 2107.10868).
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,9 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from undertow.measure._evaluation import evaluating
 from undertow.measure._pieces import SIGNED, operation_name
-from undertow.objective import Objective, unfused
+from undertow.objective import EmpiricalRisk, Objective, gradient, unfused
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,29 +78,26 @@ def local_drift(models: Sequence[nn.Module], objectives: Sequence[Objective]) ->
     }
     rows = []
     for model, objective in zip(models, objectives, strict=True):
-        center = copy.deepcopy(model)
-        with torch.no_grad():
-            for name, parameter in center.named_parameters():
-                parameter.copy_(average[name])
-        rows.append(_client(model, center, objective, average))
+        rows.append(_client(model, objective, average))
     columns = torch.tensor(rows, dtype=torch.float64).unbind(1)
     return LocalDrift(*columns)
 
 
 def _client(
-    model: nn.Module, center: nn.Module, objective: Objective, average: dict[str, Tensor]
+    model: nn.Module, objective: Objective, average: dict[str, Tensor]
 ) -> tuple[float, float, float, float, float]:
-    data = _Batches(objective)
-    own, mean = (
-        Objective(module, objective.loss, data, params=objective.param_names).gradient().double()
-        for module in (model, center)
+    risk = EmpiricalRisk(model, objective.loss, _Batches(objective), params=objective.param_names)
+    tensors = risk.own()
+    center = risk.placed(
+        tensors | {name: mean.to(tensors[name].dtype) for name, mean in average.items()}
     )
+    own, mean = (gradient(one).double() for one in (risk, center))
     distance = torch.stack(
         [(p.detach().double() - average[name]).norm() for name, p in model.named_parameters()]
     ).norm()
     flipped = total = 0
-    for batch in data:
-        signs, central = (_signs(module, objective, batch) for module in (model, center))
+    for batch in risk.batches():
+        signs, central = (_signs(one, batch) for one in (risk, center))
         for sign, other in zip(signs, central, strict=True):
             flipped += int((sign != other).sum())
             total += sign.numel()
@@ -119,10 +116,12 @@ class _Batches:
         return iter(self._objective.batches())
 
 
-def _signs(module: nn.Module, objective: Objective, batch: Any) -> list[Tensor]:
+def _signs(risk: EmpiricalRisk, batch: Any) -> list[Tensor]:
     """Which ReLU inputs are positive on one batch, in the order in which they are computed."""
-    with unfused(), _SignWatcher() as watcher:  # the fused kernel would hide the ReLU
-        Objective(module, objective.loss, [batch]).predictions()
+    with evaluating(risk), unfused():  # the fused kernel would hide the ReLU
+        tensors = risk.own()
+        with _SignWatcher() as watcher:
+            risk.outputs(tensors, *batch)
     return watcher.signs
 
 

@@ -1,6 +1,6 @@
 """A model's outputs, checked, and the classes that its targets name.
 
-The module is run on its parameters and on copies of its buffers, and left as found.
+A stand-in is run on copies of a module's parameters and buffers, and the module left as found.
 """
 
 from __future__ import annotations
@@ -11,42 +11,31 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
-from undertow import objective
 from undertow.objective import EmpiricalRisk
 
 State = Mapping[str, Tensor]
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[list[RemovableHandle]]:
-    """Eval mode, no gradients, and a random state to be thrown away; all put back at the end.
-
-    Yields a list for handles of hooks, which are removed at the end too.
-    """
-    handles: list[RemovableHandle] = []
-    with objective.evaluating(model), torch.no_grad():
-        try:
-            yield handles
-        finally:
-            for handle in handles:
-                handle.remove()
+def evaluating(risk: EmpiricalRisk) -> Iterator[None]:
+    """No gradients, and a random state to be thrown away; the caller's are put back at the end."""
+    with risk.evaluating(), torch.no_grad():
+        yield
 
 
 def state_of(risk: EmpiricalRisk) -> dict[str, Tensor]:
-    """All parameters, and copies of the buffers, at which a risk is evaluated.
+    """Copies of all parameters and buffers, at which a risk is evaluated.
 
     Raises:
         ValueError: if a parameter is not finite.
     """
-    state = risk.current()
+    state = risk.own()
     for name, _ in risk.model.named_parameters():
         if not torch.isfinite(state[name]).all():
             raise ValueError(f"parameter {name} is not finite, so the model has no outputs to read")
-    # Copies, so that a module that writes to its buffers writes to nothing of the user's.
-    return state | {name: state[name].clone() for name, _ in risk.model.named_buffers()}
+    return state
 
 
 def outputs_of(risk: EmpiricalRisk, state: State, inputs: Any) -> Tensor:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from undertow.measure._nested import tensors
 from undertow.measure._windows import adaptive_axis, sliding_axes, windows
+from undertow.objective import StandIn
 
 # Affine in all tensors that depend on the input, by the names of PyTorch's own operations.
 _AFFINE = frozenset(
@@ -181,8 +181,8 @@ class Trace:
         return torch.cat([piece.margins for piece in self.pieces], 1)
 
 
-def trace(model: nn.Module, inputs: Tensor, *, frozen: Sequence[Piece] | None = None) -> Trace:
-    """One forward pass with its pieces; to be run inside `evaluating`.
+def trace(model: StandIn, inputs: Tensor, *, frozen: Sequence[Piece] | None = None) -> Trace:
+    """One forward pass of a module's stand-in with its pieces; to be run inside `evaluating`.
 
     With `frozen`, the pieces of a pass over a batch, the rows of `inputs` are one or more copies of
     that batch with other values, and every nonlinearity stays on the piece that it was on then.
@@ -193,12 +193,11 @@ def trace(model: nn.Module, inputs: Tensor, *, frozen: Sequence[Piece] | None = 
             finite.
         TypeError: it does not return a tensor.
     """
-    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    tensors |= {name: buffer.clone() for name, buffer in model.named_buffers()}
+    tensors = model.own()
     inputs = inputs.clone()  # a first layer may write in place
-    watcher = _Watcher(model, inputs, frozen)
+    watcher = _Watcher(model.follow(), inputs, frozen)
     with watcher.named_layers(), watcher:
-        outputs = functional_call(model, tensors, (inputs,))
+        outputs = model.run(tensors, (inputs,))
     if not isinstance(outputs, Tensor):
         raise TypeError(f"model must return a tensor; it returns {type(outputs).__name__}")
     if outputs.ndim == 0 or len(outputs) != len(inputs):

@@ -17,18 +17,22 @@ from undertow.objective._module import unfused as unfused
 from undertow.objective._objective import Objective as Objective
 from undertow.objective._risk import EmpiricalRisk as EmpiricalRisk
 from undertow.objective._risk import Tensors as Tensors
+from undertow.objective._stand_in import StandIn as StandIn
+from undertow.objective._twin import original as original
 
 __all__ = [
     "CurvatureProducts",
     "EmpiricalRisk",
     "Loss",
     "Objective",
+    "StandIn",
     "Tensors",
     "as_sum_and_count",
     "check_targets",
     "evaluating",
     "gradient",
     "logits_of",
+    "original",
     "out_of_memory",
     "unfused",
     "whole_number",

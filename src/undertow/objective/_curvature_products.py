@@ -28,10 +28,9 @@ from undertow.objective._linearization import (
     second_order,
 )
 from undertow.objective._module import (
-    eval_mode,
-    evaluating,
     out_of_memory,
     own_random_state,
+    precisely,
     product_type,
 )
 from undertow.objective._risk import EmpiricalRisk, Tensors
@@ -94,13 +93,14 @@ class CurvatureProducts:
     def fixed(self) -> Iterator[None]:
         """Parameters, buffers and data hold still inside, so that one comparison will do.
 
-        The model is in eval mode and attention unfused until the end.
+        Attention is unfused until the end.
         """
         outer = self._current, self._layout
         self._layout = self._block_layout()
         self._current = {} if self._current is None else self._current
         try:
-            with eval_mode(self._risk.model), second_order():
+            self._risk.stand_in.follow()
+            with precisely(), second_order():
                 yield
         finally:
             self._current, self._layout = outer
@@ -152,9 +152,11 @@ class CurvatureProducts:
         Raises:
             ValueError: if an operation of the model or the loss has no second derivative.
         """
+        if kind == "ggn":
+            self._risk.check_by_outputs("a Gauss-Newton product")
         with _naming_what_is_missing(), ExitStack() as stack:
             if self._current is None:
-                stack.enter_context(evaluating(self._risk.model))
+                stack.enter_context(self._risk.evaluating())
                 stack.enter_context(second_order())
             else:
                 stack.enter_context(own_random_state(self._risk.model))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from undertow.objective._batches import piece
 from undertow.objective._linearization import Linearization, load_forward_mode, second_order
-from undertow.objective._module import evaluating, out_of_memory
+from undertow.objective._module import out_of_memory
 from undertow.objective._risk import EmpiricalRisk, Tensors
 
 # Gradients of single samples are held so many bytes at a time.
@@ -36,6 +36,7 @@ def gauss_newton_trace(risk: EmpiricalRisk, max_outputs: int) -> tuple[Tensor, T
     None where a sample has more outputs than `max_outputs`, samples depend on each other, or the
     model cannot be mapped over samples.
     """
+    risk.check_by_outputs("the trace of a Gauss-Newton matrix")
     tensors = risk.copies()
     leaves = tuple(tensors[name].requires_grad_() for name in risk.param_names)
     found: list[tuple[Tensor, Tensor, int]] = []
@@ -64,7 +65,7 @@ def gauss_newton_trace(risk: EmpiricalRisk, max_outputs: int) -> tuple[Tensor, T
         return total, risk.denominators(targets).sum(), outputs.shape[1]
 
     try:
-        with evaluating(risk.model), second_order():
+        with risk.evaluating(), second_order():
             risk.sweep(compute, found.append, tensors)
     except _NotPossible:
         return None

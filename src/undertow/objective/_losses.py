@@ -107,6 +107,23 @@ def in_type_of(loss: Loss, outputs: Any) -> Loss:
     return copy.deepcopy(loss).to(outputs.dtype)
 
 
+def cast_loss(loss: nn.Module, dtype: torch.dtype, model: nn.Module) -> nn.Module:
+    """A copy of a loss in another precision; what it holds of the model stays the model's own."""
+    kept = [*model.modules(), *model.parameters(), *model.buffers()]
+    memo = {id(each): each for each in kept}
+    made = copy.deepcopy(loss, memo)
+    for module in made.modules():
+        if memo.get(id(module)) is module:
+            continue
+        stores: list[dict[str, Any]] = [module._parameters, module._buffers]  # noqa: SLF001
+        for store in stores:
+            for name, tensor in store.items():
+                if tensor is not None and tensor.is_floating_point() and id(tensor) not in memo:
+                    own = tensor.detach().to(dtype)
+                    store[name] = nn.Parameter(own) if isinstance(tensor, nn.Parameter) else own
+    return made
+
+
 def check_targets(loss: Loss, outputs: Any, targets: Tensor) -> None:
     """Targets that the loss would refuse obscurely, or misread, as errors that say what is wrong.
 

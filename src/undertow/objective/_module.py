@@ -73,27 +73,18 @@ def like_parameters(part: Any, parameters: Mapping[str, Tensor]) -> Any:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode; that of each module is put back at the end.
+def precisely() -> Iterator[None]:
+    """Without the caller's autocast and inference mode.
 
-    Autocast and inference mode of the caller's are off inside: the one would round products that
-    are to be precise, the other leaves no graph to differentiate.
+    The one would round products that are to be precise, the other leaves no graph to differentiate.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        if any(flag for _, flag in flags):
-            model.eval()
-        with ExitStack() as stack:
-            for kind in _AUTOCAST:
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            if torch.is_inference_mode_enabled():
-                stack.enter_context(torch.inference_mode(False))
-            yield
-    finally:
-        for module, flag in flags:
-            if module.training is not flag:
-                module.training = flag
+    with ExitStack() as stack:
+        for kind in _AUTOCAST:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        yield
 
 
 @contextmanager
@@ -117,8 +108,8 @@ def own_random_state(model: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and a random state to be thrown away; both put back at the end."""
-    with own_random_state(model), eval_mode(model):
+    """A random state to be thrown away; the caller's, and its modes, are put back at the end."""
+    with own_random_state(model), precisely():
         yield
 
 

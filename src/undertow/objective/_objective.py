@@ -203,7 +203,7 @@ class Objective:
         """For many products at the same parameters: values are compared once, not each time.
 
         Inside, parameters, buffers and data must not change; after a change, products may be
-        those at the old values. The module is in eval mode and attention unfused until the end.
+        those at the old values. Attention is unfused until the end.
         """
         with self._products.fixed():
             yield

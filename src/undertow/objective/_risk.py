@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import Dataset
 
 from undertow.objective._arguments import whole_number
@@ -26,7 +26,8 @@ from undertow.objective._batches import (
     with_own_random_state,
 )
 from undertow.objective._loss_terms import GivenLoss, OwnLoss
-from undertow.objective._losses import Loss, OutputProduct, as_module, logits_of
+from undertow.objective._losses import Loss, OutputProduct, as_module, cast_loss, logits_of
+from undertow.objective._meeting import meet
 from undertow.objective._module import (
     cast,
     evaluating,
@@ -36,6 +37,8 @@ from undertow.objective._module import (
     select,
     shown,
 )
+from undertow.objective._roads import Redirected, Roads
+from undertow.objective._stand_in import StandIn, names_of
 
 Tensors = Mapping[str, Tensor]
 """Parameters and buffers by name."""
@@ -44,20 +47,23 @@ Result = TypeVar("Result")
 
 # Tensors go through the model in one piece while the inputs take at most so many bytes.
 _PIECE_BYTES = 2**25
+_NOTHING = nullcontext()
 
 
 class EmpiricalRisk:
     """A model, a loss and data, and how to evaluate them at parameters of one's choice.
 
     Functions of a microbatch take `tensors`, all parameters and buffers by name: those of
-    `current`, with some replaced. The module is run on these and left as found; evaluate inside
-    `evaluating(model)`, as `sweep` does. By default the risk follows the module's own parameters;
-    `at(dtype)` is the same risk in another precision, `held()` one with a theta of its own.
+    `own`, with some replaced. Not the module is run on these but its stand-in, so that it is left
+    as found; evaluate inside `evaluating()`, as `sweep` does. By default the risk follows the
+    module's own parameters; `at(dtype)` is the same risk in another precision, `held()` one with a
+    theta of its own.
 
     Args: as of `Objective`.
 
     Attributes:
-        model: the user's module.
+        model: the user's module; the one inside, if it is wrapped by `torch.compile`.
+        stand_in: what is run in its place.
         loss: of (outputs, targets); None for the model's own.
         param_names: what theta consists of.
         dtype: what parameters, buffers, data and loss are evaluated in; None for their own types.
@@ -76,11 +82,13 @@ class EmpiricalRisk:
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         if microbatch is not None:
             microbatch = whole_number("microbatch", microbatch)
-        self.model = model
+        self.stand_in = StandIn(model)
+        self.model = self.stand_in.model
         self.loss = loss
-        self.param_names = select(model, params)
+        self.param_names = select(self.model, params)
         self.dtype: torch.dtype | None = None
         self._terms = OwnLoss() if loss is None else GivenLoss(loss)
+        self._met: list[Roads] = []  # shared with the same risk elsewhere
         self._held: dict[str, Tensor] | None = None
         self._piece = microbatch
         self._num_samples: int | None = None
@@ -148,6 +156,11 @@ class EmpiricalRisk:
         with torch.inference_mode(False):  # in which copies could not be differentiated
             return {n: t.to(product_type(t.dtype), copy=True) for n, t in self.current().items()}
 
+    def own(self) -> dict[str, Tensor]:
+        """The same as copies in their own types, which a forward pass may write to."""
+        with torch.inference_mode(False):
+            return {name: tensor.clone() for name, tensor in self.current().items()}
+
     def theta(self) -> Float[Tensor, " params"]:
         """The parameters that count, as one vector in the order of `param_names`."""
         current = self.current()
@@ -177,7 +190,7 @@ class EmpiricalRisk:
             return self._but(dtype=dtype, _held=held, _terms=OwnLoss())
         loss = as_module(self.loss)
         if isinstance(loss, nn.Module):
-            loss = copy.deepcopy(loss).to(dtype)
+            loss = cast_loss(loss, dtype, self.model)
         return self._but(dtype=dtype, _held=held, loss=loss, _terms=GivenLoss(loss))
 
     def held(self) -> Self:
@@ -186,14 +199,12 @@ class EmpiricalRisk:
         What becomes of the module's no longer matters to it; `move` sets its theta.
         """
         data = list(self.batches())
-        with torch.inference_mode(False):
-            tensors = {name: tensor.clone() for name, tensor in self.current().items()}
         return self._but(
             _data=data,
             _piece=None,
             _num_samples=sum(len(targets) for _, targets in data),
             _counted=fingerprint(data),
-            _held=tensors,
+            _held=self.own(),
         )
 
     def _but(self, **attributes: Any) -> Self:
@@ -214,17 +225,54 @@ class EmpiricalRisk:
             for name, part in zip(self.param_names, parts, strict=True):
                 self._held[name].copy_(part.reshape(self._held[name].shape))
 
+    def placed(self, tensors: Tensors) -> Self:
+        """The same risk at these parameters and buffers, all of them by name."""
+        return self._but(_held=dict(tensors))
+
+    def apart(self) -> Self:
+        """The same risk with a stand-in of its own, on which hooks may be left."""
+        with self.evaluating():
+            return self._but(stand_in=self.stand_in.apart())
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Where functions of a microbatch are to be evaluated: the stand-in is up to date.
+
+        The random state inside is thrown away; the caller's autocast and inference mode are off.
+        """
+        self.stand_in.follow()
+        with evaluating(self.model):
+            if not self._met:
+                self._meet(*next(self.batches()))
+            yield
+
+    def _meet(self, inputs: Any, targets: Tensor) -> Roads:
+        """Once: an evaluation on few samples shows what there is to mind."""
+        if not self._met:
+            terms = OwnLoss() if self.loss is None else GivenLoss(self.loss)
+            self._met.append(meet(self._but(_met=[Roads()], _terms=terms), inputs, targets))
+        return self._met[0]
+
     # One microbatch.
 
     def outputs(self, tensors: Tensors, inputs: Any, targets: Tensor | None = None) -> Any:
         """What the model returns; the targets are the labels that its own loss needs."""
         if not isinstance(inputs, Mapping):
             given = (self._fitting(inputs, tensors),)
-            return functional_call(self.model, dict(tensors), given)
+            with self._redirected(tensors):
+                return self.stand_in.run(tensors, given, dtype=self.dtype)
         arguments = {name: self._fitting(part, tensors) for name, part in inputs.items()}
         if self.loss is None and targets is not None:
             arguments["labels"] = targets
-        return functional_call(self.model, dict(tensors), (), arguments)
+        with self._redirected(tensors):
+            return self.stand_in.run(tensors, (), arguments, dtype=self.dtype)
+
+    def _redirected(self, tensors: Tensors) -> AbstractContextManager[object]:
+        """Where parameters that are reached by another road are those of `tensors` too."""
+        if not self._met or not self._met[0]:
+            return _NOTHING
+        names = names_of(self.model)
+        return Redirected({key: tensors[name] for key, name in names.items() if name in tensors})
 
     def _fitting(self, part: Any, tensors: Tensors) -> Any:
         """Inputs in the parameters' precision where these are not in their own."""
@@ -240,7 +288,12 @@ class EmpiricalRisk:
         """Sum of the loss, and what the microbatch adds to the denominator."""
         self._learn(tensors, inputs, targets)
         outputs = self.outputs(tensors, inputs, targets)
-        return self._terms.sum_and_count(outputs, targets, len(targets))
+        with self._redirected(tensors):
+            return self._terms.sum_and_count(outputs, targets, len(targets))
+
+    def loss_sum(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The sum of the loss, from what the model returned."""
+        return self._terms.sum_and_count(outputs, targets, len(targets))[0]
 
     def logits_and_sum(
         self, tensors: Tensors, inputs: Any, targets: Tensor
@@ -248,13 +301,32 @@ class EmpiricalRisk:
         """The logits, and the sum of the loss as a function of them."""
         self._learn(tensors, inputs, targets)
         outputs = self.outputs(tensors, inputs, targets)
-        return logits_of(outputs), self._terms.sum_by_logits(outputs, targets, len(targets))
+        with self._redirected(tensors):
+            return logits_of(outputs), self._terms.sum_by_logits(outputs, targets, len(targets))
 
     def sample_sums(
         self, tensors: Tensors, inputs: Any, targets: Tensor
     ) -> Float[Tensor, " samples"]:
         """What each sample adds to the sum of the loss."""
-        return self._terms.sample_sums(self.outputs(tensors, inputs, targets), targets)
+        outputs = self.outputs(tensors, inputs, targets)
+        with self._redirected(tensors):
+            return self._terms.sample_sums(outputs, targets)
+
+    def check_by_outputs(self, what: str) -> None:
+        """Raise ValueError if the loss depends on theta beside the model's outputs.
+
+        Args:
+            what: is going to be computed from the loss's slope in the outputs.
+        """
+        if not self._met:
+            with self.evaluating():
+                pass
+        beside = tuple(name for name in self.param_names if name in self._met[0].depends)
+        if beside:
+            raise ValueError(
+                f"{what} would leave out what the loss makes of {shown(beside)} beside the model's "
+                "outputs, such as a penalty: take that out of the loss, or use the Hessian"
+            )
 
     def denominators(self, targets: Tensor) -> Float[Tensor, " samples"]:
         """What each sample adds to the denominator.
@@ -298,10 +370,12 @@ class EmpiricalRisk:
         Raises:
             ValueError: if the loss is found to be no average over samples.
         """
+        self.stand_in.follow()
         with evaluating(self.model), torch.no_grad():
-            tensors = self._own_buffers() if tensors is None else tensors
+            tensors = self.own() if tensors is None else tensors
             pieces = 0
             for batch in self.batches():
+                self._meet(*batch)
                 waiting = [batch]
                 while waiting:
                     inputs, targets = waiting.pop()
@@ -328,20 +402,16 @@ class EmpiricalRisk:
                         for part in (slice(half, None), slice(half))
                     ]
 
-    def _own_buffers(self) -> dict[str, Tensor]:
-        """The current tensors, so that a module that writes to buffers writes to nothing else."""
-        current = self.current()
-        return current | {name: current[name].clone() for name, _ in self.model.named_buffers()}
+    def value(self, tensors: Tensors | None = None) -> Float[Tensor, ""]:
+        """L(theta), or L at other parameters and buffers."""
+        return self.mean(self.sum_and_count, tensors)
 
-    def value(self) -> Float[Tensor, ""]:
-        """L(theta)."""
-        return self.mean(self.sum_and_count)
-
-    def mean(self, contribution: Contribution) -> Tensor:
+    def mean(self, contribution: Contribution, tensors: Tensors | None = None) -> Tensor:
         """Sum of the contributions of microbatches over the sum of their counts.
 
         Args:
             contribution: maps (tensors, inputs, targets) to (part of the sum, count).
+            tensors: other parameters and buffers than the current ones, all of them by name.
 
         Raises:
             ValueError: as `normalized`.
@@ -356,7 +426,7 @@ class EmpiricalRisk:
                 # Sums in half precision would stop growing.
                 totals.extend(part.to(product_type(part.dtype), copy=True) for part in result)
 
-        self.sweep(contribution, add)
+        self.sweep(contribution, add, tensors)
         return self.normalized(*totals)
 
     def normalized(self, total: Tensor, count: Tensor) -> Tensor:

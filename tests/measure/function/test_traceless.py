@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -32,18 +33,17 @@ MEASURES: dict[str, Callable[[Objective], Any]] = {
 
 
 class Counter(nn.Module):
-    """Writes to a buffer and draws random numbers in every mode; fails at a given call."""
+    """Writes to a buffer and draws random numbers in every mode; fails from a given call on."""
 
     def __init__(self, fail_at: int) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
-        self.fail_at, self.times = fail_at, 0
+        self.fail_at, self.times = fail_at, count(1)
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.calls += 1
-        self.times += 1
         torch.rand(3)
-        if self.times == self.fail_at:
+        if self.fail_at and next(self.times) >= self.fail_at:
             raise ArithmeticError("failed on purpose")
         return inputs
 

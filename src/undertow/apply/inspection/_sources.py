@@ -20,6 +20,7 @@ from undertow.apply.inspection._adapters import (
 )
 from undertow.apply.inspection._checkpoint import open_checkpoint
 from undertow.measure import WeightMatrix, weight_matrices
+from undertow.objective import original
 
 Weight = WeightMatrix | LowRankChange
 Include = Callable[[str], bool] | Iterable[str] | None
@@ -115,7 +116,7 @@ def _aliases(source: Any, found: list[WeightMatrix]) -> list[WeightMatrix]:
     known = {item.name for item in found}
     first: dict[int, str] = {}
     more = []
-    for name, value in source.named_parameters(remove_duplicate=False):
+    for name, value in original(source).named_parameters(remove_duplicate=False):
         kept = first.setdefault(id(value), name)
         if name in known or kept == name:
             continue

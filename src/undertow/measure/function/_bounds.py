@@ -182,12 +182,13 @@ def _input_squares(objective: Objective, first: LayerCall) -> tuple[float, float
             samples += len(squares)
             sums.append(squares.sum(0))
 
-    with evaluating(objective.model) as handles:
-        handles.append(first.module.register_forward_pre_hook(record))
-        state = state_of(objective.risk)
-        for inputs, _ in objective.batches():
+    risk = objective.risk.apart()
+    risk.stand_in.follow().get_submodule(first.name).register_forward_pre_hook(record)
+    with evaluating(risk):
+        state = state_of(risk)
+        for inputs, _ in risk.batches():
             batches += 1
-            outputs_of(objective.risk, state, inputs)
+            outputs_of(risk, state, inputs)
     squares = torch.stack(sums).sum(0)
     layer = first.module
     if isinstance(layer, _ConvNd):

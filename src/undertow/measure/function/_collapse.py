@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -189,25 +190,29 @@ class _Reader:
         self.feeds_classifier = self.classifier is not None
 
     def _last_linear(self) -> str | None:
-        model = self.objective.model
+        risk = self.risk.apart()
         last: list[str] = []
-        names = {module: name for name, module in self.modules.items()}
+        names = {module: name for name, module in risk.stand_in.follow().named_modules()}
 
         def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             del args, output
             last[:] = [names[module]]
 
-        with evaluating(model) as handles:
-            for module in self.modules.values():
-                if isinstance(module, nn.Linear):
-                    handles.append(module.register_forward_hook(record))
+        for module in names:
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(record)
+        with evaluating(risk):
             inputs, _ = next(self.objective.batches())
-            outputs_of(self.risk, state_of(self.risk), taken(inputs, slice(1)))
+            outputs_of(risk, state_of(risk), taken(inputs, slice(1)))
         return last[0] if last else None
 
     def read(self, visit: Callable[[Tensor, Tensor, Tensor], None]) -> None:
         """visit(features [n, d] in float64, scores [n, C], labels [n]) for every batch."""
-        model = self.objective.model
+        risk = self.risk.apart()
+        modules = dict(risk.stand_in.follow().named_modules())
+        own = self.objective.risk
+        # A function may hold the model, which then must not be run itself.
+        by_function = own.stand_in.apart(self.features if callable(self.features) else None)
         caught: list[Any] = []
         fed: list[Any] = []
 
@@ -223,20 +228,19 @@ class _Reader:
             del module
             fed.append(given(args, named))
 
-        with evaluating(model) as handles:
-            if isinstance(self.features, str):
-                module = self.modules[self.features]
-                handles.append(module.register_forward_hook(record, with_kwargs=True))
-            if self.classifier is not None:
-                last = self.modules[self.classifier]
-                handles.append(last.register_forward_pre_hook(record_fed, with_kwargs=True))
-            state = state_of(self.risk)
+        if isinstance(self.features, str):
+            modules[self.features].register_forward_hook(record, with_kwargs=True)
+        if self.classifier is not None:
+            modules[self.classifier].register_forward_pre_hook(record_fed, with_kwargs=True)
+        with evaluating(risk):
+            state = state_of(risk)
             for inputs, targets in self.objective.batches():
                 caught.clear()
                 fed.clear()
-                outputs = outputs_of(self.risk, state, inputs)
+                outputs = outputs_of(risk, state, inputs)
                 if callable(self.features):
-                    caught.append(self.features(inputs))
+                    call = partial(_call, inputs)
+                    caught.append(by_function.apply(own.own(), call))
                 found = self._checked(caught, len(targets))
                 self.feeds_classifier &= len(fed) == 1 and _equal(fed[0], found)
                 scores, labels = class_scores(self.objective.loss, outputs, targets)
@@ -359,6 +363,11 @@ def _regularity(
     cosines = (directions @ directions.T)[apart]
     spread = float(norms.std(correction=0) / norms.mean())
     return spread, float((cosines + 1 / (len(rows) - 1)).abs().mean())
+
+
+def _call(inputs: Any, module: nn.Module, features: Callable[[Any], Any]) -> Any:
+    del module
+    return features(inputs)
 
 
 def _equal(fed: Any, features: Tensor) -> bool:

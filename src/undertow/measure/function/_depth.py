@@ -14,10 +14,9 @@ from itertools import groupby
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from undertow.measure._evaluation import evaluating
 from undertow.measure.weights import matrix_spectrum
+from undertow.objective import StandIn, evaluating
 
 _UNKNOWN = (math.nan, math.nan, math.nan)
 # Change nothing in eval mode.
@@ -114,15 +113,20 @@ def depth_convergence(
         )
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
-    with evaluating(stack):
-        steps = list(_steps(list(_opened(stack, "")), x))
-        blocks = _longest_run(steps)
-        if not blocks:
-            raise ValueError(
-                "stack has no block that keeps the shape of its input: it needs a Linear with as "
-                "many outputs as inputs and a ReLU, or a module such as a residual block"
-            )
-        return _measure(blocks, tolerance)
+    stand_in = StandIn(stack)
+    with evaluating(stack), torch.no_grad():
+        return stand_in.apply(stand_in.own(), lambda copied, _: _converging(copied, x, tolerance))
+
+
+def _converging(stack: nn.Module, x: Tensor, tolerance: float) -> DepthConvergence:
+    steps = list(_steps(list(_opened(stack, "")), x))
+    blocks = _longest_run(steps)
+    if not blocks:
+        raise ValueError(
+            "stack has no block that keeps the shape of its input: it needs a Linear with as "
+            "many outputs as inputs and a ReLU, or a module such as a residual block"
+        )
+    return _measure(blocks, tolerance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +149,7 @@ class _Step:
         return has_parts and self.before.shape == self.after.shape
 
 
-def _opened(stack: nn.Sequential, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+def _opened(stack: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     for name, module in stack.named_children():
         if type(module) is nn.Sequential:
             yield from _opened(module, f"{prefix}{name}.")
@@ -162,18 +166,11 @@ def _steps(layers: Sequence[tuple[str, nn.Module]], x: Tensor) -> Iterator[_Step
         modules = [module for _, module in taken]
         after = x
         for module in modules:
-            after = _call(module, after)
+            after = module(after.clone())  # which it may write to
         if not isinstance(after, Tensor) or not torch.isfinite(after).all():
             raise ValueError(f"layer {taken[-1][0]} of stack gives no finite tensor")
         yield _Step("-".join(name for name, _ in taken), modules, x, after)
         x, index = after, index + len(taken)
-
-
-def _call(module: nn.Module, inputs: Tensor) -> Tensor:
-    """A module on copies of its buffers and its input, which it may write to."""
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    outputs: Tensor = functional_call(module, buffers, (inputs.clone(),))
-    return outputs
 
 
 def _longest_run(steps: Sequence[_Step]) -> list[_Step]:

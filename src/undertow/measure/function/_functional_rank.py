@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from undertow.measure._evaluation import class_scores, evaluating, outputs_of, state_of
 from undertow.measure.weights import Include, WeightMatrix, weight_matrices
-from undertow.objective import Objective
+from undertow.objective import Objective, original
 
 Metric = Literal["loss", "accuracy"]
 _ROWS_SHOWN = 12
@@ -195,28 +194,6 @@ class _Factors:
         return self.left[:, :rank] @ self.right[:rank]
 
 
-class _Substituted(nn.Module):
-    """A model that runs on other values of some of its parameters."""
-
-    def __init__(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.model = model
-        self.tensors = dict(tensors)
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return functional_call(self.model, self.tensors, inputs, named)
-
-
-class _Again:
-    """An objective's batches, to be iterated over again and again."""
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.objective.batches()
-
-
 class _Evaluator:
     """The metric with given matrices (by position) cut to given ranks."""
 
@@ -251,18 +228,13 @@ class _Evaluator:
             return math.nan
 
     def _loss(self, tensors: Mapping[str, Tensor]) -> float:
-        model = _Substituted(self.objective.model, tensors)
-        batches = _Again(self.objective)
-        return float(
-            Objective(
-                model, self.objective.loss, batches, params=lambda _, p: p.is_floating_point()
-            ).value()
-        )
+        risk = self.objective.risk
+        return float(risk.value(risk.own() | dict(tensors)))
 
     def _accuracy(self, tensors: Mapping[str, Tensor]) -> float:
         risk = self.objective.risk
         right = counted = 0
-        with evaluating(risk.model):
+        with evaluating(risk):
             state = state_of(risk) | dict(tensors)
             for inputs, targets in self.objective.batches():
                 outputs = outputs_of(risk, state, inputs)
@@ -278,6 +250,7 @@ def _slots(
     model: nn.Module, objective: Objective, include: Include
 ) -> tuple[list[_Slot], tuple[str, ...]]:
     """The matrices of `model` that are stored as they are used, and notes on the others."""
+    model = original(model)
     places = {id(p): name for name, p in objective.model.named_parameters()}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if any(id(p) not in places for p in parameters.values()):

@@ -99,7 +99,7 @@ def homogeneity(
     model = objective.model
     chosen = set(objective.param_names)
     risk = objective.risk.at(dtype)
-    with evaluating(model):
+    with evaluating(risk):
         state = state_of(risk)
         inputs = _first_inputs(objective, samples)
 

@@ -186,7 +186,7 @@ def normalized_outputs(
     if not math.isfinite(log_rho):
         raise ValueError("rho = prod ||W_k||_F is zero: a layer's weights are all zero")
     risk = objective.risk.at(dtype)
-    with evaluating(risk.model):
+    with evaluating(risk):
         state = state_of(risk)
         outputs = [outputs_of(risk, state, inputs) for inputs, _ in risk.batches()]
     found = torch.cat(outputs).double()
@@ -197,7 +197,7 @@ def _margins(objective: Objective, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """q_n with the best other score, and with the log-sum-exp of the other scores."""
     hard, soft = [], []
     risk = objective.risk.at(dtype)
-    with evaluating(risk.model):
+    with evaluating(risk):
         state = state_of(risk)
         for inputs, targets in objective.batches():
             outputs = outputs_of(risk, state, inputs).double()

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from undertow.measure._evaluation import evaluating
 from undertow.measure._pieces import Trace, trace
+from undertow.objective import StandIn, evaluating
 
 # Directions are followed so many at a time that what they give takes about so many bytes.
 _BLOCK_BYTES = 2**27
@@ -92,17 +92,17 @@ def activation_region(model: nn.Module, x: Float[Tensor, "batch ..."]) -> Affine
         TypeError: model is not a module, does not return a tensor, or x is not floating point or
             of another type than the parameters.
     """
-    _check(model, x)
-    with evaluating(model):
+    stand_in = _checked(model, x)
+    with evaluating(model), torch.no_grad():
         inputs = x.detach().clone().requires_grad_()
         with torch.enable_grad():
-            here = trace(model, inputs)
+            here = trace(stand_in, inputs)
             matrix = _jacobian(here.outputs, inputs)
         # A third copy of the batch, anywhere else: there too the map must be the frozen network.
         ramp = torch.arange(x.numel(), device=x.device).cos().view(x.shape).to(x)
         probe = ramp * max(1.0, float(x.abs().max()))
         rows = torch.cat([x, torch.zeros_like(x), probe])
-        again = trace(model, rows, frozen=here.pieces)
+        again = trace(stand_in, rows, frozen=here.pieces)
         _check_samples_apart(here, again, x)
         _, offset, there = again.outputs.split(len(x))
         pattern = {piece.layer: piece.pattern for piece in here.pieces}
@@ -114,7 +114,7 @@ def activation_region(model: nn.Module, x: Float[Tensor, "batch ..."]) -> Affine
         differentiable = all(piece.differentiable for piece in here.pieces)
         if not (differentiable and fits(region)):
             # At a kink PyTorch's derivative may be of no piece, and a model may detach.
-            region = AffineRegion(_columns(model, x, here), offset, pattern)
+            region = AffineRegion(_columns(stand_in, x, here), offset, pattern)
             if not fits(region):
                 raise ValueError(
                     "model mixes samples, or computes outside PyTorch: its map of one sample "
@@ -140,7 +140,7 @@ def region_radius(
     Raises:
         ValueError, TypeError: as in `activation_region`, or the shape does not fit.
     """
-    _check(model, x)
+    stand_in = _checked(model, x)
     if not isinstance(directions, Tensor):
         raise TypeError(f"directions must be a tensor, got {type(directions).__name__}")
     single = directions.shape == x.shape
@@ -154,11 +154,11 @@ def region_radius(
     if not torch.isfinite(directions).all():
         raise ValueError("directions hold NaN or infinities")
     distances, layers = [], []
-    with evaluating(model):
-        here = trace(model, x)
+    with evaluating(model), torch.no_grad():
+        here = trace(stand_in, x)
         block = (directions[None] if single else directions).to(x)
         for part in block.split(_block_size(here, x)):
-            slopes, _ = _slopes(model, x, here, part)
+            slopes, _ = _slopes(stand_in, x, here, part)
             times = torch.where(slopes < 0, here.margins / -slopes, torch.inf)
             distance, layer = _nearest(here, times)
             distances.append(distance)
@@ -184,12 +184,12 @@ def boundary_distance(model: nn.Module, x: Float[Tensor, "batch ..."]) -> Bounda
     Raises:
         ValueError, TypeError: as in `activation_region`.
     """
-    _check(model, x)
-    with evaluating(model):
-        here = trace(model, x)
+    stand_in = _checked(model, x)
+    with evaluating(model), torch.no_grad():
+        here = trace(stand_in, x)
         squares = torch.zeros_like(here.margins)
         for directions in _coordinates(here, x):
-            slopes, _ = _slopes(model, x, here, directions)
+            slopes, _ = _slopes(stand_in, x, here, directions)
             squares += slopes.square().sum(0)
         lengths = squares.sqrt()
         distances = torch.where(lengths > 0, here.margins / lengths, torch.inf)
@@ -197,7 +197,8 @@ def boundary_distance(model: nn.Module, x: Float[Tensor, "batch ..."]) -> Bounda
     return Boundary(distance[0], layer[0], _layer_names(here))
 
 
-def _check(model: nn.Module, x: Tensor) -> None:
+def _checked(model: nn.Module, x: Tensor) -> StandIn:
+    """What is run in the place of a model."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -212,9 +213,10 @@ def _check(model: nn.Module, x: Tensor) -> None:
         raise TypeError(
             f"x must be in the type of the model's parameters, {types.pop()}, got {x.dtype}"
         )
+    return StandIn(model)
 
 
-def _columns(model: nn.Module, x: Tensor, here: Trace) -> Float[Tensor, "batch outputs inputs"]:
+def _columns(model: StandIn, x: Tensor, here: Trace) -> Float[Tensor, "batch outputs inputs"]:
     """The Jacobian of the frozen network column by column, as differences of an affine map."""
     found = [_slopes(model, x, here, directions)[1] for directions in _coordinates(here, x)]
     return torch.cat(found).permute(1, 2, 0).contiguous()
@@ -248,7 +250,7 @@ def _jacobian(
 
 
 def _slopes(
-    model: nn.Module, x: Tensor, here: Trace, directions: Float[Tensor, "directions batch ..."]
+    model: StandIn, x: Tensor, here: Trace, directions: Float[Tensor, "directions batch ..."]
 ) -> tuple[Float[Tensor, "directions batch units"], Float[Tensor, "directions batch outputs"]]:
     """Derivatives of all margins and outputs along directions: differences of affine functions."""
     # Differences over a short way drown in the rounding of biases, so all directions are brought to

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from undertow.measure._evaluation import evaluating
 from undertow.objective import Objective
 
 
@@ -44,9 +43,9 @@ def batch_gradient_norms(
     if batches.min() < 0 or batches.max() >= len(targets):
         low, high = int(batches.min()), int(batches.max())
         raise ValueError(f"batches must name samples 0 to {len(targets) - 1}, got {low} to {high}")
-    current = risk.current()
+    current = risk.own()
     found: dict[str, list[Tensor]] = {name: [] for name in risk.param_names}
-    with evaluating(risk.model), torch.enable_grad():
+    with risk.evaluating(), torch.enable_grad():
         for chosen in batches.to(targets.device):
             own = {name: current[name].clone().requires_grad_() for name in found}
             total, count = risk.sum_and_count({**current, **own}, inputs[chosen], targets[chosen])

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from undertow.measure._nested import flattened, taken, tensors
 from undertow.measure.weights import WeightMatrix, matrix_spectrum, weight_matrices
-from undertow.objective import EmpiricalRisk, Objective, Tensors, whole_number
+from undertow.objective import EmpiricalRisk, Objective, Tensors, original, whole_number
 
 _PACKED = "in_proj_weight"
 # All take their groups as the seventh argument.
@@ -142,6 +142,7 @@ def noise_floor(
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay must be finite and not negative, got {weight_decay!r}")
     whole_number("batch_size", batch_size, least=1)
+    model = original(model)
     matrices, notes = weight_matrices(model)
     stored = dict(model.named_parameters())
     found, left_out = _positions(model, patches)

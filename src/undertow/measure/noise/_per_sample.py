@@ -110,6 +110,7 @@ def sweep_samples(objective: Objective) -> Sweep:
     """One pass over all samples."""
     risk = objective.risk
     _check_statistics(risk.model)
+    risk.check_by_outputs("gradients per sample")
     pieces: list[dict[str, Tensor]] = []
     counts: list[Tensor] = []
     vmapped: set[str] = set()

@@ -147,21 +147,23 @@ def toeplitz_norm(layer: nn.Module, size: Sequence[int]) -> float:
 def layer_calls(objective: Objective) -> list[LayerCall]:
     """The linear and convolutional layers that the first sample passes through, in order."""
     model = objective.model
+    risk = objective.risk.apart()
     calls: list[LayerCall] = []
-    names = {module: name for name, module in model.named_modules()}
+    names = {module: name for name, module in risk.stand_in.follow().named_modules()}
 
     def record(
         module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor
     ) -> None:
         shapes = tuple(given(args, named).shape[1:]), tuple(output.shape[1:])
-        calls.append(LayerCall(names[module], module, *shapes, rows=len(output)))
+        layer = model.get_submodule(names[module])
+        calls.append(LayerCall(names[module], layer, *shapes, rows=len(output)))
 
-    with evaluating(model) as handles:
-        for module in names:
-            if isinstance(module, nn.Linear | _ConvNd):
-                handles.append(module.register_forward_hook(record, with_kwargs=True))
-        inputs, _ = next(objective.batches())
-        outputs_of(objective.risk, state_of(objective.risk), taken(inputs, slice(1)))
+    for module in names:
+        if isinstance(module, nn.Linear | _ConvNd):
+            module.register_forward_hook(record, with_kwargs=True)
+    with evaluating(risk):
+        inputs, _ = next(risk.batches())
+        outputs_of(risk, state_of(risk), taken(inputs, slice(1)))
     return calls
 
 

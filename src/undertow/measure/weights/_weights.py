@@ -25,6 +25,7 @@ from undertow.measure.weights._layouts import (
     stacked,
 )
 from undertow.measure.weights._scaled import expanded, part_of, scale_of
+from undertow.objective import StandIn, evaluating, original
 
 _EIGHT_BITS = {
     *(torch.float8_e4m3fn, torch.float8_e5m2),
@@ -149,7 +150,7 @@ def _choose(matrices: list[WeightMatrix], include: Include) -> list[WeightMatrix
 
 
 def _of_module(model: nn.Module) -> Iterator[WeightMatrix | str]:
-    for path, module in model.named_modules():
+    for path, module in original(model).named_modules():
         if "parametrizations" in path.split("."):  # seen through the module that they belong to
             continue
         prefix = f"{path}." if path else ""
@@ -224,7 +225,7 @@ def _of_mapping(
             "model_or_state_dict is a mapping of mappings, as a training checkpoint is; "
             f"pass one of its entries, such as checkpoint[{nested[0]!r}]"
         )
-    owners = {} if like is None else dict(like.named_modules(remove_duplicate=False))
+    owners = {} if like is None else dict(original(like).named_modules(remove_duplicate=False))
 
     def sibling(name: str) -> Tensor | None:
         return _as_tensor(arrays.get(name))
@@ -234,7 +235,7 @@ def _of_mapping(
         if tensor is None:
             continue
         path, _, last = name.rpartition(".")
-        owner = owners.get(path)
+        owner = owners.get(path.replace("_orig_mod.", ""))
         if tensor.ndim >= 2 and is_no_weight(name, sibling):
             continue
         if isinstance(owner, _ConvNd) and last == "weight" and tensor.ndim == owner.weight.ndim:
@@ -272,19 +273,12 @@ def _gathered(tensor: Tensor) -> Tensor:
 
 def _value(module: nn.Module, name: str) -> Tensor | None:
     """A weight as the forward pass sees it, without moving buffers such as power iterations."""
-    parts: list[nn.Module] = []
     if is_parametrized(module, name):
-        assert isinstance(module.parametrizations, nn.ModuleDict)
-        parts = list(module.parametrizations.modules())
-    training = [part.training for part in parts]
-    try:
-        for part in parts:
-            part.training = False
-        with torch.no_grad():
-            value = getattr(module, name)
-    finally:
-        for part, flag in zip(parts, training, strict=True):
-            part.training = flag
+        stand_in = StandIn(module)
+        with evaluating(module), torch.no_grad():
+            value = stand_in.apply(stand_in.own(), lambda copied, _: getattr(copied, name))
+    else:
+        value = getattr(module, name)
     if not isinstance(value, Tensor):
         return None
     return value if is_lazy(value) else _gathered(value).detach()

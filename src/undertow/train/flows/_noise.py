@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from undertow.objective import Objective, evaluating, whole_number
+from undertow.objective import Objective, whole_number
 
 BatchedGradient = Callable[[Tensor], Tensor]
 BatchedNoise = Callable[[Tensor, Tensor], Tensor]
@@ -188,7 +188,7 @@ class _Network:
         self.variance: Float64[Tensor, " params"] | None = None
         risk = objective.risk.at(torch.float64).held()
         risk.value()  # its own errors; and a model's own loss shows its denominator
-        fixed = risk.current()
+        fixed = risk.own()
         self._chosen = [(name, fixed.pop(name).shape) for name in risk.param_names]
         self._risk, self._fixed = risk, fixed
         self._data = list(risk.batches())
@@ -230,7 +230,7 @@ class _Network:
         mean = self._pull_back(theta, self._mean.expand(len(theta), 1, self.draws))
         total = torch.zeros_like(theta)
         first = 0
-        with evaluating(self._risk.model):
+        with self._risk.evaluating():
             for inputs, targets in self._data:
                 for begin in range(0, len(targets), _APART):
                     chosen = slice(begin, begin + _APART)
@@ -251,7 +251,7 @@ class _Network:
         """Gradients of the samples' losses in so weighted sums, `[replicas, k, params]`."""
         total = torch.zeros(*weights.shape[:2], self.size, dtype=torch.float64, device=theta.device)
         first = 0
-        with evaluating(self._risk.model):
+        with self._risk.evaluating():
             for inputs, targets in self._data:
                 chosen = weights[..., first : first + len(targets)]
                 first += len(targets)

@@ -18,12 +18,13 @@ ALLOWED: dict[str, set[str]] = {
     "predict": set(),
     "lab": set(),
     "objective": set(),
-    "data": set(),
+    "data": {"_pickled"},
+    "_pickled": set(),  # what reads files of strangers: the standard library alone
     "models": set(),
     # A profile is a result: it gives a document, a plain record that names what lab prints.
     "measure": {"objective", "predict", "lab"},
     "train": {"objective", "predict"},
-    "apply": {"objective", "measure", "predict", "train", "lab"},
+    "apply": {"objective", "measure", "predict", "train", "lab", "_pickled"},
     "claims": {"objective", "measure", "predict", "train", "apply", "lab", "data", "models"},
     "integrations": {"objective", "measure", "predict", "train", "apply"},
     "cli": {"apply", "claims", "lab", "predict"},
@@ -60,6 +61,7 @@ PACKAGES = {
         *("torch", "threadpoolctl"),  # to set and restore the state of a process, nothing else
     },
     "cli": {"rich", "tyro"},
+    "_pickled": set(),
 }
 
 

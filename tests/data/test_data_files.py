@@ -296,9 +296,46 @@ def test_a_pickle_that_calls_anything_is_refused(
         data.load("cifar10", root=tmp_path)
 
 
-def test_the_only_encoding_that_a_pickle_may_ask_for_is_latin1() -> None:
-    with pytest.raises(pickle.UnpicklingError, match=r"rot13"):
-        _files._encode_latin1("abc", "rot13")
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (None, (3, "|", None, None, None, 2**40, 2**40, 0)),
+        ((0,), "O8"),
+        ((0,), "V65536"),
+        ((0,), "i8"),
+    ],
+)
+def test_a_pickle_that_bends_the_type_of_its_numbers_is_refused(
+    tmp_path: Path, place: tuple[int, ...] | None, value: object
+) -> None:
+    """Numpy would follow such a type out of the file's own memory."""
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar_pickles(folder, protocol(2))
+
+    class Bent:
+        def __reduce__(self) -> tuple[object, ...]:
+            kind = ("u1", False, True) if place is None else (value, False, True)
+            state = value if place is None else (3, "|", None, None, None, -1, -1, 0)
+            return np.dtype, kind, state
+
+    class Array:
+        def __reduce__(self) -> tuple[object, ...]:
+            rebuild, start, _ = np.zeros(0, np.uint8).__reduce__()
+            return rebuild, start, (1, (2, 3072), Bent(), False, b"\0" * 6144)
+
+    batch = {b"data": Array(), b"labels": [0, 1]}
+    (folder / "test_batch").write_bytes(pickle.dumps(batch, protocol=2))
+    if place is None:  # sizes of the type are read from its letters, whatever its state says
+        assert data.load("cifar10", root=tmp_path).test_targets.tolist() == [0, 1]
+    else:
+        with pytest.raises(ValueError, match=r"test_batch is no batch of CIFAR-10"):
+            data.load("cifar10", root=tmp_path)
+
+
+def test_a_gzip_bomb_is_not_inflated(tmp_path: Path) -> None:
+    (tmp_path / "mnist_5k.csv.gz").write_bytes(gzip.compress(b"0" * 2**27))
+    with pytest.raises(ValueError, match=r"mnist_5k.csv.gz is damaged .*inflates to more"):
+        data.load("mnist-5k", root=tmp_path)
 
 
 @pytest.mark.parametrize(

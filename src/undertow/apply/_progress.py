@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from undertow._quietly import quietly
+from undertow.lab import printable
 
 Advance = Callable[[float], None]
 
@@ -33,5 +34,5 @@ def work_bar(title: str, *, total: float, shown: bool) -> Iterator[Advance]:
         TextColumn("left"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(title, total=total)
+        task = bar.add_task(printable(title), total=total)
         yield lambda work: bar.advance(task, work)

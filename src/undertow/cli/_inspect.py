@@ -40,7 +40,7 @@ class Options:
     every: bool = False
     """A line for every matrix, not for every role."""
     csv: Annotated[Path | None, Shown("FILE")] = None
-    """Write the table there."""
+    """Write the table and the spectra there."""
     html: Annotated[Path | None, Shown("FILE")] = None
     """Write a page with spectra drawn there."""
     workers: int | None = None
@@ -61,7 +61,7 @@ def run(words: Sequence[str]) -> int:
 
     found = apply.inspect(**arguments(options, PARAMETERS), progress=True)
     if options.csv is not None:
-        lab.write_atomically(options.csv, found.table.write_csv().encode())
+        lab.write_atomically(options.csv, found.csv().encode())
     if options.html is not None:
         found.write_html(options.html)
     show(found.document(every=options.every), options.json)

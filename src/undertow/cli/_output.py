@@ -130,10 +130,12 @@ def remark(words: str) -> None:
 
 
 def one_line(error: BaseException | str) -> str:
-    """The message of an error on one line, without what would move a terminal's cursor."""
+    """The message of an error, on one line, with what would move the cursor written out."""
+    from undertow.lab import printable
+
     try:
-        words = " ".join(str(error).split())
+        words = str(error)
     except Exception:
         words = ""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
-    return "".join(shown) or type(error).__name__
+    said = " ".join(part for line in words.split("\n") for part in line.split(" ") if part)
+    return printable(said) or type(error).__name__

@@ -10,18 +10,18 @@ import gzip
 import hashlib
 import importlib
 import importlib.util
-import os
-import pickle
+import math
 import shutil
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from undertow.data._cifar import read_cifar10
+from undertow.data._raw import RawData, data_folders
 
 # The decompressed files' md5: a distribution's own gzip header differs from the publisher's.
 _FASHION_MD5 = {
@@ -38,19 +38,8 @@ _FASHION_FOLDERS = ("datasets/fashion-mnist", "dataset-fashion-mnist", "fashion-
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
 # Of Rdata.rdb in janeaustenr 1.0.0.
 _AUSTEN_MD5 = "51f7db053902045d33739c77703dffeb"
+_LARGEST = 2**26  # the largest file takes 47 MB inflated
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
-
-
-@dataclass(frozen=True)
-class RawData:
-    """One dataset as it was read: images `[n, channels, height, width]` and labels `[n]`.
-
-    A dataset that is published in one piece has no `test`.
-    """
-
-    train: tuple[np.ndarray, np.ndarray]
-    test: tuple[np.ndarray, np.ndarray] | None
-    source: str
 
 
 # --- digits and MNIST -----------------------------------------------------------------------
@@ -87,11 +76,24 @@ def _package_file(package: str, path: str, hint: str) -> Path:
     raise FileNotFoundError(f"the data file of the package {package} is not installed: {hint}.")
 
 
+def _inflated(path: Path) -> bytes:
+    """What a gzip file holds, and no more than any of these datasets does."""
+    with gzip.open(path) as file:
+        content = file.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise gzip.BadGzipFile(f"it inflates to more than {_LARGEST:,} bytes")
+    return content
+
+
 def _read_csv(path: Path, *, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of `side * side` pixels and a label."""
     try:
-        with gzip.open(path, "rt") as file:
-            table = np.loadtxt(file, delimiter=",", dtype=np.float32, ndmin=2)
+        lines = _inflated(path).decode("ascii").splitlines()
+        if not any(lines):
+            raise ValueError("it has no rows")
+        table = np.loadtxt(lines, delimiter=",", dtype=np.float32, ndmin=2)
+        if not np.isfinite(table).all() or table.shape[1] != side * side + 1:
+            raise ValueError(f"its rows are no {side * side} pixels and a label")
         return table[:, :-1].reshape(-1, 1, side, side), table[:, -1].astype(np.int64)
     except (*_DAMAGED, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}); install its package again.") from error
@@ -121,16 +123,11 @@ def _fashion_files(root: Path | None) -> tuple[Callable[[str, str], bytes], str]
                 f" {', '.join(_FASHION_MD5)}, each as it is or with .gz."
             )
         return _reader(folder), "a local folder"
-    if folder := _first_with("train-images-idx3-ubyte", _data_folders("fashion-mnist")):
+    if folder := _first_with("train-images-idx3-ubyte", data_folders("fashion-mnist")):
         return _reader(folder), "the UNDERTOW_DATA folder"
     if folder := _first_with("train-images-idx3-ubyte", _debian_folders()):
         return _reader(folder), f"the Debian package {_DEBIAN_PACKAGE}"
     return _download_fashion, "a download"
-
-
-def _data_folders(name: str) -> list[Path]:
-    home = os.environ.get("UNDERTOW_DATA")
-    return [Path(home, name), Path(home)] if home else []
 
 
 def _debian_folders() -> list[Path]:
@@ -165,8 +162,7 @@ def _reader(folder: Path) -> Callable[[str, str], bytes]:
 def _checked(path: Path, digest: str) -> bytes:
     """The decompressed bytes of a file whose md5 is `digest`."""
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        content = _inflated(path) if path.suffix == ".gz" else path.read_bytes()
     except _DAMAGED as error:
         raise ValueError(f"{path} is cut short or damaged ({error}); fetch it again.") from error
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != digest:
@@ -203,102 +199,20 @@ def _download_fashion(file_name: str, digest: str) -> bytes:
 
 def _parse_idx(content: bytes, file_name: str) -> np.ndarray:
     """The unsigned bytes of an IDX file: magic 0 0 8 dims, big-endian sizes, then the values."""
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+    if len(content) < 4 or content[3] == 0 or content[:3] != b"\x00\x00\x08":
         raise ValueError(f"{file_name} is no IDX file of bytes; fetch it again.")
     header = 4 + 4 * content[3]
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4)]
-    if len(content) != header + int(np.prod(shape)):
+    if len(content) != header + math.prod(shape):
         raise ValueError(f"{file_name} is cut short or damaged; fetch it again.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-# --- CIFAR-10 -------------------------------------------------------------------------------
-
-
-def _read_cifar10(root: Path | None) -> RawData:
-    folders = _data_folders("cifar10") if root is None else [root]
-    formats: dict[str, tuple[str, Callable[[Path], tuple[np.ndarray, np.ndarray]]]] = {
-        "cifar-10-batches-py": ("", _read_cifar_pickle),
-        "cifar-10-batches-bin": (".bin", _read_cifar_binary),
-    }
-    for version, (suffix, read) in formats.items():
-        for folder in [place for base in folders for place in (base / version, base)]:
-            names = [*(f"data_batch_{i}{suffix}" for i in range(1, 6)), f"test_batch{suffix}"]
-            missing = [name for name in names if not (folder / name).is_file()]
-            if len(missing) == len(names):
-                continue
-            if missing:
-                raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}; unpack it again.")
-            batches = [read(folder / name) for name in names]
-            images, labels = zip(*batches[:-1], strict=True)
-            train = np.concatenate(images), np.concatenate(labels)
-            return RawData(train, batches[-1], f"a local folder ({version})")
-    given = "no root or UNDERTOW_DATA folder" if root is None else f"root={str(root)!r} has nothing"
-    raise FileNotFoundError(
-        f"no CIFAR-10 found ({given}): unpack cifar-10-batches-py or cifar-10-batches-bin from the"
-        " publisher's archive and name the folder above it by root= (--data-root)."
-    )
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits numpy arrays of numbers beside plain containers, and nothing that runs code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 spells bytes
-            return _encode_latin1
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
-    return text.encode("latin1")
-
-
-def _read_cifar_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with path.open("rb") as file:
-            batch = _ArrayUnpickler(file, encoding="bytes").load()
-        pixels = np.asarray(batch[b"data"])
-        labels = np.asarray(batch[b"labels"], dtype=np.int64)
-    except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(
-            f"{path} is no batch of CIFAR-10 ({type(error).__name__}: {error}); unpack it again."
-        ) from error
-    return _cifar_arrays(path, pixels, labels)
-
-
-def _read_cifar_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    content = np.fromfile(path, np.uint8)
-    if content.size == 0 or content.size % 3073:
-        raise ValueError(f"{path} is cut short: its size is no multiple of 3,073; unpack it again.")
-    rows = content.reshape(-1, 3073)
-    return _cifar_arrays(path, rows[:, 1:], rows[:, 0].astype(np.int64))
-
-
-def _cifar_arrays(
-    path: Path, pixels: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    rows = len(labels) if labels.ndim == 1 else -1
-    if pixels.dtype != np.uint8 or pixels.shape != (rows, 3072) or not rows:
-        raise ValueError(
-            f"{path} is no batch of CIFAR-10: it has pixels {pixels.dtype} {pixels.shape} for"
-            f" labels {labels.shape}; uint8 (n, 3072) for (n,) would do."
-        )
-    if labels.min() < 0 or labels.max() > 9:
-        raise ValueError(f"{path} is no batch of CIFAR-10: its labels are not all in 0 to 9.")
-    return pixels.reshape(-1, 3, 32, 32), labels
 
 
 READERS: dict[str, Callable[[Path | None], RawData]] = {
     "digits": _read_digits,
     "fashion-mnist": _read_fashion_mnist,
     "mnist-5k": _read_mnist_5k,
-    "cifar10": _read_cifar10,
+    "cifar10": read_cifar10,
 }
 
 
@@ -325,7 +239,7 @@ def _read_austen(root: Path | None) -> tuple[str, str]:
     installed = [
         Path(base, "R/site-library/janeaustenr") for base in ("/usr/lib", "/usr/local/lib")
     ]
-    bases = [*_data_folders("janeaustenr"), *installed] if root is None else [root]
+    bases = [*data_folders("janeaustenr"), *installed] if root is None else [root]
     for folder in [place for base in bases for place in (base, base / "data")]:
         if (path := folder / "Rdata.rdb").is_file():
             content = path.read_bytes()

@@ -17,6 +17,7 @@ from undertow.lab._charts import chart_config, chart_spec, vega_lite_version
 from undertow.lab._document import Chart, Document, Item, Section, Table
 from undertow.lab._files import write_atomically
 
+_MANY = 7  # columns above which a row is a card of its own on a narrow screen
 _SHORT = 28  # characters that stay in one line of a table
 
 
@@ -112,7 +113,7 @@ def _table(table: Table) -> str:
     )
     # What a terminal puts under each other is under each other on a narrow screen, too.
     stacked = any(isinstance(names, tuple) for names in table.terminal or ())
-    kind = ' class="stacked"' if stacked else ""
+    kind = ' class="stacked"' if stacked else ' class="many"' if len(columns) > _MANY else ""
     return _figure(
         f'<div class="wide" tabindex="0"><table{kind}><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table></div>",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 from undertow._quietly import quietly
+from undertow.lab._cells import printable
 
 Advance = Callable[[int], None]
 
@@ -32,6 +33,7 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
     if not shown:
         yield lambda count: None
         return
+    title = printable(title)
     with quietly():
         from rich.progress import (
             BarColumn,
@@ -84,7 +86,8 @@ def _console() -> Console:
 
 
 def _line(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, markup=False, emoji=False)
+    said = "\n".join(printable(line) for line in text.split("\n"))
+    console.print(said, soft_wrap=True, markup=False, emoji=False)
 
 
 class _Forgiving:

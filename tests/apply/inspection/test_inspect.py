@@ -109,7 +109,7 @@ def test_matrices_that_differ_in_number_alone_are_one_line() -> None:
     }
     found = apply.inspect(state)
     roles = found.by_role()
-    assert roles["name"].to_list() == ["h.*.up.weight", "h.*.down.weight"]
+    assert roles["name"].to_list() == ["h.0-19.up.weight", "h.0-19.down.weight"]
     assert roles["count"].to_list() == [20, 20]
     assert roles["frobenius_norm"].sum() * 20 == pytest.approx(found.table["frobenius_norm"].sum())
     text = found.text()

@@ -7,26 +7,25 @@ Truncating W to its first r singular values leaves a relative error sqrt(sum_{i 
 from __future__ import annotations
 
 import math
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import Any
 
 import polars as pl
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from undertow import predict
 from undertow.apply._arguments import whole_number
-from undertow.apply._progress import Advance, work_bar
+from undertow.apply._progress import work_bar
 from undertow.apply._start import initial_values
-from undertow.apply.inspection._checkpoint import read_checkpoint, taps_of
+from undertow.apply.inspection._adapters import LowRankChange
+from undertow.apply.inspection._checkpoint import taps_of
 from undertow.apply.inspection._inspection import Inspection, Residue, percent
-from undertow.measure import SpectrumRanks, WeightMatrix, matrix_ranks, weight_matrices
+from undertow.apply.inspection._matching import partners
+from undertow.apply.inspection._sources import Include, Opened, Weight, collapsed, opened
+from undertow.apply.inspection._spectra import Found, cost, in_threads, spectrum_of
+from undertow.measure import WeightMatrix
 from undertow.predict import Initializer
 
 # Squares of smaller ones are lost in the rounding of sums of squares.
@@ -39,7 +38,7 @@ def inspect(
     against: str | PathLike[str] | nn.Module | Mapping[str, Any] | None = None,
     threshold: float = 1e-3,
     errors: Sequence[float] = (0.01, 0.05, 0.1),
-    include: Callable[[str], bool] | Iterable[str] | None = None,
+    include: Include = None,
     lr: float | Sequence[float] | None = None,
     weight_decay: float | None = None,
     steps: int | None = None,
@@ -84,80 +83,111 @@ def inspect(
         raise ValueError(f"threshold must be a finite number >= 0, got {threshold}")
     if workers is not None:
         whole_number("workers", workers, least=1)
-    opened = _opened(path_or_model)
-    weights, notes = weight_matrices(opened, include, check_finite=False)
-    found_notes = list(notes)
-    if opened is not path_or_model:
-        found_notes += _parametrised(opened)
     residue = _residue(lr, weight_decay, steps, momentum, init)
     if residue is not None and against is not None:
         raise ValueError("give hyperparameters or against: a difference holds no initial weights")
-    others: dict[str, WeightMatrix] = {}
-    if against is not None:
-        reference_of = _opened(against)
-        others = {item.name: item for item in _with_ties(reference_of, None)}
-        weights, unmatched = _matched(_with_ties(opened, include), others)
-        found_notes = [note for note in found_notes if "is the same tensor as" not in note]
-        found_notes += unmatched
+    source = opened(path_or_model)
+    others: dict[str, Weight] = {}
+    base: Opened | None = None
+    if against is None:
+        weights, notes = source.weights(include, once=True)
+    else:
+        base = opened(against)
+        weights, others, notes = _paired(source, base, include)
 
     rows, spectra = {}, {}
-    costs = [_cost(item) for item in weights]
-    with work_bar(_named(path_or_model), total=sum(costs), shown=progress) as advance:
-        one = partial(_spectrum, others=others, threshold=threshold, errors=errors)
-        for item, result in _in_threads(one, weights, costs, workers, advance):
-            if result is None:
-                found_notes.append(f"{item.name} holds infinities or NaN and was skipped")
+    costs = [cost(item) for item in weights]
+    with work_bar(source.called, total=sum(costs), shown=progress) as advance:
+        one = partial(spectrum_of, others=others, threshold=threshold, errors=errors)
+        for item, found in in_threads(one, weights, costs, workers, advance):
+            if found is None:
+                notes.append(f"{item.name} holds infinities or NaN and was skipped")
                 continue
-            ranks, reference = result
-            rows[item.name] = _row(item, ranks, errors, residue)
+            rows[item.name] = _row(item, found, errors, residue)
             if others:
-                norm = rows[item.name]["frobenius_norm"]
-                rows[item.name]["change"] = norm / reference if reference else math.inf
-                if norm == 0:
-                    rows[item.name]["change"] = 0.0
-            spectra[item.name] = ranks.spectra.cpu()
+                rows[item.name] |= _changed(found)
+            spectra[item.name] = found.spectrum.cpu()
     if not rows:
-        raise ValueError(
-            f"{_named(path_or_model)} has no matrix left to report: {'; '.join(found_notes)}"
-        )
+        said = "; ".join(collapsed(notes))
+        raise ValueError(f"{source.called} has no matrix left to report: {said}")
     order = [item.name for item in weights if item.name in rows]
     return Inspection(
-        source=_named(path_or_model),
-        against=None if against is None else _named(against),
+        source=source.called,
+        against=None if base is None else base.called,
         table=pl.DataFrame([rows[name] for name in order], infer_schema_length=None),
         spectra={name: spectra[name] for name in order},
         threshold=threshold,
         errors=tuple(errors),
         residue=residue,
-        notes=tuple(found_notes),
+        notes=tuple(collapsed(notes)),
     )
 
 
-def _spectrum(
-    item: WeightMatrix,
-    *,
-    others: Mapping[str, WeightMatrix],
-    threshold: float,
-    errors: Sequence[float],
-) -> tuple[SpectrumRanks, float] | None:
-    """The ranks of a matrix, or of its difference from the other one, and the other one's norm."""
-    matrix, reference = item.matrix, 0.0
-    if others:
-        # A copy, whatever its dtype: it turns into the difference, and is not ours to change.
-        other = others[item.name].matrix.to(matrix.device, torch.float64, copy=True)
-        reference = float(torch.linalg.vector_norm(other))
-        matrix = other.neg_().add_(matrix)
-    try:
-        energies = [1 - error**2 for error in errors]
-        return matrix_ranks(matrix, threshold, energies=energies), reference
-    except ValueError:
-        return None  # infinities or NaN: the other arguments have been checked
+def _paired(
+    source: Opened, base: Opened, include: Include
+) -> tuple[list[Weight], dict[str, Weight], list[str]]:
+    """The weights that have a partner, their partners by the weights' names, and notes."""
+    if base.adapter is not None and source.adapter is None:
+        raise ValueError(
+            "against is an adapter and the first is none; give the adapter first, and its base "
+            "with against"
+        )
+    if source.adapter is not None:
+        dora = base.adapter is not None and any(
+            change.magnitude is not None
+            for change in (*source.adapter.changes, *base.adapter.changes)
+        )
+        why = "DoRA changes weights by what they are" if dora else source.adapter.only_alone
+        if why:
+            raise ValueError(f"{source.called} cannot be held against {base.called}: {why}")
+    weights, notes = source.weights(include, once=False, like=base.content)
+    theirs, _ = base.weights(None, once=False, like=source.content)
+    if not weights:
+        raise ValueError(f"{source.called} has none of the weights that include names")
+    found = partners(weights, theirs)
+    by_name = {item.name: item for item in theirs}
+    notes = [note for note in notes if "is the same tensor as" not in note]
+    notes += found.notes
+    matched: list[Weight] = []
+    others: dict[str, Weight] = {}
+    pairs: dict[tuple[int, ...], str] = {}
+    for item in weights:
+        partner = found.of.get(item.name)
+        if partner is None:
+            continue
+        place = (*_place(item), *_place(by_name[partner]))
+        if place in pairs:
+            notes.append(f"{item.name} is tied to {pairs[place]} in both; reported once")
+            continue
+        pairs[place] = item.name
+        matched.append(item)
+        others[item.name] = by_name[partner]
+    kept = {_place(item) for item in matched}
+    lost = [item.name for item in weights if _place(item) not in kept]
+    if lost:
+        notes.append(f"without a partner of the same shape in against: {_some(lost)}")
+    used = {_place(item) for item in others.values()}
+    partnered = set(found.of.values())
+    extra = [n for n, i in by_name.items() if n not in partnered and _place(i) not in used]
+    if extra and source.adapter is None:
+        notes.append(f"only in against: {_some(extra)}")
+    return matched, others, notes
 
 
-def _named(source: Any) -> str:
-    if isinstance(source, str | PathLike):
-        return os.fspath(source)
-    return type(source).__name__
+def _some(names: Sequence[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+
+
+def _place(item: Weight) -> tuple[int, ...]:
+    """Where a weight lies in memory, by which tied ones are the same."""
+    stored = item.left if isinstance(item, LowRankChange) else item.stored
+    return (stored.data_ptr(), *item.shape, *stored.stride())
+
+
+def _changed(found: Found) -> dict[str, Any]:
+    norm = float(found.ranks.frobenius_norm)
+    change = norm / found.reference if found.reference else math.inf
+    return {"change": change if norm else 0.0, "rounding_edge": found.edge, "moved": found.moved}
 
 
 def _checked_errors(errors: Sequence[float]) -> tuple[float, ...]:
@@ -170,84 +200,6 @@ def _checked_errors(errors: Sequence[float]) -> tuple[float, ...]:
     if len({percent(error) for error in errors}) < len(errors):
         raise ValueError(f"errors must differ from each other, got {errors}")
     return tuple(errors)
-
-
-def _opened(source: Any) -> Any:
-    """The tensors of a path; a module or a mapping as it is."""
-    return read_checkpoint(source) if isinstance(source, str | PathLike) else source
-
-
-def _with_ties(source: Any, include: Any) -> list[WeightMatrix]:
-    """Every matrix under every one of its names: what is tied here may not be tied elsewhere."""
-    found, _ = weight_matrices(source, check_finite=False)
-    known = {item.name for item in found}
-    state = source
-    if isinstance(source, nn.Module):
-        # Of tensors with more axes, the module alone knows how they are laid out.
-        state = {name: value for name, value in source.state_dict().items() if value.ndim == 2}
-    for name, value in state.items():
-        if name not in known and isinstance(value, Tensor) and value.ndim >= 2:
-            with suppress(ValueError):  # no matrix
-                alone, _ = weight_matrices({name: value}, check_finite=False)
-                found += [item for item in alone if item.name not in known]
-    if include is None:
-        return found
-    wanted = include if callable(include) else set(include).__contains__
-    return [item for item in found if wanted(item.name)]
-
-
-def _parametrised(names: Iterable[str]) -> list[str]:
-    """Stored parts of weights that only the module can put together."""
-    known = [name for name in names if re.search(r"parametrizations\.|\.weight_[gv]$", name)]
-    if not known:
-        return []
-    return [
-        f"{len(known)} parts of parametrised weights ({known[0]}, ...) were taken as they are "
-        "stored; give the module itself to see the weights that it computes"
-    ]
-
-
-def _matched(
-    weights: Sequence[WeightMatrix], others: Mapping[str, WeightMatrix]
-) -> tuple[list[WeightMatrix], list[str]]:
-    matched = [
-        item
-        for item in weights
-        if item.name in others and others[item.name].matrix.shape == item.matrix.shape
-    ]
-    if not matched:
-        raise ValueError(
-            "against shares no matrix of the same name and shape: "
-            f"{weights[0].name} here, {next(iter(others))} there"
-        )
-    notes = []
-    if len(matched) < len(weights):
-        kept = {item.matrix.data_ptr() for item in matched}
-        lost = [item.name for item in weights if item.matrix.data_ptr() not in kept]
-        if lost:
-            notes.append(
-                f"without a partner of the same shape in against: {lost[0]}"
-                f"{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}"
-            )
-    pairs: dict[tuple[int, int], str] = {}
-    for item in list(matched):
-        place = (item.matrix.data_ptr(), others[item.name].matrix.data_ptr())
-        if place in pairs:
-            matched.remove(item)
-            notes.append(f"{item.name} is tied to {pairs[place]} in both; reported once")
-        pairs.setdefault(place, item.name)
-    names = {item.name for item in weights}
-    used = {others[item.name].matrix.data_ptr() for item in matched}
-    extra = [
-        name
-        for name, item in others.items()
-        if name not in names and item.matrix.data_ptr() not in used
-    ]
-    if extra:
-        notes.append(
-            f"only in against: {extra[0]}{f' and {len(extra) - 1} more' if len(extra) > 1 else ''}"
-        )
-    return matched, notes
 
 
 def _residue(
@@ -267,9 +219,9 @@ def _residue(
 
 
 def _row(
-    item: WeightMatrix, ranks: SpectrumRanks, errors: Sequence[float], residue: Residue | None
+    item: Weight, found: Found, errors: Sequence[float], residue: Residue | None
 ) -> dict[str, Any]:
-    rows, cols = item.matrix.shape
+    (rows, cols), ranks = item.shape, found.ranks
     row: dict[str, Any] = {
         "name": item.name,
         "rows": rows,
@@ -285,58 +237,11 @@ def _row(
         row[f"rank_at_{percent(error)}"] = int(rank)
         row[f"parameters_at_{percent(error)}"] = min(rows * cols, int(rank) * (rows + cols))
     if residue is not None:
+        taps = taps_of(item) if isinstance(item, WeightMatrix) else 1
         row["survivors"] = predict.surviving_rank(
-            initial_values(residue.init, rows, cols, taps_of(item)),
+            initial_values(residue.init, rows, cols, taps),
             residue.decay_exponent,
             final_norm=row["frobenius_norm"],
             threshold=ranks.threshold,
         )
     return row
-
-
-def _cost(item: WeightMatrix) -> float:
-    """Time to expect, in arbitrary units: the Gram matrix, and its eigenvalues."""
-    short, long = sorted(item.matrix.shape)
-    return short**2 * long + 9.0 * short**3
-
-
-def _in_threads(
-    one: Callable[[WeightMatrix], tuple[SpectrumRanks, float] | None],
-    weights: Sequence[WeightMatrix],
-    costs: Sequence[float],
-    workers: int | None,
-    advance: Advance,
-) -> Iterator[tuple[WeightMatrix, tuple[SpectrumRanks, float] | None]]:
-    """Each matrix with its result, as they finish; the most expensive ones start first."""
-    from loky import cpu_count  # of what this process may use
-
-    order = sorted(range(len(weights)), key=lambda index: -costs[index])
-    count = workers or cpu_count()
-    # One thread a matrix: eigenvalues do not get faster with two.
-    with (
-        _torch_threads(1),
-        ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        pending: dict[Future[tuple[SpectrumRanks, float] | None], int] = {
-            pool.submit(one, weights[index]): index for index in order
-        }
-        try:
-            while pending:
-                done, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    index = pending.pop(future)
-                    advance(costs[index])
-                    yield weights[index], future.result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

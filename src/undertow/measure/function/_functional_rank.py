@@ -6,6 +6,7 @@ Threshold ranks count singular values; this one truncates them and looks at real
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -272,8 +273,10 @@ def _slots(
             parameter, part = parameters[packed], _PACKED.index(last)
             height = len(parameter) // 3
             rows = slice(part * height, (part + 1) * height)
+        elif (one := re.fullmatch(r"(.*)\[(\d+)\]", item.name)) and one[1] in parameters:
+            parameter, rows = parameters[one[1]], slice(int(one[2]), int(one[2]) + 1)
         else:
-            notes.append(f"{item.name} is parametrised and was left as it is")
+            notes.append(f"{item.name} is parametrised or in a stack, and was left as it is")
             continue
         owner = model.get_submodule(path)
         groups = owner.groups if isinstance(owner, _ConvTransposeNd) else 0

@@ -55,7 +55,10 @@ class Ranks:
             f"{kept:,} of {total:,} singular values in {len(self.table)} weight {plural} exceed "
             f"{self.threshold:g} of their Frobenius norm."
         ]
+        from undertow.lab import printable  # names come from files
+
         shown = self.table.head(_ROWS_SHOWN)
+        shown = shown.with_columns(name=pl.Series([printable(name) for name in shown["name"]]))
         width = max(4, *(len(name) for name in shown["name"]))
         lines.append(f"  {'name':<{width}}  {'shape':>13}  threshold   stable  effective")
         for row in shown.iter_rows(named=True):
@@ -66,7 +69,7 @@ class Ranks:
             )
         if len(self.table) > len(shown):
             lines.append(f"  and {len(self.table) - len(shown)} more in .table")
-        lines.extend(f"  note: {note}" for note in self.notes)
+        lines.extend(f"  note: {printable(note)}" for note in self.notes)
         return "\n".join(lines)
 
 
@@ -90,10 +93,13 @@ def ranks(
 
     A zero matrix has every rank 0. A linear layer is its weight; a convolution is its kernel laid
     out as c_out x (c_in / groups * taps), a transposed one likewise; a packed attention
-    projection is three matrices; an embedding is its table; any other parameter, and every tensor
-    of a bare state dict, is its first axis against the rest. Parametrised weights are taken as
+    projection is three matrices; an embedding is its table; any other parameter of three axes is a
+    stack of matrices. In a bare state dict kernels and stacks are told apart by the bias beside
+    them, their names and sizes, and a note says what was assumed; eight-bit floats are multiplied
+    by the scale beside them. Parametrised weights are taken as
     the forward pass in eval mode sees them. Tensors that share memory are reported once; integer,
-    quantised, complex and sparse ones are skipped with a note. Nothing of the model is changed.
+    quantised, complex and sparse ones are skipped with a note; biases, running statistics, caches
+    and tables of quantisation are no weights. Nothing of the model is changed.
 
     Args:
         model_or_state_dict: a module, or a mapping from names to tensors or numpy arrays.
@@ -142,15 +148,15 @@ def _groups(weights: Sequence[WeightMatrix]) -> Iterator[list[WeightMatrix]]:
     """Weights of one shape, so many at a time as fit the memory that a stack may take."""
     groups: defaultdict[Hashable, list[WeightMatrix]] = defaultdict(list)
     for item in weights:
-        groups[item.matrix.shape, item.matrix.device, item.matrix.dtype].append(item)
+        groups[item.shape, item.stored.device, item.stored.dtype].append(item)
     for members in groups.values():
-        step = max(1, _STACK_BYTES // (8 * members[0].matrix.numel()))
+        step = max(1, _STACK_BYTES // (8 * members[0].stored.numel()))
         for start in range(0, len(members), step):
             yield members[start : start + step]
 
 
 def _row(item: WeightMatrix, found: SpectrumRanks, index: int) -> dict[str, Any]:
-    rows, cols = item.matrix.shape
+    rows, cols = item.shape
     assert found.from_svd is not None
     return {
         "name": item.name,

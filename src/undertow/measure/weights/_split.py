@@ -210,7 +210,8 @@ def split_init(
     if (decay_exponent is None) == (decay_factor is None):
         raise ValueError("give either decay_exponent or decay_factor")
     trained, notes = weight_matrices(model, include)
-    starts = {item.name: item.matrix for item in weight_matrices(initial, once=False)[0]}
+    like = model if isinstance(model, nn.Module) else None
+    starts = {item.name: item.matrix for item in weight_matrices(initial, once=False, like=like)[0]}
     _check_copied(model, initial, trained, starts)
     rows: list[dict[str, Any]] = []
     residues: dict[str, Tensor] = {}

@@ -27,8 +27,12 @@ class Objective:
     """L(theta), the mean loss of a model over data, as a function of its parameters.
 
     Evaluated in eval mode: batch-norm statistics are frozen and dropout is off. The module is
-    left exactly as found: modes, gradients, buffers, `requires_grad`, and the random state of
-    torch and of a loader's generator; also when something raises. The caller's autocast does not
+    left exactly as found: modes, gradients, buffers, `requires_grad`, and the random states of
+    torch, Python, NumPy and a loader's generator; also when something raises. Not the module is
+    run but a copy of its structure, on copies of its tensors. Where forward writes to a parameter
+    (`nn.Embedding(max_norm=...)`) L is what it makes of the copy, and derivatives are those at
+    the values written, as in training. Parameters that the loss or forward reaches otherwise,
+    such as by a penalty in the loss, count too. The caller's autocast does not
     reach it. Each call passes over the data once, in microbatches; one that runs out of memory is
     halved, and later ones with it.
 

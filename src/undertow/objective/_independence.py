@@ -7,19 +7,17 @@ loss do not depend on which others share its batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, is_dataclass
 from itertools import islice
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from undertow.objective._inputs import taken_to
 from undertow.objective._module import out_of_memory
-
-if TYPE_CHECKING:
-    from undertow.objective._risk import EmpiricalRisk
 
 # Samples that are tried together, and in two halves.
 _SAMPLES = 8
@@ -42,6 +40,30 @@ _REMEDY = (
 )
 _CANNOT = "the model does not run on a few of them: "
 Result = TypeVar("Result")
+
+
+class Risk(Protocol):
+    """What is asked of an `EmpiricalRisk`, which says what each is."""
+
+    model: nn.Module
+    findings: Findings
+
+    @property
+    def is_average(self) -> bool | None: ...
+    @property
+    def has_term(self) -> bool: ...
+    def at(self, dtype: torch.dtype) -> Self: ...
+    def batches(self) -> Iterator[tuple[Any, Tensor]]: ...
+    def current(self) -> dict[str, Tensor]: ...
+    def own(self) -> dict[str, Tensor]: ...
+    def evaluating(self) -> AbstractContextManager[None]: ...
+    def outputs(
+        self, tensors: Mapping[str, Tensor], inputs: Any, targets: Tensor | None = None
+    ) -> Any: ...
+    def evaluated(
+        self, tensors: Mapping[str, Tensor], inputs: Any, targets: Tensor
+    ) -> tuple[Any, Tensor, Tensor]: ...
+    def term(self, outputs: Any, targets: Tensor) -> Tensor | None: ...
 
 
 class Findings:
@@ -68,7 +90,7 @@ class Findings:
             rows = spread.round().long().to(targets.device)
             self._few = taken_to(inputs, rows, targets.device), targets[rows]
 
-    def few(self, risk: EmpiricalRisk, least: int = 1) -> tuple[Any, Tensor] | None:
+    def few(self, risk: Risk, least: int = 1) -> tuple[Any, Tensor] | None:
         """A few samples that came in one batch; None where every batch has fewer than `least`."""
         batches = iter(risk.batches())  # which are seen as they pass
         while self._few is None or len(self._few[1]) < least:
@@ -77,7 +99,7 @@ class Findings:
         return self._few
 
 
-def mixing(risk: EmpiricalRisk) -> str:
+def mixing(risk: Risk) -> str:
     """Why samples of one batch influence each other, "" where they do not; tried once."""
     if risk.findings.mixing is None:
         risk.findings.mixing = _mixing(risk)
@@ -86,7 +108,7 @@ def mixing(risk: EmpiricalRisk) -> str:
     return risk.findings.mixing
 
 
-def check_outputs(risk: EmpiricalRisk) -> None:
+def check_outputs(risk: Risk) -> None:
     """Raise ValueError if a sample's outputs depend on the others; of the loss nothing is asked."""
     if risk.findings.mixing_outputs is None:
         known = risk.findings.mixing
@@ -98,7 +120,7 @@ def check_outputs(risk: EmpiricalRisk) -> None:
         )
 
 
-def check_samples(risk: EmpiricalRisk) -> None:
+def check_samples(risk: Risk) -> None:
     """Raise ValueError if samples influence each other, so that none has a loss of its own."""
     reason = mixing(risk)
     if reason:
@@ -113,7 +135,7 @@ def check_samples(risk: EmpiricalRisk) -> None:
         )
 
 
-def check_batches(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> None:
+def check_batches(risk: Risk, inputs: Any, targets: Tensor) -> None:
     """Raise ValueError if batches do not add up, as their samples influence each other.
 
     A model that takes batches of one size only is tried on the batch at hand.
@@ -130,7 +152,7 @@ def check_batches(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> None:
         )
 
 
-def _mixing(risk: EmpiricalRisk, *, with_loss: bool = True) -> str:
+def _mixing(risk: Risk, *, with_loss: bool = True) -> str:
     few = risk.findings.few(risk, least=2)
     if few is None:  # batches of one sample, of which L is the average
         return ""
@@ -146,7 +168,7 @@ def _mixing(risk: EmpiricalRisk, *, with_loss: bool = True) -> str:
     return _CANNOT + failure
 
 
-def _mixes_by_place(risk: EmpiricalRisk, inputs: Any, targets: Tensor) -> bool:
+def _mixes_by_place(risk: Risk, inputs: Any, targets: Tensor) -> bool:
     """Whether other samples in the second half of a batch change the outputs of the first half."""
     trial = _Trial(risk, (inputs, targets), _ROUNDED, with_loss=False)
     try:
@@ -177,7 +199,7 @@ def attempted(run: Callable[[], Result]) -> Result:
         raise
 
 
-def _run_all(risk: EmpiricalRisk, with_loss: bool) -> None:
+def _run_all(risk: Risk, with_loss: bool) -> None:
     """Run a whole microbatch, which raises what is raised there too."""
     with risk.evaluating(), torch.no_grad():
         for inputs, targets in islice(risk.batches(), 1):
@@ -205,7 +227,7 @@ class _Trial:
 
     def __init__(
         self,
-        risk: EmpiricalRisk,
+        risk: Risk,
         few: tuple[Any, Tensor],
         tolerance: float,
         *,

@@ -48,7 +48,8 @@ class Objective:
             loss sees these. What `torch.compile` or DataParallel wraps is run by itself, neither
             compiled nor checkpointed: microbatches are what bounds memory.
         loss: maps (outputs, targets) to the batch mean (0-d) or a value per sample (`[batch]`).
-            It must be an average over samples, so that microbatches add up. None for the loss
+            It must be an average over samples, so that microbatches add up; any other only has
+            the value and derivatives of one batch. None for the loss
             that a Hugging Face-style model returns when it is given labels.
         data: a tuple (inputs, targets), a `Dataset` of such pairs, or anything that can be
             iterated over again and again in batches (inputs, targets): a `DataLoader`, a list. A
@@ -145,10 +146,13 @@ class Objective:
         In float32 for half-precision parameters, otherwise in their type, of several the widest.
         A ReLU has the second derivative zero.
 
+        Tried once on a few samples, in float64: for symmetry, and where an operation's backward
+        pass is written by hand (an `autograd.Function`) as the derivative of the gradient.
+
         Raises:
             ValueError: if the directions are no block `[k, p]` of finite numbers, or the loss
-                depends on none of the parameters, is not finite, or cannot be differentiated
-                twice.
+                depends on none of the parameters, is not finite, cannot be differentiated
+                twice, or has second derivatives that are wrong.
         """
         return self._products.product("hessian", vectors)
 

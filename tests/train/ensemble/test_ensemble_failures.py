@@ -177,8 +177,8 @@ def test_labels_out_of_range() -> None:
 
 def test_targets_of_the_wrong_shape_or_type() -> None:
     refused("whole numbers, one a sample", data=(inputs(), labels().double()))
-    refused("compare outputs of shape", data=(inputs(), labels()[:, None]))
-    refused("cannot compare|same shape|must match", data=(inputs(), numbers(2)))
+    refused("do not go together in the loss", data=(inputs(), labels()[:, None]))
+    refused("do not go together|same shape|must match", data=(inputs(), numbers(2)))
     refused("compares elements", loss=nn.MSELoss(), data=(inputs(), labels()))
     refused("compares elements", loss=nn.HuberLoss(), data=(inputs(), numbers(1)))
 

@@ -178,8 +178,13 @@ class RitzBasis:
             # Once more for the rounding errors of what was removed.
             direction -= (self.basis @ direction) @ self.basis
         left = float(length(direction))
-        if left <= ROUNDING * self.operator.rounding * self.scale:
+        # Ritz values are not asked for by all; the matrix that they are of bounds them from below.
+        scale = max(self.scale, float(self.projected.abs().max()))
+        if left <= ROUNDING * self.operator.rounding * scale:
             return self.orthonormal(self.operator.random(1, self.generator)[0]), 0.0
+        if left <= self.operator.rounding**0.5 * scale:
+            # What is left of so much holds a share of the basis too, as rounding errors.
+            return self.orthonormal(direction / left), left
         return direction / left, left
 
     def append(

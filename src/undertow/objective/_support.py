@@ -9,15 +9,20 @@ import torch
 from torch import nn
 
 
+def check_not_scripted(name: str, module: nn.Module) -> None:
+    """Raise TypeError for a module of `torch.jit`."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{name} is TorchScript, which runs on its own parameters only: give the nn.Module "
+            "that it was made of"
+        )
+
+
 def check_supported(model: nn.Module) -> None:
     """Raise TypeError or ValueError for a module that cannot be evaluated at other parameters."""
     for path, module in model.named_modules():
         name, kind = path or "the model", type(module)
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(
-                f"{name} is TorchScript, which runs on its own parameters only: give the nn.Module "
-                "that it was made of"
-            )
+        check_not_scripted(name, module)
         if getattr(module.train, "__module__", "").startswith("torch.export"):
             raise TypeError(
                 f"{name} is an exported program, whose training mode is fixed: give the nn.Module "

@@ -153,19 +153,7 @@ def verify(
     )
     # With the defaults that were not given, so that all runs have the same ones.
     hyper, new = {change.name: change.old for change in rescaling.changes}, rescaling.hyper
-    fields = _member_fields(hyper)
-    memory = 0.0
-    if optimizer not in ("sgd", "momentum") and "beta2" in fields:  # else it is a mere default
-        memory = 1 / (1 - fields["beta2"])
-    if steps is None:
-        least = max(_LEAST_STEPS * max(1.0, 1 / factor), _LEAST_LARGE_STEPS * factor)
-        steps = math.ceil(max(least, min(2 * memory, _MOST_STEPS)))
-    notes: tuple[str, ...] = ()
-    if steps < memory:
-        notes = (
-            f"the runs are shorter than the {memory:.0f} steps that mean squares remember, so "
-            "their start has a part in it",
-        )
+    steps, notes = _length(optimizer, _member_fields(hyper), factor, steps)
     # After the rule has said that it reaches that batch: this is the expensive part.
     noise = measure.gradient_noise(objective) if noise is None else noise
     sharp = measure.sharpness(objective, k=1)
@@ -201,6 +189,22 @@ def verify(
         "finer": final(fine, hyper, from_batch, round(steps * fine.steps_per_step)),
     }
     return _judged(measured, runs, notes)
+
+
+def _length(
+    optimizer: str, fields: Mapping[str, Any], factor: float, steps: int | None
+) -> tuple[int, tuple[str, ...]]:
+    """The steps of the job as it is, and what there is to say of them."""
+    memory = 0.0
+    if optimizer not in ("sgd", "momentum") and "beta2" in fields:  # else it is a mere default
+        memory = 1 / (1 - fields["beta2"])
+    if steps is None:
+        least = max(_LEAST_STEPS * max(1.0, 1 / factor), _LEAST_LARGE_STEPS * factor)
+        steps = math.ceil(max(least, min(2 * memory, _MOST_STEPS)))
+    if steps >= memory:
+        return steps, ()
+    remembered = f"the {memory:.0f} steps that mean squares remember"
+    return steps, (f"the runs are shorter than {remembered}, so their start has a part in it",)
 
 
 def _final_losses(

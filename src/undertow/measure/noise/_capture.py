@@ -110,13 +110,7 @@ class Capture(TorchFunctionMode):
         self.counts: Counter[str] = Counter()
         self.unseen: set[str] = set()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function of PyTorch, and watches it if it is a layer's."""
         del types
         kwargs = dict(kwargs or {})

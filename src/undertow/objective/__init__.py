@@ -23,6 +23,7 @@ from undertow.objective._module import unfused as unfused
 from undertow.objective._objective import Objective as Objective
 from undertow.objective._risk import EmpiricalRisk as EmpiricalRisk
 from undertow.objective._stand_in import StandIn as StandIn
+from undertow.objective._support import is_sharded as is_sharded
 from undertow.objective._twin import original as original
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "dense",
     "evaluating",
     "gradient",
+    "is_sharded",
     "logits_of",
     "original",
     "out_of_memory",

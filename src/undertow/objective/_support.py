@@ -5,8 +5,10 @@ What cannot is refused before any work: its numbers would be another model's, or
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def check_not_scripted(name: str, module: nn.Module) -> None:
@@ -16,6 +18,11 @@ def check_not_scripted(name: str, module: nn.Module) -> None:
             f"{name} is TorchScript, which runs on its own parameters only: give the nn.Module "
             "that it was made of"
         )
+
+
+def is_sharded(value: Any) -> bool:
+    """Whether it is a `DTensor`, whose module is not loaded to find out."""
+    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
 
 
 def check_supported(model: nn.Module) -> None:
@@ -39,7 +46,7 @@ def check_supported(model: nn.Module) -> None:
                 "copy of the model, and give that"
             )
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "full_tensor"):
+        if is_sharded(parameter):
             raise TypeError(
                 f"parameter {name} is a DTensor, of which each rank holds a part: load the full "
                 "tensors ({n: p.full_tensor() for n, p in model.named_parameters()}) into a plain "

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from everything import differences, of_module, of_process
-from module_zoo import CLASSES, WIDTH, ZOO
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import undertow as ut
+from left_as_found import differences, of_module, of_process
+from module_zoo import CLASSES, WIDTH, ZOO
 from undertow import measure
 from undertow.objective import Objective
 

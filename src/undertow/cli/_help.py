@@ -1,7 +1,4 @@
-"""How the help of a command is shown.
-
-Its options are the fields of a dataclass, and the comments beside them the help; tyro lays it out.
-"""
+"""How the help of a command is shown, laid out by tyro."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, NoReturn, get_type_hints
 
-from undertow.cli._fields import is_required, metavar_of, positional_fields
+from undertow.cli._fields import is_required, metavar, positional
 
 
 class HelpShown(Exception):
@@ -108,11 +105,11 @@ def _dressed(part: Any) -> Any:
         if dataclasses.is_dataclass(hints[name]):
             fields.append((name, Annotated[hints[name], tyro.conf.Suppress], filled))
             continue
-        metavar = None if hints[name] is bool else metavar_of(kind, name)
+        value = None if hints[name] is bool else metavar(kind, name)
         look = [
-            tyro.conf.arg(metavar=metavar, help=_sentence(said.get(name)), help_behavior_hint=hint)
+            tyro.conf.arg(metavar=value, help=_sentence(said.get(name)), help_behavior_hint=hint)
         ]
-        if name in positional_fields(kind):
+        if name in positional(kind):
             look.append(tyro.conf.Positional)
         fields.append((name, Annotated[hints[name], *look], filled))
     # A subclass: tyro finds the words about a field where it was written.

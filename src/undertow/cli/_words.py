@@ -1,7 +1,7 @@
 """How the words of a command line become the options of a command.
 
 Options are the fields of a dataclass, as are a claim's knobs: a field's type says what its flag
-takes, and tyro reads the value.
+takes, and the words under it are its help. tyro reads values, when there are any.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from undertow.cli._fields import (
     flag_fields,
     is_required,
-    metavar_of,
-    positional_fields,
+    metavar,
+    positional,
     spelled,
     takes,
     without_none,
@@ -30,11 +36,8 @@ from undertow.lab import Bound
 # Options that say what becomes of a result. Every other one is an argument of the library's
 # function that the command calls, under its name or one that the command's PARAMETERS give.
 OUTPUT = frozenset({"json", "html", "csv", "every", "expect"})
-
-
 # Options that say what other options count in; a command converts these before it calls.
 UNITS = frozenset({"sequence_length"})
-
 
 _Options = TypeVar("_Options")
 
@@ -69,11 +72,11 @@ def parse(kind: type[_Options], words: Sequence[str], *, command: str, summary: 
     """
     loose, flags = by_flag(words)
     if any(flag.name == "help" for flag in flags):
-        positional = [metavar_of(kind, name) for name in positional_fields(kind)]
-        show_help(" ".join([command, *positional]), summary, kind)
+        placed = [metavar(kind, name) for name in positional(kind)]
+        show_help(" ".join([command, *placed]), summary, kind)
     refuse_unknown(flags, [kind], command)
 
-    wanted = positional_fields(kind)
+    wanted = positional(kind)
     whole = []
     for flag in flags:
         taken = _taken(kind, flag, spare=len(wanted) - len(loose) if flag is flags[-1] else 0)
@@ -85,8 +88,8 @@ def parse(kind: type[_Options], words: Sequence[str], *, command: str, summary: 
         )
     values = read_values(kind, whole, command)
     for name, word in zip(wanted, loose, strict=False):
-        placed = Flag(metavar_of(kind, name), (word,))
-        values[name] = _read(get_type_hints(kind)[name], placed, command)
+        flag = Flag(metavar(kind, name), (word,))
+        values[name] = _read(get_type_hints(kind)[name], flag, command)
     missing = [
         spelled(kind, field.name)
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -170,64 +173,6 @@ def read_values(kind: type, flags: Iterable[Flag], command: str) -> dict[str, An
     return values
 
 
-def _field_of(kind: type, flag: Flag) -> str | None:
-    """The field that a flag sets, or none; a switch has a flag for off too."""
-    if flag.name in flag_fields(kind):
-        return flag.name
-    off = flag.name.removeprefix("no_")
-    return off if get_type_hints(kind).get(off) is bool else None
-
-
-def _taken(kind: type, flag: Flag, *, spare: int) -> int:
-    """How many of the words after a flag are its own; `spare` of a list's last ones are not."""
-    name = _field_of(kind, flag)
-    hint = without_none(get_type_hints(kind)[name or flag.name])
-    if get_origin(hint) is not tuple:
-        return int(flag.joined) if hint is bool else 1
-    items = get_args(hint)
-    if Ellipsis not in items:
-        return len(items)
-    return max(len(flag.values) - max(spare, 0), int(flag.joined))
-
-
-def _read(hint: Any, flag: Flag, command: str) -> Any:
-    """The value of one flag, by a parser for it alone: so what fails is known, and said here."""
-    import tyro
-
-    values = [_plain(word, hint) for word in flag.values]
-    words = ["--value", *values]
-    if flag.joined:
-        words[:2] = [f"--value={values[0]}"]
-    alone = dataclasses.make_dataclass("alone", [("value", hint)])
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            value: Any = tyro.cli(alone, args=words).value
-    except SystemExit:
-        value = math.nan
-    if any(item != item for item in (value if isinstance(value, tuple) else (value,))):  # NaN
-        got = " ".join(flag.values) or "nothing"
-        raise UsageError(f"{command}: {flag.given} takes {takes(hint)}, got {got}")
-    return value
-
-
-def _plain(word: str, hint: Any) -> str:
-    """A number such as 5e5, 0.5M or 2k in digits; every other word as it is."""
-    plain = without_none(hint)
-    kinds = {plain, *(kind for kind in get_args(plain) if kind is int)}
-    if not kinds & {int, float} or (not word[:1].isdigit() and word[:1] != "."):
-        return word
-    if word.isdigit() or word[-1].lower() not in "0123456789.kmbgti":
-        return word
-    if word[-1].isdigit() and int not in kinds:
-        return word
-    from undertow import apply
-
-    try:
-        return str(apply.parse_count("", word))
-    except ValueError:
-        return word  # for what reads the value to refuse
-
-
 def arguments(options: Any, parameters: Mapping[str, str]) -> dict[str, Any]:
     """The arguments of the library's function that a command calls, by the parameter's name.
 
@@ -288,3 +233,67 @@ def close_to(given: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(given, names)
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+
+
+# --- the fields of a dataclass ----------------------------------------------------------------
+
+
+def _field_of(kind: type, flag: Flag) -> str | None:
+    """The field that a flag sets, or none; a switch has a flag for off too."""
+    if flag.name in flag_fields(kind):
+        return flag.name
+    off = flag.name.removeprefix("no_")
+    return off if get_type_hints(kind).get(off) is bool else None
+
+
+def _taken(kind: type, flag: Flag, *, spare: int) -> int:
+    """How many of the words after a flag are its own; `spare` of a list's last ones are not."""
+    name = _field_of(kind, flag)
+    hint = without_none(get_type_hints(kind)[name or flag.name])
+    if get_origin(hint) is not tuple:
+        return int(flag.joined) if hint is bool else 1
+    items = get_args(hint)
+    if Ellipsis not in items:
+        return len(items)
+    return max(len(flag.values) - max(spare, 0), int(flag.joined))
+
+
+# --- types: how they are written, what they take ----------------------------------------------
+
+
+def _read(hint: Any, flag: Flag, command: str) -> Any:
+    """The value of one flag, by a parser for it alone: so what fails is known, and said here."""
+    import tyro
+
+    values = [_plain(word, hint) for word in flag.values]
+    words = ["--value", *values]
+    if flag.joined:
+        words[:2] = [f"--value={values[0]}"]
+    alone = dataclasses.make_dataclass("alone", [("value", hint)])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            value: Any = tyro.cli(alone, args=words).value
+    except SystemExit:
+        value = math.nan
+    if any(item != item for item in (value if isinstance(value, tuple) else (value,))):  # NaN
+        got = " ".join(flag.values) or "nothing"
+        raise UsageError(f"{command}: {flag.given} takes {takes(hint)}, got {got}")
+    return value
+
+
+def _plain(word: str, hint: Any) -> str:
+    """A number such as 5e5, 0.5M or 2k in digits; every other word as it is."""
+    plain = without_none(hint)
+    kinds = {plain, *(kind for kind in get_args(plain) if kind is int)}
+    if not kinds & {int, float} or (not word[:1].isdigit() and word[:1] != "."):
+        return word
+    if word.isdigit() or word[-1].lower() not in "0123456789.kmbgti":
+        return word
+    if word[-1].isdigit() and int not in kinds:
+        return word
+    from undertow import apply
+
+    try:
+        return str(apply.parse_count("", word))
+    except ValueError:
+        return word  # for what reads the value to refuse

@@ -199,11 +199,19 @@ class Evaluation:
         return self._terms.sum_and_count(outputs, targets, len(targets))[0]
 
     def logits_and_sum(
-        self, tensors: Tensors, inputs: Any, targets: Tensor
+        self,
+        tensors: Tensors,
+        inputs: Any,
+        targets: Tensor,
+        within: AbstractContextManager[object] = _NOTHING,
     ) -> tuple[Any, Float[Tensor, ""]]:
-        """The logits, and the sum of the loss as a function of them."""
+        """The logits, and the sum of the loss as a function of them.
+
+        The model, and nothing else, runs within a context that is given.
+        """
         self._learn(tensors, inputs, targets)
-        outputs = self.outputs(tensors, inputs, targets)
+        with within:
+            outputs = self.outputs(tensors, inputs, targets)
         with self._redirected(tensors):
             return logits_of(outputs), self._terms.sum_by_logits(outputs, targets, len(targets))
 

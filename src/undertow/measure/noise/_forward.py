@@ -17,6 +17,8 @@ from undertow.objective import EmpiricalRisk, Tensors
 
 # Marks are powers of two, up to this one and down to its inverse: no two are alike to rounding.
 _MARKS = 4.0
+# What is left where the slopes in the outputs cancel is rounding, up to so many units of theirs.
+_NOISE = 4
 
 
 class Forward:
@@ -87,14 +89,18 @@ class Forward:
                 found = torch.autograd.grad(
                     self.outputs, self.capture.edges, given, retain_graph=True, allow_unused=True
                 )
-        return Marked(marks, dict(zip(map(id, self.capture.sites), found, strict=True)))
+        rows = torch.linalg.vector_norm(flat_rows(wide(slope)), dim=1)
+        noise = _NOISE * torch.finfo(slope.dtype).eps * float(rows.max())
+        return Marked(marks, dict(zip(map(id, self.capture.sites), found, strict=True)), noise)
 
 
 class Marked:
     """Gradients at sites under marked slopes."""
 
-    def __init__(self, marks: Float64[Tensor, " samples"], found: dict[int, Tensor | None]) -> None:
-        self._marks, self._found = marks, found
+    def __init__(
+        self, marks: Float64[Tensor, " samples"], found: dict[int, Tensor | None], noise: float
+    ) -> None:
+        self._marks, self._found, self._noise = marks, found, noise
 
     def fits(self, site: Site, delta: Tensor, axis: int) -> bool:
         """Whether each row of `delta`, the gradient without marks, is of the sample it lies with.
@@ -109,7 +115,8 @@ class Marked:
         others = flat_rows(wide(by_sample(marked, samples, axis)))
         marks = self._marks.to(rows.real.dtype)
         away = torch.linalg.vector_norm(others / marks[:, None] - rows, dim=1)
-        return bool(agree(away, torch.linalg.vector_norm(rows, dim=1), delta.dtype).all())
+        sizes = torch.linalg.vector_norm(rows, dim=1)
+        return bool((agree(away, sizes, delta.dtype) | (sizes + away <= self._noise)).all())
 
 
 def agree(

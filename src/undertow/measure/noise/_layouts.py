@@ -37,6 +37,8 @@ _PRIMES = (2, 3, 5, 7, 11, 13)
 # Another number of samples is tried where a batch has so many times more: a batch of fewer is
 # proven by itself.
 _WORTH = 4
+# Traces that are kept, as of batches of different lengths.
+_KEPT = 64
 
 
 class Layouts:
@@ -53,24 +55,26 @@ class Layouts:
     ) -> None:
         self.layout, self.uses, self.traceable = layout, uses, traceable
         self._law = law
-        self._proven: dict[int, tuple[Trace, frozenset[str]]] = {}
+        self._proven: dict[tuple[int, int], tuple[Trace, frozenset[str]]] = {}
 
     def wrong(self, samples: int, trace: Trace | None) -> frozenset[str] | None:
         """Parameters that lie otherwise in a pass with this trace; None where that is unknown."""
         if trace is None or trace.by_values:
             return None
-        known = self._proven.get(samples)
+        known = self._proven.get((samples, trace.key))
         if known is not None and known[0] == trace:
             return known[1]
         if self._law is not None and self._law.foretells(samples, trace):
-            self._proven[samples] = trace, frozenset()
+            self.learn(samples, trace, frozenset())
             return frozenset()
         return None
 
     def learn(self, samples: int, trace: Trace | None, wrong: frozenset[str]) -> None:
         """Remember what marks have shown."""
         if trace is not None and not trace.by_values:
-            self._proven[samples] = trace, wrong
+            if len(self._proven) >= _KEPT:
+                self._proven.clear()
+            self._proven[samples, trace.key] = trace, wrong
 
 
 def layouts_of(risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tensor) -> Layouts:

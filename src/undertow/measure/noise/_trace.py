@@ -230,6 +230,11 @@ class Trace:
     placing: list[tuple[int, int]] = field(default_factory=list)
     by_values: bool = False
 
+    @property
+    def key(self) -> int:
+        """To find one that is equal by."""
+        return hash(tuple(self.sizes))
+
     def __eq__(self, other: object) -> bool:
         """Whether the passes did the same."""
         if not isinstance(other, Trace):

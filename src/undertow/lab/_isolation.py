@@ -20,6 +20,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from undertow._quietly import quietly
+
 # Read by numeric libraries when they are loaded, so set before a worker process starts.
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1"
@@ -31,11 +33,11 @@ _Setting = tuple[Callable[[], Any], Callable[[Any], Any], Any]  # read, write, a
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
     """One computing thread in the linear algebra that this process has loaded, as workers have."""
-    # The last is set when threadpoolctl is imported, for every OpenMP library there is.
-    found = {name: os.environ.get(name) for name in (*ONE_THREAD, "KMP_DUPLICATE_LIB_OK")}
-    import threadpoolctl
-    import torch  # noqa: F401  # which brings more of it
+    with quietly():
+        import threadpoolctl
+        import torch  # noqa: F401  # which brings more of it
 
+    found = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
     try:
         with threadpoolctl.threadpool_limits(1):

@@ -6,12 +6,13 @@ import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from undertow import apply, claims, predict
-from undertow.cli import _rescale
+from undertow.cli import _rescale, main
+from undertow.cli._fields import bounds_of
 from undertow.cli._main import COMMANDS
 from undertow.cli._words import OUTPUT, UNITS, arguments, shared_parameters
 
@@ -80,3 +81,36 @@ def test_options_of_one_parameter_come_under_it_as_a_dictionary() -> None:
 
     found = arguments(Options(), {"rows": "shape", "cols": "shape", "to": "out"})
     assert found == {"shape": {"rows": 2, "cols": 3}, "out": "there", "seed": 4}
+
+
+@pytest.mark.parametrize("command", CALLED)
+def test_every_number_has_bounds_and_out_of_them_is_wrong_usage(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Infinity and a number far below zero are outside all of them."""
+    kind = options_of(command)
+    required = {
+        field.name: ("1" if "x" not in field.name else "x")
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING
+    }
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        plain = get_type_hints(kind)[name]
+        numbers = {int, float} & {plain, *get_args(plain)}
+        if not numbers:
+            continue
+        assert list(bounds_of(hint)), f"--{name} of {command} has no bounds"
+        items = get_args(plain)
+        values = ["-9"] * (len(items) if plain == (tuple[float, float] | None) else 1)
+        words = [name.replace("_", "-"), *values]
+        given = [word for each, word in required.items() if each in ("path", "name", "directory")]
+        given += ["momentum"] if command == "reproduce" else []
+        flags = [
+            part
+            for each, word in required.items()
+            if each not in ("path", "name", "directory", name)
+            for part in (f"--{each.replace('_', '-')}", word)
+        ]
+        status = main([command, *given, *flags, f"--{words[0]}", *words[1:]])
+        assert status == 2, words
+        assert f"--{words[0]} must be" in capsys.readouterr().err

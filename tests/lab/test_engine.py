@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -70,6 +71,7 @@ def disturbs() -> None:
     np.seterr(all="ignore")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.alarm(1)
     sys.path.clear()
     sys.setrecursionlimit(2000)
 
@@ -149,7 +151,7 @@ def test_the_process_is_left_as_it_was(tmp_path: Path, global_rng_untouched: Non
             *(dict(os.environ), os.getcwd(), handlers, list(sys.path), sys.getrecursionlimit()),
             *(torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()),
             *(torch.are_deterministic_algorithms_enabled(), np.geterr(), threading.active_count()),
-            torch.tensor([1e-39]).mul(0.5).item(),
+            *(torch.tensor([1e-39]).mul(0.5).item(), signal.getitimer(signal.ITIMER_REAL)),
         )
 
     before = state()
@@ -207,6 +209,21 @@ def test_a_time_limit_ends_one_trial_of_a_group(tmp_path: Path, fate: str) -> No
     assert "more than 1 s" in failure.message
     assert sorted(found.records["walks"]["seed"].unique()) == [0, 2, 3]
     assert found.alone == 1  # the other of its group
+
+
+@pytest.mark.slow
+def test_a_worker_that_a_trial_cuts_off_is_not_said_to_be_killed_by_others(tmp_path: Path) -> None:
+    def scribbles(trial: Deed) -> dict[str, int]:
+        for number in range(3, 20) if trial.name == "scribbles" else ():
+            with contextlib.suppress(OSError):
+                os.write(number, b"not an answer")
+        return {"value": 1}
+
+    trials = [Deed("scribbles"), Deed("nothing")]
+    study = lab.Study("scribbles", {"own": lab.Experiment(trials, scribbles)})
+    (failure,) = quietly(study, tmp_path / "runs", workers=1).failures
+    assert failure.fields["name"] == "scribbles"
+    assert "cut off from this process" in failure.message
 
 
 def test_what_ran_alone_is_said_and_runs_together_when_it_can(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import pytest
@@ -108,3 +110,48 @@ with stoppable():
 def test_a_second_one_ends_the_process_at_once() -> None:
     ended = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (-signal.SIGTERM, "noted\n")
+
+
+def test_a_run_does_without_what_windows_lacks(tmp_path: Path) -> None:
+    """Of signals, locks, process groups and calls into the C library."""
+    program = """
+import ctypes, os, signal, sys
+import polars, torch
+import toy_study
+for module, name in [
+    (signal, "SIGHUP"), (signal, "SIGALRM"), (signal, "SIGCHLD"), (signal, "SIGUSR1"),
+    (signal, "SIGPIPE"), (signal, "SIGKILL"), (signal, "pthread_sigmask"), (os, "killpg"),
+    (os, "waitid"), (os, "sysconf"), (os, "register_at_fork"), (os, "O_NOFOLLOW"),
+    (os, "O_NONBLOCK"), (os, "mkfifo"), (os, "setsid"),
+]:
+    delattr(module, name)
+for name in [name for name in sys.modules if name.startswith("undertow")]:
+    del sys.modules[name]
+sys.modules["fcntl"] = None
+real = ctypes.CDLL
+def library(name, *rest, **more):
+    if name is None and "undertow" in sys._getframe(1).f_code.co_filename:
+        raise TypeError("argument of type 'NoneType' is not iterable")
+    return real(name, *rest, **more)
+ctypes.CDLL = library
+sys.modules.pop("toy_study")
+import toy_study
+from toy_study import Walk
+from undertow import lab
+import undertow.lab._stop as stop
+class Windows:
+    name = "nt"
+    __getattr__ = staticmethod(lambda name: getattr(os, name))
+stop.os = Windows()
+for engine in ("inline", "local"):
+    found = lab.run(toy_study.walks(Walk(0), Walk(1)), lab.Store(sys.argv[1] + engine),
+                    engine=engine, progress=False)
+    assert len(found.records["walks"]["seed"].unique()) == 2, found
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr

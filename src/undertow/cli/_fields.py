@@ -1,12 +1,25 @@
-"""The fields of a dataclass as options: which have a flag, and how what they take is written."""
+"""The fields of a dataclass as options: which have a flag, how what they take is written, what it
+must be.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from undertow.lab import Bound, at_least, between
+
+Count = Annotated[int, at_least(1)]
+NotNegative = Annotated[int, at_least(0)]
+Above0 = Annotated[float, Bound("a finite number above 0", lambda x: 0 < x < math.inf)]
+From0 = Annotated[float, Bound("a finite number, at least 0", lambda x: 0 <= x < math.inf)]
+Memory = Annotated[float, Bound("at least 0 and below 1", lambda x: 0 <= x < 1)]
+Share = Annotated[float, between(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -86,3 +99,10 @@ def _short(hint: Any) -> str:
     if get_origin(plain) is Literal:
         return "NAME"
     return {int: "N", float: "X", Path: "PATH"}.get(plain, "TEXT")
+
+
+def bounds_of(hint: Any) -> Iterator[Bound]:
+    """The bounds of a kind, of its items, of what may be left out."""
+    yield from (extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Bound))
+    for part in get_args(hint):
+        yield from bounds_of(part)

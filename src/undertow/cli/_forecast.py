@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from undertow.cli._fields import Shown
+from undertow.cli._fields import Above0, Count, From0, Memory, NotNegative, Shown
 from undertow.cli._output import show
 from undertow.cli._words import UsageError, arguments, in_samples, parse
 
@@ -20,11 +20,11 @@ PARAMETERS = {"checkpoint": "model_or_shapes", "shapes": "model_or_shapes"}
 class Options:
     """What `forecast` takes."""
 
-    lr: float
+    lr: Above0
     """Peak learning rate."""
-    weight_decay: float
+    weight_decay: From0
     """PyTorch's."""
-    steps: int
+    steps: Count
     """Optimizer steps of the run."""
     batch_size: Annotated[str, Shown("N")]
     """Samples a step over all workers; also as 5e5, 0.5M, 256seq."""
@@ -34,25 +34,25 @@ class Options:
     """Shapes of matrices, in place of a checkpoint."""
     optimizer: Annotated[str | None, Shown("NAME")] = None
     """Of any kind: sgd (the default), adamw, lion, muon, ..."""
-    momentum: float | None = None
+    momentum: Memory | None = None
     """Of SGD."""
     schedule: Annotated[str, Shown("NAME")] = "constant"
     """constant, cosine:FLOOR, linear, wsd, onecycle or step:0.1@3000,6000."""
-    warmup_steps: int = 0
+    warmup_steps: NotNegative = 0
     """Of linear warm-up before it."""
     samples: Annotated[str | None, Shown("N")] = None
     """Of the training set, to count epochs."""
-    sequence_length: int | None = None
+    sequence_length: Count | None = None
     """Tokens a sequence: these two are then in tokens, unless as 256seq."""
     init: Annotated[str, Shown("NAME")] = "pytorch"
     """Initialisation: pytorch, he, lecun or xavier."""
-    threshold: float = 1e-3
+    threshold: From0 = 1e-3
     """Of ranks, relative to the Frobenius norm."""
-    norm_ratio: float = 1.0
+    norm_ratio: Above0 = 1.0
     """Final over initial norm, where only shapes are given."""
-    sync_alpha: float | None = None
+    sync_alpha: Above0 | None = None
     """Of the quadratic synchronisation rule."""
-    sync_base: int = 4
+    sync_base: Count = 4
     """Its least period."""
     records: Annotated[Path | None, Shown("FILE")] = None
     """A run's records: forecast and measurement side by side."""

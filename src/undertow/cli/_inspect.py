@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from undertow.cli._fields import Shown
+from undertow.cli._fields import Above0, Count, From0, Memory, NotNegative, Share, Shown
 from undertow.cli._output import show
 from undertow.cli._words import arguments, parse
 
@@ -24,17 +24,17 @@ class Options:
     """A .safetensors, .pt, .pth, .bin or .ckpt file, an .index.json, or a folder with one."""
     against: Annotated[Path | None, Shown("OTHER")] = None
     """Another: the table is then of the differences, what fine-tuning changed."""
-    threshold: float = 1e-3
+    threshold: From0 = 1e-3
     """Of the rank, relative to the Frobenius norm."""
-    errors: Annotated[tuple[float, ...], Shown("E...")] = (0.01, 0.05, 0.1)
+    errors: Annotated[tuple[Share, ...], Shown("E...")] = (0.01, 0.05, 0.1)
     """Relative errors that compressibility is given for."""
-    lr: float | None = None
+    lr: Above0 | None = None
     """With --weight-decay and --steps: what is left of the initial weights."""
-    weight_decay: float | None = None
+    weight_decay: From0 | None = None
     """PyTorch's."""
-    steps: int | None = None
+    steps: NotNegative | None = None
     """Optimizer steps taken."""
-    momentum: float = 0.0
+    momentum: Memory = 0.0
     """Of SGD with coupled decay."""
     init: Annotated[str, Shown("NAME")] = "pytorch"
     """Initialisation: pytorch, he, lecun or xavier."""
@@ -44,7 +44,7 @@ class Options:
     """Write the table and the spectra there."""
     html: Annotated[Path | None, Shown("FILE")] = None
     """Write a page with spectra drawn there."""
-    workers: int | None = None
+    workers: Count | None = None
     """Threads; one a core by default."""
     json: bool = False
     """Print one JSON object."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from undertow.cli._fields import Shown
+from undertow.cli._fields import Above0, Count, From0, Memory, NotNegative, Shown
 from undertow.cli._output import EXPECTED_ERRORS, remark, show, undisturbed
 from undertow.cli._words import arguments, in_samples, parse
 
@@ -34,41 +34,41 @@ class Options:
 
     optimizer: Annotated[str, Shown("NAME")]
     """sgd, adamw, lion, muon, ...: a wrong one names them all."""
-    lr: float
+    lr: Above0
     """Learning rate."""
     batch_size: Annotated[str, Shown("N")]
     """Samples a step on one worker, now; also as 5e5, 0.5M, 256seq."""
     to: Annotated[str, Shown("N")]
     """And after."""
-    sequence_length: int | None = None
+    sequence_length: Count | None = None
     """Tokens a sequence: batches are then in tokens, unless as 256seq."""
-    workers: int = 1
+    workers: Count = 1
     """Data-parallel workers now."""
-    to_workers: int | None = None
+    to_workers: Count | None = None
     """And after; as many by default."""
-    momentum: float | None = None
+    momentum: Memory | None = None
     """Of SGD."""
-    betas: Annotated[tuple[float, float] | None, Shown("B1 B2")] = None
+    betas: Annotated[tuple[Memory, Memory] | None, Shown("B1 B2")] = None
     """Of Adam and AdamW."""
-    alpha: float | None = None
+    alpha: Memory | None = None
     """Of RMSprop."""
-    eps: float | None = None
+    eps: From0 | None = None
     """Outside the root."""
-    weight_decay: float | None = None
+    weight_decay: From0 | None = None
     """PyTorch's."""
-    steps: int | None = None
+    steps: NotNegative | None = None
     """Of the run."""
-    warmup_steps: int | None = None
+    warmup_steps: NotNegative | None = None
     """Of warm-up."""
-    milestones: tuple[int, ...] | None = None
+    milestones: tuple[NotNegative, ...] | None = None
     """Steps at which the rate drops."""
     rule: Annotated[str | None, Shown("NAME")] = None
     """Another rule than the optimizer's own, such as linear or fixed-rate."""
     averages: Annotated[Literal["half-life", "sde", "keep"], Shown("NAME")] = "half-life"
     """What becomes of betas: half-life (beta^k), sde (1 - k (1 - beta)) or keep."""
-    noise_scale: float | None = None
+    noise_scale: Above0 | None = None
     """Measured noise scale, in samples: warns where the rule ends."""
-    sharpness: float | None = None
+    sharpness: Above0 | None = None
     """Measured largest eigenvalue of the Hessian: the same."""
     verify: Annotated[str | None, Shown("FILE.py:NAME")] = None
     """Run that file, call its NAME() for an Objective, and try the rule there in short runs."""

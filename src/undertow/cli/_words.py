@@ -22,6 +22,7 @@ from typing import (
 )
 
 from undertow.cli._fields import (
+    bounds_of,
     flag_fields,
     is_required,
     metavar,
@@ -31,7 +32,6 @@ from undertow.cli._fields import (
     without_none,
 )
 from undertow.cli._help import show_help
-from undertow.lab import Bound
 
 # Options that say what becomes of a result. Every other one is an argument of the library's
 # function that the command calls, under its name or one that the command's PARAMETERS give.
@@ -146,10 +146,11 @@ def refuse_out_of_bounds(options: Any, command: str) -> None:
     """
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         value = getattr(options, name)
-        for bound in get_args(hint)[1:]:
-            if isinstance(bound, Bound) and value is not None and not bound.allows(value):
+        for bound in bounds_of(hint):
+            if value is not None and not bound.allows(value):
                 flag = f"--{name.replace('_', '-')}"
-                raise UsageError(f"{command}: {flag} must be {bound.words}, got {value}")
+                got = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise UsageError(f"{command}: {flag} must be {bound.words}, got {got}")
 
 
 def read_values(kind: type, flags: Iterable[Flag], command: str) -> dict[str, Any]:

@@ -283,9 +283,11 @@ class _Lane(threading.Thread):
             worker, self._worker = self._worker, None
         if worker is None:
             return ""
+        by_itself = not died or worker.ends()
         if died:  # what it has started may live
             worker.kill()
-        return worker.leave()
+        how = worker.leave()
+        return how if by_itself else "cut off from this process, it was ended"
 
 
 class _Worker:
@@ -325,6 +327,18 @@ class _Worker:
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
+
+    def ends(self) -> bool:
+        """Whether it ends by itself within half a second; nobody else gets its number yet."""
+        if not hasattr(os, "waitid"):
+            return True
+        look = os.WEXITED | os.WNOWAIT | os.WNOHANG
+        until = time.monotonic() + 0.5
+        while os.waitid(os.P_PID, self._process.pid, look) is None:
+            if time.monotonic() > until:
+                return False
+            time.sleep(_TICK / 10)
+        return True
 
     def leave(self) -> str:
         """Let it end, or end it; returns how it ended."""

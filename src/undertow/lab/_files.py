@@ -109,8 +109,9 @@ def flush_files(paths: Sequence[Path]) -> None:
 
 
 def _flush(path: Path) -> None:
+    mode = "r+b" if os.name == "nt" else "rb"  # Windows flushes only what may be written
     try:
-        with open(path, "rb") as file:
+        with open(path, mode) as file:
             os.fsync(file.fileno())
     except FileNotFoundError:  # moved away meanwhile
         return

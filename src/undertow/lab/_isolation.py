@@ -20,6 +20,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from undertow._quietly import quietly
+
 # Read by numeric libraries when they are loaded, so set before a worker process starts.
 ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS"), "1"
@@ -31,8 +33,9 @@ _Setting = tuple[Callable[[], Any], Callable[[Any], Any], Any]  # read, write, a
 @contextlib.contextmanager
 def single_threaded() -> Iterator[None]:
     """One computing thread in the linear algebra that this process has loaded, as workers have."""
-    import threadpoolctl
-    import torch  # noqa: F401  # which brings more of it
+    with quietly():
+        import threadpoolctl
+        import torch  # noqa: F401  # which brings more of it
 
     found = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(ONE_THREAD)
@@ -64,7 +67,7 @@ def _python_state() -> Iterator[None]:
     streams = sys.stdin, sys.stdout, sys.stderr
     path, depth, collects = list(sys.path), sys.getrecursionlimit(), gc.isenabled()
     context = decimal.getcontext().copy()
-    handlers = _handlers()
+    handlers, alarm = _handlers(), _alarm()
     try:
         with warnings.catch_warnings():
             yield
@@ -79,6 +82,8 @@ def _python_state() -> Iterator[None]:
         sys.stdin, sys.stdout, sys.stderr = streams
         sys.path[:] = path
         sys.setrecursionlimit(depth)
+        if alarm == (0.0, 0.0):  # one that a trial has set would end another
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
         (gc.enable if collects else gc.disable)()
         decimal.setcontext(context)
         for number, handler in handlers.items():
@@ -91,6 +96,11 @@ def _folder() -> str | None:
         return os.getcwd()
     except OSError:  # removed under our feet
         return None
+
+
+def _alarm() -> tuple[float, float] | None:
+    """When an alarm will ring, and every how many seconds from then on."""
+    return signal.getitimer(signal.ITIMER_REAL) if hasattr(signal, "getitimer") else None
 
 
 def _handlers() -> dict[int, Any]:

@@ -145,8 +145,8 @@ def _plain(value: Any, column: str) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_plain(item, column) for item in value]
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist(), column)
+    if hasattr(value, "tolist") and type(plain := value.tolist()) is not type(value):
+        return _plain(plain, column)  # a long double stays one: no Python number holds it
     raise TypeError(
         f"record column {column!r}: cannot store {type(value).__qualname__}; "
         "give None, a boolean, a number, a string, or a list of these"

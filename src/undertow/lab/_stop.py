@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 _ASKING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # those that a platform has
 
@@ -84,7 +86,7 @@ def _only_once(number: int) -> None:
     Python acts on a signal between two of its instructions, which in one long call of a library may
     be a while.
     """
-    libc = ctypes.CDLL(None)
+    libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
     if hasattr(libc, "sysv_signal"):
         for function in (libc.signal, libc.sysv_signal):
             function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p

@@ -56,7 +56,8 @@ def _end_with(driver: int) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
-    if hasattr(os, "getppid") and os.getppid() != driver:  # it was gone before we asked
+    # It was gone before we asked. On Windows an environment's python is the child of a launcher.
+    if os.name == "posix" and os.getppid() != driver:
         os._exit(1)
 
 

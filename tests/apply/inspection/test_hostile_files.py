@@ -152,6 +152,27 @@ def test_a_packed_archive_is_read_and_a_bomb_is_not(tmp_path: Path) -> None:
     refused(tmp_path / "bomb.pt", "would inflate")
 
 
+def test_a_flipped_bit_of_a_weight_is_noticed(tmp_path: Path) -> None:
+    """By the checksum that torch has written, where it was not told to write none."""
+    file, weight = tmp_path / "model.pt", torch.randn(64, 32)
+    torch.save({"w": weight}, file)
+    sound = file.read_bytes()
+    start = sound.index(weight.numpy().tobytes())
+    for place in (0, 1, 4321, weight.nbytes - 1):
+        changed = bytearray(sound)
+        changed[start + place] ^= 1
+        file.write_bytes(changed)
+        refused(file, said="its record data/0 is damaged")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": weight}, file)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert apply.inspect(file, workers=1).table["frobenius_norm"].item() == pytest.approx(
+        weight.norm().item()
+    )
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_no_tensor_is_larger_than_its_storage(tmp_path: Path, legacy: bool) -> None:
     one = torch.zeros(1)

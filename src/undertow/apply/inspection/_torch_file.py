@@ -230,6 +230,7 @@ def _zipped(archive: Archive) -> Any:
     storages: dict[str, _Storage] = {}
     for place, dtype, _ in _named_storages(found):
         if place not in storages:
+            archive.check(f"data/{place}")
             source, offset, size = archive.place(f"data/{place}")
             storages[place] = _Storage(source, offset, size, dtype)
     return _finished(found, storages)

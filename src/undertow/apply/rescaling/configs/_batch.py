@@ -78,7 +78,9 @@ def read_batch(roles: Roles) -> Batch:
     if roles.vocabulary.over_all and micro is not None:
         size = total or micro * steps
         return Batch(size, True, None, micro, steps, sequence=sequence)
-    chunk = total is not None and micro is not None and accumulation is None
+    # NeMo cuts a batch by its model's keys, and leaves the trainer's accumulation at 1.
+    cut = accumulation is None or (steps == 1 and _in_model(roles))
+    chunk = total is not None and micro is not None and cut
     if total is None:
         size = None if micro is None else micro * steps * (world or 1)
         return Batch(size, world is not None, world, micro, steps, sequence=sequence)
@@ -97,6 +99,10 @@ def read_batch(roles: Roles) -> Batch:
     if world is None and not chunk:
         world = total // (share * factor)
     return Batch(total, True, world, micro, steps, chunk, unit, sequence)
+
+
+def _in_model(roles: Roles) -> bool:
+    return any(entry.section == "model" for entry in roles.of("total"))
 
 
 def _unit(roles: Roles, total: int, share: int, sequence: int | None) -> str:
@@ -132,12 +138,22 @@ def _world(roles: Roles) -> int | None:
             f"{_name(roles, 'world')} = {world} is not {_name(roles, 'devices')} = {devices} x "
             f"{_name(roles, 'nodes')} = {nodes}: the configuration contradicts itself"
         )
-    together = math.prod(entry.value for entry in roles.of("parallel"))
-    if world is None or together == 1:
-        return None if world is None else int(world)
+    together, copies = _together(roles), roles.one("copies")
+    if world is None:
+        return None if copies is None else int(copies)
     if world % together:
         raise ValueError(f"{world} devices do not divide into copies of {together}")
+    if copies is not None and copies != world // together:
+        raise ValueError(
+            f"{_name(roles, 'copies')} = {copies} is not {world} devices / {together} that hold a "
+            "copy of the model between them: the configuration contradicts itself"
+        )
     return int(world) // together
+
+
+def _together(roles: Roles) -> int:
+    """How many devices hold one copy of the model between them."""
+    return math.prod(entry.value for entry in roles.of("parallel"))
 
 
 # ---- from one batch to another
@@ -164,7 +180,8 @@ def plan(
             raise ValueError("from_batch is needed: the configuration does not say it")
         if from_batch.unit != to_batch.unit:
             raise ValueError("from_batch and to_batch must be in one unit")
-        return Plan(from_batch.value * from_workers, to_batch.value * workers, {})
+        old, new = from_batch.value * from_workers, to_batch.value * workers
+        return _unsaid(roles, old, new, to_batch)
     before = None if from_batch is None else _samples("from_batch", from_batch, batch)
     after = _samples("to_batch", to_batch, batch)
     unsaid = roles.vocabulary.unsaid
@@ -176,7 +193,8 @@ def plan(
     if batch.counted:
         old, new, world = _counted(batch, before, after, from_workers, to_workers)
     else:
-        plain = roles.vocabulary is PLAIN and not roles.of("accumulation")
+        bare = all(entry.leaf.name in _keys.BARE for entry in roles.of("micro"))
+        plain = roles.vocabulary is PLAIN and bare and not roles.of("accumulation")
         old, new, world = _of_one_device(
             batch, before, after, from_workers, to_workers, notes, plain
         )
@@ -186,6 +204,22 @@ def plan(
     moved = world if to_workers not in (None, was) else None
     changes, said = _written(roles, batch, new, world, moved, notes)
     return Plan(old, new, changes, tuple(said), tuple(notes))
+
+
+def _unsaid(roles: Roles, old: int, new: int, to_batch: Quantity) -> Plan:
+    """Where no key says the batch: one that does is added, if any may be, so that it is told."""
+    names = roles.of("name", "type")
+    open_at_top = any(len(e.leaf.path) == 1 and not e.leaf.closed for e in roles.entries)
+    if old == new:
+        return Plan(old, new, {}, notes=(f"the batch is {new} already: nothing is moved",))
+    if roles.vocabulary is PLAIN and names and open_at_top and not to_batch.unit:
+        said = Change("batch_size", None, to_batch.value, "to_batch", "no key said the batch")
+        return Plan(old, new, {("batch_size",): to_batch.value}, (said,))
+    note = (
+        f"no key says the batch: set it to {to_batch.value} where the run is told; a second call "
+        "would move the rest again"
+    )
+    return Plan(old, new, {}, notes=(note,))
 
 
 def _samples(name: str, given: Quantity, batch: Batch) -> int:
@@ -290,7 +324,9 @@ def _written(
         if not entries and role == "accumulation" and value != 1:
             entries = [_added(roles)]
         for entry in entries:
-            changes[entry.leaf.path] = as_given(entry.leaf.value, value)
+            # A list of devices names them, and nobody knows the names of others.
+            listed = role == "devices" and not isinstance(entry.leaf.value, int)
+            changes[entry.leaf.path] = value if listed else as_given(entry.leaf.value, value)
             said.append(
                 Change(str(entry.leaf), entry.value, value, _EQUATIONS[role], _REASONS[role])
             )
@@ -302,13 +338,15 @@ _EQUATIONS = {
     "micro": "to_batch / (accumulation x devices)",
     "accumulation": "to_batch / (batch of a device x devices)",
     "world": "to_workers",
+    "copies": "to_workers",
     "devices": "to_workers / nodes",
 }
 _REASONS = {
     "total": "samples in a step",
     "micro": "samples in a step on one device, before they are added up",
     "accumulation": "batches of a device that are added up in a step",
-    "world": "workers",
+    "world": "devices",
+    "copies": "workers",
     "devices": "devices of a node",
 }
 
@@ -333,13 +371,13 @@ def _of_device(roles: Roles, batch: Batch, samples: int, notes: list[str]) -> di
 
 
 def _move_world(roles: Roles, world: int, values: dict[str, int], notes: list[str]) -> None:
-    nodes = roles.one("nodes") or 1
-    written = [entry for entry in roles.of("world", "devices") if not entry.leaf.fixed]
+    nodes, devices = roles.one("nodes") or 1, world * _together(roles)
+    written = [entry for entry in roles.of("world", "devices", "copies") if not entry.leaf.fixed]
     if not written:
         notes.append(f"start it on {world} workers: no key of the configuration says how many")
-    elif world % nodes:
-        raise ValueError(f"to_workers: {world} do not divide among {nodes} nodes")
-    values |= {"world": world, "devices": world // nodes}
+    elif devices % nodes:
+        raise ValueError(f"to_workers: {devices} devices do not divide among {nodes} nodes")
+    values |= {"world": devices, "devices": devices // nodes, "copies": world}
 
 
 def _container(roles: Roles) -> Path | None:

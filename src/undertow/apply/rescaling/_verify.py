@@ -154,8 +154,7 @@ def verify(
     # With the defaults that were not given, so that all runs have the same ones.
     hyper = {change.name: change.old for change in rescaling.changes}
     steps, notes = _length(optimizer, hyper, factor, steps)
-    # After the rule has said that it reaches that batch: this is the expensive part.
-    measured = _measured(objective, noise, steps)
+    measured = _measured(objective, noise, steps)  # expensive, so after the rule has its say
     unable, data = _tensors(objective, max(from_batch, to_batch))
     if optimizer not in _RUN:
         unable, data = f"there is no batched {optimizer}", None

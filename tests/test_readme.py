@@ -31,6 +31,8 @@ def test_the_tree_is_the_tree() -> None:
             named.add(room)
         elif indent == 8:
             named |= {f"{room}/{folder}" for folder in folders}
+        elif indent == 10:
+            named |= {f"{room}/{path}" for path in re.findall(r"([a-z]+/[a-z]+)/(?= |$)", line)}
         elif indent == 4 and folders and not line.strip().startswith("src"):
             assert (root / folders[0]).is_dir(), f"there is no {folders[0]}/"
     source = root / "src" / "undertow"

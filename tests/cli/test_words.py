@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from undertow.cli._words import HelpShown, Shown, UsageError, close_to, parse
+from undertow.cli._fields import Shown
+from undertow.cli._help import HelpShown
+from undertow.cli._words import UsageError, close_to, parse
 
 
 @dataclass(frozen=True)

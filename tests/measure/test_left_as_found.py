@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from everything import differences, of_module, of_process
-from module_zoo import CLASSES, WIDTH, ZOO
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import undertow as ut
+from left_as_found import differences, of_module, of_process
+from module_zoo import CLASSES, WIDTH, ZOO
 from undertow import measure
 from undertow.objective import Objective
 
@@ -149,13 +149,7 @@ class _Interrupting(TorchFunctionMode):
         super().__init__()
         self.left, self.error = after, error
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.left -= 1
         if self.left == 0:
             raise self.error

@@ -7,25 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from objective_cases import draw
 from torch import Tensor, nn
 from torch.nn import functional
 
+from odd_twins import Net, draw
+
 SAMPLES, FEATURES, CLASSES = 10, 5, 3
 Case = tuple[Callable[[], nn.Module], Any, Callable[[], Tensor]]
-
-
-class Calls(nn.Module):
-    """A module that is one function of its parts and an input."""
-
-    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.function(self, inputs)
 
 
 def filled(net: nn.Module) -> nn.Module:
@@ -42,7 +30,7 @@ def mlp(outputs: int = CLASSES) -> nn.Module:
 
 def mixing(function: Callable[..., Tensor], *, zero: bool = False, **parts: nn.Module) -> nn.Module:
     own = {"into": nn.Linear(FEATURES, 4), "out": nn.Linear(4, CLASSES)} | parts
-    net = filled(Calls(function, **own))
+    net = filled(Net(function, **own))
     if zero:
         nn.init.zeros_(net.out.weight)
         nn.init.zeros_(net.out.bias)

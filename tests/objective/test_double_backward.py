@@ -267,10 +267,10 @@ def test_a_mode_that_fails_leaves_the_graph_to_the_loop(
     expected = objective.hvp(block)
     (part,) = objective.products._kept["hessian"].parts
 
-    def refuse(*args: Any, batched: bool) -> Tensor:
+    def refuse(*args: Any, batched: bool, **rest: Any) -> Tensor:
         if batched:
             raise RuntimeError("no batching rule")
-        return pull_back(*args, batched=batched)
+        return pull_back(*args, batched=batched, **rest)
 
     pull_back = _linearization.pull_back
     monkeypatch.setattr(_linearization, "pull_back", refuse)

@@ -11,7 +11,6 @@ from coupled_cases import (
     COUPLED_MODELS,
     INDEPENDENT,
     Balanced,
-    Calls,
     Case,
     filled,
     inputs,
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from odd_twins import Net
 from undertow.objective import Objective
 
 COUPLED = {f"model {n}": c for n, c in COUPLED_MODELS.items()} | {
@@ -115,7 +115,7 @@ def test_what_is_random_is_refused_as_that() -> None:
     with pytest.raises(ValueError, match="loss is random"):
         Objective(mlp(), noisy, data).value()
     dropping = filled(
-        Calls(lambda s, x: functional.dropout(s.linear(x), 0.5), linear=nn.Linear(5, 3))
+        Net(lambda s, x: functional.dropout(s.linear(x), 0.5), linear=nn.Linear(5, 3))
     )
     with pytest.raises(ValueError, match="random in eval mode"):
         Objective(dropping, nn.CrossEntropyLoss(), data, microbatch=4).value()
@@ -136,7 +136,7 @@ def test_models_that_take_batches_of_one_size_are_tried_on_these() -> None:
             hidden = self.linear(x.view(5, -1))
             return hidden - hidden.mean(0) if mix else hidden
 
-        return filled(Calls(function, linear=nn.Linear(5, 3)))
+        return filled(Net(function, linear=nn.Linear(5, 3)))
 
     data = inputs(), labels()
     batches = list(zip(inputs().split(5), labels().split(5), strict=True))

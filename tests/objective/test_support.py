@@ -77,13 +77,19 @@ class ThroughOnce(nn.Module):
         return self.last(Once.apply(self.first(x)))
 
 
-@pytest.mark.parametrize("kind", ["hvp", "ggnvp"])
-def test_terms_that_autograd_leaves_out_are_not_left_out(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("hvp", "the Hessian would be wrong: .*Once"),
+        ("ggnvp", "no second derivative: .*once_differentiable .*Once"),
+    ],
+)
+def test_terms_that_autograd_leaves_out_are_not_left_out(kind: str, words: str) -> None:
     """Autograd ends at what is differentiable once, in silence where some tensors are asked for."""
     net = ThroughOnce().double()
     objective = Objective(net, functional.cross_entropy, samples())
     assert objective.gradient().norm() > 0
-    with pytest.raises(ValueError, match=r"no second derivative: .*once_differentiable .*Once"):
+    with pytest.raises(ValueError, match=words):
         getattr(objective, kind)(torch.ones(1, objective.num_params))
     beyond = Objective(
         net, functional.cross_entropy, samples(), params=["last.weight", "last.bias"]

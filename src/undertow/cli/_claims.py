@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from undertow.cli._fields import Shown
 from undertow.cli._output import show
-from undertow.cli._words import Shown, arguments, parse
+from undertow.cli._words import arguments, parse
 
 SYNOPSIS = "[NAME --rules]"
 SUMMARY = "the papers and costs; what a claim predicts"

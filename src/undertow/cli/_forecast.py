@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from undertow.cli._fields import Shown
 from undertow.cli._output import show
-from undertow.cli._words import Shown, UsageError, arguments, in_samples, parse
+from undertow.cli._words import UsageError, arguments, in_samples, parse
 
 SYNOPSIS = "--lr X ..."
 SUMMARY = "what a run will forget, before it starts"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from undertow.cli._fields import Shown
 from undertow.cli._output import show
-from undertow.cli._words import Shown, arguments, parse
+from undertow.cli._words import arguments, parse
 
 SYNOPSIS = "CHECKPOINT"
 SUMMARY = "ranks, norms and compressibility per layer"

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Protocol, cast
 
+from undertow.cli._help import HelpShown, program, terminal_width
 from undertow.cli._output import (
     EXPECTED_ERRORS,
     complain,
@@ -21,7 +22,7 @@ from undertow.cli._output import (
     one_line,
     open_streams,
 )
-from undertow.cli._words import HelpShown, UsageError, close_to, program, terminal_width
+from undertow.cli._words import UsageError, close_to
 
 # In the order in which they are shown. The command `inspect` is the module `_inspect`, imported
 # when it is called; to add a command, write its module (see `Command`) and name it here.

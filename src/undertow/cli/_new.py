@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from undertow.cli._fields import Shown
 from undertow.cli._output import print_json
-from undertow.cli._words import Shown, UsageError, arguments, parse
+from undertow.cli._words import UsageError, arguments, parse
 
 SYNOPSIS = "claim NAME"
 SUMMARY = "write a claim of your own to begin from"

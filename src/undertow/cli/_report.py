@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from undertow.cli._fields import Shown
 from undertow.cli._reproduce import Expected, finish
-from undertow.cli._words import Shown, arguments, parse
+from undertow.cli._words import arguments, parse
 
 SYNOPSIS = "DIR"
 SUMMARY = "judge and report a run again, running nothing"

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
+from undertow.cli._fields import Shown
+from undertow.cli._help import show_help
 from undertow.cli._output import (
     EXPECTED_ERRORS,
     complain,
@@ -23,14 +25,12 @@ from undertow.cli._output import (
 )
 from undertow.cli._words import (
     Flag,
-    Shown,
     UsageError,
     arguments,
     by_flag,
     read_values,
     refuse_out_of_bounds,
     refuse_unknown,
-    show_help,
 )
 from undertow.lab import Bound, at_least
 

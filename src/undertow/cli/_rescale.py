@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from undertow.cli._fields import Shown
 from undertow.cli._output import EXPECTED_ERRORS, remark, show, undisturbed
-from undertow.cli._words import Shown, arguments, in_samples, parse
+from undertow.cli._words import arguments, in_samples, parse
 
 SYNOPSIS = "--lr X ..."
 SUMMARY = "hyperparameters for another batch size"

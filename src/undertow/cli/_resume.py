@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+from undertow.cli._fields import Shown
 from undertow.cli._reproduce import Expected, Seconds, Workers, finish, refuse_unkept
-from undertow.cli._words import Shown, arguments, parse
+from undertow.cli._words import arguments, parse
 
 SYNOPSIS = "DIR"
 SUMMARY = "go on with a run that was stopped"

@@ -1,7 +1,7 @@
-"""How the words of a command line become the options of a command, and how its help is shown.
+"""How the words of a command line become the options of a command.
 
 Options are the fields of a dataclass, as are a claim's knobs: a field's type says what its flag
-takes, and the words under it are its help. tyro reads values and lays out help, when there are any.
+takes, and the words under it are its help. tyro reads values, when there are any.
 """
 
 from __future__ import annotations
@@ -11,27 +11,26 @@ import dataclasses
 import difflib
 import io
 import math
-import os
-import shutil
-import sys
-import textwrap
-import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import (
-    Annotated,
     Any,
-    Literal,
-    NoReturn,
     TypeVar,
-    Union,
     get_args,
     get_origin,
     get_type_hints,
 )
 
+from undertow.cli._fields import (
+    flag_fields,
+    is_required,
+    metavar,
+    positional,
+    spelled,
+    takes,
+    without_none,
+)
+from undertow.cli._help import show_help
 from undertow.lab import Bound
 
 # Options that say what becomes of a result. Every other one is an argument of the library's
@@ -43,26 +42,8 @@ UNITS = frozenset({"sequence_length"})
 _Options = TypeVar("_Options")
 
 
-def program() -> str:
-    """What this was called as, for its usage."""
-    by_module = os.path.basename(sys.argv[0]) == "__main__.py"
-    return "python -m undertow" if by_module else "undertow"
-
-
 class UsageError(Exception):
     """The arguments make no sense; the message says what would."""
-
-
-class HelpShown(Exception):
-    """Help was asked for and has been printed: there is nothing left to do."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """How help shows the value of a field; one that is positional has no flag."""
-
-    metavar: str
-    positional: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,11 +72,11 @@ def parse(kind: type[_Options], words: Sequence[str], *, command: str, summary: 
     """
     loose, flags = by_flag(words)
     if any(flag.name == "help" for flag in flags):
-        positional = [_metavar(kind, name) for name in _positional(kind)]
-        show_help(" ".join([command, *positional]), summary, kind)
+        placed = [metavar(kind, name) for name in positional(kind)]
+        show_help(" ".join([command, *placed]), summary, kind)
     refuse_unknown(flags, [kind], command)
 
-    wanted = _positional(kind)
+    wanted = positional(kind)
     whole = []
     for flag in flags:
         taken = _taken(kind, flag, spare=len(wanted) - len(loose) if flag is flags[-1] else 0)
@@ -107,12 +88,12 @@ def parse(kind: type[_Options], words: Sequence[str], *, command: str, summary: 
         )
     values = read_values(kind, whole, command)
     for name, word in zip(wanted, loose, strict=False):
-        placed = Flag(_metavar(kind, name), (word,))
-        values[name] = _read(get_type_hints(kind)[name], placed, command)
+        flag = Flag(metavar(kind, name), (word,))
+        values[name] = _read(get_type_hints(kind)[name], flag, command)
     missing = [
-        _spelled(kind, field.name)
+        spelled(kind, field.name)
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
-        if _is_required(field) and field.name not in values
+        if is_required(field) and field.name not in values
     ]
     if missing:
         raise UsageError(f"{command} needs {', '.join(missing)}; see undertow {command} --help")
@@ -152,7 +133,7 @@ def refuse_unknown(
     """
     for flag in flags:
         if not any(_field_of(kind, flag) for kind in kinds):
-            names = {name for kind in kinds for name in _flag_fields(kind)}
+            names = {name for kind in kinds for name in flag_fields(kind)}
             known = [f"--{name.replace('_', '-')}" for name in sorted(names)]
             raise UsageError(f"{command}: no {noun} {flag.given}; {close_to(flag.given, known)}")
 
@@ -254,108 +235,21 @@ def close_to(given: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
 
 
-def show_help(usage: str, summary: str, *parts: Any) -> NoReturn:
-    """Print what a command does and its options.
-
-    Args:
-        usage: the command and its positional words.
-        summary: a sentence.
-        parts: dataclasses whose fields are the options, or instances that hold their defaults.
-
-    Raises:
-        HelpShown: always.
-    """
-    import tyro
-
-    nameless = tyro.conf.arg(name="")
-    fields = [(f"part_{i}", Annotated[_dressed(part), nameless]) for i, part in enumerate(parts)]
-    printed = io.StringIO()
-    with (
-        _as_wide_as(width := terminal_width()),
-        contextlib.redirect_stdout(printed),
-        contextlib.suppress(SystemExit),
-    ):
-        tyro.cli(
-            dataclasses.make_dataclass("whole", fields),
-            args=["--help"],
-            description="-",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    # tyro neither wraps what stands above the options, nor keeps the usage within 80 columns.
-    _, _, options = printed.getvalue().partition("\n\n-\n\n")
-    used = textwrap.fill(f"usage: {program()} {usage} [OPTIONS]", width, subsequent_indent="  ")
-    print(f"{used}\n\n{textwrap.fill(summary, width)}\n")
-    print("\n".join(line.rstrip() for line in options.rstrip().splitlines()))
-    raise HelpShown
-
-
-def terminal_width() -> int:
-    """The columns that help takes, 40 at the least."""
-    return max(40, min(shutil.get_terminal_size().columns, 80))
-
-
-@contextlib.contextmanager
-def _as_wide_as(width: int) -> Iterator[None]:
-    """Tell tyro the width of the terminal, where it would come to no end on a very narrow one."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = str(width)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
-
-
 # --- the fields of a dataclass ----------------------------------------------------------------
-
-
-def _positional(kind: type) -> list[str]:
-    hints = get_type_hints(kind, include_extras=True)
-    return [name for name, hint in hints.items() if (shown := _shown(hint)) and shown.positional]
-
-
-def _flag_fields(kind: type) -> list[str]:
-    """The fields that have a flag: a nested dataclass has none, its own fields do."""
-    hints = get_type_hints(kind)
-    fields = [field.name for field in dataclasses.fields(kind)]
-    skipped = {*_positional(kind), *(n for n in fields if dataclasses.is_dataclass(hints[n]))}
-    return [name for name in fields if name not in skipped]
 
 
 def _field_of(kind: type, flag: Flag) -> str | None:
     """The field that a flag sets, or none; a switch has a flag for off too."""
-    if flag.name in _flag_fields(kind):
+    if flag.name in flag_fields(kind):
         return flag.name
     off = flag.name.removeprefix("no_")
     return off if get_type_hints(kind).get(off) is bool else None
 
 
-def _shown(hint: Any) -> Shown | None:
-    return next((extra for extra in get_args(hint)[1:] if isinstance(extra, Shown)), None)
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
-
-
-def _spelled(kind: type, name: str) -> str:
-    """`PATH`, or `--batch-size N`."""
-    metavar = _metavar(kind, name)
-    return metavar if name in _positional(kind) else f"--{name.replace('_', '-')} {metavar}"
-
-
-def _metavar(kind: type, name: str) -> str:
-    hint = get_type_hints(kind, include_extras=True)[name]
-    shown = _shown(hint)
-    return shown.metavar if shown else _short(get_type_hints(kind)[name])
-
-
 def _taken(kind: type, flag: Flag, *, spare: int) -> int:
     """How many of the words after a flag are its own; `spare` of a list's last ones are not."""
     name = _field_of(kind, flag)
-    hint = _without_none(get_type_hints(kind)[name or flag.name])
+    hint = without_none(get_type_hints(kind)[name or flag.name])
     if get_origin(hint) is not tuple:
         return int(flag.joined) if hint is bool else 1
     items = get_args(hint)
@@ -365,39 +259,6 @@ def _taken(kind: type, flag: Flag, *, spare: int) -> int:
 
 
 # --- types: how they are written, what they take ----------------------------------------------
-
-
-def _without_none(hint: Any) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-        return kinds[0] if len(kinds) == 1 else hint
-    return hint
-
-
-def _short(hint: Any) -> str:
-    """What stands for a value in help; short, so that many options fit on a screen."""
-    plain = _without_none(hint)
-    if get_origin(plain) is tuple:
-        items = get_args(plain)
-        if Ellipsis in items:
-            return f"{_short(items[0])}..."
-        return " ".join(map(_short, items))
-    if get_origin(plain) is Literal:
-        return "NAME"
-    return {int: "N", float: "X", Path: "PATH"}.get(plain, "TEXT")
-
-
-def _takes(hint: Any) -> str:
-    """What a flag takes, in words."""
-    plain = _without_none(hint)
-    if get_origin(plain) is tuple:
-        items = get_args(plain)
-        if Ellipsis in items:
-            return f"a list, each {_takes(items[0])}"
-        return " and ".join(map(_takes, items))
-    if get_origin(plain) is Literal:
-        return f"one of {', '.join(map(str, get_args(plain)))}"
-    return {int: "a whole number", float: "a number", Path: "a path"}.get(plain, "a value")
 
 
 def _read(hint: Any, flag: Flag, command: str) -> Any:
@@ -416,13 +277,13 @@ def _read(hint: Any, flag: Flag, command: str) -> Any:
         value = math.nan
     if any(item != item for item in (value if isinstance(value, tuple) else (value,))):  # NaN
         got = " ".join(flag.values) or "nothing"
-        raise UsageError(f"{command}: {flag.given} takes {_takes(hint)}, got {got}")
+        raise UsageError(f"{command}: {flag.given} takes {takes(hint)}, got {got}")
     return value
 
 
 def _plain(word: str, hint: Any) -> str:
     """A number such as 5e5, 0.5M or 2k in digits; every other word as it is."""
-    plain = _without_none(hint)
+    plain = without_none(hint)
     kinds = {plain, *(kind for kind in get_args(plain) if kind is int)}
     if not kinds & {int, float} or (not word[:1].isdigit() and word[:1] != "."):
         return word
@@ -436,39 +297,3 @@ def _plain(word: str, hint: Any) -> str:
         return str(apply.parse_count("", word))
     except ValueError:
         return word  # for what reads the value to refuse
-
-
-def _sentence(words: str | None) -> str | None:
-    """Words about a flag, as a sentence: a comment beside a field begins small and ends openly."""
-    if not words or words.endswith("."):
-        return words
-    return f"{words[0].upper()}{words[1:]}."
-
-
-def _dressed(part: Any) -> Any:
-    """The same dataclass with short placeholders, and without defaults that say nothing."""
-    import tyro
-
-    from undertow.lab import comments
-
-    kind = part if isinstance(part, type) else type(part)
-    hints, said = get_type_hints(kind), comments(kind)
-    fields: list[tuple[str, Any, Any]] = []
-    for field in dataclasses.fields(kind):
-        name, filled, hint = field.name, dataclasses.field(), None
-        if not _is_required(field):
-            filled = dataclasses.field(default_factory=partial(getattr, part, name))
-            default = getattr(part, name)
-            hint = "" if default is None or default is False else None
-        if dataclasses.is_dataclass(hints[name]):
-            fields.append((name, Annotated[hints[name], tyro.conf.Suppress], filled))
-            continue
-        metavar = None if hints[name] is bool else _metavar(kind, name)
-        look = [
-            tyro.conf.arg(metavar=metavar, help=_sentence(said.get(name)), help_behavior_hint=hint)
-        ]
-        if name in _positional(kind):
-            look.append(tyro.conf.Positional)
-        fields.append((name, Annotated[hints[name], *look], filled))
-    # A subclass: tyro finds the words about a field where it was written.
-    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True)

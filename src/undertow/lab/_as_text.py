@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from undertow._quietly import quietly
 from undertow.lab._cells import columns_of, paragraphs, printable
 from undertow.lab._document import Chart, Document, Item, Table
 

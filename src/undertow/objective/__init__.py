@@ -6,6 +6,7 @@ products, for what measures and solvers do with them beside.
 
 from undertow.objective._arguments import whole_number as whole_number
 from undertow.objective._curvature_products import CurvatureProducts as CurvatureProducts
+from undertow.objective._evaluation import Tensors as Tensors
 from undertow.objective._gradients import gradient as gradient
 from undertow.objective._inputs import over_tensors as over_tensors
 from undertow.objective._inputs import sample_bytes as sample_bytes
@@ -21,8 +22,8 @@ from undertow.objective._module import outside_inference_mode as outside_inferen
 from undertow.objective._module import unfused as unfused
 from undertow.objective._objective import Objective as Objective
 from undertow.objective._risk import EmpiricalRisk as EmpiricalRisk
-from undertow.objective._risk import Tensors as Tensors
 from undertow.objective._stand_in import StandIn as StandIn
+from undertow.objective._support import is_sharded as is_sharded
 from undertow.objective._twin import original as original
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "dense",
     "evaluating",
     "gradient",
+    "is_sharded",
     "logits_of",
     "original",
     "out_of_memory",

@@ -7,7 +7,7 @@ give the same sum, and the same slopes in the outputs, wherever these lie.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -278,13 +278,7 @@ class _Pairs(TorchFunctionMode):
         self._axis, self._dimensions, self._samples = axis, dimensions, samples
         self.found = False
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function of PyTorch, and looks at the shapes of its arguments."""
         del types
         kwargs = kwargs or {}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from undertow.objective._autotuning import fastest_mode
 from undertow.objective._batches import is_finite
+from undertow.objective._evaluation import Tensors
 from undertow.objective._graphs import graph_bytes
 from undertow.objective._linearization import (
     Kind,
@@ -34,7 +35,7 @@ from undertow.objective._module import (
     product_type,
     widest,
 )
-from undertow.objective._risk import EmpiricalRisk, Tensors
+from undertow.objective._risk import EmpiricalRisk
 from undertow.objective._second_derivatives import check_second_derivatives
 from undertow.objective._sparse import equal
 

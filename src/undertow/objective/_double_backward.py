@@ -8,7 +8,7 @@ weight norm, whose second derivative PyTorch has wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,13 +54,7 @@ class DoubleBackwardMode(TorchFunctionMode):
         finally:
             self.linear = False
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function of PyTorch, recorded its own way where that is possible and pays."""
         del types
         kwargs = kwargs or {}

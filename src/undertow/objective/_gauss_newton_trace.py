@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from undertow.objective._evaluation import Tensors
 from undertow.objective._independence import mixing
 from undertow.objective._inputs import leaves, over_tensors, taken
 from undertow.objective._linearization import Linearization, load_forward_mode, second_order
 from undertow.objective._module import dense, out_of_memory
-from undertow.objective._risk import EmpiricalRisk, Tensors
+from undertow.objective._risk import EmpiricalRisk
 
 # Gradients of single samples are held so many bytes at a time.
 _GRADIENT_BYTES = 2**26

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from undertow.objective._autotuning import fastest_pull_back
+from undertow.objective._evaluation import Tensors
 from undertow.objective._linearization import pull_back
 from undertow.objective._module import dense, product_type, widest
-from undertow.objective._risk import EmpiricalRisk, Tensors
+from undertow.objective._risk import EmpiricalRisk
 
 
 def gradient(risk: EmpiricalRisk) -> Float[Tensor, " params"]:

@@ -74,6 +74,7 @@ class Findings:
         mixing_outputs: the same of the model alone.
         by_place: whether they do in a model that takes batches of one size only.
         curved: whether second derivatives have been tried.
+        layouts: where samples lie in what layers see, as far as a measure has tried it.
     """
 
     def __init__(self) -> None:
@@ -81,6 +82,7 @@ class Findings:
         self.mixing_outputs: str | None = None
         self.by_place: bool | None = None
         self.curved = False
+        self.layouts: object = None
         self._few: tuple[Any, Tensor] | None = None
 
     def see(self, inputs: Any, targets: Tensor) -> None:

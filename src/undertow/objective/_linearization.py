@@ -33,6 +33,7 @@ Evaluate = Callable[[Leaves], tuple[Any, Tensor]]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
+_NOTHING = nullcontext()
 # Directions that one batched pass takes together: more cost memory and bring nothing.
 BLOCK = 8
 
@@ -59,10 +60,12 @@ def pull_back(
     cotangents: Sequence[Tensor],
     *,
     batched: bool,
+    during: AbstractContextManager[object] = _NOTHING,
 ) -> Float[Tensor, "directions params"]:
     """The vector-Jacobian products of `outputs` in `leaves` with a block of cotangents.
 
-    Outputs that are None or constant count as zero. The graph is kept.
+    Outputs that are None or constant count as zero. The graph is kept. `during` is entered for
+    backward passes alone: a mode would see every step that shapes vectors.
     """
     directions = len(cotangents[0])
     found = [
@@ -82,14 +85,16 @@ def pull_back(
     results: list[Tensor] = []
     for start in range(0, directions, step):
         rows = slice(start, start + step)
-        gradients = torch.autograd.grad(
-            variables,
-            leaves,
-            [block[rows] if batched else block[start] for block in blocks],
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
+        chosen = [block[rows] if batched else block[start] for block in blocks]
+        with during:
+            gradients = torch.autograd.grad(
+                variables,
+                leaves,
+                chosen,
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
         rank = (min(step, directions - start),) if batched else ()
         flat = [
             leaf.new_zeros(leaf.numel()).expand(*rank, -1)
@@ -247,13 +252,14 @@ class Linearization:
         if mode == "forward" and self.kind == "hessian":
             gradient = torch.func.grad(lambda leaves: self._evaluate(leaves)[1])
             return self._forward(gradient, self._shaped(vectors))
-        graph = self.build()
-        with self._recomputing():
-            if isinstance(graph, _HessianGraph):
-                shaped = self._shaped(vectors)
-                return pull_back(graph.gradients, self._leaves, shaped, batched=batched)
-            pushed = graph.output_product(self._moved(graph, vectors, mode))
-            return pull_back([graph.outputs], self._leaves, [pushed], batched=batched)
+        graph, during = self.build(), self._recomputing()
+        if isinstance(graph, _HessianGraph):
+            shaped = self._shaped(vectors)
+            return pull_back(graph.gradients, self._leaves, shaped, batched=batched, during=during)
+        moved = self._moved(graph, vectors, mode)
+        with during:
+            pushed = graph.output_product(moved)
+        return pull_back([graph.outputs], self._leaves, [pushed], batched=batched, during=during)
 
     @_or_plainly
     def centred_product(
@@ -270,12 +276,13 @@ class Linearization:
         graph = self.build()
         assert isinstance(graph, _GaussNewtonGraph)
         mine = shares[self.first : self.first + len(graph.outputs)]
-        with self._recomputing():
-            along = (self._moved(graph, vectors, mode) * graph.slope).flatten(1)
-            along = along.reshape(len(vectors), len(mine), -1).sum(2) - torch.outer(means, mine)
-            shape = (*along.shape, *(1,) * (graph.slope.ndim - 1))
-            pushed = along.reshape(shape) * graph.slope
-            pulled = pull_back([graph.outputs], self._leaves, [pushed], batched=mode == "batched")
+        along = (self._moved(graph, vectors, mode) * graph.slope).flatten(1)
+        along = along.reshape(len(vectors), len(mine), -1).sum(2) - torch.outer(means, mine)
+        shape = (*along.shape, *(1,) * (graph.slope.ndim - 1))
+        pushed, during = along.reshape(shape) * graph.slope, self._recomputing()
+        pulled = pull_back(
+            [graph.outputs], self._leaves, [pushed], batched=mode == "batched", during=during
+        )
         return torch.cat([pulled, (along @ mine)[:, None]], dim=1)
 
     def _recomputing(self) -> AbstractContextManager[object]:
@@ -295,8 +302,10 @@ class Linearization:
         if mode == "forward":
             moved = self._forward(lambda leaves: self._evaluate(leaves)[0], shaped)
         else:
-            batched = mode == "batched"
-            moved = pull_back(graph.pulled, (graph.cotangent,), shaped, batched=batched)
+            batched, during = mode == "batched", self._recomputing()
+            moved = pull_back(
+                graph.pulled, (graph.cotangent,), shaped, batched=batched, during=during
+            )
         return moved.reshape(-1, *graph.outputs.shape)
 
     def _forward(self, function: Callable[[Leaves], Any], shaped: list[Tensor]) -> Tensor:

@@ -17,10 +17,11 @@ from torch.utils.data import Dataset
 
 from undertow.objective._arguments import whole_number
 from undertow.objective._curvature_products import CurvatureProducts
+from undertow.objective._evaluation import Tensors
 from undertow.objective._gauss_newton_trace import gauss_newton_trace
 from undertow.objective._gradients import gradient, gradient_noise_draws
 from undertow.objective._losses import Loss
-from undertow.objective._risk import EmpiricalRisk, Tensors
+from undertow.objective._risk import EmpiricalRisk
 
 
 class Objective:

@@ -28,6 +28,7 @@ from undertow.objective._kinds import (
     slot_names,
 )
 from undertow.objective._module import type_in
+from undertow.objective._support import check_not_scripted
 
 # Other objects than modules and containers are copied up to so many; the rest is shared.
 _MOST_OBJECTS = 20_000
@@ -227,11 +228,7 @@ class Twin:
         inner = original(value)
         if inner is not value:
             return self._remember(value, self._item(inner))
-        if isinstance(value, torch.jit.ScriptModule):
-            raise TypeError(
-                f"model holds a {type(value).__name__} of torch.jit, which runs on its own "
-                "parameters only: give the Python module that it was made from"
-            )
+        check_not_scripted("a module beside the model's own", value)
         made: nn.Module = object.__new__(type(value))
         self._remember(value, made)
         self.twins[id(value)] = made

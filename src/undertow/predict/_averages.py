@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 Betas = Literal["half-life", "sde", "keep"]
+"""What becomes of averages: see `rescale`."""
 BETAS: Mapping[str, str] = {
     "half-life": "beta' = beta^k",
     "sde": "1 - beta' = k (1 - beta)",

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from undertow.measure import Estimate, hessian_trace, spectral_density
 from undertow.measure.curvature import _density, _krylov
-from undertow.measure.curvature._krylov import Operator, lanczos_quadrature
+from undertow.measure.curvature._krylov import Operator
+from undertow.measure.curvature._quadrature import lanczos_quadrature
 from undertow.measure.curvature._trace import hutchinson
 from undertow.objective import Objective
 

@@ -109,9 +109,7 @@ def forecast(
     momentum, linear = decay.momentum, decay.follows_gradients
     rates, notes = found.values, list(found.notes)
     if momentum and found.momenta is not None and np.ptp(found.momenta):
-        # As rates at one momentum, that where lr / (1 - momentum) is largest.
-        momentum = float(found.momenta[np.argmax(rates / (1 - found.momenta))])
-        rates = rates * (1 - momentum) / (1 - found.momenta)
+        rates, momentum = _at_one_momentum(rates, found.momenta)
     peak = float(rates.max())
     total = predict.decay_exponent(rates, weight_decay, momentum=momentum)
     notes += decay.notes
@@ -126,18 +124,11 @@ def forecast(
         bound_of = partial(
             _bound, running=running, batch_size=batch_size, lr=peak, weight_decay=weight_decay
         )
+    layer = partial(
+        _layer, exponents=exponents, init=init, threshold=threshold, norm_ratio=norm_ratio
+    )
     layers = tuple(
-        _layer(
-            name,
-            shape,
-            norms.get(name),
-            exponents,
-            taps=taps.get(name, 1),
-            init=init,
-            threshold=threshold,
-            norm_ratio=norm_ratio,
-            bound_of=bound_of,
-        )
+        layer(name, shape, norms.get(name), taps=taps.get(name, 1), bound_of=bound_of)
         for name, shape in shapes.items()
     )
     alpha = peak * (_QSR_ALPHA if linear else _QSR_ALPHA_ADAPTIVE)
@@ -155,12 +146,7 @@ def forecast(
         decays_so=decay.known,
         memory_says=("" if decay.known or not weight_decay else "were decay decoupled: ")
         + judged(memory, total, None if count is None else count / batch_size),
-        equilibrium=predict.equilibrium(peak, weight_decay, momentum=momentum)
-        if linear and weight_decay and peak
-        else None,
-        effective_lr=predict.momentum_equivalent(peak, momentum).effective_lr
-        if linear and peak
-        else None,
+        **_along_gradients(peak if linear else 0.0, weight_decay, momentum),
         sync=predict.sync_rounds(rates, alpha=alpha, base=sync_base, warmup_steps=warmup_steps),
         sync_alpha=alpha,
         sync_base=sync_base,
@@ -171,6 +157,24 @@ def forecast(
         assumptions=_assumptions(init, read=bool(norms), layers=layers, norm_ratio=norm_ratio),
         notes=tuple(notes),
     )
+
+
+def _at_one_momentum(rates: np.ndarray, momenta: np.ndarray) -> tuple[np.ndarray, float]:
+    """Rates as they would be at one momentum: that where lr / (1 - momentum) is largest."""
+    momentum = float(momenta[np.argmax(rates / (1 - momenta))])
+    return rates * (1 - momentum) / (1 - momenta), momentum
+
+
+def _along_gradients(lr: float, weight_decay: float, momentum: float) -> dict[str, Any]:
+    """What is known of updates that are linear in the gradients, at a rate above 0."""
+    if not lr:
+        return {"equilibrium": None, "effective_lr": None}
+    return {
+        "equilibrium": predict.equilibrium(lr, weight_decay, momentum=momentum)
+        if weight_decay
+        else None,
+        "effective_lr": predict.momentum_equivalent(lr, momentum).effective_lr,
+    }
 
 
 def _compared(records: Any, **given: Any) -> Comparison:
@@ -216,8 +220,8 @@ def _layer(
     name: str,
     shape: tuple[int, int],
     norm: float | None,
-    exponents: np.ndarray,
     *,
+    exponents: np.ndarray,
     taps: int,
     init: Initializer,
     threshold: float,

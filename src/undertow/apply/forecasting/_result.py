@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from undertow import lab
 from undertow.apply._names import MEANS, ROWS_SHOWN, digits, role, short_names
+from undertow.apply._printed import Printed
 from undertow.apply.forecasting import _charts
 from undertow.predict import Equilibrium, RankBound, SyncRounds
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import polars as pl
 
     from undertow.apply.forecasting._records import Comparison
@@ -58,7 +55,7 @@ class LayerForecast:
 
 
 @dataclass(frozen=True, eq=False)
-class Forecast:
+class Forecast(Printed):
     """What hyperparameters say about a run before it starts.
 
     Attributes:
@@ -130,19 +127,6 @@ class Forecast:
             ),
             data=self._data(),
         )
-
-    def text(self) -> str:
-        """The document in 80 columns."""
-        return lab.as_text(self.document())
-
-    def write_html(self, path: str | PathLike[str]) -> Path:
-        """Write the page with curves, as one file that needs no network."""
-        return lab.write_page(self.document(), path)
-
-    def as_json(self) -> dict[str, Any]:
-        """The whole as one JSON object can hold it."""
-        content: dict[str, Any] = json.loads(lab.as_json(self.document()))
-        return content
 
     def __repr__(self) -> str:
         epochs = "" if self.memory_epochs is None else f" ({self.memory_epochs:.4g} epochs)"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from undertow import lab
 from undertow.apply._names import MEANS, ROWS_SHOWN, digits, ranged, role, share, short_names
+from undertow.apply._printed import Printed
 from undertow.apply.inspection._charts import compression_chart, spectra_chart
 from undertow.apply.inspection._folder import IN_A_FOLDER
 from undertow.predict import Initializer
@@ -38,7 +37,7 @@ class Residue:
 
 
 @dataclass(frozen=True, eq=False)
-class Inspection:
+class Inspection(Printed):
     """What `inspect` found.
 
     Attributes:
@@ -133,10 +132,6 @@ class Inspection:
         """The document in 80 columns."""
         return lab.as_text(self.document(every=every))
 
-    def write_html(self, path: str | PathLike[str]) -> Path:
-        """Write the page with spectra drawn, as one file that needs no network."""
-        return lab.write_page(self.document(), path)
-
     def csv(self) -> str:
         """The table as CSV, with what it was held against and each spectrum, values by spaces."""
         spectra = [
@@ -147,11 +142,6 @@ class Inspection:
         return self.table.with_columns(
             against=pl.lit(against, dtype=pl.String), spectrum=pl.Series(spectra)
         ).write_csv()
-
-    def as_json(self) -> dict[str, Any]:
-        """The whole but the spectra, as one JSON object can hold it."""
-        content: dict[str, Any] = json.loads(lab.as_json(self.document()))
-        return content
 
     def __repr__(self) -> str:
         against = "" if self.against is None else f" against {self.against}"

@@ -5,14 +5,13 @@ A configuration comes back in the type in which it was given; an optimizer is ch
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from undertow import lab, predict
+from undertow.apply._printed import Printed
 from undertow.apply.rescaling import _running, _schedulers
 from undertow.apply.rescaling._law import Law
 from undertow.apply.rescaling._running import Running
@@ -21,8 +20,6 @@ from undertow.apply.rescaling._side_by_side import rule_sections, rules_data
 from undertow.predict import Change
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from undertow.apply.rescaling._verify import Verification
 
 
@@ -48,7 +45,7 @@ class Live:
 
 
 @dataclass(frozen=True, eq=False)
-class Rescaled:
+class Rescaled(Printed):
     """Hyperparameters for another batch size, in the form in which they were given.
 
     Attributes:
@@ -176,19 +173,6 @@ class Rescaled:
             ),
             data=self._data(),
         )
-
-    def text(self) -> str:
-        """The document in 80 columns."""
-        return lab.as_text(self.document())
-
-    def write_html(self, path: str | PathLike[str]) -> Path:
-        """Write the page, as one file that needs no network."""
-        return lab.write_page(self.document(), path)
-
-    def as_json(self) -> dict[str, Any]:
-        """The whole as one JSON object can hold it."""
-        content: dict[str, Any] = json.loads(lab.as_json(self.document()))
-        return content
 
     def __repr__(self) -> str:
         rule = self.groups[0].rule

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -152,43 +152,49 @@ def verify(
         noise_scale=noise_scale,
     )
     # With the defaults that were not given, so that all runs have the same ones.
-    hyper = {change.name: change.old for change in rescaling.changes}
-    steps, notes = _length(optimizer, hyper, factor, steps)
-    measured = _measured(objective, noise, steps)  # expensive, so after the rule has its say
+    hyper, new = {change.name: change.old for change in rescaling.changes}, rescaling.hyper
+    steps, notes = _length(optimizer, _member_fields(hyper), factor, steps)
+    # After the rule has said that it reaches that batch: this is the expensive part.
+    noise = measure.gradient_noise(objective) if noise is None else noise
+    sharp = measure.sharpness(objective, k=1)
+    measured: dict[str, Any] = {
+        "noise_scale": float(noise.noise_scale),
+        "noise_interval": (float(noise.interval[0]), float(noise.interval[1])),
+        "sharpness": float(sharp.eigenvalues[0]),
+        "steps": steps,
+        "start": float(objective.value()),
+    }
     unable, data = _tensors(objective, max(from_batch, to_batch))
     if optimizer not in _RUN:
         unable, data = f"there is no batched {optimizer}", None
     if data is None:
-        return _untold(measured, f"no short runs: {unable}")
-    final = partial(_final_losses, objective, data, seed)
-    after = (rescaling.hyper, to_batch, max(1, round(steps / factor)))
-    return _judged(measured, _runs(final, optimizer, (hyper, from_batch, steps), after), notes)
-
-
-_Job = tuple[Mapping[str, Any], int, int]
-
-
-def _runs(
-    final: Callable[..., Tensor], optimizer: str, before: _Job, after: _Job
-) -> dict[str, Tensor]:
-    """Final losses as it is, rescaled, and at finer steps; a job is (hyper, batch, steps)."""
+        return Verification(
+            **measured,
+            losses={},
+            rescaled=None,
+            finer=None,
+            margin=math.nan,
+            answer="cannot be told",
+            notes=(f"no short runs: {unable}",),
+        )
     bare = getattr(rules, optimizer)
-    if optimizer == "sgd" and before[0].get("momentum"):
+    if optimizer == "sgd" and hyper.get("momentum"):
         bare = rules.momentum
     fine = rules.svag(bare, _SVAG)
-    finer = round(before[2] * fine.steps_per_step)
-    return {
-        "as it is": final(bare, *before),
-        "rescaled": final(bare, *after),
-        "finer": final(fine, *before[:2], finer),
+
+    final = partial(_final_losses, objective, data, seed)
+    runs = {
+        "as it is": final(bare, hyper, from_batch, steps),
+        "rescaled": final(bare, new, to_batch, max(1, round(steps / factor))),
+        "finer": final(fine, hyper, from_batch, round(steps * fine.steps_per_step)),
     }
+    return _judged(measured, runs, notes)
 
 
 def _length(
-    optimizer: str, hyper: Mapping[str, Any], factor: float, steps: int | None
+    optimizer: str, fields: Mapping[str, Any], factor: float, steps: int | None
 ) -> tuple[int, tuple[str, ...]]:
-    """How many steps the job as it is takes in the short runs, and whether these are few."""
-    fields = _member_fields(hyper)
+    """The steps of the job as it is, and what there is to say of them."""
     memory = 0.0
     if optimizer not in ("sgd", "momentum") and "beta2" in fields:  # else it is a mere default
         memory = 1 / (1 - fields["beta2"])
@@ -197,38 +203,8 @@ def _length(
         steps = math.ceil(max(least, min(2 * memory, _MOST_STEPS)))
     if steps >= memory:
         return steps, ()
-    note = (
-        f"the runs are shorter than the {memory:.0f} steps that mean squares remember, so "
-        "their start has a part in it"
-    )
-    return steps, (note,)
-
-
-def _measured(
-    objective: Objective, noise: measure.GradientNoise | None, steps: int
-) -> dict[str, Any]:
-    """The fields of a `Verification` that are measured at the present weights."""
-    noise = measure.gradient_noise(objective) if noise is None else noise
-    return {
-        "noise_scale": float(noise.noise_scale),
-        "noise_interval": (float(noise.interval[0]), float(noise.interval[1])),
-        "sharpness": float(measure.sharpness(objective, k=1).eigenvalues[0]),
-        "steps": steps,
-        "start": float(objective.value()),
-    }
-
-
-def _untold(measured: Mapping[str, Any], note: str) -> Verification:
-    """What is measured, where no short runs were had."""
-    return Verification(
-        **measured,
-        losses={},
-        rescaled=None,
-        finer=None,
-        margin=math.nan,
-        answer="cannot be told",
-        notes=(note,),
-    )
+    remembered = f"the {memory:.0f} steps that mean squares remember"
+    return steps, (f"the runs are shorter than {remembered}, so their start has a part in it",)
 
 
 def _final_losses(

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from undertow.measure.curvature._krylov import (
     Curvature,
-    Quadrature,
     affordable,
     curvature_operator,
-    lanczos_quadrature,
 )
+from undertow.measure.curvature._quadrature import Quadrature, lanczos_quadrature
 from undertow.measure.curvature._trace import Estimate
 from undertow.objective import Objective, outside_inference_mode, whole_number
 

@@ -7,13 +7,15 @@ modules of any name are found alike; a parameter is known by its identity.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -56,71 +58,104 @@ _BATCH = ("input", "running_mean", "running_var", "weight", "bias", "training", 
 _SUMS = (torch.Tensor.add, torch.add)
 _DIFFERENCES = (torch.Tensor.sub, torch.sub)
 _PRODUCTS = (torch.Tensor.mul, torch.mul)
+_READING = frozenset((torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__))
 _EXPANSIONS = (torch.Tensor.expand, torch.Tensor.expand_as, torch.broadcast_to)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the samples lie in a layer's input: on which axis, and with how many rows each."""
+    """Where the samples lie in what a parameter's layers see.
+
+    Attributes:
+        axis: of a layer's input that counts them, one or more rows in turn for each.
+        shared: whether a table is looked up once for all of them, and its rows broadcast.
+    """
 
     axis: int
-    fold: int
+    shared: bool = False
 
 
-@dataclass(frozen=True)
-class Layouts:
-    """The layout of each parameter that a formula covers, and how often it is used."""
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A call that uses parameters.
 
-    layout: Mapping[str, Layout]
-    uses: Mapping[str, int]
+    Attributes:
+        names: of the parameters.
+        shape: of the axes on which samples may lie.
+        axes: those whose size is a multiple of the number of samples.
+        uses: by formula, for the samples on one of these axes.
+        shared: as of a `Layout`.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    uses: Callable[[int], list[Use]]
+    shared: bool = False
 
 
 class Capture(TorchFunctionMode):
-    """While active, hands each use of a parameter with the gradient at its output to `collect`.
+    """While active, notes each use of a parameter, and hands on the gradient at its output.
 
     Args:
         leaves: the parameters by name.
         samples: in the batch.
-        collect: called in the backward pass.
-        known: the layouts to expect; uses that lie otherwise are passed over. None guesses.
+        collect: called in backward passes once the mode has ended.
+        known: the layouts to expect; uses that cannot lie so are passed over. None passes over
+            what can lie in no way.
 
     Attributes:
-        layouts: of each parameter, by its last use.
+        sites: in the order of the calls.
+        edges: of the graph, to what each call gave.
         counts: how often each parameter was used by a function that is watched.
         unseen: parameters that other functions used too.
+        read: whether values were read that PyTorch may not see again, as by NumPy.
     """
 
     def __init__(
         self,
         leaves: Mapping[str, Tensor],
         samples: int,
-        collect: Callable[[Use, Tensor], None],
+        collect: Callable[[Site, Tensor], None],
         known: Mapping[str, Layout] | None = None,
     ) -> None:
         super().__init__()
         self._names = {id(leaf): name for name, leaf in leaves.items()}
         self._shared = {id(leaf): shared_parameter(name, leaf) for name, leaf in leaves.items()}
         self._kept: list[Tensor] = []  # so that no other tensor gets the identity of a shared one
+        self._rows_shared: set[int] = set()
         self._samples = samples
         self._collect = collect
         self._known = known
         self._noted: set[str] = set()  # what the call at hand has accounted for
         self._parts: dict[str, list[slice]] = {}
-        self.layouts: dict[str, Layout] = {}
+        self._listening: list[bool] = []
+        self.sites: list[Site] = []
+        self.edges: list[GradientEdge] = []
         self.counts: Counter[str] = Counter()
         self.unseen: set[str] = set()
+        self.read = False
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __exit__(self, *raised: Any) -> None:
+        """Ends the forward pass; gradients within it were not those of the loss."""
+        self._listening.append(True)
+        super().__exit__(*raised)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """A backward pass of which nothing is handed on."""
+        self._listening.clear()
+        try:
+            yield
+        finally:
+            self._listening.append(True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function of PyTorch, and watches it if it is a layer's."""
         del types
         kwargs = dict(kwargs or {})
         handler = self._handlers.get(func)
+        self.read |= func in _READING
         self._noted.clear()
         output = func(*args, **kwargs) if handler is None else handler(self, func, args, kwargs)
         missed = self._uses(args, kwargs) - self._noted
@@ -150,40 +185,49 @@ class Capture(TorchFunctionMode):
     def _own(self, *tensors: Tensor | None) -> tuple[str | None, ...]:
         return tuple(self._names.get(id(tensor)) for tensor in tensors)
 
-    def _layout(
-        self, names: Iterable[str | None], shape: Sequence[int], *, times_first: bool = False
-    ) -> Layout | None:
-        if self._known is not None:
-            known = [name for name in names if name is not None and name in self._known]
-            layout = self._known[known[0]] if known else None
-            if layout is None or len(shape) <= layout.axis:
-                return None
-            fits = shape[layout.axis] == layout.fold * self._samples
-            return layout if fits else None
-        if not shape or shape[0] == 0:
-            return None
-        second = len(shape) > 1 and shape[1] == self._samples
-        if times_first or (second and shape[0] != self._samples):
-            return Layout(1, 1) if second else None
-        fold, rest = divmod(shape[0], self._samples)
-        return None if rest else Layout(0, fold)
+    def _axes(
+        self, names: Iterable[str | None], shape: Sequence[int], *, shared: bool = False
+    ) -> tuple[int, ...]:
+        """On which axes of `shape` the samples may lie, as far as their sizes can tell."""
+        found = tuple(i for i, size in enumerate(shape) if size and size % self._samples == 0)
+        if self._known is None:
+            return found
+        layouts = {self._known.get(name) for name in names if name is not None}
+        layouts.discard(None)
+        return tuple(axis for axis in found if layouts == {Layout(axis, shared)})
 
     def _watch(
-        self, output: Tensor, uses: Sequence[Use], layout: Layout, rows: slice = _ALL
+        self,
+        output: Tensor,
+        names: Iterable[str | None],
+        shape: Sequence[int],
+        axes: tuple[int, ...],
+        uses: Callable[[int], list[Use]],
+        rows: slice = _ALL,
+        *,
+        shared: bool = False,
     ) -> Tensor:
-        for use in uses:
-            self.counts[use.name] += 1
-            self.layouts[use.name] = layout
-            self._parts.setdefault(use.name, []).append(rows)
-            self._noted.add(use.name)
+        own = tuple(name for name in names if name is not None)
+        if not own or not axes:
+            return output
+        for name in own:
+            self.counts[name] += 1
+            self._parts.setdefault(name, []).append(rows)
+            self._noted.add(name)
+        if not output.requires_grad:
+            return output
+        site = Site(own, tuple(shape), axes, uses, shared)
+        self.sites.append(site)
+        self.edges.append(get_gradient_edge(output))
+        # The graph holds the hook: if that held an edge of it, neither would ever be freed.
+        listening, collect = self._listening, self._collect
 
         def hook(delta: Tensor) -> None:
-            with torch.no_grad():
-                for use in uses:
-                    self._collect(use, delta)
+            if listening:
+                with torch.no_grad():
+                    collect(site, delta)
 
-        if uses and output.requires_grad:
-            output.register_hook(hook)
+        output.register_hook(hook)
         return output
 
     def _product(
@@ -193,16 +237,15 @@ class Capture(TorchFunctionMode):
         bias: Tensor | None,
         names: tuple[str | None, ...],
         rows: slice = _ALL,
-        *,
-        times_first: bool = False,
     ) -> Tensor:
         output = functional.linear(inputs, weight, bias)
-        layout = self._layout(names, inputs.shape[:-1], times_first=times_first)
-        if layout is None or not any(names):
-            return output
-        own = (names[0], names[1])
-        uses = matrix_uses(inputs.detach(), own, self._samples, layout.axis, rows)
-        return self._watch(output, uses, layout, rows)
+        shape = inputs.shape[:-1]
+
+        def uses(axis: int) -> list[Use]:
+            own = (names[0], names[1])
+            return matrix_uses(inputs.detach(), own, self._samples, axis, rows)
+
+        return self._watch(output, names, shape, self._axes(names, shape), uses, rows)
 
     def _linear(
         self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
@@ -221,15 +264,20 @@ class Capture(TorchFunctionMode):
         inputs, weight, bias = given["input"], given["weight"], given.get("bias")
         names = self._own(weight, bias)
         dimensions = weight.ndim - 2
-        layout = self._layout(names, inputs.shape[:1])
-        if not any(names) or layout != Layout(0, 1) or inputs.ndim != weight.ndim:
-            return output
+        # Samples that are folded with something else have no formula.
+        shape = inputs.shape[:1] if inputs.ndim == weight.ndim else ()
+        axes = self._axes(names, shape) if shape == (self._samples,) else ()
         options: dict[str, Any] = {"groups": given.get("groups", 1)}
         for option, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
             value = given.get(option, default)
             options[option] = (value,) * dimensions if isinstance(value, int) else value
-        uses = convolution_uses(func, inputs.detach(), weight.shape, (names[0], names[1]), options)
-        return self._watch(output, uses, layout)
+
+        def uses(axis: int) -> list[Use]:
+            del axis
+            own = (names[0], names[1])
+            return convolution_uses(func, inputs.detach(), weight.shape, own, options)
+
+        return self._watch(output, names, shape, axes, uses)
 
     def _embedding(
         self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
@@ -243,12 +291,15 @@ class Capture(TorchFunctionMode):
             return output
         padding = given.get("padding_idx")
         padding = None if padding is None or padding == -1 else padding % len(weight)
-        layout = self._layout((name,), indices.shape)
-        if layout is None:
-            self._share(output, shared_rows(indices, name, padding, output.shape))
+        axes = self._axes((name,), indices.shape)
+        if not axes:
+            self._share(output, shared_rows(indices, name, padding, output.shape), rows=True)
             return output
-        uses = embedding_uses(indices, name, padding, self._samples, layout.axis)
-        return self._watch(output, uses, layout)
+
+        def uses(axis: int) -> list[Use]:
+            return embedding_uses(indices, name, padding, self._samples, axis)
+
+        return self._watch(output, (name,), indices.shape, axes, uses)
 
     def _scale(
         self,
@@ -263,22 +314,25 @@ class Capture(TorchFunctionMode):
         weight, bias = given.get("weight"), given.get("bias")
         names = self._own(weight, bias)
         inputs = given["input"].detach()
-        layout = self._layout(names, inputs.shape)
-        if not any(names) or layout is None:
-            return output
         bare = {**given, "input": inputs, "weight": None, "bias": None}
         if func is functional.rms_norm:
             del bare["bias"]
         scale = weight if weight is not None else bias
-        assert scale is not None  # one of them has a name
+        if scale is None:
+            return output
         sizes = scale.shape
-        uses = scale_uses(
-            lambda: func(**bare), (names[0], names[1]), sizes, last, self._samples, layout.axis
-        )
-        return self._watch(output, uses, layout)
+        shape = inputs.shape[: -len(sizes)] if last else inputs.shape[:1]
 
-    def _share(self, tensor: Tensor, shared: Shared) -> None:
+        def uses(axis: int) -> list[Use]:
+            own = (names[0], names[1])
+            return scale_uses(lambda: func(**bare), own, sizes, last, self._samples, axis)
+
+        return self._watch(output, names, shape, self._axes(names, shape), uses)
+
+    def _share(self, tensor: Tensor, shared: Shared, *, rows: bool = False) -> None:
         self._shared[id(tensor)] = shared
+        if rows:
+            self._rows_shared.add(id(tensor))
         self._kept.append(tensor)
         self._noted.add(shared.name)
 
@@ -305,17 +359,24 @@ class Capture(TorchFunctionMode):
             return output
         shared = one or other
         assert shared is not None
-        layout = self._layout((shared.name,), output.shape)
+        rows = id(args[0] if other is None else args[1]) in self._rows_shared
         padded = (1,) * (output.ndim - len(shared.shape)) + shared.shape
-        if layout is None or layout.fold != 1 or padded[layout.axis] != 1:
-            return output
+        axes = tuple(
+            axis
+            for axis in self._axes((shared.name,), output.shape, shared=rows)
+            if padded[axis] == 1 and output.shape[axis] == self._samples
+        )
         factor: Tensor | float = 1.0
         if func in _PRODUCTS:
             factor = args[1] if other is None else args[0]
             factor = factor.detach() if isinstance(factor, Tensor) else factor
         if func in _DIFFERENCES and one is None:
             factor = -1.0
-        return self._watch(output, broadcast_uses(shared, factor, layout.axis), layout)
+
+        def uses(axis: int) -> list[Use]:
+            return broadcast_uses(shared, factor, axis)
+
+        return self._watch(output, (shared.name,), output.shape, axes, uses, shared=rows)
 
     def _attention(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
@@ -336,14 +397,12 @@ class Capture(TorchFunctionMode):
             return func(*args, **kwargs)
         width = weight.shape[1]
         if all(tensor is tensors[0] for tensor in tensors):
-            product = self._product(tensors[0], weight, bias, own, times_first=True)
+            product = self._product(tensors[0], weight, bias, own)
             parts = list(product.chunk(3, dim=-1))
         else:
             rows = [slice(start, start + width) for start in (0, width, 2 * width)]
             parts = [
-                self._product(
-                    x, weight[r], None if bias is None else bias[r], own, r, times_first=True
-                )
+                self._product(x, weight[r], None if bias is None else bias[r], own, r)
                 for x, r in zip(tensors, rows, strict=True)
             ]
         identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
@@ -352,9 +411,7 @@ class Capture(TorchFunctionMode):
         replaced |= {"use_separate_proj_weight": True, "in_proj_weight": None}
         replaced |= {"in_proj_bias": None, "out_proj_weight": identity, "out_proj_bias": None}
         mixed, weights = func(**{**given, **replaced})
-        output = self._product(
-            mixed, given["out_proj_weight"], given["out_proj_bias"], out_own, times_first=True
-        )
+        output = self._product(mixed, given["out_proj_weight"], given["out_proj_bias"], out_own)
         return output, weights
 
     _handlers: ClassVar[dict[Any, _Handler]] = {

@@ -1,38 +1,26 @@
 """Per-sample gradient norms and inner products in one forward and backward pass.
 
-What layers see gives them without a per-sample gradient (`_layer_gradients`). A small probe first
-compares every parameter with plain autograd; those that no formula covers go through `vmap`.
+What layers see gives them without a per-sample gradient (`_layer_gradients`), once it is known
+where the samples lie in it (`_layouts`); parameters that no formula covers go through `vmap`.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
-from torch.func import vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from undertow.measure.noise._capture import Capture, Layouts
-from undertow.measure.noise._layer_gradients import Use, flat_rows, square_rows, wide
-from undertow.objective import (
-    EmpiricalRisk,
-    Objective,
-    Tensors,
-    dense,
-    out_of_memory,
-    over_tensors,
-    taken,
-)
-
-# Per-sample gradients that have to be written down are held for so many bytes at a time.
-_VMAP_BYTES = 2**25
-_PROBE_SAMPLES = 2
+from undertow.measure.noise._capture import Site
+from undertow.measure.noise._forward import Forward, Marked
+from undertow.measure.noise._layer_gradients import flat_rows, square_rows, wide
+from undertow.measure.noise._layouts import Layouts, layouts_of
+from undertow.measure.noise._written_down import written_down
+from undertow.objective import EmpiricalRisk, Objective, Tensors, dense, taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +98,6 @@ class Sweep:
     weights: Float64[Tensor, " samples"]
     scale: float
     vmapped: tuple[str, ...]
-    layouts: Layouts
 
 
 def sweep_samples(objective: Objective) -> Sweep:
@@ -122,14 +109,12 @@ def sweep_samples(objective: Objective) -> Sweep:
     pieces: list[dict[str, Tensor]] = []
     counts: list[Tensor] = []
     vmapped: set[str] = set()
-    layouts: list[Layouts] = []
     reached = False
 
     def contribution(parameters: Tensors, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal reached
-        if not layouts:
-            layouts.append(_probe(risk, parameters, inputs, targets))
-        batch = _Batch(risk, parameters, inputs, targets, layouts[0], None)
+        layouts = layouts_of(risk, parameters, inputs, targets)
+        batch = _Batch(risk, parameters, inputs, targets, layouts, None)
         count = risk.denominators(targets)
         reached |= not count.any() or any(g is not None for g in batch.gradients.values())
         parts = [
@@ -150,7 +135,7 @@ def sweep_samples(objective: Objective) -> Sweep:
         name: torch.cat([piece[name] for piece in pieces]) * scale**2 for name in risk.param_names
     }
     named = tuple(name for name in risk.param_names if name in vmapped)
-    return Sweep(squares, gradient, weights * scale, scale, named, layouts[0])
+    return Sweep(squares, gradient, weights * scale, scale, named)
 
 
 def inner_products(
@@ -175,9 +160,9 @@ def inner_products(
         here = chosen[position : position + len(targets)].to(targets.device)
         if not here.any():
             return None, len(targets)
-        batch = _Batch(
-            risk, parameters, taken(inputs, here), targets[here], sweep.layouts, directions
-        )
+        some = taken(inputs, here), targets[here]
+        layouts = layouts_of(risk, parameters, *some)
+        batch = _Batch(risk, parameters, *some, layouts, directions)
         return batch.values, len(targets)
 
     def collect(result: tuple[dict[str, Tensor] | None, int]) -> None:
@@ -211,172 +196,90 @@ class _Batch:
         directions: Mapping[str, Tensor] | None,
     ) -> None:
         names, samples = risk.param_names, len(targets)
+        self._layouts, self._directions = layouts, directions
+        self._samples = samples
         zeros = torch.zeros(samples, dtype=torch.float64, device=targets.device)
         self.values = dict.fromkeys(names, zeros)
-
-        def collect(use: Use, delta: Tensor) -> None:
-            found = (
-                use.squares(delta)
-                if directions is None
-                else use.inners(delta, directions[use.name])
-            )
-            self.values[use.name] = self.values[use.name] + found
-
+        self._marked: Marked | None = None
+        self._wrong: set[str] = set()
         with torch.enable_grad():
-            leaves = {name: parameters[name].detach().requires_grad_() for name in names}
-            with Capture(leaves, samples, collect, layouts.layout) as capture:
-                outputs, total = _forward(risk, parameters, leaves, inputs, targets)
-            found: tuple[Tensor | None, ...] = (None,) * (len(leaves) + 1)
-            if total.requires_grad and outputs.requires_grad:
-                wanted = [*leaves.values(), outputs]
-                found = torch.autograd.grad(total, wanted, allow_unused=True)
-        slopes = [None if slope is None else dense(slope) for slope in found[:-1]]
-        self.gradients = dict(zip(names, slopes, strict=True))
+            forward = Forward(
+                risk,
+                parameters,
+                inputs,
+                targets,
+                self._collect,
+                layouts.layout,
+                traced=layouts.traceable,
+            )
+            slope = self._backward(names, forward)
+        capture = forward.capture
         self.vmapped = tuple(
             name
             for name, gradient in self.gradients.items()
             if gradient is not None
-            and (capture.counts[name] != layouts.uses.get(name, 0) or not capture.used_once(name))
+            and (
+                name in self._wrong
+                or capture.counts[name] != layouts.uses.get(name, 0)
+                or not capture.used_once(name)
+            )
         )
         if self.vmapped:
-            assert found[-1] is not None
-            written = _written_down(risk, parameters, self.vmapped, inputs, targets, found[-1])
-            pieces = [
-                {
-                    name: square_rows(wide(part))
-                    if directions is None
-                    else (flat_rows(wide(part)) @ wide(directions[name]).flatten()).double()
-                    for name, part in piece.items()
-                }
-                for piece in written
-            ]
-            for name in self.vmapped:
-                self.values[name] = torch.cat([piece[name] for piece in pieces])
+            assert slope is not None
+            self._write_down(risk, parameters, inputs, targets, slope)
 
-
-def _forward(
-    risk: EmpiricalRisk, parameters: Tensors, leaves: Tensors, inputs: Any, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    outputs, total = risk.logits_and_sum({**parameters, **leaves}, inputs, targets)
-    if not isinstance(outputs, Tensor) or outputs.shape[:1] != targets.shape[:1]:
-        found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise TypeError(
-            "gradients per sample need a model whose output (or its logits) is a tensor with the "
-            f"{len(targets)} samples along its first axis, got {found}"
-        )
-    return outputs, total
-
-
-def _written_down(
-    risk: EmpiricalRisk,
-    parameters: Tensors,
-    names: tuple[str, ...],
-    inputs: Any,
-    targets: Tensor,
-    delta: Tensor,
-) -> Iterator[dict[str, Float[Tensor, "samples ..."]]]:
-    """Per-sample gradients of some parameters, for as many samples at a time as memory allows."""
-    rest = {name: parameters[name].detach() for name in names}
-
-    def gradient(one_input: Any, one_target: Tensor, one_delta: Tensor) -> dict[str, Tensor]:
-        def forward(own: dict[str, Tensor]) -> Tensor:
-            outputs = risk.logits({**parameters, **own}, taken(one_input, None), one_target[None])
-            return outputs.reshape(one_delta.shape)
-
-        (found,) = vjp(forward, rest)[1](one_delta)
-        return found
-
-    def one_by_one(here: slice) -> dict[str, Tensor]:
-        each = []
-        for index in range(*here.indices(len(delta))):
-            one = slice(index, index + 1)
-            leaves = {name: tensor.clone().requires_grad_() for name, tensor in rest.items()}
-            with torch.enable_grad():
-                outputs = risk.logits({**parameters, **leaves}, taken(inputs, one), targets[one])
-            each.append(
-                torch.autograd.grad(outputs, list(leaves.values()), delta[one], allow_unused=True)
-            )
-        return {
-            name: torch.stack(
-                [torch.zeros_like(rest[name]) if g is None else dense(g) for g in found]
-            )
-            for name, found in zip(names, zip(*each, strict=True), strict=True)
+    def _backward(self, names: tuple[str, ...], forward: Forward) -> Tensor | None:
+        """Gradients in the parameters, and what is collected on the way; the slope in the outputs."""
+        total, outputs = forward.total, forward.outputs
+        if not (total.requires_grad and outputs.requires_grad):
+            self.gradients = dict.fromkeys(names)
+            return None
+        wrong = self._layouts.wrong(self._samples, forward.trace)
+        self._wrong.update(wrong or ())
+        if wrong is None:
+            self._marked = forward.marked()
+        wanted = [*forward.leaves.values(), outputs]
+        *slopes, slope = torch.autograd.grad(total, wanted, allow_unused=True)
+        if wrong is None:
+            self._layouts.learn(self._samples, forward.trace, frozenset(self._wrong))
+        self.gradients = {
+            name: None if gradient is None else dense(gradient)
+            for name, gradient in zip(names, slopes, strict=True)
         }
+        return slope
 
-    held = sum(tensor.numel() * tensor.element_size() for tensor in rest.values())
-    step = max(1, _VMAP_BYTES // max(1, held))
-    mapped = True
-    # The math kernel of attention is the one that vmap can transform.
-    with sdpa_kernel(SDPBackend.MATH):
-        for start in range(0, len(delta), step):
-            here = slice(start, start + step)
-            if mapped:
-                try:
-                    with warnings.catch_warnings():
-                        # Functions that vmap runs one by one; the result names them anyway.
-                        warnings.filterwarnings("ignore", "There is a performance drop")
-                        part = taken(inputs, here)
-                        found = vmap(gradient, in_dims=(_axes(part), 0, 0))(
-                            part, targets[here], delta[here]
-                        )
-                    yield found
-                    continue
-                except RuntimeError as error:
-                    if out_of_memory(error):
-                        raise
-                    mapped = False  # recurrent layers, or a flow that depends on values
-            yield one_by_one(here)
-
-
-def _axes(inputs: Any) -> Any:
-    """Where vmap finds the samples: along the first axis of every tensor, and nowhere else."""
-    return over_tensors(lambda tensor: 0, inputs, lambda other: None)
-
-
-def _probe(risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tensor) -> Layouts:
-    """The layouts of the parameters whose formulas give what autograd gives for two samples.
-
-    A formula is wrong where a parameter is used in another way too, or the samples lie elsewhere.
-    A random linear function of the outputs takes the place of the loss, which may ignore samples.
-    """
-    index = torch.arange(_PROBE_SAMPLES, device=targets.device) % len(targets)
-    zeros = torch.zeros(_PROBE_SAMPLES, dtype=torch.float64, device=targets.device)
-    found = dict.fromkeys(risk.param_names, zeros)
-
-    def collect(use: Use, delta: Tensor) -> None:
-        found[use.name] = found[use.name] + use.squares(delta)
-
-    leaves = {name: parameters[name].detach().requires_grad_() for name in risk.param_names}
-    with torch.enable_grad():
-        with Capture(leaves, _PROBE_SAMPLES, collect) as capture:
-            outputs, _ = _forward(risk, parameters, leaves, taken(inputs, index), targets[index])
-        if not outputs.requires_grad:
-            return Layouts({}, {})
-        outputs = torch.view_as_real(outputs) if outputs.is_complex() else outputs
-        draw = torch.randn(outputs.shape[1:], generator=torch.Generator().manual_seed(0))
-        sums = (outputs * draw.to(outputs)).flatten(1).sum(1) if outputs.ndim > 1 else outputs
-        each = []
-        for alone in sums:  # each adds what is collected of that sample, and zeros
-            gradients = torch.autograd.grad(
-                alone, list(leaves.values()), retain_graph=True, allow_unused=True
+    def _collect(self, site: Site, delta: Tensor) -> None:
+        """What the gradient at a site says, once it is known to be in order."""
+        names = [name for name in site.names if name in self._layouts.layout]
+        if self._wrong.issuperset(names):
+            return
+        axis = self._layouts.layout[names[0]].axis
+        if self._marked is not None and not self._marked.fits(site, delta, axis):
+            self._wrong.update(names)
+            return
+        for use in site.uses(axis):
+            found = (
+                use.squares(delta)
+                if self._directions is None
+                else use.inners(delta, self._directions[use.name])
             )
-            each.append(
-                [zeros[0] if g is None else square_rows(wide(dense(g)[None]))[0] for g in gradients]
-            )
-    expected = torch.stack([torch.stack(squares) for squares in each])
-    precision = max(torch.finfo(leaf.dtype).eps for leaf in leaves.values())
-    floor = expected.sum(1) * (100 * precision) ** 2
-    agreed = {
-        name
-        for name, squares in zip(leaves, expected.unbind(1), strict=True)
-        if name in capture.layouts
-        and capture.used_once(name)
-        and torch.all((found[name] - squares).abs() <= precision**0.5 * squares + floor)
-    }
-    return Layouts(
-        {name: layout for name, layout in capture.layouts.items() if name in agreed},
-        {name: count for name, count in capture.counts.items() if name in agreed},
-    )
+            self.values[use.name] = self.values[use.name] + found
+
+    def _write_down(
+        self, risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tensor, slope: Tensor
+    ) -> None:
+        """The values of parameters that no formula covers."""
+        pieces = [
+            {
+                name: square_rows(wide(part))
+                if self._directions is None
+                else (flat_rows(wide(part)) @ wide(self._directions[name]).flatten()).double()
+                for name, part in piece.items()
+            }
+            for piece in written_down(risk, parameters, self.vmapped, inputs, targets, slope)
+        ]
+        for name in self.vmapped:
+            self.values[name] = torch.cat([piece[name] for piece in pieces])
 
 
 def _check_statistics(model: nn.Module) -> None:

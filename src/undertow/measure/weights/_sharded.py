@@ -6,10 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-
-def is_sharded(value: Any) -> bool:
-    """Whether it is a `DTensor`, whose module is not loaded to find out."""
-    return isinstance(value, Tensor) and hasattr(value, "full_tensor")
+from undertow.objective import is_sharded
 
 
 def gathered(value: Any, seen: dict[Any, Tensor]) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,6 +22,7 @@ from undertow.train import rules
 from undertow.train.ensemble import _losses
 from undertow.train.ensemble._checks import batch_shape, check_data
 from undertow.train.ensemble._engines import Engine, Job, LoopEngine, VmapEngine
+from undertow.train.ensemble._evaluation import Evaluation
 from undertow.train.ensemble._fused import FusedEngine
 from undertow.train.ensemble._layers import recognise
 from undertow.train.ensemble._member import Member, stacked_hyper
@@ -42,26 +42,6 @@ _BLOCK = 128  # steps between two checks for divergence
 _TRIAL_STEPS = 4  # steps that the chooser times at once on each path
 _TRIAL_ROUNDS = 3
 _MAX_PERTURBED = 2**22  # numbers in the perturbed targets that are kept at once
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Loss and accuracy of every member on some data, each `[E]`.
-
-    Members that diverged have NaN. Accuracy is NaN where the targets are not class labels.
-    """
-
-    loss: Float[Tensor, " E"]
-    accuracy: Float[Tensor, " E"]
-    num_samples: int
-
-    def __repr__(self) -> str:
-        accuracy = float(self.accuracy.nanmean())
-        shown = f", accuracy {accuracy:.4g}" if accuracy == accuracy else ""
-        return (
-            f"{len(self.loss)} members on {self.num_samples} samples: "
-            f"mean loss {float(self.loss.nanmean()):.4g}{shown}"
-        )
 
 
 class Ensemble:

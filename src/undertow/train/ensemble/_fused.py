@@ -65,9 +65,11 @@ class FusedEngine:
         else:
             self._targets = targets.contiguous()
         # The first layer needs no input gradient, so its weight is kept transposed: [E, in, out].
+        stored = [params[layer.weight] for layer in self._affine]
+        stored[:1] = [weight.mT for weight in stored[:1]]
         self._weights = {
-            layer.weight: _stored(params[layer.weight], transpose=index == 0)
-            for index, layer in enumerate(self._affine)
+            layer.weight: weight.clone(memory_format=torch.contiguous_format)
+            for layer, weight in zip(self._affine, stored, strict=True)
         }
         self._buffers = {name: value.clone() for name, value in fixed_tensors.items()}
         self._weight_decay = torch.as_tensor(hyper.weight_decay)
@@ -396,7 +398,3 @@ def _times(grad: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         return torch.bmm(grad, weight, out=out)
     torch.mul(grad[:, :, :1], weight[:, :1], out=out)
     return out.addcmul_(grad[:, :, 1:], weight[:, 1:]) if grad.shape[2] == 2 else out
-
-
-def _stored(weight: Tensor, *, transpose: bool) -> Tensor:
-    return (weight.mT if transpose else weight).clone(memory_format=torch.contiguous_format)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
+from torch.optim import AdamW
 
 from undertow import apply
 
@@ -157,3 +159,37 @@ def test_keras_names_the_average_of_rmsprop_rho() -> None:
 def test_devices_are_said_to_be_unknown_where_the_batch_is_that_of_one() -> None:
     source = {**ADAMW, "training": {"local_batch_size": 8}}
     assert any("how many devices" in note for note in apply.rescale(source, to_batch=16).notes)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"optimizer": {"type": "AdamW", "lr": 1e-3, "groups": [{"params": "head", "lr": 1e-2}]}},
+        {"optimizer": "adamw", "lr": 1e-3, "encoder": {"lr": 1e-5}},
+        {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.04, "weight_decay_end": 0.4},
+    ],
+)
+def test_rates_and_decays_that_are_not_read_are_pointed_out(beside: dict[str, Any]) -> None:
+    found = apply.rescale({**beside, "batch_size": 32}, to_batch=64)
+    assert found.hyper["batch_size"] == 64  # and no key is added that only some programs read
+    assert "gradient_accumulation_steps" not in found.hyper
+    assert any("not read; where it is a rate or a decay" in note for note in found.notes)
+
+
+def test_steps_of_environments_are_none_of_the_optimizer() -> None:
+    source = {**ADAMW, "batch_size": 64, "n_steps": 2048, "n_envs": 8}
+    assert apply.rescale(source, to_batch=128).hyper["n_steps"] == 2048
+
+
+def test_the_two_bounds_of_adafactor_stay() -> None:
+    source = {"optimizer": "adafactor", "lr": 1e-3, "eps": [1e-30, 1e-3], "batch_size": 32}
+    found = apply.rescale(source, to_batch=128)
+    assert found.hyper["eps"] == [1e-30, 1e-3]
+    assert "eps" in found.unread
+
+
+def test_the_arguments_of_a_partial_take_no_batch() -> None:
+    found = apply.rescale(partial(AdamW, lr=1e-3), from_batch=32, to_batch=64)
+    assert set(found.hyper.keywords) <= {"lr", "betas", "eps", "weight_decay"}
+    assert not vars(found.hyper)
+    assert any("a second call" in note for note in found.notes)

@@ -209,7 +209,9 @@ def plan(
 def _unsaid(roles: Roles, old: int, new: int, to_batch: Quantity) -> Plan:
     """Where no key says the batch: one that does is added, if any may be, so that it is told."""
     names = roles.of("name", "type")
-    open_at_top = any(len(e.leaf.path) == 1 and not e.leaf.closed for e in roles.entries)
+    open_at_top = any(
+        len(e.leaf.path) == 1 and not (e.leaf.closed or e.leaf.fixed) for e in roles.entries
+    )
     if old == new:
         return Plan(old, new, {}, notes=(f"the batch is {new} already: nothing is moved",))
     if roles.vocabulary is PLAIN and names and open_at_top and not to_batch.unit:

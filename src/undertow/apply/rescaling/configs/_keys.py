@@ -76,6 +76,8 @@ RATES = _words(
 )
 # Switches by which a program moves the rate with the batch itself.
 OWN_SCALING = _words("scale_lr auto_scale_lr lr_auto_scale linear_scale_lr scale_learning_rate")
+# Reinforcement learning counts the steps of its environments, and not the optimizer's.
+ENVIRONMENTS = _words("n_envs num_envs gae_lambda total_timesteps n_timesteps clip_range")
 # Words that are near a key by their letters only.
 OTHER_WORDS = _words("patch_size beta")
 # Parts of names that say of a batch that it is none of training.
@@ -210,7 +212,7 @@ VOCABULARIES = (
     ),
     Vocabulary(
         "DeepSpeed's configuration",
-        _marks("train_micro_batch_size_per_gpu", "zero_optimization", "optimizer type params"),
+        _marks("train_micro_batch_size_per_gpu", "zero_optimization", "optimizer.type params.lr"),
         {"weight_decay": 0.0},
         decoupled=True,
         accumulation="gradient_accumulation_steps",

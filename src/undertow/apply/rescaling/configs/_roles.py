@@ -99,6 +99,7 @@ def roles(leaves: Iterable[Leaf]) -> Roles:
     """
     leaves = list(leaves)
     words = {word for leaf in leaves for word in leaf.parts}
+    words |= {".".join(leaf.parts[-2:]) for leaf in leaves}
     vocabulary = _vocabulary(words)
     elsewhere = _batches_elsewhere(leaves, vocabulary)
     other_units = {leaf.path[:-1] for leaf in leaves if _counts_no_steps(leaf)}
@@ -108,6 +109,8 @@ def roles(leaves: Iterable[Leaf]) -> Roles:
         role = None if section is None else _role(leaf, section, vocabulary)
         if section == "schedule" and role in _COUNTED and leaf.path[:-1] in other_units:
             role = "stay"
+        if leaf.name in ("n_steps", "num_steps") and words & _keys.ENVIRONMENTS:
+            role = None
         if role is None or section is None:
             if not leaf.default and not leaf.fixed:
                 unread.append(str(leaf))
@@ -178,6 +181,8 @@ def _role(leaf: Leaf, section: str, vocabulary: Vocabulary) -> str | None:
         return role if role in ("micro", "total", "accumulation", "sequence") else None
     if name in _keys.HYPER:
         role = _keys.HYPER[name]
+        if role == "eps" and isinstance(leaf.value, list | tuple):
+            return None  # Adafactor's two, which are relative to what they bound
         return role if section != "model" or role in _keys.OF_MODELS else None
     if section == "optimizer":
         if name in _keys.TYPES | _keys.NAMES:
@@ -243,10 +248,12 @@ def _check_spelling(leaf: Leaf) -> None:
     known = [
         name
         for name in (*_keys.HYPER, *_keys.STEPS, *_keys.BATCH)
-        if (name in pairs) == several and leaf.name != f"{name}s"
+        if (name in pairs) == several
+        and leaf.name != f"{name}s"
+        and not leaf.name.startswith(f"{name}_")  # weight_decay_end
     ]
     close = get_close_matches(leaf.name, known, n=1, cutoff=0.85)
-    if close:
+    if close and close[0] != leaf.name:
         raise ValueError(f"{leaf} is no key that is known; did you mean {close[0]}?")
 
 

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 _PLAIN = (bool, int, float, str, type(None))
 
 
+def snapshot(net: nn.Module) -> list[Any]:
+    """Both, to be compared before and after."""
+    return [of_module(net), of_process()]
+
+
 def of_module(net: nn.Module) -> list[Any]:
     """Identity, value, type, version and gradient of all that can be reached from a module."""
     return [part for _, part in _walk(net, "", set())]

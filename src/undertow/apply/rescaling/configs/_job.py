@@ -10,9 +10,10 @@ from typing import Any
 from undertow import predict
 from undertow.apply.rescaling import _names, _units
 from undertow.apply.rescaling._units import Quantity, as_given
-from undertow.apply.rescaling.configs import _batch, _keys
-from undertow.apply.rescaling.configs._batch import Batch, Plan
+from undertow.apply.rescaling.configs import _keys, _plan
+from undertow.apply.rescaling.configs._batch import Batch
 from undertow.apply.rescaling.configs._keys import PLAIN
+from undertow.apply.rescaling.configs._plan import Plan
 from undertow.apply.rescaling.configs._roles import Entry, Roles, shown
 from undertow.apply.rescaling.configs._tree import Leaf, Path, leaves, written
 from undertow.predict import Change
@@ -64,8 +65,8 @@ class Job:
         from_workers: int,
         to_workers: int | None,
     ) -> Plan:
-        """From which batch to which; see `_batch.plan`."""
-        return _batch.plan(
+        """From which batch to which; see `_plan.plan`."""
+        return _plan.plan(
             self.roles,
             self.batch,
             from_batch=from_batch,

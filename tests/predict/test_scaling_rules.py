@@ -268,3 +268,12 @@ def test_it_reads_like_a_sentence_and_says_which_equation() -> None:
     assert "lr 0.0003 -> 0.0006 (lr' = sqrt(k) lr)" in repr(found.changes[0])
     with pytest.raises(ValueError, match="closeness must be above 1"):
         largest_batch(8, 10.0, closeness=1.0)
+
+
+@pytest.mark.parametrize(("steps", "factor", "said"), [(1000, 4, "same"), (10, 32, "3.2 times")])
+def test_steps_that_do_not_divide_say_how_many_samples_are_seen(
+    steps: int, factor: int, said: str
+) -> None:
+    hyper = {"lr": 0.1, "steps": steps}
+    found = rescale(hyper, from_batch=1, to_batch=factor, optimizer="sgd")
+    assert said in next(change.reason for change in found.changes if change.name == "steps")

@@ -89,7 +89,8 @@ def run(words: Sequence[str]) -> int:
     from undertow import apply
 
     given = arguments(options, PARAMETERS) | in_samples(options, ("batch_size", "to"), PARAMETERS)
-    hyper = given.pop("optimizer_or_dict")
+    # The batch is one of the job's values too, so that what is printed is whole.
+    hyper = given.pop("optimizer_or_dict") | {"batch_size": given["from_batch"]}
     with undisturbed(options.json):
         if options.verify is not None:
             file = options.verify.rpartition(":")[0]

@@ -263,7 +263,7 @@ def _change(
         return Change(name, value, value / math.sqrt(factor), "eps' = eps / sqrt(k)", reason)
     if name in STEPS:
         fewer = _each(lambda step: max(round(step / factor), 1) if step else 0, value)
-        return Change(name, value, fewer, f"{name}' = {name} / k", "the same samples are seen")
+        return Change(name, value, fewer, f"{name}' = {name} / k", _seen(value, fewer, factor))
     if name == "momentum_decay":
         quicker = "momentum_decay' = k momentum_decay"
         return Change(name, value, factor * value, quicker, "its schedule counts samples")
@@ -279,6 +279,14 @@ def _change(
     if family.name == "schedulefree-sgd":
         reasons["momentum"] = reasons["beta1"]
     return Change(name, value, value, f"{name}' = {name}", reasons.get(name, "as it was"))
+
+
+def _seen(old: Any, new: Any, factor: float) -> str:
+    """What becomes of the samples, as steps are whole."""
+    share = 1.0 if isinstance(old, tuple | list) or not old else new * factor / old
+    if abs(share - 1) < 0.01:
+        return "the same samples are seen"
+    return f"steps are whole: {share:.3g} times as many samples are seen"
 
 
 def _lr_words(

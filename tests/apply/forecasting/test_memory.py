@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from undertow import apply, predict
 
@@ -113,3 +115,12 @@ def test_a_momentum_that_is_not_there_is_said() -> None:
         apply.forecast(**RUN, optimizer="adamw", momentum=0.9)
     with pytest.raises(ValueError, match="momentum is needed"):
         apply.forecast(**RUN, optimizer="momentum")
+
+
+def test_an_adapter_is_no_initialised_network(tmp_path: Path) -> None:
+    lead = "base_model.model.q.lora_"
+    pair = {f"{lead}A.weight": torch.randn(4, 16), f"{lead}B.weight": torch.zeros(32, 4)}
+    save_file(pair, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    with pytest.raises(ValueError, match="is an adapter, whose pairs start at no change"):
+        apply.forecast(tmp_path, **RUN)

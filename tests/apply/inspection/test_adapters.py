@@ -189,3 +189,14 @@ def test_pairs_among_other_weights_are_taken_as_they_are(tmp_path: Path) -> None
     found = apply.inspect(file)
     assert len(found.table) == 3
     assert "taken as they are stored" in found.notes[0]
+
+
+def test_what_an_adapter_only_keeps_beside_is_not_called_replaced(tmp_path: Path) -> None:
+    beside = {
+        f"{LEAD}embed.base_layer.weight": torch.randn(30, 8),
+        f"{LEAD}embed.token_adapter.trainable_tokens_delta": torch.randn(3, 8),
+    }
+    found = apply.inspect(folder(tmp_path / "ad", PAIR | beside, CONFIG))
+    assert found.table["name"].to_list() == ["q.weight"]
+    assert len(found.notes) == 1
+    assert "rows of single tokens are not shown" in found.notes[0]

@@ -217,3 +217,14 @@ def test_scaled_experts_have_a_scale_each() -> None:
         exact = torch.linalg.svdvals(stored[index].double() * scale[index].double())
         given = found.spectra[f"experts.down_proj[{index}]"]
         assert given.tolist() == pytest.approx(exact.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("old", [True, False])
+def test_norms_of_weight_normalisation_are_no_weights(dim: int, *, old: bool) -> None:
+    state = nn.utils.parametrizations.weight_norm(nn.Conv1d(8, 12, 5), dim=dim).state_dict()
+    if old:
+        names = {"original0": "weight_g", "original1": "weight_v"}
+        state = {names.get(name.rpartition(".")[2], name): state[name] for name in state}
+    (name,) = measure.ranks(state).table["name"].to_list()
+    assert name in ("weight_v", "parametrizations.weight.original1")

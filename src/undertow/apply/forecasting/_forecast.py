@@ -7,6 +7,7 @@ How much of the initial weights weight decay forgets (2206.05794), where normali
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -202,11 +203,17 @@ def _shapes(
         return shapes, {}, {}, []
     import torch
 
-    from undertow.apply.inspection import read_checkpoint, taps_of
+    from undertow.apply.inspection import opened, taps_of
     from undertow.measure import weight_matrices
 
     if isinstance(source, str | PathLike):
-        source = read_checkpoint(source)
+        read = opened(source)
+        if read.adapter is not None:
+            raise ValueError(
+                f"{os.fspath(source)} is an adapter, whose pairs start at no change: forecast from "
+                "its base, or from shapes"
+            )
+        source = read.content
     weights, notes = weight_matrices(source)
     return (
         {item.name: (item.matrix.shape[0], item.matrix.shape[1]) for item in weights},

@@ -3,3 +3,4 @@ from ._checkpoint import taps_of as taps_of
 from ._inspect import inspect as inspect
 from ._inspection import Inspection as Inspection
 from ._inspection import Residue as Residue
+from ._sources import opened as opened

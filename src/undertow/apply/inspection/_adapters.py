@@ -202,8 +202,15 @@ def _assembled(
     biases = [key for key in rest if key.endswith("bias")]
     if biases:
         notes.append(f"biases of the adapter are not shown: {_some(biases)}")
-    saved = {_target(key).replace(".modules_to_save", ""): v for key, v in rest.items()}
-    saved = {key: value for key, value in saved.items() if value.ndim > 1}
+    rows = [key for key in rest if ".token_adapter." in key]
+    if rows:
+        notes.append(f"rows of single tokens are not shown: {_some(rows)}")
+    # An embedding is saved with its adapter as it was, where a token may have been added to it.
+    saved = {
+        _target(key).replace(".modules_to_save", ""): value
+        for key, value in rest.items()
+        if value.ndim > 1 and key not in rows and ".base_layer." not in key
+    }
     whole = weight_matrices(saved, check_finite=False)[0] if saved else []
     if whole:
         notes.append(f"replaced as a whole: {_some([item.name for item in whole])}")

@@ -98,6 +98,7 @@ def collapsed(notes: Iterable[str]) -> list[str]:
     said = []
     for (_, rest), names in alike.items():
         more = f" and {len(names) - 1} more like it" if len(names) > 1 else ""
+        rest = f"were {rest.removeprefix('was ')}" if more and rest.startswith("was ") else rest
         said.append(f"{names[0]}{more} {rest}".strip())
     return said
 

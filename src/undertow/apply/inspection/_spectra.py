@@ -94,6 +94,10 @@ def _of_difference(
     difference = other.matrix.to(matrix.device, torch.float64, copy=True)
     reference = float(torch.linalg.vector_norm(difference))
     difference = difference.neg_().add_(matrix)
+    if not difference.any():  # identical: nothing to decompose
+        spectrum = difference.new_zeros(min(difference.shape))
+        ranks = spectrum_ranks(spectrum, threshold, energies=energies)
+        return Found(ranks, spectrum, reference, moved=False)
     spectrum = matrix_spectrum(difference)
     edge = rounding_edge(item, other, difference)
     edge = echo_edge(item, other, difference, spectrum, edge)

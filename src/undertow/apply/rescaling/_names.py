@@ -108,9 +108,9 @@ def family(name: str) -> str:
 def lookup(name: str) -> str | None:
     """The same, or None where there is no optimizer of that name."""
     last = name.rpartition(".")[2] if "/" not in name else name.rpartition("/")[2]
-    if last.lower() in ("fusedadam", "cpuadam", "deepspeedcpuadam", "zerooneadam"):
-        return "adamw"  # of apex and DeepSpeed: their decay is decoupled by default
     whole = re.sub(r"[^a-z0-9]", "", last.lower())
+    if whole in ("fusedadam", "cpuadam", "deepspeedcpuadam", "zerooneadam"):
+        return "adamw"  # of apex and DeepSpeed: their decay is decoupled by default
     return _FAMILY.get(whole) or _FAMILY.get(_plain(name))
 
 

@@ -85,7 +85,8 @@ class Rescaled(Printed):
         """Set the new values in the optimizer that was given, its state and schedulers included.
 
         Mean squares of gradients are divided by k, as they hold Sigma / batch, and Adam's step
-        count moves with its averages. A scheduler goes on at its place, at the new batch's pace.
+        count moves with its averages. A scheduler goes on at its place, at the new batch's pace;
+        its state, saved, goes into one that was moved in the same way, and into no other.
         Returns a line for each kind of state that was changed.
 
         Raises:
@@ -116,6 +117,8 @@ class Rescaled(Printed):
                 f"no rule is known for the rate of {type(now.inner).__name__}: nothing is applied; "
                 ".hyper has what is known, to be set by hand"
             )
+        if self.from_batch == self.to_batch:
+            return []
         prepared = _schedulers.prepare(live.schedulers)
         said = self._set(now, live.laws)
         pace = (self.from_batch, self.to_batch)

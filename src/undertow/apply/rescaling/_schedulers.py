@@ -109,7 +109,8 @@ def _placed(scheduler: Any, optimizer: Any) -> Given:
     name = type(scheduler).__name__
     counts = [state["step"] for state in optimizer.state.values() if "step" in state]
     taken = max(map(float, counts), default=0.0)
-    epochs = float(getattr(scheduler, "last_epoch", 0) or 0)
+    # A ChainedScheduler counts nothing itself.
+    epochs = max(float(getattr(part, "last_epoch", 0) or 0) for part in _parts(scheduler))
     if taken >= 4 and epochs < taken / 2:
         return Given(
             scheduler,
@@ -214,6 +215,9 @@ class Moved:
             "last_epoch": getattr(self, "last_epoch", 0),
             "_step_count": getattr(self, "_step_count", 0),
             "_last_lr": [_plain(rate) for rate in self._last_lr],
+            # One that was not moved takes all this for attributes of its own: it is to fail at its
+            # next step, and not to go on at the old pace.
+            "get_lr": None,
             "moved": {
                 "schedule": copy.deepcopy(self._played.state_dict()),
                 "groups": [

@@ -69,6 +69,19 @@ def is_no_weight(name: str, sibling: Sibling) -> bool:
             stem = name.removesuffix(ending)
             if any(sibling(stem + other) is not None for other in others):
                 return True
+    return _is_norm(name, sibling)
+
+
+def _is_norm(name: str, sibling: Sibling) -> bool:
+    """Whether it holds the norms that weight normalisation keeps beside directions."""
+    for ending, directions in ((".original0", ".original1"), ("_g", "_v")):
+        if name.endswith(ending):
+            norms, beside = sibling(name), sibling(name.removesuffix(ending) + directions)
+            if norms is not None and beside is not None and norms.ndim == beside.ndim:
+                sizes = zip(norms.shape, beside.shape, strict=True)
+                return all(one in (1, other) for one, other in sizes) and (
+                    norms.numel() == max(norms.shape) < beside.numel()
+                )
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from undertow import predict
 from undertow.apply.rescaling import _names, _units
 from undertow.apply.rescaling._units import Quantity, as_given
-from undertow.apply.rescaling.configs import _batch, _keys
-from undertow.apply.rescaling.configs._batch import Batch, Plan
+from undertow.apply.rescaling.configs import _keys, _plan
+from undertow.apply.rescaling.configs._batch import Batch
 from undertow.apply.rescaling.configs._keys import PLAIN
+from undertow.apply.rescaling.configs._plan import Plan
 from undertow.apply.rescaling.configs._roles import Entry, Roles, shown
 from undertow.apply.rescaling.configs._tree import Leaf, Path, leaves, written
 from undertow.predict import Change
@@ -63,8 +65,8 @@ class Job:
         from_workers: int,
         to_workers: int | None,
     ) -> Plan:
-        """From which batch to which; see `_batch.plan`."""
-        return _batch.plan(
+        """From which batch to which; see `_plan.plan`."""
+        return _plan.plan(
             self.roles,
             self.batch,
             from_batch=from_batch,
@@ -181,6 +183,12 @@ class Job:
             notes.append(
                 f"{', '.join(foreign)} is of another optimizer, and stays: rescale it alone"
             )
+        akin = [name for name in self.roles.unread if _is_akin(name)]
+        if akin:
+            notes.append(
+                f"{', '.join(akin[:8])}: not read; where it is a rate or a decay of this "
+                "optimizer, move it as lr or weight_decay moves"
+            )
         epochs = [str(entry.leaf) for entry in self.roles.of("epoch clock")]
         if epochs:
             notes.append(f"{', '.join(epochs)} is taken to count epochs, and stays")
@@ -222,6 +230,15 @@ class Job:
             f"{role}' = {shown(value)} has no key in {vocabulary.name}: set it where the optimizer "
             "is made"
         ]
+
+
+def _is_akin(name: str) -> bool:
+    """Whether a key that is not read may say a rate or a decay all the same, by its name."""
+    last = re.split(r"[./]", name.lower())[-1].replace("-", "_")
+    words = set(last.split("_"))
+    named = "learning_rate" in last or "weight_decay" in last or words & {"lr", "wd", "blr", "lr0"}
+    other = {"gamma", "factor", "steps", "step", "size", "epochs", "style", "type", "name", "mult"}
+    return bool(named) and not words & (other | {"use", "ratio", "scheduler", "patience", "policy"})
 
 
 def _fewer(count: Any, factor: float) -> Any:

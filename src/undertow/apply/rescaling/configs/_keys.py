@@ -30,7 +30,7 @@ HYPER = _roles(
         "betas": "betas adam_betas opt_betas",
         "beta1": "beta1 adam_beta1 beta_1 b1 opt_beta1",
         "beta2": "beta2 adam_beta2 beta_2 b2 opt_beta2",
-        "alpha": "alpha rmsprop_alpha",
+        "alpha": "alpha rmsprop_alpha rho",
         "eps": "eps epsilon adam_epsilon adam_eps opt_eps",
         "nesterov": "nesterov",
         "momentum_decay": "momentum_decay",
@@ -45,10 +45,11 @@ STEPS = _roles(
         "steps": "steps max_steps num_steps total_steps train_steps num_train_steps "
         "num_training_steps max_iters max_iter train_iters num_iterations num_iters iterations "
         "total_iters max_update max_train_steps training_steps total_training_steps max_duration "
-        "total_train_steps max_step train_num_steps n_steps",
+        "total_train_steps max_step train_num_steps n_steps n_iters n_iter num_iter num_step",
         "warmup_steps": "warmup_steps warmup_iters num_warmup_steps lr_warmup_steps "
         "warmup_updates lr_warmup_iters warmup_num_steps warmup n_warmup_steps "
-        "linear_warmup_steps t_warmup lr_num_warmup_steps warmup_iterations",
+        "linear_warmup_steps t_warmup lr_num_warmup_steps warmup_iterations warm_up_steps "
+        "warm_up_iters warm_up",
         "milestones": "milestones lr_milestones decay_milestones",
     }
 )
@@ -57,7 +58,8 @@ COUNTS = _words(
     "lr_decay_iters lr_decay_steps decay_steps cooldown_steps cooldown_iters warmdown_iters "
     "num_decay_steps num_stable_steps total_num_steps cycle_first_step_size "
     "cycle_second_step_size decay_step_size steps_per_epoch lr_wsd_decay_iters stable_steps "
-    "total_num_update annealing_steps lr_cooldown_steps"
+    "total_num_update annealing_steps lr_cooldown_steps constant_steps "
+    "lr_constant_steps lr_stable_steps"
 )
 # Counts in a schedule that may be of steps or of epochs.
 CLOCKS = _words(
@@ -72,6 +74,14 @@ RATES = _words(
     "start_lr init_lr initial_lr swa_lr end_learning_rate lr_warmup_init final_learning_rate "
     "min_lr_value learning_rate_min"
 )
+# Switches by which a program moves the rate with the batch itself.
+OWN_SCALING = _words("scale_lr auto_scale_lr lr_auto_scale linear_scale_lr scale_learning_rate")
+# Reinforcement learning counts the steps of its environments, and not the optimizer's.
+ENVIRONMENTS = _words("n_envs num_envs gae_lambda total_timesteps n_timesteps clip_range")
+# Words that are near a key by their letters only.
+OTHER_WORDS = _words("patch_size beta")
+# Parts of names that say of a batch that it is none of training.
+NO_TRAINING = _words("val valid validation eval evaluation test testing inference predict infer")
 # Averages of weights over steps: d' = d^k.
 EMAS = frozenset({"ema_decay", "model_ema_decay", "ema_beta", "ema_rate", "ema_smoothing"})
 # Samples in a step.
@@ -88,7 +98,8 @@ BATCH = _roles(
         "devices": "devices num_gpus gpus num_devices ngpus n_gpus nproc_per_node gpus_per_node "
         "num_gpus_per_node n_gpu",
         "nodes": "num_nodes nnodes n_nodes",
-        "world": "world_size num_processes distributed_world_size data_parallel_size dp_size",
+        "world": "world_size num_processes distributed_world_size",
+        "copies": "data_parallel_size dp_size data_parallel_degree",
         "total": "train_batch_size global_train_batch_size global_batch_size total_batch_size "
         "effective_batch_size ims_per_batch",
         "batch": "batch_size train_batchsize bsz bs",
@@ -201,7 +212,7 @@ VOCABULARIES = (
     ),
     Vocabulary(
         "DeepSpeed's configuration",
-        _marks("train_micro_batch_size_per_gpu", "zero_optimization", "optimizer type params"),
+        _marks("train_micro_batch_size_per_gpu", "zero_optimization", "optimizer.type params.lr"),
         {"weight_decay": 0.0},
         decoupled=True,
         accumulation="gradient_accumulation_steps",

@@ -170,9 +170,10 @@ def _no_rate(found: Roles) -> str:
 
 
 def _refuse_own_scaling(source: Any) -> None:
-    """MMEngine scales the rate by the batch itself where it is told so; twice would be wrong."""
+    """Some programs scale the rate by the batch themselves if they are told; twice is wrong."""
     for leaf in leaves(source):
-        if leaf.parts[-2:] == ("auto_scale_lr", "enable") and leaf.value is True:
+        switch = leaf.parts[-2] if leaf.parts[-2:][1:] == ("enable",) else leaf.name
+        if switch in _keys.OWN_SCALING and leaf.value is True:
             raise ValueError(
                 f"{leaf} is on: the program would scale the learning rate again; switch it off"
             )

@@ -18,6 +18,7 @@ from undertow.apply.rescaling.configs._tree import Leaf
 _STEP_UNITS = ("ba", "it", "iter", "iters", "step", "steps")
 _MOST = 10**12  # samples or devices; more than that is a mistake
 _PAIRS = ("betas", "milestones")
+_COUNTED = ("warmup_steps", "count", "clock")
 _ABSENT = ("auto", "none", "null", "???", "")
 
 
@@ -80,7 +81,8 @@ _WORDS = {
     "micro": "the batch of one device",
     "total": "the whole batch",
     "accumulation": "how many batches are accumulated",
-    "world": "the number of workers",
+    "world": "the number of devices",
+    "copies": "the number of workers",
 }
 
 
@@ -97,11 +99,18 @@ def roles(leaves: Iterable[Leaf]) -> Roles:
     """
     leaves = list(leaves)
     words = {word for leaf in leaves for word in leaf.parts}
+    words |= {".".join(leaf.parts[-2:]) for leaf in leaves}
     vocabulary = _vocabulary(words)
+    elsewhere = _batches_elsewhere(leaves, vocabulary)
+    other_units = {leaf.path[:-1] for leaf in leaves if _counts_no_steps(leaf)}
     entries, unread, left = [], [], []
     for leaf in leaves:
-        section = _section(leaf)
+        section = "data" if leaf in elsewhere else _section(leaf)
         role = None if section is None else _role(leaf, section, vocabulary)
+        if section == "schedule" and role in _COUNTED and leaf.path[:-1] in other_units:
+            role = "stay"
+        if leaf.name in ("n_steps", "num_steps") and words & _keys.ENVIRONMENTS:
+            role = None
         if role is None or section is None:
             if not leaf.default and not leaf.fixed:
                 unread.append(str(leaf))
@@ -116,6 +125,26 @@ def roles(leaves: Iterable[Leaf]) -> Roles:
         if value is not None:
             entries.append(Entry(leaf, role, value, section))
     return Roles(vocabulary, _settled(entries, vocabulary), tuple(unread), tuple(left))
+
+
+def _batches_elsewhere(leaves: list[Leaf], vocabulary: Vocabulary) -> list[Leaf]:
+    """The batch of training in a section that is not known, where no section that is says one."""
+
+    def says(leaf: Leaf, section: str | None) -> bool:
+        role = None if section is None else _role(leaf, section, vocabulary)
+        return role in ("micro", "total", "batch") and leaf.value is not None
+
+    if any(says(leaf, _section(leaf)) for leaf in leaves):
+        return []
+    apart = [leaf for leaf in leaves if _section(leaf) is None and says(leaf, "data")]
+    words = [{word for part in leaf.parts for word in part.split("_")} for leaf in apart]
+    return [leaf for leaf, own in zip(apart, words, strict=True) if not own & _keys.NO_TRAINING]
+
+
+def _counts_no_steps(leaf: Leaf) -> bool:
+    """Whether a section says that what it counts are tokens, samples or epochs."""
+    named = leaf.name in ("units", "unit") and isinstance(leaf.value, str)
+    return named and leaf.value.lower() not in _STEP_UNITS
 
 
 def _vocabulary(words: set[str]) -> Vocabulary:
@@ -147,8 +176,13 @@ def _role(leaf: Leaf, section: str, vocabulary: Vocabulary) -> str | None:
         return None
     if section == "schedule":
         return _role_in_schedule(name)
+    if section == "model" and name in _keys.BATCH and name not in _keys.BARE:
+        role = _keys.BATCH[name]  # NeMo and Megatron keep it there
+        return role if role in ("micro", "total", "accumulation", "sequence") else None
     if name in _keys.HYPER:
         role = _keys.HYPER[name]
+        if role == "eps" and isinstance(leaf.value, list | tuple):
+            return None  # Adafactor's two, which are relative to what they bound
         return role if section != "model" or role in _keys.OF_MODELS else None
     if section == "optimizer":
         if name in _keys.TYPES | _keys.NAMES:
@@ -159,13 +193,10 @@ def _role(leaf: Leaf, section: str, vocabulary: Vocabulary) -> str | None:
             return "milestones"
         return _keys.STEPS[name]
     if section == "model":
-        return _keys.BATCH[name] if name in ("batch_size", *_MODEL_SEQUENCE) else None
+        return _keys.BATCH[name] if name == "batch_size" else None
     if name in _keys.NAMES:
         return "name"
     return _other_role(name)
-
-
-_MODEL_SEQUENCE = ("block_size", "max_seq_len", "context_length")
 
 
 def _other_role(name: str) -> str | None:
@@ -188,7 +219,7 @@ def _other_role(name: str) -> str | None:
 
 
 def _role_in_schedule(name: str) -> str | None:
-    if name in _keys.PEAKS | _keys.RATES:
+    if name in _keys.PEAKS | _keys.RATES or _keys.HYPER.get(name) == "lr":
         return "rate"
     if name in _keys.STEPS and name not in _keys.CLOCKS:
         return "count" if _keys.STEPS[name] == "steps" else _keys.STEPS[name]
@@ -209,22 +240,35 @@ def _is_absent(value: Any) -> bool:
 
 def _check_spelling(leaf: Leaf) -> None:
     """A key of a plain dictionary that is nearly a hyperparameter is one that was misspelt."""
-    known = [*_keys.HYPER, *_keys.STEPS, *_keys.BATCH]
+    several = isinstance(leaf.value, list | tuple)
+    other = set(leaf.name.split("_")) & _keys.NO_TRAINING or leaf.name in _keys.OTHER_WORDS
+    if not several and (other or not _is_number(leaf.value)):
+        return
+    pairs = {name for name, role in _keys.HYPER.items() if role in _PAIRS}
+    known = [
+        name
+        for name in (*_keys.HYPER, *_keys.STEPS, *_keys.BATCH)
+        if (name in pairs) == several
+        and leaf.name != f"{name}s"
+        and not leaf.name.startswith(f"{name}_")  # weight_decay_end
+    ]
     close = get_close_matches(leaf.name, known, n=1, cutoff=0.85)
-    if close and isinstance(leaf.value, int | float | list | tuple):
+    if close and close[0] != leaf.name:
         raise ValueError(f"{leaf} is no key that is known; did you mean {close[0]}?")
 
 
 def _value(leaf: Leaf, role: str) -> Any:
     """The value as its role reads it; None where it stands for nothing given."""
     name, value = str(leaf), leaf.value
+    if isinstance(value, bool) and role == "rate" and leaf.name not in _keys.RATES:
+        return None  # a switch whose name ends as those of rates do
     if role in ("name", "type", "stay", "epochs", "nesterov", "decoupled_weight_decay"):
         return value
     if role in _PAIRS:
         return _units.numbers(name, value)
     if role in ("steps", "warmup_steps", "count", "clock", "interval", "accumulation"):
         return _count(name, value, role)
-    if role in ("micro", "total", "batch", "nodes", "world", "sequence", "parallel"):
+    if role in ("micro", "total", "batch", "nodes", "world", "copies", "sequence", "parallel"):
         return _size(name, value)
     if role == "devices":
         return devices(value)
@@ -247,6 +291,8 @@ def _count(name: str, value: Any, role: str) -> Any:
         if timed[1].lower() not in _STEP_UNITS:
             return None  # epochs, tokens, a share of the run: the same at any batch size
         value = timed[0]
+    if isinstance(value, str) and value.strip()[-1:] in ("t", "T"):
+        return None  # OLMo's tokens: nobody trains for a trillion steps
     if role in ("interval", "clock", "count") and isinstance(value, str):
         return None  # "epoch", "no"
     found = _units.number(name, value)
@@ -290,7 +336,10 @@ def _settled(entries: list[Entry], vocabulary: Vocabulary) -> tuple[Entry, ...]:
         default=0,
     )
     peak = "rate" if there & {"lr", "lr_base"} else "lr"
-    divided = there & {"accumulation", "devices", "world"} and not there & {"micro", "batch"}
+    divided = there & {"accumulation", "devices", "world", "copies"} and not there & {
+        "micro",
+        "batch",
+    }
 
     def role(entry: Entry) -> str:
         if entry.role == "peak":
@@ -310,7 +359,7 @@ def _settled(entries: list[Entry], vocabulary: Vocabulary) -> tuple[Entry, ...]:
 
 def _check_batches(entries: list[Entry], there: set[str]) -> None:
     """Two names that both say "the batch" must say the same."""
-    if there & {"accumulation", "devices", "world", "micro"}:
+    if there & {"accumulation", "devices", "world", "copies", "micro"}:
         return
     bare = [e for e in entries if e.role in ("batch", "total") and e.leaf.name in _keys.BARE]
     for entry in bare[1:]:

@@ -83,7 +83,7 @@ def test_terms_that_autograd_leaves_out_are_not_left_out(kind: str) -> None:
     net = ThroughOnce().double()
     objective = Objective(net, functional.cross_entropy, samples())
     assert objective.gradient().norm() > 0
-    with pytest.raises(ValueError, match=r"no second derivative: .*once_differentiable .*Once"):
+    with pytest.raises(ValueError, match=r"once_differentiable .*Once|autograd.Function Once"):
         getattr(objective, kind)(torch.ones(1, objective.num_params))
     beyond = Objective(
         net, functional.cross_entropy, samples(), params=["last.weight", "last.bias"]

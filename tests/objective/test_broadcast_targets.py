@@ -131,3 +131,14 @@ def test_labels_and_axes_within_a_sample_may_broadcast() -> None:
     for net, loss, inputs, targets in cases:
         found = Objective(net.double(), loss, (inputs, targets), microbatch=5)
         torch.testing.assert_close(found.value(), loss(net(inputs), targets).detach())
+
+
+def test_what_is_refused_once_is_refused_again() -> None:
+    """Whatever is asked for next, and in whatever order."""
+    inputs, targets = torch.randn(SAMPLES, FEATURES).double(), torch.rand(SAMPLES).double()
+    objective = Objective(nn.Linear(FEATURES, 1).double(), nn.PoissonNLLLoss(), (inputs, targets))
+    block = torch.ones(1, FEATURES + 1, dtype=torch.float64)
+    asked = [objective.value, objective.gradient, lambda: objective.ggnvp(block)]
+    for ask in [*asked, *reversed(asked)]:
+        with pytest.raises(ValueError, match="broadcasts them"):
+            ask()

@@ -49,6 +49,40 @@ def test_a_table_of_bounded_norms_is_what_its_forward_makes_of_it() -> None:
     torch.testing.assert_close(found, [right] * 3, rtol=1e-5, atol=1e-6)
 
 
+class Readied(nn.Module):
+    """Hangs hooks on its layers when it is first used; one of them is good for one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.ready = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.layer.register_forward_hook(lambda module, args, output: 2 * output)
+            self.ready = True
+        return self.head(torch.tanh(self.layer(x)))
+
+
+def test_hooks_that_come_and_go_in_forward_do_so_in_each_call() -> None:
+    for used in (False, True):
+        net = Readied()
+        if used:
+            net(x)
+        once: list[Any] = []
+
+        def first_only(module: nn.Module, args: Any, output: Tensor, once: Any = once) -> Tensor:
+            once[0].remove()
+            return output + 1
+
+        once.append(net.layer.register_forward_hook(first_only))
+        objective = objective_of(net)
+        found = [objective.value() for _ in range(3)]
+        assert len(net.layer._forward_hooks) == 1 + used
+        right = functional.cross_entropy(net(x), y).detach()
+        torch.testing.assert_close(found, [right] * 3)
+
+
 CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
     "values": lambda net: net[0].weight.data.mul_(2),
     "a parameter": lambda net: setattr(net[0], "weight", nn.Parameter(torch.ones(4, 4))),

@@ -206,8 +206,9 @@ class _Tried:
 
     def check_random(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError if the same outputs give another loss when they are seen again."""
-        with torch.no_grad():
-            values = [self.loss(outputs, targets) for _ in range(2)]
+        with torch.enable_grad():  # some losses differentiate by themselves
+            leaf = outputs.clone().requires_grad_()
+            values = [self.loss(leaf, targets).detach() for _ in range(2)]
         if not torch.equal(*values):
             raise ValueError(
                 "loss is random: the same outputs and targets give another value each time; take "
@@ -236,8 +237,9 @@ def _check_pairs(loss: Loss, axis: int, outputs: Tensor, targets: Tensor) -> Non
 def _check_reshaped(tried: _Tried, outputs: Tensor, targets: Tensor) -> None:
     """Raise ValueError if a loss is an average once the targets have the outputs' shape."""
     dtype = torch.float64 if tried.tolerance == _EXACT else outputs.dtype
-    with torch.no_grad():
-        kind = tried.loss(*_cast(dtype, outputs, targets)).ndim
+    outputs_and_targets = _cast(dtype, outputs.clone().requires_grad_(), targets)
+    with torch.enable_grad():
+        kind = tried.loss(*outputs_and_targets).ndim
     reshaping = _reshaping(tried.loss, tried.axis, kind)
     again = _Tried(reshaping, tried.axis, tried.tolerance)
     found = [again.is_average(*trial) for trial in _trials(outputs, targets, tried.axis, dtype)]

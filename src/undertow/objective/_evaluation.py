@@ -20,6 +20,7 @@ from undertow.objective._loss_terms import GivenLoss, OwnLoss
 from undertow.objective._losses import Loss, OutputProduct, as_module, cast_loss, logits_of
 from undertow.objective._meeting import meet
 from undertow.objective._module import cast, like_parameters, product_type, select
+from undertow.objective._own_gradients import evaluated_with_own_gradients
 from undertow.objective._random_states import kept_states
 from undertow.objective._roads import Redirected, Roads
 from undertow.objective._stand_in import StandIn, names_of
@@ -152,15 +153,12 @@ class Evaluation:
         by_place, by_name = as_arguments(self._fitting(inputs, tensors))
         if by_name and self.loss is None and targets is not None:
             by_name["labels"] = targets
-        with self._redirected(tensors):
-            try:
+
+        def run(tensors: Tensors) -> Any:
+            with self._redirected(tensors):
                 return self.stand_in.run(tensors, by_place, by_name, dtype=self.dtype)
-            except RuntimeError as error:
-                if torch.is_grad_enabled() or "does not require grad" not in str(error):
-                    raise
-            with torch.enable_grad():  # it differentiates by itself, in its inputs
-                outputs = self.stand_in.run(tensors, by_place, by_name, dtype=self.dtype)
-            return over_tensors(Tensor.detach, outputs)
+
+        return evaluated_with_own_gradients(run, tensors)
 
     def _redirected(self, tensors: Tensors) -> AbstractContextManager[object]:
         """Where parameters that are reached by another road are those of `tensors` too."""
@@ -190,9 +188,13 @@ class Evaluation:
     ) -> tuple[Any, Float[Tensor, ""], Float[Tensor, ""]]:
         """What the model returns, and the same of it."""
         self._learn(tensors, inputs, targets)
-        outputs = self.outputs(tensors, inputs, targets)
-        with self._redirected(tensors):
-            return outputs, *self._terms.sum_and_count(outputs, targets, len(targets))
+
+        def run(tensors: Tensors) -> tuple[Any, Tensor, Tensor]:
+            outputs = self.outputs(tensors, inputs, targets)
+            with self._redirected(tensors):
+                return outputs, *self._terms.sum_and_count(outputs, targets, len(targets))
+
+        return evaluated_with_own_gradients(run, tensors)
 
     def loss_sum(self, outputs: Any, targets: Tensor) -> Tensor:
         """The sum of the loss, from what the model returned."""

@@ -97,6 +97,7 @@ class GivenLoss:
 
         One of these may be ignored, and leave the batch with another denominator.
         """
+        labels = None
         if targets.is_floating_point() or targets.is_complex():
             if self._tried:
                 return
@@ -106,9 +107,10 @@ class GivenLoss:
                 if self._labels[0] <= low and high <= self._labels[1]:
                     return
                 low, high = min(low, self._labels[0]), max(high, self._labels[1])
-            self._labels = low, high
-        self._tried = True
+            labels = low, high
         found = averages(loss, logits, targets)
+        # Kept only now: what is refused, or interrupted, is refused or tried the next time too.
+        self._tried, self._labels = True, labels
         self.averages = self.averages if found is None or self.averages is False else found
 
     def sum_by_logits(self, outputs: Any, targets: Tensor, samples: int) -> Tensor:

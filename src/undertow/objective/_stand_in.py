@@ -116,13 +116,13 @@ class StandIn:
             given[name] = given[name].clone()
         plain = self._other(twin, dtype)
         everything = [*given.values(), *plain]
-        before = _versions(everything)
+        before, hooks = _versions(everything), twin.hooks()
         try:
             twin.fill(given, plain)
             return function(twin.module, twin.beside)
         finally:
             if not again:
-                twin.reset()
+                twin.reset(hooks)
             self._note(list(given), before, _versions(everything))
 
     def _other(self, twin: Twin, dtype: torch.dtype | None) -> list[Tensor]:

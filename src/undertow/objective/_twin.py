@@ -34,7 +34,7 @@ from undertow.objective._support import check_not_scripted
 _MOST_OBJECTS = 20_000
 _LISTS = (list, deque)
 _DICTS = (dict, OrderedDict, defaultdict)
-# What hangs on a module beside what it computes with: it is copied, and not put back after a call.
+# What hangs on a module beside what it computes with. It may be added to between calls.
 _HOOKS = frozenset(
     name
     for name, value in vars(nn.Module()).items()
@@ -53,6 +53,9 @@ def original(module: nn.Module) -> nn.Module:
             return module
         assert isinstance(inner, nn.Module)
         module = inner
+
+
+_Hooks = tuple[list[int], list[tuple[dict[Any, Any], dict[Any, Any]]]]
 
 
 class _Attributes:
@@ -101,6 +104,7 @@ class Twin:
         self._watched: list[tuple[Any, list[int]]] = []
         self._states: list[tuple[Any, list[int], Any]] = []
         self._copies: list[Any] = []
+        self._hooks: list[dict[Any, Any]] = []
         self._generators: list[tuple[torch.Generator, torch.Generator]] = []
         self.twins: dict[int, nn.Module] = {}
         self.places: list[tuple[Any, Any, str]] = []
@@ -147,8 +151,22 @@ class Twin:
         for made, given in self._generators:
             made.set_state(given.get_state())
 
-    def reset(self) -> None:
-        """Empty all places, and undo what a forward pass has written to modules and containers."""
+    def hooks(self) -> _Hooks:
+        """Those that hang on the copy now."""
+        return list(map(len, self._hooks)), [(kind, kind.copy()) for kind in self._hooks if kind]
+
+    def reset(self, hooks: _Hooks) -> None:
+        """Empty all places, and undo what a forward pass has written to modules and containers.
+
+        Args:
+            hooks: as they were before it; some modules add to them when they are first used.
+        """
+        lengths, kept = hooks
+        if list(map(len, self._hooks)) != lengths or any(kind != then for kind, then in kept):
+            for kind in self._hooks:
+                kind.clear()
+            for kind, then in kept:
+                kind.update(then)
         for container, ids, pristine in self._states:
             values = container.values() if isinstance(container, dict) else container
             if list(map(id, values)) != ids:
@@ -256,6 +274,7 @@ class Twin:
             if key in _HOOKS and type(item) in _DICTS:
                 made[key] = self._remember(item, type(item)())
                 self._fill_dict(item, made[key], hooks=True)
+                self._hooks.append(made[key])
             else:
                 made[key] = self._item(item, made, key)
         if not hooks:

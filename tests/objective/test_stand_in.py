@@ -83,6 +83,50 @@ def test_hooks_that_come_and_go_in_forward_do_so_in_each_call() -> None:
         torch.testing.assert_close(found, [right] * 3)
 
 
+class Random(nn.Module):
+    def __init__(self, noise: Callable[[Tensor], Tensor], own: torch.Generator | None) -> None:
+        super().__init__()
+        self.layer, self.noise, self.own = nn.Linear(4, 3), noise, own
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.own is not None:
+            return self.layer(x) + torch.randn(x.shape[0], 3, generator=self.own)
+        return self.noise(self.layer(x))
+
+
+NOISES: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout without its mode": functional.dropout,
+    "gumbel": functional.gumbel_softmax,
+    "Python's": lambda x: x * random.random(),
+    "NumPy's": lambda x: x * float(np.random.rand()),  # noqa: NPY002
+}
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_a_model_that_is_random_in_eval_mode_is_refused(name: str) -> None:
+    """In one batch too, and whatever is asked for first; a generator of its own may draw."""
+    for ask in (Objective.value, Objective.gradient):
+        objective = Objective(Random(NOISES[name], None), nn.CrossEntropyLoss(), (x, y))
+        for _ in range(2):
+            with pytest.raises(ValueError, match="random in eval mode"):
+                ask(objective)
+    own = Random(NOISES[name], torch.Generator().manual_seed(1))
+    objective = Objective(own, nn.CrossEntropyLoss(), (x, y))
+    assert objective.value() == objective.value()
+
+
+class Halving(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        self.weight.data.mul_(0.5)  # of which its version does not tell
+        return super().forward(input)
+
+
+def test_what_forward_writes_to_is_as_it_was_for_the_next_microbatch() -> None:
+    net = Halving(4, 3)
+    right = functional.cross_entropy(functional.linear(x, 0.5 * net.weight, net.bias), y)
+    assert torch.isclose(objective_of(net).value(), right.detach())
+
+
 CHANGES: dict[str, Callable[[nn.Sequential], Any]] = {
     "values": lambda net: net[0].weight.data.mul_(2),
     "a parameter": lambda net: setattr(net[0], "weight", nn.Parameter(torch.ones(4, 4))),

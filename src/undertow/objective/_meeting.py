@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from undertow.objective._inputs import taken
+from undertow.objective._losses import logits_of
 from undertow.objective._module import own_random_state, shown
 from undertow.objective._random_states import kept_states, moved, states
 from undertow.objective._roads import Redirected, Roads, check_modes, leaves_of, tensors_in
@@ -19,6 +20,8 @@ from undertow.objective._stand_in import StandIn, names_of, storage, storages
 
 # Enough for a batch to be one.
 _FEW = 2
+# Outputs of one model that differ by more, relative to their size, are not those of rounding.
+_RANDOM = 1e-2
 
 
 class Evaluated(Protocol):
@@ -85,6 +88,7 @@ class _Meeting:
         with witness:
             outputs = self._risk.outputs(self._tensors, inputs, targets)
         self._risk.stand_in.recomputes |= witness.saves
+        self._check_random(outputs, inputs, targets)
         by_model = self._named(witness.read)
         witness.read.clear()
         witness.depends.clear()
@@ -109,6 +113,29 @@ class _Meeting:
                 f"model or loss uses a tensor that was made from {names} outside of the forward "
                 "pass (a view, a detached copy, or what was computed when it was built), so that "
                 "it cannot follow the parameters: make it in forward"
+            )
+
+    def _check_random(self, outputs: Any, inputs: Any, targets: Tensor) -> None:
+        """Of a random model, each value and each product would be of another function."""
+        tensors = self._risk.own()
+        pairs = [(name, tensor, self._tensors[name]) for name, tensor in tensors.items()]
+        # Through `.data`, of which no version tells.
+        self._risk.stand_in.note_written(n for n, then, now in pairs if not torch.equal(then, now))
+        redirected = Redirected({key: tensors[name] for key, name in self._names.items()})
+        with redirected:
+            again = self._risk.outputs(tensors, inputs, targets)
+        one, other = logits_of(outputs), logits_of(again)
+        if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+            return
+        one, other = one.detach(), other.detach()
+        if one.shape != other.shape or not (one.isfinite().all() and other.isfinite().all()):
+            return
+        apart = torch.linalg.vector_norm((one - other).flatten())
+        if apart > _RANDOM * torch.linalg.vector_norm(one.flatten()):
+            raise _Refused(
+                "the model is random in eval mode: the same samples give other outputs each time; "
+                "turn that off where self.training is False (functional.dropout needs its "
+                "training=self.training), or draw from a torch.Generator that the model holds"
             )
 
     def _check_modes(self, inputs: Any, targets: Tensor) -> None:

@@ -145,6 +145,10 @@ class StandIn:
         found = {id(copied): stored.get(storage(place[2]), "") for place, copied in pairs}
         return {key: name for key, name in found.items() if name}
 
+    def note_written(self, names: Iterable[str]) -> None:
+        """Forward writes to these: they are copied for each call from now on."""
+        self._written.update(names)
+
     def _note(self, names: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:
         if before == after:
             return

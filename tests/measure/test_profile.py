@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from undertow.measure import profile, sharpness
 from undertow.models import mlp
-from undertow.objective import Objective
+from undertow.objective import CurvatureProducts, Objective
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -78,3 +79,50 @@ def test_reasons_fit_in_eighty_columns(model, loss, targets):
     if isinstance(model, nn.PReLU):
         with pytest.raises(ValueError, match=r"no singular values to draw.*no weight matrix"):
             found.plot()
+
+
+@pytest.mark.parametrize("budget", [0, 5, 30, 60, 61.5, 120, 400])
+def test_no_more_is_done_than_the_budget_covers(budget, monkeypatch):
+    multiplied = 0
+    product = CurvatureProducts.product
+
+    def counting(self, kind, vectors):
+        nonlocal multiplied
+        multiplied += len(vectors)
+        return product(self, kind, vectors)
+
+    monkeypatch.setattr(CurvatureProducts, "product", counting)
+    found = profile(objective(activation="tanh"), budget=budget)
+    # A product counts as two gradients; one, on few samples, is tried before any other.
+    assert 2 * (multiplied - 2) <= budget
+    assert found.spent <= max(budget, 2)
+    assert f"of a budget of {budget:g}" in repr(found)
+
+
+def test_a_budget_gives_one_table_and_a_larger_one_no_less():
+    runs = {budget: profile(objective(), budget=budget) for budget in (0, 8, 40, 90, 400)}
+    again = profile(objective(), budget=90)
+    assert again.table.equals(runs[90].table)
+    assert again.left_out == runs[90].left_out
+    for fewer, more in itertools.pairwise(runs.values()):
+        assert fewer.parts.keys() <= more.parts.keys()
+    assert set(runs[0].left_out) == {
+        "ranks", "gradient_noise", "margins", "sharpness", "hessian_trace",
+    }  # fmt: skip
+    assert runs[0].table["value"][:2].null_count() == 0
+
+
+def test_what_is_left_out_names_the_call_that_gives_it():
+    for budget in (0, 60):
+        found = profile(objective(), budget=budget)
+        assert found.left_out
+        notes = " ".join(found.table["note"])
+        assert all(f"undertow.{name}(" in notes for name in found.left_out)
+
+
+def test_a_budget_is_a_number_of_gradients():
+    with pytest.raises(TypeError, match="budget must be a number of gradients, got str"):
+        profile(objective(), budget="10 s")
+    with pytest.raises(ValueError, match="budget must not be negative, got -1"):
+        profile(objective(), budget=-1)
+    assert profile(objective(bias=False), budget=math.inf).left_out == ()

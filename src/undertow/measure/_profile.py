@@ -75,15 +75,13 @@ class Profile:
                     for value, note in self.table.select("value", "note").iter_rows()
                 ],
             },
-            caption=(
-                "An interval is of 95%, or the reach of the residual. The cost is about "
-                f"{self.spent:.0f} gradients, of a budget of {self.budget:g}."
-            ),
+            caption="An interval is of 95%, or the reach of the residual.",
             terminal=("quantity", ("value", "interval"), ("cost", "note")),
         )
         drawn = (lab.Chart(self.plot),) if "ranks" in self.parts else ()
         return lab.Document(
             title="Profile",
+            facts={"cost": f"about {self.spent:.0f} gradients, of a budget of {self.budget:g}"},
             sections=(
                 lab.Section("", (table,)),
                 lab.Section("Singular values", drawn, page_only=True),
@@ -127,7 +125,7 @@ class Profile:
         )
 
 
-def profile(objective: Objective, *, budget: float = 600) -> Profile:
+def profile(objective: Objective, *, budget: float = 400) -> Profile:
     """Loss, gradient, ranks, gradient noise, margins, sharpness and Hessian trace, in one table.
 
     In this order, from what tells most for its cost on. Nothing is started that the budget does not
@@ -139,7 +137,7 @@ def profile(objective: Objective, *, budget: float = 600) -> Profile:
     Args:
         objective: what to measure.
         budget: in gradients of the objective over all its data: a Hessian product counts two, a
-            forward pass a third. 600 is some seconds for a small network; the loss and its
+            forward pass a third. 400 is some seconds for a small network; the loss and its
             gradient are taken whatever it is. `math.inf` for no limit.
 
     Raises:

@@ -309,3 +309,34 @@ def test_layers_called_by_the_name_of_their_input_have_features() -> None:
     x, y = cloud()
     found = neural_collapse(Objective(Named(), CE, (x, y)))
     assert numbers(found) == numbers(measure(x, y, draw(5, CLASSES, FEATURES)))
+
+
+class _Moved(nn.Module):
+    """Features that are sorted, or of which the lengths come first, and outputs in order."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.features, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, inputs):
+        if self.kind == "sorted":
+            order = inputs[:, 0, 0].argsort()
+            return self.head(self.features(inputs[order]).tanh()[order.argsort()].mean(1))
+        if self.kind == "times first":
+            return self.head(self.features(inputs.transpose(0, 1)).tanh().mean(0))
+        return self.head(self.features(inputs).tanh().mean(1))
+
+
+@pytest.mark.parametrize("kind", ["in order", "sorted", "times first"])
+@pytest.mark.parametrize("microbatch", [None, 6])
+def test_features_in_another_order_are_refused(kind, microbatch):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(12, microbatch or 12, 4, generator=generator)
+    data = inputs, torch.arange(12) % 3
+    asked = Objective(_Moved(kind), nn.CrossEntropyLoss(), data, microbatch=microbatch)
+    if kind == "in order":
+        assert neural_collapse(asked, features="features").samples == 12
+    else:
+        with pytest.raises(ValueError, match="do not lie in the order of the samples"):
+            neural_collapse(asked, features="features")

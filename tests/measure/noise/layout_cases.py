@@ -131,6 +131,56 @@ class Routed(Tokens):
         return torch.zeros_like(flat).index_copy(0, order, rows).unflatten(0, tokens.shape)
 
 
+class ByMatrix(Tokens):
+    """An order that is written as a matrix, from comparisons alone."""
+
+    def laid_out(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        places = torch.arange(len(tokens))
+        keys = tokens[:, 0] * len(tokens) + places
+        order = (keys[:, None] > keys).sum(1)[:, None].eq(places).to(hidden)
+        rows = self.rows((order.T @ hidden.flatten(1)).unflatten(1, hidden.shape[1:]))
+        return (order @ rows.flatten(1)).unflatten(1, hidden.shape[1:])
+
+
+class BySum(Tokens):
+    """The same by products and sums."""
+
+    def laid_out(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        ones = torch.ones_like(tokens[:, 0])
+        keys = tokens[:, 0] * len(tokens) + ones.cumsum(0)
+        order = (keys[:, None] > keys).sum(1)[:, None].eq(ones.cumsum(0) - 1).to(hidden)
+        rows = self.rows((order[:, :, None, None] * hidden[:, None]).sum(0))
+        return (order[:, :, None, None] * rows).sum(1)
+
+
+class Exchanged(Tokens):
+    """Neighbours change places if their first tokens say so."""
+
+    def laid_out(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        places = torch.arange(len(tokens))
+        other = torch.where(places % 2 == 0, places + 1, places - 1).clamp(max=len(tokens) - 1)
+        least = torch.minimum(tokens[:, 0], torch.stack([tokens[int(i), 0] for i in other]))
+        swap = ((least % 2 == 0) & (other != places))[:, None, None]
+        shifted = torch.cat([hidden[1:], hidden[:1]])
+        back = torch.cat([hidden[-1:], hidden[:-1]])
+        even = (places % 2 == 0)[:, None, None]
+        rows = self.rows(torch.where(swap, torch.where(even, shifted, back), hidden))
+        shifted, back = torch.cat([rows[1:], rows[:1]]), torch.cat([rows[-1:], rows[:-1]])
+        return torch.where(swap, torch.where(even, shifted, back), rows)
+
+
+class Dispatched(Tokens):
+    """Experts with places for tokens, filled by one-hot matrices as in Switch transformers."""
+
+    def laid_out(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        flat, expert = hidden.flatten(0, 1), tokens.flatten() % 2
+        hot = torch.stack([expert == 0, expert == 1], 1).to(flat)
+        place = (hot.cumsum(0) * hot - 1).long()
+        slots = (place[..., None] == torch.arange(len(flat))).to(flat)
+        rows = self.rows(torch.einsum("nec,nd->ecd", slots, flat))
+        return torch.einsum("nec,ecd->nd", slots, rows).unflatten(0, tokens.shape)
+
+
 class Beams(Tokens):
     """Samples repeated in turn."""
 
@@ -265,8 +315,9 @@ LAYOUTS: dict[str, Callable[[int, int], nn.Module]] = {
     kind.__name__: kind
     for kind in (
         Places, PlacesInAList, TimesFirst, Flat, FlatTimesFirst, WidthFirst, Sorted, SortedByValue,
-        Unpadded, Filtered, Experts, Routed, Beams, Heads, Passes, Reversed, Rolled, LateSwap,
-        Halves, OneByOne, ByNumpy, Grouped, Frames, Packed, Latents, SubBatch,
+        Unpadded, Filtered, Experts, Routed, ByMatrix, BySum, Exchanged, Dispatched, Beams, Heads,
+        Passes, Reversed, Rolled, LateSwap, Halves, OneByOne, ByNumpy, Grouped, Frames, Packed,
+        Latents, SubBatch,
     )
 }  # fmt: skip
 # Those whose layouts formulas cover in full.

@@ -24,6 +24,8 @@ from undertow.measure._evaluation import (
     outputs_of,
     state_of,
 )
+from undertow.measure._nested import tensors
+from undertow.measure.function._simplex import distance_to_simplex, regularity, unit
 from undertow.measure.weights import weight_matrices
 from undertow.objective import Objective, taken
 
@@ -31,6 +33,8 @@ Features = str | Callable[[Any], Tensor] | None
 # Class means are off by at most about this many rounding errors of the largest feature vector, for
 # each root of a batch that they are merged from.
 _ROUNDING_FACTOR = 16.0
+# Features of a sample among others and among the same in another order agree so far.
+_SAME = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +113,8 @@ def neural_collapse(
     Raises:
         ValueError: if a name is unknown or its module is not called exactly once, features are
             not finite or not one row per sample, there are fewer than two classes, or a label is
-            ignored.
+            ignored, or the features lie in another order than the samples (sorted, or with
+            another axis in front): the second pass has each batch's samples in another order.
     """
     if side not in ("input", "output"):
         raise ValueError(f"side must be 'input' or 'output', got {side!r}")
@@ -125,6 +130,7 @@ def neural_collapse(
     if float(centered.norm()) <= rounding:  # equal: nothing may be read from their differences
         centered = torch.zeros_like(centered)
 
+    reader.turn()
     nc1, disagreements = _second_pass(reader, center, centered, classes, rounding)
     samples = int(kept.sum())
     weight = reader.weight(len(counts))
@@ -136,12 +142,12 @@ def neural_collapse(
         nc3 = equinorm_weights = equiangular_weights = math.nan
     else:
         weight = weight[classes]
-        nc3 = float((_unit(weight) - _unit(centered)).square().sum())
-        equinorm_weights, equiangular_weights = _regularity(weight)
-    equinorm_means, equiangular_means = _regularity(centered, rounding)
+        nc3 = float((unit(weight) - unit(centered)).square().sum())
+        equinorm_weights, equiangular_weights = regularity(weight)
+    equinorm_means, equiangular_means = regularity(centered, rounding)
     return NeuralCollapse(
         nc1=nc1,
-        nc2=_distance_to_simplex(centered),
+        nc2=distance_to_simplex(centered),
         nc3=nc3,
         nc4=disagreements / samples,
         equinorm_means=equinorm_means,
@@ -188,6 +194,13 @@ class _Reader:
         self.side = "input" if features is None else side
         # Whether the features have been the classifier's input on every batch so far.
         self.feeds_classifier = self.classifier is not None
+        # Numbers for each sample and its features, batch by batch, from the pass before a turn.
+        self.prints: list[tuple[Tensor, Tensor]] = []
+        self.turned = False
+
+    def turn(self) -> None:
+        """From now on each batch is read with its first sample last."""
+        self.turned = True
 
     def _last_linear(self) -> str | None:
         risk = self.risk.apart()
@@ -234,7 +247,10 @@ class _Reader:
             modules[self.classifier].register_forward_pre_hook(record_fed, with_kwargs=True)
         with evaluating(risk):
             state = state_of(risk)
-            for inputs, targets in batches_apart(self.objective.risk):
+            for index, (inputs, targets) in enumerate(batches_apart(self.objective.risk)):
+                if self.turned:
+                    order = torch.arange(len(targets), device=targets.device).roll(-1)
+                    inputs, targets = taken(inputs, order), targets[order]
                 caught.clear()
                 fed.clear()
                 outputs = outputs_of(risk, state, inputs)
@@ -242,6 +258,7 @@ class _Reader:
                     call = partial(_call, inputs)
                     caught.append(by_function.apply(own.own(), call))
                 found = self._checked(caught, len(targets))
+                self._check_order(index, inputs, found)
                 self.feeds_classifier &= len(fed) == 1 and _equal(fed[0], found)
                 scores, labels = class_scores(self.objective.loss, outputs, targets)
                 if len(labels) != len(targets):
@@ -265,6 +282,26 @@ class _Reader:
         if not torch.isfinite(found).all():
             raise ValueError("features are not finite")
         return found
+
+    def _check_order(self, index: int, inputs: Any, found: Tensor) -> None:
+        """Compare what each sample's features are with what they were in another order."""
+        generator = torch.Generator().manual_seed(0)
+        along = torch.randn(found.shape[1], generator=generator, dtype=torch.float64).to(found)
+        prints = found @ along
+        parts = [part.to_dense().double().flatten(1).sum(1) for part in tensors(inputs)]
+        own = torch.stack(parts) if parts else prints[None]
+        if not self.turned:
+            self.prints.append((own, prints))
+            return
+        before, expected = (part.roll(-1, -1) for part in self.prints[index])
+        if not torch.equal(own, before):
+            return  # data that come in another order each time
+        away = (prints - expected).abs()
+        if bool((away > _SAME * (found.norm(dim=1) * along.norm()).max()).any()):
+            raise ValueError(
+                "the features do not lie in the order of the samples (the model sorts them, or "
+                "has another axis in front): name a module that gives [samples, ...] in order"
+            )
 
     def weight(self, classes: int) -> Tensor | None:
         """The classifier's rows, one per class, if the features were its input."""
@@ -335,34 +372,6 @@ def _second_pass(
     reader.read(visit)
     separated = bool(centered.any())
     return (total / samples if separated else math.inf), disagreements
-
-
-def _unit(matrix: Tensor) -> Tensor:
-    norm = matrix.norm()
-    return matrix / norm if norm > 0 else matrix
-
-
-def _distance_to_simplex(centered: Float64[Tensor, "classes features"]) -> float:
-    classes = len(centered)
-    simplex = torch.eye(classes).to(centered) - 1 / classes
-    return float((_unit(centered @ centered.T) - simplex / math.sqrt(classes - 1)).norm())
-
-
-def _regularity(
-    rows: Float64[Tensor, "classes features"], rounding: float = 0.0
-) -> tuple[float, float]:
-    """Coefficient of variation of the norms, and mean |cosine + 1 / (C - 1)| over pairs.
-
-    NaN where a row is zero, up to rounding, and so has no direction.
-    """
-    norms = rows.norm(dim=1)
-    if (norms <= rounding).any():
-        return math.nan, math.nan
-    directions = rows / norms[:, None]
-    apart = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    cosines = (directions @ directions.T)[apart]
-    spread = float(norms.std(correction=0) / norms.mean())
-    return spread, float((cosines + 1 / (len(rows) - 1)).abs().mean())
 
 
 def _call(inputs: Any, module: nn.Module, features: Callable[[Any], Any]) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -20,6 +19,17 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from undertow.measure._nested import flattened, tensors
+from undertow.measure.noise._calls import (
+    ATTENTION,
+    BATCH,
+    CONVOLUTION,
+    EMBEDDING,
+    GROUP,
+    LINEAR,
+    NORM,
+    RMS_NORM,
+    given_to,
+)
 from undertow.measure.noise._layer_gradients import (
     Shared,
     Use,
@@ -31,67 +41,15 @@ from undertow.measure.noise._layer_gradients import (
     shared_parameter,
     shared_rows,
 )
+from undertow.measure.noise._sites import Layout, Site
 
 _ALL = slice(None)
-# The order of arguments.
-_ATTENTION = (
-    "query",
-    "key",
-    "value",
-    "embed_dim_to_check",
-    "num_heads",
-    "in_proj_weight",
-    "in_proj_bias",
-    "bias_k",
-    "bias_v",
-    "add_zero_attn",
-    "dropout_p",
-    "out_proj_weight",
-    "out_proj_bias",
-    "training",
-)
-_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
-_RMS_NORM = ("input", "normalized_shape", "weight", "eps")
-_GROUP = ("input", "num_groups", "weight", "bias", "eps")
-_BATCH = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 # Functions that handle their parameters alike.
 _SUMS = (torch.Tensor.add, torch.add)
 _DIFFERENCES = (torch.Tensor.sub, torch.sub)
 _PRODUCTS = (torch.Tensor.mul, torch.mul)
 _READING = frozenset((torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__))
 _EXPANSIONS = (torch.Tensor.expand, torch.Tensor.expand_as, torch.broadcast_to)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the samples lie in what a parameter's layers see.
-
-    Attributes:
-        axis: of a layer's input that counts them, one or more rows in turn for each.
-        shared: whether a table is looked up once for all of them, and its rows broadcast.
-    """
-
-    axis: int
-    shared: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """A call that uses parameters.
-
-    Attributes:
-        names: of the parameters.
-        shape: of the axes on which samples may lie.
-        axes: those whose size is a multiple of the number of samples.
-        uses: by formula, for the samples on one of these axes.
-        shared: as of a `Layout`.
-    """
-
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-    uses: Callable[[int], list[Use]]
-    shared: bool = False
 
 
 class Capture(TorchFunctionMode):
@@ -251,16 +209,15 @@ class Capture(TorchFunctionMode):
         self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Tensor:
         del func
-        given = _given(("input", "weight", "bias"), args, kwargs)
+        given = given_to(LINEAR, args, kwargs)
         weight, bias = given["weight"], given.get("bias")
         return self._product(given["input"], weight, bias, self._own(weight, bias))
 
     def _convolution(
         self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Tensor:
-        order = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
         output = func(*args, **kwargs)
-        given = _given(order, args, kwargs)
+        given = given_to(CONVOLUTION, args, kwargs)
         inputs, weight, bias = given["input"], given["weight"], given.get("bias")
         names = self._own(weight, bias)
         dimensions = weight.ndim - 2
@@ -282,9 +239,8 @@ class Capture(TorchFunctionMode):
     def _embedding(
         self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Tensor:
-        order = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq")
         output = func(*args, **kwargs)
-        given = _given(order, args, kwargs)
+        given = given_to(EMBEDDING, args, kwargs)
         indices, weight = given["input"], given["weight"]
         (name,) = self._own(weight)
         if name is None or given.get("scale_grad_by_freq"):
@@ -310,7 +266,7 @@ class Capture(TorchFunctionMode):
         kwargs: dict[str, Any],
     ) -> Tensor:
         output = func(*args, **kwargs)
-        given = _given(order, args, kwargs)
+        given = given_to(order, args, kwargs)
         weight, bias = given.get("weight"), given.get("bias")
         names = self._own(weight, bias)
         inputs = given["input"].detach()
@@ -386,7 +342,7 @@ class Capture(TorchFunctionMode):
         The identities cost a product each, a small part of a transformer's; every mask and option
         stays PyTorch's own.
         """
-        given = _given(_ATTENTION, args, kwargs)
+        given = given_to(ATTENTION, args, kwargs)
         if given["query"].ndim != 3 or given.get("use_separate_proj_weight") or given["training"]:
             return func(*args, **kwargs)
         tensors = [given["query"], given["key"], given["value"]]
@@ -420,10 +376,10 @@ class Capture(TorchFunctionMode):
         functional.linear: _linear,
         functional.embedding: _embedding,
         functional.multi_head_attention_forward: _attention,
-        functional.layer_norm: lambda self, *call: self._scale(_NORM, True, *call),
-        functional.rms_norm: lambda self, *call: self._scale(_RMS_NORM, True, *call),
-        functional.group_norm: lambda self, *call: self._scale(_GROUP, False, *call),
-        functional.batch_norm: lambda self, *call: self._scale(_BATCH, False, *call),
+        functional.layer_norm: lambda self, *call: self._scale(NORM, True, *call),
+        functional.rms_norm: lambda self, *call: self._scale(RMS_NORM, True, *call),
+        functional.group_norm: lambda self, *call: self._scale(GROUP, False, *call),
+        functional.batch_norm: lambda self, *call: self._scale(BATCH, False, *call),
         torch.conv1d: _convolution,
         torch.conv2d: _convolution,
         torch.conv3d: _convolution,
@@ -431,8 +387,3 @@ class Capture(TorchFunctionMode):
 
 
 _Handler = Callable[[Capture, Callable[..., Any], Sequence[Any], dict[str, Any]], Any]
-
-
-def _given(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name; positional ones come in the order of `names`."""
-    return {**dict(zip(names, args, strict=False)), **kwargs}

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from undertow.measure.noise._capture import Capture, Layout, Site
+from undertow.measure.noise._capture import Capture
 from undertow.measure.noise._layer_gradients import by_sample, flat_rows, wide
+from undertow.measure.noise._sites import Layout, Site
 from undertow.measure.noise._trace import Trace, Tracer
 from undertow.objective import EmpiricalRisk, Tensors
 
@@ -27,8 +28,10 @@ class Forward:
     Args:
         risk: what is evaluated.
         parameters: and buffers, by name.
-        inputs, targets: the microbatch.
-        collect: as of a `Capture`, and `known`.
+        inputs: of the microbatch.
+        targets: of the microbatch.
+        collect: as of a `Capture`.
+        known: as of a `Capture`.
         traced: whether a trace is taken.
 
     Attributes:

@@ -8,11 +8,12 @@ is not zero, and with slopes multiplied by marks it comes back multiplied by its
 - Few samples are run with one slope at a time. That settles on which axis the samples lie, and
   that the formulas give the gradients that autograd gives.
 - Another number of them is run with marks. Both numbers divide no size of inputs or parameters.
-- A batch is run with marks too, half a gradient more, which is proof whatever the model does. It
-  is done without where the batch's trace (`_trace`) is one that has been proven, or the one that
-  the two probes foretell: the same operations on the same tensors, with every size on the line
-  through theirs, and none that lets values decide where samples go, or tells their places apart.
-  Sorting, routing and the dropping of padding do, and so are proven batch by batch.
+- A batch is run with marks too, a third of a gradient more, which is proof whatever the model does.
+  It is done without where the batch's trace (`_trace`) is the one that the probes foretell, or has
+  been proven and is of the probes' program: the same operations on the same tensors, none of which
+  lets values decide where samples go, or lets them meet. The probes foretell a trace if every size
+  in it lies on the line through theirs. Sorting, routing and the dropping of padding are of another
+  kind, and so are proven batch by batch.
 
 A parameter for which it fails is differentiated sample by sample.
 """
@@ -27,16 +28,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from undertow.measure._nested import tensors
-from undertow.measure.noise._capture import Layout, Site
 from undertow.measure.noise._forward import Forward, agree
 from undertow.measure.noise._layer_gradients import by_sample, flat_rows, square_rows, wide
+from undertow.measure.noise._sites import Layout, Site
 from undertow.measure.noise._trace import Law, Trace
 from undertow.objective import EmpiricalRisk, Tensors, dense, taken
 
 _PRIMES = (2, 3, 5, 7, 11, 13)
-# Another number of samples is tried where a batch has so many times more: a batch of fewer is
-# proven by itself.
-_WORTH = 4
 # Traces that are kept, as of batches of different lengths.
 _KEPT = 64
 
@@ -59,19 +57,19 @@ class Layouts:
 
     def wrong(self, samples: int, trace: Trace | None) -> frozenset[str] | None:
         """Parameters that lie otherwise in a pass with this trace; None where that is unknown."""
-        if trace is None or trace.by_values:
+        if trace is None or self._law is None or not self._law.covers(trace):
             return None
         known = self._proven.get((samples, trace.key))
         if known is not None and known[0] == trace:
             return known[1]
-        if self._law is not None and self._law.foretells(samples, trace):
+        if self._law.foretells(samples, trace):
             self.learn(samples, trace, frozenset())
             return frozenset()
         return None
 
     def learn(self, samples: int, trace: Trace | None, wrong: frozenset[str]) -> None:
         """Remember what marks have shown."""
-        if trace is not None and not trace.by_values:
+        if trace is not None and self._law is not None and self._law.covers(trace):
             if len(self._proven) >= _KEPT:
                 self._proven.clear()
             self._proven[samples, trace.key] = trace, wrong
@@ -94,9 +92,8 @@ def _tried(risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tenso
     fewest, more = _numbers(inputs, parameters)
     few = _Few(risk, parameters, inputs, targets, fewest)
     layouts = few.layouts()
-    if not layouts or len(targets) <= _WORTH * more or few.forward.trace is None:
-        law = None
-    else:
+    law = None
+    if layouts and few.forward.trace is not None:
         law = few.law(_Few(risk, parameters, inputs, targets, more, layouts), layouts)
     uses = {name: few.forward.capture.counts[name] for name in layouts}
     return Layouts(layouts, uses, law, traceable=few.forward.trace is not None)
@@ -179,7 +176,7 @@ class _Few:
         return found
 
     def law(self, more: _Few, layouts: dict[str, Layout]) -> Law | None:
-        """What foretells other numbers of samples, if the layouts are the same with more of them."""
+        """What foretells other numbers of samples, if with more of them layouts are the same."""
         one, other = self.forward, more.forward
         if one.trace is None or other.trace is None or not other.outputs.requires_grad:
             return None

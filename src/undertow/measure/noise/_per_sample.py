@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from undertow.measure.noise._capture import Site
 from undertow.measure.noise._forward import Forward, Marked
 from undertow.measure.noise._layer_gradients import flat_rows, square_rows, wide
 from undertow.measure.noise._layouts import Layouts, layouts_of
+from undertow.measure.noise._sites import Site
 from undertow.measure.noise._written_down import written_down
 from undertow.objective import EmpiricalRisk, Objective, Tensors, dense, taken
 
@@ -229,7 +229,7 @@ class _Batch:
             self._write_down(risk, parameters, inputs, targets, slope)
 
     def _backward(self, names: tuple[str, ...], forward: Forward) -> Tensor | None:
-        """Gradients in the parameters, and what is collected on the way; the slope in the outputs."""
+        """Gradients in the parameters, with what is collected on the way; the outputs' slope."""
         total, outputs = forward.total, forward.outputs
         if not (total.requires_grad and outputs.requires_grad):
             self.gradients = dict.fromkeys(names)

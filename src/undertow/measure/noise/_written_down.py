@@ -35,7 +35,8 @@ def written_down(
         risk: what is evaluated.
         parameters: and buffers, by name.
         names: of those that are differentiated in.
-        inputs, targets: the microbatch.
+        inputs: of the microbatch.
+        targets: of the microbatch.
         delta: the slope of the loss's sum in the outputs.
     """
     rest = {name: parameters[name].detach() for name in names}

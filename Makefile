@@ -22,6 +22,8 @@ fast: $(VENV)/.installed-dev
 # Kills, flips and fuzz by the thousands, for minutes, with a tally; SCALE=0.01 for a hundredth.
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses 2 --scale $(SCALE) tests/slow
+	UNDERTOW_FUZZ=$$($(BIN)/python -c 'print(max(100, round(20000 * $(SCALE))))') \
+		$(BIN)/python -m pytest --numprocesses 0 --capture no tests/test_fuzz_files.py
 
 # The lowest and the newest releases of the dependencies on each Python; takes hours.
 bounds: $(VENV)/.installed-dev

@@ -1,7 +1,7 @@
 """Files with flipped bits, cut off, or spliced: a result or one line that names them, and no crash.
 
 `UNDERTOW_FUZZ=20000 pytest tests/test_fuzz_files.py -s` draws so many of each kind, minutes long,
-and prints how many were read and refused.
+and prints how many were read and refused; so does `make slow`.
 """
 
 from __future__ import annotations

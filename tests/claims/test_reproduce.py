@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import toy
 from undertow import lab
 from undertow.claims import Claim, get, last_verdicts, report, reproduce, resume
 from undertow.claims._page import rerun_command
+from undertow.cli import main
 
 pytestmark = pytest.mark.fast  # its claims are toys
 
@@ -184,3 +187,13 @@ def test_the_rerun_command_spells_every_kind_of_knob(toy_claim: Claim) -> None:
         "undertow reproduce toy --preset smoke --seed 7"
         " --flips 1 2 --mint 'of the king' --crooked --no-lucky"
     )
+
+
+def test_figures_that_python_cannot_draw_are_said_to_be_missing(
+    toy_claim: Claim, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -OO` drops the docstrings that they need."""
+    found = {name: getattr(sys.flags, name) for name in dir(sys.flags) if name[0] != "_"}
+    monkeypatch.setattr(sys, "flags", types.SimpleNamespace(**{**found, "optimize": 2}))
+    assert main(["reproduce", "toy", "--engine", "inline"]) == 0
+    assert "no figures were drawn" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -112,6 +113,8 @@ def finish(
             print(f"\nreport   {reproduction.report or 'none'}\n")
         if reproduction.report is None:
             complain(f"{reproduction.out} cannot be written: no report, figures or verdict there")
+        if sys.flags.optimize > 1:
+            complain("no figures were drawn: they need docstrings, which `python -OO` drops")
         if failed := len(reproduction.failures):
             complain(f"{reproduction.claim}: {failed} of {reproduction.trials} trials failed")
             status = 1

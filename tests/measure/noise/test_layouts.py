@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable
 from typing import ClassVar
@@ -121,3 +123,11 @@ def test_batches_of_several_lengths() -> None:
     # Each batch alone is an average over its own twenty.
     torch.testing.assert_close(found.norms, right.norm(dim=1), rtol=1e-9, atol=1e-12)
     assert not found.vmapped
+
+
+def test_an_objective_that_was_measured_can_be_copied() -> None:
+    net = network("Flat", 4, 3)
+    objective = Objective(net, nn.CrossEntropyLoss(), (tokens(1, 20, 3), whole(2, CLASSES, 20)))
+    found = per_sample_gradient_norms(objective)
+    for other in (copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
+        torch.testing.assert_close(per_sample_gradient_norms(other).norms, found.norms)

@@ -85,6 +85,9 @@ class Findings:
         self.layouts: object = None
         self._few: tuple[Any, Tensor] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"layouts": None}  # which name PyTorch's operations
+
     def see(self, inputs: Any, targets: Tensor) -> None:
         """Keep a few samples of the first batch that has more than one."""
         if self._few is None or len(self._few[1]) == 1 < len(targets):

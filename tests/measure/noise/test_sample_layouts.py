@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+from typing import ClassVar
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layout_cases import LAYOUTS, PLAIN, tokens
 from noise_cases import CLASSES, covariance, dense, draw, whole
-from torch import nn
+from torch import Tensor, nn
 
 from undertow.measure import gradient_noise, noise_covariance, per_sample_gradient_norms
 from undertow.objective import Objective
@@ -78,3 +85,49 @@ def test_any_sizes(
     name: str, samples: int, length: int, width: int, seed: int, microbatch: int | None
 ) -> None:
     check(name, samples, length, width, seed, microbatch)
+
+
+class Remembered(nn.Module):
+    """Hands its input on, and knows whether that is still alive."""
+
+    seen: ClassVar[list[weakref.ref]] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output = inputs * 1.0
+        self.seen.append(weakref.ref(output))
+        return output
+
+
+@pytest.mark.parametrize("measure", [per_sample_gradient_norms, gradient_noise])
+def test_graphs_are_freed(measure: Callable[[Objective], object]) -> None:
+    net = nn.Sequential(
+        nn.Embedding(9, 6), Remembered(), nn.Linear(6, 6), Remembered(), nn.LayerNorm(6),
+        Remembered(), nn.Conv1d(3, 4, 2), Remembered(), nn.BatchNorm1d(4), nn.Flatten(),
+        Remembered(), nn.Linear(20, CLASSES),
+    )  # fmt: skip
+    Remembered.seen.clear()
+    objective = Objective(net, nn.CrossEntropyLoss(), (whole(1, 9, 40, 3), whole(2, CLASSES, 40)))
+    measure(objective)
+    gc.collect()
+    assert Remembered.seen
+    assert not any(reference() is not None for reference in Remembered.seen)
+
+
+def test_batches_of_several_lengths() -> None:
+    net = network("Places", 6, 9)
+    batches = [(tokens(n, 20, n), whole(n, CLASSES, 20)) for n in (5, 9, 5, 3, 9)]
+    found = per_sample_gradient_norms(Objective(net, nn.CrossEntropyLoss(), batches))
+    right = torch.cat(
+        [dense(Objective(net, nn.CrossEntropyLoss(), batch), *batch)[0] for batch in batches]
+    )
+    # Each batch alone is an average over its own twenty.
+    torch.testing.assert_close(found.norms, right.norm(dim=1), rtol=1e-9, atol=1e-12)
+    assert not found.vmapped
+
+
+def test_an_objective_that_was_measured_can_be_copied() -> None:
+    net = network("Flat", 4, 3)
+    objective = Objective(net, nn.CrossEntropyLoss(), (tokens(1, 20, 3), whole(2, CLASSES, 20)))
+    found = per_sample_gradient_norms(objective)
+    for other in (copy.deepcopy(objective), pickle.loads(pickle.dumps(objective))):
+        torch.testing.assert_close(per_sample_gradient_norms(other).norms, found.norms)

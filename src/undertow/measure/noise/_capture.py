@@ -199,9 +199,11 @@ class Capture(TorchFunctionMode):
         output = functional.linear(inputs, weight, bias)
         shape = inputs.shape[:-1]
 
+        samples = self._samples
+
         def uses(axis: int) -> list[Use]:
             own = (names[0], names[1])
-            return matrix_uses(inputs.detach(), own, self._samples, axis, rows)
+            return matrix_uses(inputs.detach(), own, samples, axis, rows)
 
         return self._watch(output, names, shape, self._axes(names, shape), uses, rows)
 
@@ -252,8 +254,10 @@ class Capture(TorchFunctionMode):
             self._share(output, shared_rows(indices, name, padding, output.shape), rows=True)
             return output
 
+        samples = self._samples
+
         def uses(axis: int) -> list[Use]:
-            return embedding_uses(indices, name, padding, self._samples, axis)
+            return embedding_uses(indices, name, padding, samples, axis)
 
         return self._watch(output, (name,), indices.shape, axes, uses)
 
@@ -279,9 +283,11 @@ class Capture(TorchFunctionMode):
         sizes = scale.shape
         shape = inputs.shape[: -len(sizes)] if last else inputs.shape[:1]
 
+        samples = self._samples
+
         def uses(axis: int) -> list[Use]:
             own = (names[0], names[1])
-            return scale_uses(lambda: func(**bare), own, sizes, last, self._samples, axis)
+            return scale_uses(lambda: func(**bare), own, sizes, last, samples, axis)
 
         return self._watch(output, names, shape, self._axes(names, shape), uses)
 

@@ -13,7 +13,6 @@ import torch
 from dense_curvature import dense, draw, fill, product
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from left_as_found import same, snapshot
 from product_cases import (
     CLASSES,
     FEATURES,
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from left_as_found import same, snapshot
 from undertow.objective import Objective, _curvature_products, _linearization
 
 BATCHINGS: dict[str, Callable[[Tensor, Tensor], dict[str, Any]]] = {

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from left_as_found import same, snapshot
 from objective_cases import (
     BATCHINGS,
     CASES,
@@ -25,6 +24,7 @@ from objective_cases import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from left_as_found import same, snapshot
 from undertow.objective import Objective, as_sum_and_count
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from left_as_found import same, snapshot
 from objective_cases import CLASSES, FEATURES, SAMPLES, draw, labels, labels_with_gaps, network
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,6 +20,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from left_as_found import same, snapshot
 from undertow.objective import Objective
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from left_as_found import same, snapshot
 from objective_cases import (
     CASES,
     CLASSES,
@@ -25,6 +24,7 @@ from token_models import Named, sliced, tokens
 from torch import Tensor, nn
 from torch.nn import functional
 
+from left_as_found import same, snapshot
 from undertow.objective import CurvatureProducts, EmpiricalRisk, Objective, Tensors, gradient
 
 # What a sweep may be asked to add up, of a microbatch.

@@ -190,7 +190,11 @@ def _settings() -> list[_Setting]:
             lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
             (False, False),
         ),
-        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        (
+            _unwarned(torch.get_float32_matmul_precision),
+            _unwarned(torch.set_float32_matmul_precision),
+            "highest",
+        ),
         (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, False),
         (np.geterr, lambda value: np.seterr(**value), calm),
         (cuda.flash_sdp_enabled, cuda.enable_flash_sdp, True),
@@ -201,6 +205,17 @@ def _settings() -> list[_Setting]:
         _attribute(cudnn, "benchmark", False),
         _attribute(cudnn, "deterministic", False),
     ]
+
+
+def _unwarned(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Without the warning of torch 2.9 that there is a newer name, which no user chose."""
+
+    def run(*values: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return function(*values)
+
+    return run
 
 
 def _attribute(owner: Any, name: str, fresh: Any) -> _Setting:

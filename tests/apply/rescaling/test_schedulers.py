@@ -180,7 +180,8 @@ def test_its_state_goes_on_in_another_that_was_moved(kind: str) -> None:
     kept = io.BytesIO()
     torch.save({"scheduler": scheduler.state_dict(), "optimizer": optimizer.state_dict()}, kept)
     kept.seek(0)
-    loaded = torch.load(kept, weights_only=True)
+    # Up to torch 2.9 the state of SWALR holds a function.
+    loaded = torch.load(kept, weights_only=kind != "SWALR")
     expected = path(optimizer, scheduler, 15)
 
     again, other = made(kind)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from undertow.data._draw import random_labels
-from undertow.data._files import READERS, TEXT_READERS
+from undertow.data._files import read_images, read_text
+from undertow.data._raw import check_context, check_side, check_subset, check_windows
 
 _Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -100,9 +100,7 @@ def load(
         ValueError: an unknown name, a size or share out of range, or a damaged file.
         FileNotFoundError: the files are not there; the message says how to get them.
     """
-    if name not in READERS:
-        raise ValueError(f"name={name!r} is no dataset here; choose one of {', '.join(READERS)}.")
-    raw = READERS[name](None if root is None else Path(root))
+    raw = read_images(name, root)
     train, test = (raw.train, raw.test) if raw.test is not None else _split(*raw.train)
     num_classes = int(train[1].max()) + 1
 
@@ -191,18 +189,11 @@ def load_text(
         ValueError: an unknown name, a number out of range, or a damaged file.
         FileNotFoundError: the text is not there; the message says how to get it.
     """
-    if name not in TEXT_READERS:
-        raise ValueError(f"name={name!r} is no text here; choose one of {', '.join(TEXT_READERS)}.")
-    text, source = TEXT_READERS[name](None if root is None else Path(root))
+    text, source = read_text(name, root)
     characters = "".join(sorted(set(text)))
     place = {character: position for position, character in enumerate(characters)}
     encoded = torch.tensor([place[character] for character in text])
-    boundary = len(encoded) * 4 // 5
-    longest = (len(encoded) - boundary) - 1
-    if not 1 <= context <= longest:
-        raise ValueError(
-            f"context={context} is out of range: give 1 to {longest:,} (one test window)."
-        )
+    boundary = check_context(context, len(encoded))
     train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
     train = _windows(encoded[:boundary], context, train_size, train_seed, "train_size")
     test = _windows(encoded[boundary:], context, test_size, test_seed, "test_size")
@@ -223,11 +214,7 @@ def _subset(
     available = len(labels)
     if size is None:
         return np.arange(available)
-    if not num_classes <= size <= available:
-        raise ValueError(
-            f"{argument}={size} is out of range: give {num_classes} (one image a class)"
-            f" to {available:,} (all there are)."
-        )
+    check_subset(argument, size, num_classes, available)
     counts = np.bincount(labels, minlength=num_classes)
     share = size * counts / available
     quota = np.floor(share).astype(int)
@@ -255,11 +242,9 @@ def _windows(
     argument: str,
 ) -> tuple[Int[Tensor, "windows context"], Int[Tensor, "windows context"]]:
     """Windows of a text and the same one character on."""
-    available = (len(text) - 1) // context
+    available = check_windows(argument, size, context, len(text))
     kept = torch.arange(available)
     if size is not None:
-        if not 1 <= size <= available:
-            raise ValueError(f"{argument}={size} is out of range: give 1 to {available:,}.")
         kept = torch.randperm(available, generator=_generator(seed))[:size].sort().values
     inputs = text[: available * context].view(available, context)
     targets = text[1 : available * context + 1].view(available, context)
@@ -280,10 +265,5 @@ def _downsample(
     if image_size is None:
         return images
     side = images.shape[-1]
-    if image_size < 1 or side % image_size:
-        divisors = [str(d) for d in range(1, side + 1) if side % d == 0]
-        raise ValueError(
-            f"image_size={image_size} does not divide the images' {side}; give one of"
-            f" {', '.join(divisors)}."
-        )
+    check_side(image_size, side)
     return torch.nn.functional.avg_pool2d(images, side // image_size)

@@ -3,9 +3,9 @@
     python -m website.claims
 
 `page.md` in a claim's folder holds the prose. `<!-- rules -->` becomes the table of predictions,
-from the predictions themselves; `<!-- results -->` the checks of the stored verdict, and the runs on
-other base seeds (`website.seeds`); `<!-- figure NAME -->` a figure of that run with its caption. A
-page of its own has the seeds of all claims. Nothing of these is copied by hand. The pages are
+from the predictions themselves; `<!-- results -->` the checks of the stored verdict, and the runs
+on other base seeds (`website.seeds`); `<!-- figure NAME -->` a figure of that run with its caption.
+A page of its own has the seeds of all claims. Nothing of these is copied by hand. The pages are
 written to `docs/claims/`, for the site to be built from; they are not committed.
 """
 

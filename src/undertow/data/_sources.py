@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from undertow.data._load import Dataset, Windows
+    from collections.abc import Sequence
+
+    from undertow.data._load import Dataset, Draws
+    from undertow.data._text import Windows
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,13 @@ class Images:
         check_subset("train_size", self.train_size, int(labels.max()) + 1, available)
         check_side(self.image_size, images.shape[-1])
 
+    def draw(self, seeds: Sequence[int], **more: Any) -> Draws:
+        """A split a seed, as `undertow.data.draw` gives them; `more` are its other arguments."""
+        from undertow.data._load import draw
+
+        sizes = {"train_size": self.train_size, "image_size": self.image_size}
+        return draw(self.data, seeds=seeds, root=self.data_root, **(sizes | more))
+
 
 @dataclass(frozen=True)
 class Text:
@@ -84,7 +94,7 @@ class Text:
 
     def load(self, **more: Any) -> Windows:
         """The windows, as `undertow.data.load_text` gives them; `more` are its other arguments."""
-        from undertow.data._load import load_text
+        from undertow.data._text import load_text
 
         sizes = {"context": self.context, "train_size": self.windows}
         return load_text(self.text, root=self.text_root, **(sizes | more))

@@ -41,7 +41,8 @@ class Claim:
     Its parts are functions of the module `home`, or where that is a package of its modules:
 
     - `experiments.experiments(knobs, seed)`: a `lab.Experiment` by name, in the order in which they
-      run; the base seed is what every trial's own seed is derived from;
+      run; the base seed is what every trial's own seed is derived from. What a trial's field holds
+      is asked by its method `check` before anything runs, if it has one, as `data.Images` does;
     - `predictions.predictions(knobs)`: a `lab.Prediction` by name, written before the run;
       `predictions.summary(records, knobs)`, if it is there: what to know beside the verdict;
       `predictions.promises_verdict(records, knobs)`, if it is there: whether the knobs are large

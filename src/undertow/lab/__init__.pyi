@@ -39,6 +39,7 @@ from ._knobs import comments as comments
 from ._knobs import one_of as one_of
 from ._knobs import some as some
 from ._knobs import up_to as up_to
+from ._once import once as once
 from ._plots import Charts as Charts
 from ._plots import Drawing as Drawing
 from ._plots import Figure as Figure

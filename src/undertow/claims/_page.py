@@ -97,21 +97,24 @@ _CHECKS = (
 )
 _REPLICATES = (
     " What replicates is the share of draws of whole seeds, with replacement, in which the check"
-    " passes again."
+    " passes; below 99% it has too little power."
 )
+_ENOUGH = 0.99  # of the draws: a check that passes in fewer has too little power
 _FAILURES = "They are left out of everything above; their tracebacks are in `failures/`."
 
 
 def _checks(verdict: lab.Verdict, found: lab.Replication | None) -> lab.Table:
     table = checks_table(verdict).select("result", "check", "value", "95% interval", "rule")
+    tones: dict[str, lab.Tone] = {"passed": "good", "refuted": "bad", "not passed": "unsure"}
     if found is not None:
-        shares = pl.Series("replicates", [found.checks[check.name] for check in verdict.checks])
-        table.insert_column(1, shares)
+        shares = [found.checks[check.name] for check in verdict.checks]
+        table.insert_column(1, pl.Series("replicates", shares, dtype=pl.Float64))
+        tones |= {lab.percent(share): "unsure" for share in shares if share < _ENOUGH}
     return lab.Table(
         table,
         caption=_CHECKS if found is None else _CHECKS + _REPLICATES,
         formats={} if found is None else {"replicates": lab.percent},
-        tones={"passed": "good", "refuted": "bad", "not passed": "unsure"},
+        tones=tones,
         # Names and rules are sentences: under each other, they leave 80 columns readable.
         terminal=(
             "result" if found is None else ("result", "replicates"),

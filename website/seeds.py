@@ -90,6 +90,7 @@ def _is_done(runs: Sequence[dict[str, Any]], name: str, preset: str, seed: int) 
         run["seed"] == seed
         and run["preset"] == preset
         and "error" not in run
+        and not run["failed"]
         and [(check["name"], check["rule"]) for check in run["checks"]] == today
         for run in runs
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -179,17 +179,24 @@ def test_one_seed_gives_one_answer_in_one_process_or_several(
     assert abs(fewer.probability * 39 - here.probability * 40) <= 1 + 1e-9
 
 
-def ends_the_process(parent: int, records: dict[str, pl.DataFrame]) -> Verdict:
-    if os.getpid() != parent:
+def ends_another_process(ours: int, records: dict[str, pl.DataFrame]) -> Verdict:
+    if os.getpid() != ours:
         os._exit(3)
     return decide([check("there", True)])
 
 
-def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def judges_otherwise_elsewhere(ours: int, records: dict[str, pl.DataFrame]) -> Verdict:
+    return decide([check("there", os.getpid() == ours)])
+
+
+@pytest.mark.parametrize("judge", [ends_another_process, judges_otherwise_elsewhere])
+def test_what_other_processes_cannot_judge_is_judged_here(
+    judge: Callable[..., Verdict], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_replication, "_WORTH_WORKERS", 0.0)
     records = {"runs": frame(range(4), origin=range(4))}
-    with pytest.raises(RuntimeError, match=r"judging redrawn seeds failed: worker process died"):
-        lab.replication(partial(ends_the_process, os.getpid()), records, draws=2, workers=2)
+    found = lab.replication(partial(judge, os.getpid()), records, draws=3, workers=2)
+    assert (found.probability, found.unjudged) == (1.0, 0)
 
 
 @pytest.mark.parametrize(

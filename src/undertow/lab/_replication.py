@@ -91,19 +91,17 @@ def replication(
     that new seeds have, and knows no seed that was not run.
 
     Args:
-        judge: from records to a verdict, the same for the same records. It must cross to another
-            process (a function of a module, or a `functools.partial` of one), and read its records
-            only.
+        judge: from records to a verdict, the same for the same records.
         records: by experiment.
         draws: how many times the seeds are drawn. Of 200, one in which a check fails is 0.5%.
         seed: from 0 to 2^63 - 1; draw i depends on it and i alone.
-        workers: how many processes, at most; one a core by default. What would take less than some
-            seconds is judged here, without any.
+        workers: how many processes, at most; one a core by default. What takes seconds only is
+            judged here, without any, and so is what cannot cross to another process.
         progress: whether to report on standard error where it takes longer.
 
     Raises:
         ValueError: fewer than one draw or worker, a seed out of range, or records without a seed.
-        RuntimeError: a worker process died. What judging the records themselves raises passes.
+        Exception: what judging the records themselves raises.
     """
     check_seed(seed)
     for name, count in (("draws", draws), ("workers", workers)):
@@ -112,17 +110,16 @@ def replication(
     start = time.monotonic()
     verdict = judge(records)
     took = time.monotonic() - start
-    redrawing = _Redrawing(judge, _Parted(records), seed)
-    several = workers != 1 and took * draws > _WORTH_WORKERS
+    redrawing = _Redrawing(judge, _Parted(records), seed, verdict.outcome)
+    long = took * draws > _WORTH_WORKERS
+    found: dict[int, _Judged] = {}
     with progress_bar(
-        "replication", total=draws, done=0, shown=progress and several, what="draws"
+        "replication", total=draws, done=0, shown=progress and long, what="draws"
     ) as advance:
-        parts = _apart(redrawing, draws, workers) if several else _here(redrawing, draws)
-        found = []
-        for judged in parts:
-            found += judged
-            advance(len(judged))
-    return _summary(verdict, found)
+        for draw, judged in _judged(redrawing, draws, workers if long else 1):
+            found[draw] = judged
+            advance(1)
+    return _summary(verdict, list(found.values()))
 
 
 def _summary(verdict: Verdict, found: Sequence[_Judged]) -> Replication:
@@ -221,6 +218,7 @@ class _Redrawing:
     judge: Judge
     parted: _Parted
     seed: int
+    outcome: str
 
     def judged(self, draw: int) -> _Judged:
         generator = np.random.default_rng([self.seed, draw])
@@ -231,7 +229,14 @@ class _Redrawing:
         return verdict.outcome, frozenset(c.name for c in verdict.checks if c.passed)
 
     def rows(self, chunks: Sequence[_Chunk]) -> list[list[dict[str, Any]]]:
-        """The draws of each chunk as records, which is what workers answer with."""
+        """The draws of each chunk as records, which is what workers answer with.
+
+        Raises:
+            RuntimeError: here the records themselves are judged otherwise, such as where a module
+                is another one, so that nothing can be said of draws.
+        """
+        if self.judge(self.parted.records).outcome != self.outcome:
+            raise RuntimeError("another process judges the same records otherwise")
         return [[_row(self.judged(draw)) for draw in range(c.first, c.end)] for c in chunks]
 
 
@@ -248,12 +253,22 @@ def _row(judged: _Judged) -> dict[str, Any]:
     return {"outcome": outcome, "passed": sorted(passed)}
 
 
-def _here(redrawing: _Redrawing, draws: int) -> Iterator[list[_Judged]]:
+def _judged(
+    redrawing: _Redrawing, draws: int, workers: int | None
+) -> Iterator[tuple[int, _Judged]]:
+    """Every draw, as it is judged; here, what worker processes cannot."""
+    done: set[int] = set()
+    if workers != 1:
+        with contextlib.suppress(RuntimeError, TypeError):
+            for draw, judged in _apart(redrawing, draws, workers):
+                done.add(draw)
+                yield draw, judged
     for draw in range(draws):
-        yield [redrawing.judged(draw)]
+        if draw not in done:
+            yield draw, redrawing.judged(draw)
 
 
-def _apart(redrawing: _Redrawing, draws: int, workers: int | None) -> Iterator[list[_Judged]]:
+def _apart(redrawing: _Redrawing, draws: int, workers: int | None) -> Iterator[tuple[int, _Judged]]:
     from loky import cpu_count
 
     workers = workers or cpu_count()
@@ -263,11 +278,12 @@ def _apart(redrawing: _Redrawing, draws: int, workers: int | None) -> Iterator[l
     with stoppable() as stop:
         ran_groups = run_groups(groups, stop, engine="local", workers=workers)
         with contextlib.closing(ran_groups) as finished:
-            for _, ran in finished:
-                (outcome,) = ran.outcomes
+            for group, ran in finished:
+                (outcome,), (chunk,) = ran.outcomes, group.trials
                 if isinstance(outcome, Failed):
                     raise RuntimeError(f"judging redrawn seeds failed: {outcome.message}")
-                answered = pl.read_parquet(outcome).select("outcome", "passed")
-                yield [None if o is None else (o, frozenset(p)) for o, p in answered.iter_rows()]
+                rows = pl.read_parquet(outcome).select("outcome", "passed").iter_rows()
+                for draw, (found, passed) in enumerate(rows, start=chunk.first):
+                    yield draw, None if found is None else (found, frozenset(passed))
         if stop.asked():
             raise KeyboardInterrupt

@@ -45,13 +45,6 @@ class Images:
         sizes = {"train_size": self.train_size, "image_size": self.image_size}
         return load(self.data, root=self.data_root, **(sizes | more))
 
-    def draw(self, seeds: Sequence[int], **more: Any) -> Draws:
-        """A split a seed, as `undertow.data.draw` gives them; `more` are its other arguments."""
-        from undertow.data._load import draw
-
-        sizes = {"train_size": self.train_size, "image_size": self.image_size}
-        return draw(self.data, seeds=seeds, root=self.data_root, **(sizes | more))
-
     def check(self) -> None:
         """See that the images can be loaded, before anything is begun for them; without torch.
 
@@ -67,6 +60,13 @@ class Images:
         available = len(labels) if raw.test is not None else len(labels) * 4 // 5
         check_subset("train_size", self.train_size, int(labels.max()) + 1, available)
         check_side(self.image_size, images.shape[-1])
+
+    def draw(self, seeds: Sequence[int], **more: Any) -> Draws:
+        """A split a seed, as `undertow.data.draw` gives them; `more` are its other arguments."""
+        from undertow.data._load import draw
+
+        sizes = {"train_size": self.train_size, "image_size": self.image_size}
+        return draw(self.data, seeds=seeds, root=self.data_root, **(sizes | more))
 
 
 @dataclass(frozen=True)

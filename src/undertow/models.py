@@ -1,4 +1,4 @@
-"""Reference networks that claims train: perceptrons, convolutional and residual ones, a transformer.
+"""Reference networks that claims train: perceptrons, convolutional, residual, a transformer.
 
 `nn.Sequential`s of PyTorch's own layers (the transformer adds one block of its own), with PyTorch's
 own initial distribution where no other is asked for, drawn from an explicit generator.
@@ -174,7 +174,7 @@ class _Residual(nn.Sequential):
     """x -> x + branch(x)."""
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return x + super().forward(x)  # type: ignore[no-any-return]
+        return x + super().forward(x)
 
 
 def deep_plain_mlp(

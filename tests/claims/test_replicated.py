@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,26 @@ def test_failed_trials_leave_nothing_to_replicate() -> None:
     result = run(overrides={"crooked": True})
     assert result.replication is None
     assert result.verdict.outcome == "inconclusive"
+
+
+def test_a_claim_without_seeds_has_nothing_to_redraw(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = lab.run
+
+    def seedless(*given: Any, **named: Any) -> lab.Results:
+        results = stored(*given, **named)
+        renamed = {name: frame.rename({"seed": "coin"}) for name, frame in results.records.items()}
+        return replace(results, records=renamed)
+
+    monkeypatch.setattr(lab, "run", seedless)
+    monkeypatch.setattr(
+        lab, "check_all", lambda *given, **named: [passes("heads"), passes("tails")]
+    )
+    result = run()
+    assert (result.verdict.outcome, result.replication) == ("supported", None)
+
+
+def passes(name: str) -> lab.Check:
+    return lab.Check(name, 1.0, (1.0, 1.0), "", passed=True)
 
 
 def test_an_interrupt_after_the_last_trial_says_how_to_go_on(

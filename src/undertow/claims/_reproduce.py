@@ -289,7 +289,8 @@ def _concluded(
 ) -> Reproduction:
     verdict, figures, table = _judged(plan, store, results)
     replication = None
-    if draws and verdict.promised and not results.failures:
+    repeated = any("seed" in frame.columns for frame in results.records.values())
+    if draws and repeated and verdict.promised and not results.failures:
         judge = partial(plan.claim.judge, knobs=plan.knobs)
         workers = 1 if how.get("engine") == "inline" else how["workers"]
         replication = lab.replication(

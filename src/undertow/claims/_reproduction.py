@@ -28,7 +28,7 @@ class Reproduction:
         trials: how many there are.
         failures: of the trials that gave no records, and are left out of everything.
         replication: how often redrawn seeds are judged alike; None where that was not asked for,
-            where no verdict was promised, or where trials failed.
+            where no verdict was promised, where trials failed, or where none has a seed.
         alone: how many trials ran without the others of their group, since one of those took it
             down; their last digits may differ from those of a whole group.
         report: `report.html`, or None where the folder cannot be written.

@@ -156,9 +156,8 @@ class _Parted:
             raise ValueError("records must have a column seed in some experiment, got none")
         having: dict[tuple[str, ...], list[Any]] = {}
         for seed in sorted(set().union(*self._rows.values())):
-            having.setdefault(tuple(n for n in self._rows if seed in self._rows[n]), []).append(
-                seed
-            )
+            where = tuple(name for name, own in self._rows.items() if seed in own)
+            having.setdefault(where, []).append(seed)
         self._alike = list(having.values())  # seeds of the same experiments
 
     def drawn(self, generator: np.random.Generator) -> Records:

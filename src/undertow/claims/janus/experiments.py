@@ -30,7 +30,8 @@ _READINGS = (0.25, 0.5, 0.75, 1.0)  # fractions of the steps at which the null s
 # The fluctuation is taken over at least so many updates, in whole epochs; deep networks vary more.
 _LATE, _LATE_DEEP = 40, 100
 
-Order = Literal["epochs", "cyclic", "replacement", "full"]
+Order = Literal["epochs", "cyclic", "full"]
+_ORDERS: tuple[Order, ...] = ("epochs", "cyclic")
 Rows = list[dict[str, Any]]
 
 
@@ -80,23 +81,17 @@ def experiments(knobs: Janus, seed: int) -> dict[str, Experiment]:
     """Regressions at equal epochs, at equal steps and late in training; deep networks."""
     own, fewer = seeds(seed, knobs.seeds), replace(knobs.images, train_size=knobs.samples)
     decays = [decay for decay in knobs.weight_decay if decay]
-    late = [
-        {"weight_decay": decay, "steps": knobs.late_of(size), "batch_size": size, "order": order}
-        for size in knobs.batch_sizes
-        for order in ("epochs", "cyclic")
-        for decay in decays
-    ]
-    rest = [
-        {"weight_decay": decay, "steps": knobs.late_of(size), "batch_size": size, "order": order}
-        for size, order, decay in (
-            (knobs.smallest, "epochs", 0.0),
-            *((knobs.samples, "full", decay) for decay in decays),
-        )
-    ]
-    forced = [
-        cell for cell in late if (cell["weight_decay"], cell["order"]) == (max(decays), "cyclic")
-    ]
-    gaussian = grid(OnGaussian, knobs, cell=equal_ends(knobs) + late + rest, seed=own)
+
+    def late(size: int, order: Order, decay: float) -> dict[str, Any]:
+        steps = knobs.late_of(size)
+        return {"batch_size": size, "order": order, "weight_decay": decay, "steps": steps}
+
+    sizes, orders = knobs.batch_sizes, _ORDERS
+    moving = [late(size, order, decay) for size in sizes for order in orders for decay in decays]
+    still = [late(knobs.smallest, "epochs", 0.0)]
+    still += [late(knobs.samples, "full", decay) for decay in decays]
+    forced = [late(size, "cyclic", max(decays)) for size in sizes]
+    gaussian = grid(OnGaussian, knobs, cell=equal_ends(knobs) + moving + still, seed=own)
     images = grid(OnImages, knobs, images=[fewer], cell=equal_ends(knobs) + forced, seed=own)
     deep = grid(Deep, knobs, fixed=[{"lr": 0.05}], cell=deep_cells(knobs), seed=own)
     options: dict[str, Any] = {"together": ("weight_decay", "seed"), "group_size": 64}
@@ -123,16 +118,11 @@ def deep_cells(knobs: Janus) -> list[dict[str, Any]]:
     """SGD in shuffled and in fixed order beside descent; and descent on a smooth network."""
     full, decays = knobs.images.train_size, knobs.deep_weight_decay
     runs: list[tuple[int | None, Order, str, tuple[float, ...]]]
-    runs = [(DEEP_BATCH, "epochs", "relu", decays), (DEEP_BATCH, "cyclic", "relu", decays)]
+    runs = [(DEEP_BATCH, order, "relu", decays) for order in _ORDERS]
     runs += [(full, "full", "relu", decays), (full, "full", "tanh", (max(decays),))]
+    names = "batch_size", "order", "activation", "weight_decay", "steps"
     return [
-        {
-            "batch_size": size,
-            "order": order,
-            "activation": activation,
-            "weight_decay": decay,
-            "steps": knobs.deep_steps,
-        }
+        dict(zip(names, (size, order, activation, decay, knobs.deep_steps), strict=True))
         for size, order, activation, own in runs
         for decay in own
     ]
@@ -249,18 +239,10 @@ def train_deep(trials: Sequence[Deep]) -> list[Rows]:
     from undertow.train import Member
 
     first = trials[0]
-    members = [
-        Member(trial.seed, trial.lr, trial.weight_decay, order=trial.order) for trial in trials
-    ]
+    members = [Member(own.seed, own.lr, own.weight_decay, order=own.order) for own in trials]
     options: dict[str, Any] = {"path": "fused", "dtype": torch.float64}
-    networks = perceptrons(
-        first.images,
-        (first.width,) * 2,
-        members,
-        activation=first.activation,
-        batch_size=first.batch_size,
-        **options,
-    )
+    options |= {"activation": first.activation, "batch_size": first.batch_size}
+    networks = perceptrons(first.images, (first.width,) * 2, members, **options)
     ensemble, count = networks.ensemble, networks.train.shape[1]
     epoch, updates = -(-count // DEEP_BATCH), whole_epochs(count, DEEP_BATCH, _LATE_DEEP)
     projector = torch.stack([measure.null_projector(own) for own in networks.inputs])

@@ -52,6 +52,7 @@ class Broken:
     undecayed_kept: float = 0.5  # the same without decay
     grows: float = 1.0  # power of the decay with which the noise grows
     epoch_rank: float = 1.0  # of descent after few steps, of the width
+    undecayed_rank: float = 1.0  # of SGD without decay, of the width
     descent_rank: float = 0.5  # of descent, strongest over no decay
     sgd_rank: float = 1.05  # of SGD over descent
 
@@ -84,7 +85,8 @@ class Broken:
             left = self.kept if decay else self.undecayed_kept
             moved = moved if end else moved / left
         rank = 32 * (self.descent_rank if decay == STRONGEST else 1)
-        rank *= self.sgd_rank if order != "full" else 1
+        if order != "full":
+            rank *= self.sgd_rank if decay else self.undecayed_rank
         if order == "full" and step < KNOBS.deep_steps // 2:
             rank = 32 * self.epoch_rank
         return {
@@ -151,6 +153,7 @@ CONTRACT = Contract(
         ({"descent_noise": 1e-3}, "GD's fluctuation with decay"),
         ({"undecayed_noise": 1e-3}, "SGD's fluctuation without decay"),
         ({"undecayed_kept": 1.0}, "deep: SGD's fluctuation without decay"),
+        ({"undecayed_rank": 0.6}, "deep: SGD's rank without decay"),
     ],
     bad_knobs=[
         ({"dimension": 10}, "dimension must exceed samples"),

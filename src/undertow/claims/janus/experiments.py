@@ -104,13 +104,11 @@ def experiments(knobs: Janus, seed: int) -> dict[str, Experiment]:
 
 def equal_ends(knobs: Janus) -> list[dict[str, Any]]:
     """Every batch size with the strongest decay: for as many epochs, and for as many steps."""
-    sizes = (*knobs.batch_sizes, knobs.samples)
-    lengths = {size: {knobs.steps_of(size), knobs.steps_of(1)} for size in sizes}
+    orders = dict.fromkeys(knobs.batch_sizes, "epochs") | {knobs.samples: "full"}
     return [
         {"batch_size": size, "order": order, "weight_decay": knobs.strongest, "steps": steps}
-        for size in sizes
-        for order in ("full" if size == knobs.samples else "epochs",)
-        for steps in sorted(lengths[size])
+        for size, order in orders.items()
+        for steps in sorted({knobs.steps_of(size), knobs.steps_of(1)})
     ]
 
 

@@ -17,6 +17,7 @@ draw = Charts(
     null_ratio="null-space component left",
     null_predicted="null-space component left",
     fluctuation="fluctuation of updates / ||W||",
+    foreseen="what the gradients say",
 )
 
 
@@ -48,20 +49,22 @@ def null_space(records: Records, knobs: Janus) -> Any:
 
 @figure("With weight decay SGD never comes to rest", "gaussian", "deep")
 def noise(records: Records, knobs: Janus) -> Any:
-    """Measured fluctuation of the updates against what the gradients say: at the ridge solution of
-    the regressions (left), and where descent rests on the deep network (right); each point is a
-    run. Circles and squares are fixed and shuffled orders.
+    """Fluctuation of the updates against what the gradients say, a point a run: at the ridge
+    solution of the regressions (left), and where descent rests on the deep network (right). On the
+    dashed line they are equal; orders are shuffled (`epochs`) and fixed (`cyclic`).
     """
     late = kept(records["gaussian"]).filter("final", pl.col("steps") >= knobs.late_steps)
     linear = late.drop_nulls("ridge").select("order", "fluctuation", foreseen="ridge")
     ends = kept(records["deep"]).filter("final", pl.col("weight_decay") > 0, activation="relu")
     rest = ends.filter(order="full").select("seed", "weight_decay", foreseen="predicted")
     pairs = ends.filter(pl.col("order") != "full").join(rest, on=["seed", "weight_decay"])
-    panels = [
-        draw.points(rows, "foreseen", "fluctuation", "order", shape="order", log="xy")
-        for rows in (linear, pairs)
-        if not rows.is_empty()
-    ]
+    panels = []
+    for rows in filter(len, (linear, pairs)):
+        equal = rows.select("foreseen", fluctuation="foreseen")
+        law = draw.lines(equal, "foreseen", "fluctuation", dash=True, log="xy")
+        panels.append(
+            law + draw.points(rows, "foreseen", "fluctuation", "order", shape="order", log="xy")
+        )
     return beside(*panels, shared="color shape")
 
 
@@ -72,17 +75,14 @@ def deep(records: Records, knobs: Janus) -> Any:
     """
     runs = kept(records["deep"]).filter(pl.col("order") != "cyclic", activation="relu")
     full = pl.col("batch_size") == knobs.images.train_size
-    same = runs.filter(full & (pl.col("epochs") <= pl.col("epochs").min()))
+    same = runs.filter(full & (pl.col("step") == pl.col("step").min()))
     kinds = {"steps": runs.filter("final"), "epochs": same}
-    rows = pl.concat(
-        [
-            means(own, ["batch_size", "weight_decay"], ["rank"]).with_columns(
-                method=pl.format("{}, same {}", trained_by(knobs.images.train_size), pl.lit(kind))
-            )
-            for kind, own in kinds.items()
-        ]
-    )
-    return draw.lines(rows, "weight_decay", "rank", "method", domain=(0, knobs.width))
+    rows = []
+    for kind, own in kinds.items():
+        method = pl.format("{}, same {}", trained_by(knobs.images.train_size), pl.lit(kind))
+        cells = means(own, ["batch_size", "weight_decay"], ["rank"])
+        rows.append(cells.with_columns(method=method))
+    return draw.lines(pl.concat(rows), "weight_decay", "rank", "method", domain=(0, knobs.width))
 
 
 FIGURES = (null_space, noise, deep)

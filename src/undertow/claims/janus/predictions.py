@@ -121,10 +121,14 @@ def deep_rank(knobs: Janus) -> dict[str, Prediction]:
     sgd = deep(knobs, "rank", order="epochs", weight_decay=strongest)
     epochs = knobs.deep_steps // -(-(knobs.images.train_size or 0) // DEEP_BATCH)
     gd, undecayed = (descent(knobs, "rank", decay) for decay in (strongest, 0.0))
-    early = deep(knobs, "rank", order="full", weight_decay=strongest, step=epochs)
+    early = descent(knobs, "rank", strongest, step=epochs)
+    without = deep(knobs, "rank", order="epochs", weight_decay=0.0)
     return {
         "deep: rank, SGD over GD, same epochs": at_most(
             0.8, sgd / early, f"after {epochs} of each", against=1
+        ),
+        "deep: SGD's rank without decay over GD's with it, same epochs": no_less(
+            0.95, without / early, "as many steps alone take none", control=True
         ),
         "deep: rank, SGD less GD, same steps": no_less(
             -1.5, sgd - gd, "SGD's is no lower, to the one that a count cannot tell"

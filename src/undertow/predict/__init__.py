@@ -28,6 +28,8 @@ from undertow.predict._rank_bound import rank_identity as rank_identity
 from undertow.predict._rank_one import activation_derivatives as activation_derivatives
 from undertow.predict._rank_one import rank_one_modes as rank_one_modes
 from undertow.predict._rank_one import rank_one_rate as rank_one_rate
+from undertow.predict._regression_noise import fixed_order_orbit as fixed_order_orbit
+from undertow.predict._regression_noise import ridge_noise as ridge_noise
 from undertow.predict._rescale import rescale as rescale
 from undertow.predict._rescaled import Change as Change
 from undertow.predict._rescaled import Rescaled as Rescaled
@@ -66,6 +68,7 @@ __all__ = [
     "decay_factor",
     "equilibrium",
     "equilibrium_steps",
+    "fixed_order_orbit",
     "forecast_rank",
     "greedy_exponents",
     "initial_spectrum",
@@ -82,6 +85,7 @@ __all__ = [
     "rank_one_modes",
     "rank_one_rate",
     "rescale",
+    "ridge_noise",
     "saddle_phases",
     "surviving_rank",
     "sync_period",

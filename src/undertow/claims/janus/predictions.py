@@ -1,8 +1,7 @@
-"""What the memo predicts of the null space and of SGD's noise, and where it must fail."""
+"""What the memo predicts of SGD's noise and rank, and where the effect must be gone."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import polars as pl
@@ -13,101 +12,129 @@ from undertow.claims.janus import DEEP_BATCH, Janus
 from undertow.claims.janus.experiments import LINEAR
 from undertow.lab import KEPT, Prediction, Reading, at_most, greatest, near, no_less, of, within
 
-_SMALL = 2e-4  # decays up to here are read for the fluctuation's power of the decay
-_LEFT, _LAW = pl.col("null_ratio"), pl.col("null_predicted")
-_ERROR = (_LEFT.log() / _LAW.log() - 1).abs()
-_READABLE = _LAW > 1e-9  # where less is left, rounding error is what is measured
-_DECAYED = pl.col("weight_decay") > 0
-_FITTED = pl.col("train_accuracy") >= 0.95
+MOVES = pl.col("fluctuation")
+ORDERS = {"epochs": "shuffled", "cyclic": "fixed order"}
+_FITTED = pl.col("train_accuracy").last().over("trial") >= 0.95
 
 
 def predictions(knobs: Janus) -> dict[str, Prediction]:
-    """The exact laws, SGD's noise, deep networks; the thresholds were fixed on other seeds."""
-    return null_space(knobs) | noise(knobs) | deep_networks(knobs)
+    """Of regressions, then of deep networks: noise, and ranks per epoch and per step."""
+    return linear_noise(knobs) | linear_rank(knobs) | deep_noise(knobs) | deep_rank(knobs)
 
 
-def null_space(knobs: Janus) -> dict[str, Prediction]:
-    """One rate a step for every batch size and order."""
-    ratio, small, every = -(-knobs.samples // knobs.smallest), knobs.smallest, knobs.samples
-    rate = greatest(of(kind, _ERROR, KEPT, _DECAYED, _READABLE, how="max") for kind in LINEAR)
-    change = (_LEFT - 1).abs()
-    forgotten = greatest(of(kind, change, KEPT, how="max", weight_decay=0.0) for kind in LINEAR)
-    pace = -_LEFT.log() / pl.col("epochs")
-    faster = ended(knobs, pace, small, small) / ended(knobs, pace, every, every)
-    unseen, stable = (
-        ended(knobs, value, small, 1) / ended(knobs, value, every, 1)
-        for value in (_LEFT, pl.col("stable_rank"))
+def linear_noise(knobs: Janus) -> dict[str, Prediction]:
+    """What is left of the updates late in training, computed from the data alone."""
+    late = (KEPT, "final", pl.col("steps") >= knobs.late_steps)
+    off = (MOVES / pl.col("orbit") - 1).abs()
+    orbit = greatest(of(kind, off, *late, how="max", order="cyclic") for kind in LINEAR)
+    found = {
+        "fixed order, off its exact periodic orbit": lab.every_seed(
+            orbit <= 1e-6, "at most 1e-6, at every batch size and decay", exact=True
+        )
+    }
+    decays = sorted(filter(None, knobs.weight_decay))
+    cells: list[dict[str, Any]] = [
+        {"batch_size": size, "weight_decay": decay}
+        for size in knobs.batch_sizes
+        for decay in decays
+    ]
+    for order, name in ORDERS.items():
+        ratios = [
+            of("gaussian", MOVES / pl.col("ridge"), *late, order=order, **cell) for cell in cells
+        ]
+        found[f"fluctuation over the gradients' at the ridge solution, {name}"] = near(
+            1, 0.05, lab.worst(ratios, 1, of_ratios=True), "the worst batch size and decay"
+        )
+    still: dict[str, dict[str, Any]] = {
+        "GD's fluctuation with decay": {"order": "full"},
+        "SGD's fluctuation without decay": {"weight_decay": 0.0},
+    }
+    for name, cell in still.items():
+        moves = of("gaussian", MOVES, *late, how="max", **cell)
+        note = "at most 1e-12 of ||W||: it comes to rest"
+        found[name] = lab.every_seed(moves <= 1e-12, note, control=True)
+    return found
+
+
+def linear_rank(knobs: Janus) -> dict[str, Prediction]:
+    """The stable rank of the regression, after as many steps."""
+    sgd, gd = (
+        of(
+            "gaussian",
+            "stable_rank",
+            *(KEPT, "final", pl.col("order") != "cyclic"),
+            weight_decay=knobs.strongest,
+            batch_size=size,
+            steps=knobs.steps_of(1),
+        )
+        for size in (knobs.smallest, knobs.samples)
     )
-    gone = "at equal steps the gap is gone"
     return {
-        "null-space decay rate, error": at_most(
-            1e-6, rate, "of log(1 - lr weight_decay), worst of every batch size and order"
-        ),
-        "decay per epoch, SGD over GD": near(ratio, 1e-6 * ratio, faster, "N / B"),
-        "null space lost without decay": at_most(
-            1e-12, forgotten, "without decay nothing is forgotten", control=True
-        ),
-        "null space, SGD over GD, same steps": near(1, 1e-6, unseen, gone, control=True),
-        "stable rank, SGD over GD, same steps": within(
-            0.9, 1.1, stable, "no rank bias of SGD's own in the linear model"
-        ),
+        "stable rank, SGD over GD, same steps": within(0.9, 1.1, sgd / gd, "no bias of SGD's own")
     }
 
 
-def noise(knobs: Janus) -> dict[str, Prediction]:
-    """What is left of the updates late in training."""
-    decays = sorted(filter(None, knobs.weight_decay))
-    weakest, weak = decays[0], [decay for decay in decays if decay <= _SMALL]
-    sgd, descent = (partial(late, knobs, size) for size in (knobs.smallest, knobs.samples))
-    orders = (
-        sgd(order="cyclic", weight_decay=decay) / sgd(order="epochs", weight_decay=decay)
-        for decay in decays
-    )
-    never = {
-        "SGD's fluctuation with decay": no_less(
-            1e-6,
-            sgd(how="min", weight_decay=weakest),
-            f"of ||W|| an update at decay {weakest:g}, also in a fixed order",
-        ),
-        "fluctuation, fixed order over shuffled": within(
+def deep_noise(knobs: Janus) -> dict[str, Prediction]:
+    """That SGD's noise stays, is as large as the gradients say where descent rests, and grows."""
+    decays = sorted(filter(None, knobs.deep_weight_decay))
+    strongest, steps = decays[-1], knobs.deep_steps
+    found = {}
+    for order, name in ORDERS.items():
+        ratios = [
+            moving(knobs, order, decay) / descent(knobs, "predicted", decay) for decay in decays
+        ]
+        found[f"deep: fluctuation over the gradients' where GD rests, {name}"] = within(
             0.8,
             1.25,
-            lab.worst(orders, 1, of_ratios=True),
-            "it is not the shuffling, at every decay",
-        ),
-    }
-    if len(weak) > 1:
-        logs = pl.col("weight_decay").log(), pl.col("fluctuation").log()
-        chosen = (KEPT, "final", pl.col("weight_decay").is_in(weak))
-        sizes: dict[str, Any] = {"batch_size": knobs.smallest, "steps": knobs.late_steps}
-        power = lab.slope_of("gaussian", *logs, *chosen, order="epochs", **sizes)
-        note = f"for decays up to {weak[-1]:g}"
-        never["fluctuation's power of the decay"] = within(0.85, 1.15, power, note)
-    rests = {
-        "GD's fluctuation with decay": descent(_DECAYED, how="max"),
-        "SGD's fluctuation without decay": sgd(how="max", weight_decay=0.0),
-    }
-    note = "of ||W||: it comes to rest"
-    return never | {name: at_most(1e-12, r, note, control=True) for name, r in rests.items()}
-
-
-def deep_networks(knobs: Janus) -> dict[str, Prediction]:
-    """The first layer's null space, and whose rank is low."""
-    strongest, full = max(knobs.deep_weight_decay), knobs.images.train_size
-    sgd, descent, undecayed = (
-        of("deep", "deep_rank", KEPT, _FITTED, batch_size=batch_size, weight_decay=decay)
-        for batch_size, decay in ((DEEP_BATCH, strongest), (full, strongest), (full, 0.0))
+            lab.worst(ratios, 1, of_ratios=True),
+            "to first order in the steps, at the worst decay",
+            against=(0.5, 2),
+        )
+    sgd, gd = moving(knobs, "epochs", strongest), descent(knobs, MOVES, strongest)
+    kept, lost = (
+        moving(knobs, "epochs", decay) / moving(knobs, "epochs", decay, steps // 2)
+        for decay in (strongest, 0.0)
     )
-    rate = of("deep", _ERROR, KEPT, _DECAYED, how="max")
+    smooth = descent(knobs, MOVES, strongest, activation="tanh")
+    grows = sgd / moving(knobs, "epochs", decays[0])
+    return found | {
+        "deep: fluctuation, SGD over GD": no_less(
+            20, sgd / gd, "GD's is chatter at the kinks of the ReLU", against=1
+        ),
+        "deep: GD's fluctuation, smooth network": at_most(
+            1e-5, smooth, "of ||w||: tanh has no kinks, and descent rests", against=1e-3
+        ),
+        # Where the noise stays the ratio is 1; where it falls with the loss, as 1 / t, it is 1 / 2.
+        "deep: SGD's fluctuation, end over half-way": no_less(0.7, kept, "it stays", against=0.5),
+        "deep: SGD's fluctuation without decay, end over half-way": at_most(
+            0.7, lost, "it goes on falling, as the loss does", control=True
+        ),
+        f"deep: SGD's fluctuation, decay {strongest:g} over {decays[0]:g}": no_less(
+            1.4, grows, "more decay, more noise", against=1
+        ),
+    }
+
+
+def deep_rank(knobs: Janus) -> dict[str, Prediction]:
+    """Whose rank is low, after as many epochs and after as many steps."""
+    strongest = max(knobs.deep_weight_decay)
+    sgd = deep(knobs, "rank", order="epochs", weight_decay=strongest)
+    epochs = knobs.deep_steps // -(-(knobs.images.train_size or 0) // DEEP_BATCH)
+    gd, undecayed = (descent(knobs, "rank", decay) for decay in (strongest, 0.0))
+    early = descent(knobs, "rank", strongest, step=epochs)
+    without = deep(knobs, "rank", order="epochs", weight_decay=0.0)
     return {
-        "deep net, null-space rate, error": at_most(
-            1e-6, rate, "exact in the first layer of a deep net too, SGD and GD"
+        "deep: rank, SGD over GD, same epochs": at_most(
+            0.8, sgd / early, f"after {epochs} of each", against=1
         ),
-        "deep net, GD's rank, strongest over no decay": at_most(
-            0.8, descent / undecayed, f"descent gets low rank too, at decay {strongest:g}"
+        "deep: SGD's rank without decay over GD's with it, same epochs": no_less(
+            0.95, without / early, "as many steps alone take none", control=True
         ),
-        "deep net, rank, SGD over GD, same steps": no_less(
-            0.95, sgd / descent, "at equal steps SGD's rank is no lower"
+        "deep: rank, SGD less GD, same steps": no_less(
+            -1.5, sgd - gd, "SGD's is no lower, to the one that a count cannot tell"
+        ),
+        "deep: GD's rank, strongest over no decay": at_most(
+            0.8, gd / undecayed, f"descent gets low rank too, at decay {strongest:g}", against=1
         ),
     }
 
@@ -121,15 +148,19 @@ def summary(records: Records, knobs: Janus) -> str:
 # ---- readings
 
 
-def ended(knobs: Janus, value: pl.Expr, batch_size: int, steps_of: int) -> Reading:
-    """A value after as many steps as another batch size takes; of SGD with shuffled epochs."""
-    order = "full" if batch_size == knobs.samples else "epochs"
-    cell: dict[str, Any] = {"batch_size": batch_size, "order": order}
-    cell |= {"weight_decay": knobs.strongest, "steps": knobs.steps_of(steps_of)}
-    return of("gaussian", value, KEPT, "final", **cell)
+def deep(knobs: Janus, value: str | pl.Expr, **where: Any) -> Reading:
+    """A value of the deep networks that fitted in the end, there or after other steps."""
+    cell: dict[str, Any] = {"activation": "relu", "step": knobs.deep_steps}
+    cell |= where
+    return of("deep", value, KEPT, _FITTED, **cell)
 
 
-def late(knobs: Janus, batch_size: int, *conditions: pl.Expr, **more: Any) -> Reading:
-    """The fluctuation late in training."""
-    more |= {"batch_size": batch_size, "steps": knobs.late_steps}
-    return of("gaussian", "fluctuation", KEPT, "final", *conditions, **more)
+def moving(knobs: Janus, order: str, decay: float, step: int | None = None) -> Reading:
+    """SGD's fluctuation."""
+    at = knobs.deep_steps if step is None else step
+    return deep(knobs, MOVES, order=order, weight_decay=decay, step=at)
+
+
+def descent(knobs: Janus, value: str | pl.Expr, decay: float, **where: Any) -> Reading:
+    """A value of gradient descent at the end."""
+    return deep(knobs, value, order="full", weight_decay=decay, **where)

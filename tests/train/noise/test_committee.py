@@ -43,7 +43,7 @@ def test_values_and_slopes_are_those_of_autograd(activation: str) -> None:
     z = torch.linspace(-2, 2, 20, dtype=DOUBLE)[None].requires_grad_()
     (slopes,) = torch.autograd.grad(REFERENCES[activation](z).sum(), z)
     gram = torch.eye(20, dtype=DOUBLE)[None]
-    committee = CommitteeMachine.agreeing(activation, gram, z.detach(), neurons=3)
+    committee = CommitteeMachine.fitting(activation, gram, z.detach()[:, None].expand(-1, 3, -1))
     torch.testing.assert_close(committee.targets, 3 * REFERENCES[activation](z).detach())
     torch.testing.assert_close(committee.slopes(z.detach()), slopes)
 
@@ -82,7 +82,7 @@ def test_a_run_does_not_depend_on_those_beside_it() -> None:
     z, common = drawn(2, (3, 4, 2), (3, 2))
     gram = torch.eye(2, dtype=DOUBLE).expand(3, 2, 2)
     lr, std = numbers(0.01, 0.02, 0.03), numbers(0, 1, 2)
-    committee = CommitteeMachine.agreeing("cubic", gram, common, neurons=4)
+    committee = CommitteeMachine.fitting("cubic", gram, common[:, None].expand(-1, 4, -1))
     generators = [seeded(run) for run in range(3)]
     together = committee.descend(z, 20, generators, lr=lr, noise_std=std)
     last = CommitteeMachine("cubic", gram[2:], committee.targets[2:])
@@ -107,7 +107,7 @@ def test_rest_is_at_zero_loss_and_leaves_who_is_apart(orthonormal: bool) -> None
     inputs, goal, z = drawn(3, (3, 5), (1, 3), (1, 4, 3))
     gram = torch.eye(3).double() if orthonormal else inputs @ inputs.mT / 5
     goal = 0.5 + 0.1 * goal
-    agreeing = CommitteeMachine.agreeing("quadratic", gram[None], goal, neurons=4)
+    agreeing = CommitteeMachine.fitting("quadratic", gram[None], goal[None].expand(-1, 4, -1))
     committee = CommitteeMachine("quadratic", gram[None], agreeing.targets + 0.5)
     z = goal[:, None] + 0.1 * z
     at_rest = committee.at_rest(z)

@@ -18,6 +18,8 @@ from undertow.lab import Experiment, grid, rows_of, seeds
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from undertow.train import CommitteeMachine
+
 # Activations, and common pre-activations with phi''' above, at and below zero.
 SIGN_POINTS = {
     "cubic": (0.5,),
@@ -26,34 +28,37 @@ SIGN_POINTS = {
     "softplus": (-1.0, 1.0),
     "gelu": (-0.3, 0.5),
 }
-_NEAR = 0.02  # spread of neurons that start near one another
-_TYPICAL = 0.55  # the mean size of the common pre-activations that are drawn
-PREDICTED = ("predicted", "predicted_slowest", "predicted_at_lr")
-_SIGN_STEP = 0.1  # lr x curvature of the runs that look for a sign
+TYPICAL = 0.55  # the mean size of the common pre-activations that are drawn
+INSIDE = {"target": 1.2, "spread": 0.15}  # all neurons of a tanh where phi''' > 0, beyond 0.66
+_NEAR = 0.01  # spread of neurons that start near one another
+_EQUAL_GOALS, _UNEQUAL_GOALS = (0.3, 0.8), (0.3, 1.5)  # what is drawn where there is no target
+_UNEQUAL = (0.5, 1.5)  # sizes of output weights, of either sign
 
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Committee:
-    """One network with output weights of one, trained in its pre-activations.
+    """One network with fixed output weights, trained in its pre-activations.
 
     `inputs` are orthonormal, independent, crowded (more of them than dimensions) or digits; `noise`
-    is on the labels (label), on the weights (isotropic) or none. `target` is the common
-    pre-activation at which equal neurons fit, for all inputs; None draws one for each. `spread` is
-    that of the neurons around it at the start; None starts anywhere.
+    is on the labels (label), on the weights (isotropic) or none; `weights` of the output are all
+    one (equal) or unequal, of both signs. `target` is the common pre-activation at which equal
+    neurons fit, for all inputs; None draws one for each. `spread` is that of the neurons around it
+    at the start; None starts anywhere.
     """
 
     lr: float
+    noise_std: float
     steps: int
     samples: int
     features: int
     neurons: int
-    noise_std: float
     seed: int
     activation: str = "cubic"
     inputs: str = "orthonormal"
     noise: str = "label"
+    weights: str = "equal"
     target: float | None = None
     spread: float | None = None
 
@@ -75,46 +80,84 @@ class Net:
 def experiments(knobs: RankOneFeatures, seed: int) -> dict[str, Experiment]:
     """From a random start, near equal neurons at several rates and points; beyond; networks."""
     own, noises = seeds(seed, knobs.seeds), ("label", "none")
-    far = {"lr": knobs.collapse_lr, "steps": knobs.collapse_steps}
-    started = [far, far | {"inputs": "independent"}, far | {"noise": "none"}]
+    cubic, tanh = far(knobs), far(knobs, activation="tanh")
+    started = [cubic, cubic | {"inputs": "independent"}, cubic | {"noise": "none"}, tanh]
+    steep = far(knobs, knobs.lr_curvature / 2, activation="sinh")
+    started += [steep | {"weights": "unequal"}]
+    started += [far(knobs, activation="tanh", **INSIDE)]
     # More inputs, more curvature.
-    crowded = {"inputs": "crowded", "samples": 2 * knobs.features, "lr": knobs.collapse_lr / 2}
+    dense = {"inputs": "crowded", "samples": 2 * knobs.features, "lr": cubic["lr"] / 2}
     digits = {"inputs": "digits", "target": 0.5, "samples": knobs.digits, "features": 64}
-    real = [far | digits | {"activation": name} for name in ("cubic", "tanh")]
-    two, slow = ("orthonormal", "independent"), [near(knobs, lr) for lr in knobs.lrs]
-    points = [at_point(knobs, name, target) for name, at in SIGN_POINTS.items() for target in at]
-    points.append(points[0] | {"noise": "isotropic", "steps": knobs.sign_steps // SHAKEN})
+    two = ("orthonormal", "independent")
+    slow = [near(knobs, curvature) for curvature in knobs.lr_curvatures]
+    points = [
+        near(knobs, knobs.lr_curvature, activation=name, target=target)
+        for name, at in SIGN_POINTS.items()
+        for target in at
+    ]
+    points.append(points[0] | {"noise": "isotropic", "steps": points[0]["steps"] // SHAKEN})
     small = {"samples": 100, "neurons": 32, "noise_std": 0.5, "lr": 0.1, "steps": knobs.net_steps}
     nets = [small | {"activation": name} for name in ("tanh", "gelu", "softplus")]
 
     collapse = grid(Committee, knobs, cell=started, seed=own)
-    beyond = grid(Committee, knobs, cell=[far | crowded], seed=own)
+    beyond = grid(Committee, knobs, cell=[cubic | dense], seed=own)
     if knobs.digits:
+        real = [kind | digits for kind in (cubic, tanh)]
         beyond += grid(Committee, knobs, cell=real, noise=noises, seed=own)
     rates = grid(Committee, knobs, cell=slow, inputs=two, seed=own)
     trained = grid(Net, knobs, cell=nets if knobs.net_steps else (), noise=noises, seed=own)
     signs = grid(Committee, knobs, cell=points, seed=own)
+    together = ("inputs", "noise", "lr", "noise_std", "seed")
     return {
-        "collapse": Experiment(collapse, follow, ("inputs", "noise", "seed"), group_size=40),
+        "collapse": Experiment(collapse, follow, together, group_size=40),
         "beyond": Experiment(beyond, follow, ("noise", "seed"), group_size=40),
-        "rates": Experiment(rates, follow, ("inputs", "seed"), group_size=40),
+        "rates": Experiment(rates, follow, together, group_size=80),
         "nets": Experiment(trained, train_nets, ("seed",), group_size=40),
-        "signs": Experiment(signs, follow, ("target", "lr", "seed"), group_size=40),
+        "signs": Experiment(signs, follow, ("seed",), group_size=40),
     }
 
 
-def near(knobs: RankOneFeatures, lr: float) -> dict[str, Any]:
-    """Neurons that start near one another, for as long as their spread decays by so much."""
-    typical = predict.rank_one_rate(lr, knobs.noise_std, activation="cubic", preactivation=_TYPICAL)
-    return {"lr": lr, "steps": round(knobs.decay / float(typical)), "spread": _NEAR}
+def noisy(
+    knobs: RankOneFeatures, curvature: float, activation: str, at: float
+) -> dict[str, float | str]:
+    """The lr of an lr x curvature of equal neurons at `at`, 2 m phi'(at)^2, and what noise gives
+    their pre-activation, an autoregression, the standard deviation `fluctuation`.
+    """
+    slope = float(predict.activation_derivatives(activation, at)[0])
+    return {
+        "activation": activation,
+        "lr": curvature / (2 * knobs.neurons * slope**2),
+        "noise_std": knobs.fluctuation * knobs.neurons * slope * math.sqrt(2 / curvature),
+    }
 
 
-def at_point(knobs: RankOneFeatures, activation: str, target: float) -> dict[str, Any]:
-    """Neurons that start near one pre-activation, at a fixed lr x curvature, 2 m phi'(z)^2."""
-    slope, _ = predict.activation_derivatives(activation, target)
-    lr = _SIGN_STEP / (2 * knobs.neurons * float(slope) ** 2)
-    where = {"activation": activation, "target": target, "spread": _NEAR}
-    return where | {"lr": lr, "steps": knobs.sign_steps}
+def far(
+    knobs: RankOneFeatures,
+    curvature: float = 0.0,
+    *,
+    activation: str = "cubic",
+    **where: Any,
+) -> dict[str, Any]:
+    """Neurons that start far from one another, for `far_time` units of 1 / (2 lr^2 s^2)."""
+    at = where.get("target", TYPICAL)
+    own: dict[str, Any] = noisy(knobs, curvature or knobs.lr_curvature, activation, at)
+    steps = knobs.far_time / (2 * (own["lr"] * own["noise_std"]) ** 2)
+    return own | where | {"steps": max(READINGS, round(steps))}
+
+
+def near(
+    knobs: RankOneFeatures, curvature: float, *, activation: str = "cubic", **where: Any
+) -> dict[str, Any]:
+    """Neurons that start near one another, until their spread has moved by so many e-folds.
+
+    Where nothing is to draw them, as long as the cubic's.
+    """
+    at = where.get("target", TYPICAL)
+    own: dict[str, Any] = noisy(knobs, curvature, activation, at)
+    first, third = predict.activation_derivatives(activation, at)
+    rate = 2 * (own["lr"] * own["noise_std"]) ** 2 * abs(float(first * third) or 1.0)
+    steps = max(SHAKEN * READINGS, round(knobs.decay / rate))
+    return own | where | {"spread": _NEAR, "steps": steps}
 
 
 def read_at(steps: int) -> list[int]:
@@ -129,42 +172,57 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
     """Runs of one activation, size and length side by side, a record for every reading."""
     import torch
 
-    from undertow.train import CommitteeMachine
-
     first = trials[0]
-    z, gram, goal = (torch.stack(parts) for parts in zip(*map(start, trials), strict=True))
-    committee = CommitteeMachine.agreeing(first.activation, gram, goal, first.neurons)
-    each = zip(trials, gram.numpy(), goal.numpy(), strict=True)
-    modes, predicted = zip(*(forecast(*own) for own in each), strict=True)
-    directions = torch.from_numpy(np.stack(modes))
-    least = committee.hessian_trace(goal[:, None].expand_as(z))
-    z = committee.at_rest(z)
+    committee, z, flattest, directions = assembled(trials)
     lr = torch.tensor([trial.lr for trial in trials], dtype=torch.float64)
     loud = [trial.noise_std * (trial.noise != "none") for trial in trials]
     given: dict[str, Any] = {"lr": lr, "noise_std": torch.tensor(loud, dtype=torch.float64)}
+    path, shaken = committee.at_rest(z), dict(given)
+    z = path
     if first.noise == "isotropic":  # of as much variance in all as label noise has at the start
         steep = committee.slopes(z).square().mean((1, 2)).sqrt()
-        given |= {"noise_std": lr * given["noise_std"] * 2 * steep, "on": "preactivations"}
+        shaken |= {"noise_std": lr * given["noise_std"] * 2 * steep, "on": "preactivations"}
     generators = [torch.Generator().manual_seed(2**40 + trial.seed) for trial in trials]
+    known = [closed_forms(*own) for own in zip(trials, committee.gram, flattest[:, 0], strict=True)]
+    limit = {
+        "least_trace": committee.hessian_trace(flattest),
+        "flattest_ratio": ranks(flattest)["rank_ratio"],
+    }
     rows: list[Rows] = [[] for _ in trials]
     for before, stop in pairwise((0, *read_at(first.steps))):
-        z = committee.descend(z, stop - before, generators, **given)
+        z = committee.descend(z, stop - before, generators, **shaken)
+        path = committee.flatten(path, stop - before, **given)
         settled = committee.at_rest(z)
-        log_spread = (settled @ directions.mT).std(1).clamp(min=1e-300).log()
-        facts = ranks(settled) | {
-            "step": stop,
-            "trace": committee.hessian_trace(settled),
-            "least_trace": least,
-            "log_spread": log_spread.mean(1),
-            "log_spread_slowest": log_spread[:, 0],
-        }
-        for own, known, row in zip(rows, predicted, rows_of(facts), strict=True):
-            own.append(known | row)
+        facts = (
+            ranks(settled)
+            | {"step": stop, "trace": committee.hessian_trace(settled)}
+            | {"bend_ratio": ranks(committee.bends(settled))["rank_ratio"]}
+            | limit
+            | spreads(settled, flattest, directions)
+            | {f"path_{name}": own for name, own in spreads(path, flattest, directions).items()}
+        )
+        for own, shared, row in zip(rows, known, rows_of(facts), strict=True):
+            own.append(shared | row)
     return rows
 
 
-def start(trial: Committee) -> tuple[Tensor, Tensor, Tensor]:
-    """Pre-activations `[m, n]`, the Gram matrix `[n, n]`, and the equal neurons' `[n]`."""
+def assembled(
+    trials: Sequence[Committee],
+) -> tuple[CommitteeMachine, Tensor, Tensor, Tensor]:
+    """The networks, their starts and flattest fits `[runs, m, n]`, and the `modes` of each."""
+    import torch
+
+    from undertow.train import CommitteeMachine
+
+    parts = [start(trial) for trial in trials]
+    z, gram, flattest, weights = (torch.stack(own) for own in zip(*parts, strict=True))
+    committee = CommitteeMachine.fitting(trials[0].activation, gram, flattest, weights)
+    each = zip(trials, gram, flattest[:, 0], strict=True)
+    return committee, z, flattest, torch.stack([modes(*own) for own in each])
+
+
+def start(trial: Committee) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pre-activations `[m, n]`, X X^T `[n, n]`, the flattest fit `[m, n]` and output weights."""
     import torch
 
     generator = torch.Generator().manual_seed(trial.seed)
@@ -175,11 +233,19 @@ def start(trial: Committee) -> tuple[Tensor, Tensor, Tensor]:
     elif trial.target is not None:
         goal = trial.target * signs
     else:
-        goal = signs * (0.3 + 0.5 * torch.rand(1, trial.samples, generator=generator).double())
-    z = theta @ inputs.mT
+        low, high = _EQUAL_GOALS if trial.weights == "equal" else _UNEQUAL_GOALS
+        drawn = torch.rand(1, trial.samples, generator=generator).double()
+        goal = signs * (low + (high - low) * drawn)
+    z, flattest = theta @ inputs.mT, goal.expand(trial.neurons, -1)
+    weights = torch.ones(trial.neurons, dtype=torch.float64)
+    if trial.weights == "unequal":
+        low, high = _UNEQUAL
+        sizes = low + (high - low) * torch.rand(trial.neurons, generator=generator).double()
+        weights = sizes * normals(generator, trial.neurons).sign()
+        flattest = torch.asinh(goal.sinh() / weights[:, None])  # sinh'' = c / a
     if trial.spread is not None:
         z = goal + trial.spread * z
-    return z, inputs @ inputs.mT, goal[0]
+    return z, inputs @ inputs.mT, flattest, weights
 
 
 def _inputs(trial: Committee, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -206,21 +272,37 @@ def normals(generator: Generator, *size: int) -> Tensor:
     return torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
-def forecast(
-    trial: Committee, gram: np.ndarray, goal: np.ndarray
-) -> tuple[np.ndarray, dict[str, float | None]]:
-    """Directions in the space of inputs `[n, n]`, slowest first, and what rates are predicted."""
-    if trial.inputs in ("crowded", "digits") or trial.noise == "isotropic":
-        return np.eye(len(gram)), dict.fromkeys(PREDICTED)
-    given: dict[str, Any] = {"activation": trial.activation, "preactivation": goal}
+def closed_forms(trial: Committee, gram: Tensor, goal: Tensor) -> dict[str, float | None]:
+    """Rates of neurons near one another, mean and slowest; and of any start the least, per step."""
+    names = ("predicted", "predicted_slowest", "predicted_at_lr", "predicted_least")
+    beyond = trial.inputs in ("crowded", "digits") or trial.weights != "equal"
+    if beyond or trial.noise != "label":
+        return dict.fromkeys(names)
+    given: dict[str, Any] = {"activation": trial.activation, "preactivation": goal.numpy()}
     free, known = (
         np.asarray(predict.rank_one_rate(trial.lr, trial.noise_std, neurons=neurons, **given))
         for neurons in (None, trial.neurons)
     )
-    orthonormal, heard = trial.inputs == "orthonormal", float(trial.noise != "none")
-    rates, modes = predict.rank_one_modes(free, np.eye(len(gram)) if orthonormal else gram)
-    found = (heard * rates.mean(), heard * rates[0], heard * known.mean() if orthonormal else None)
-    return modes, dict(zip(PREDICTED, found, strict=True))
+    rates, _ = predict.rank_one_modes(free, gram.numpy())
+    own = float(known.mean()) if trial.inputs == "orthonormal" else None
+    least = predict.rank_one_rate(trial.lr, trial.noise_std, derivatives=(1.0, 1.0))
+    slowest = float(np.linalg.eigvalsh(gram.numpy())[0]) * float(least)
+    theorem = slowest if trial.activation == "cubic" else None  # phi' and phi''' at least one
+    return dict(zip(names, (float(rates.mean()), float(rates[0]), own, theorem), strict=True))
+
+
+def modes(trial: Committee, gram: Tensor, goal: Tensor) -> Tensor:
+    """Directions in the space of inputs `[n, n]` whose spreads decay on their own, slowest first.
+
+    Near equal neurons; the inputs themselves where there are none.
+    """
+    import torch
+
+    if trial.inputs != "independent" or trial.weights != "equal":
+        return torch.eye(len(gram), dtype=torch.float64)
+    given: dict[str, Any] = {"activation": trial.activation, "preactivation": goal.numpy()}
+    rates = predict.rank_one_rate(trial.lr, trial.noise_std, **given)
+    return torch.from_numpy(predict.rank_one_modes(np.asarray(rates), gram.numpy())[1])
 
 
 def ranks(features: Tensor) -> dict[str, Tensor]:
@@ -234,6 +316,18 @@ def ranks(features: Tensor) -> dict[str, Tensor]:
         "diverged": ~finite,
         "rank_ratio": relative[:, 1],
         "stable_rank": relative.square().sum(1),
+    }
+
+
+def spreads(z: Tensor, flattest: Tensor, directions: Tensor) -> dict[str, Tensor]:
+    """How far neurons are from the flattest fit, and from one another along `directions`."""
+    spread = (z @ directions.mT).std(1)
+    return {
+        "apart": (z - flattest).square().mean((1, 2)).sqrt(),
+        "spread": spread.amax(1),
+        "least_spread": spread.amin(1),
+        "log_spread": spread.log().mean(1),
+        "log_spread_slowest": spread[:, 0].log(),
     }
 
 

@@ -42,7 +42,7 @@ class RankOneFeatures(Knobs):
     digits: Annotated[int, at_least(0)] = 10  # images of runs that decide nothing; 0 for none
     # Of ordinary networks on digits, which decide nothing; 0 leaves them out.
     net_steps: Annotated[int, at_least(0)] = 60_000
-    seeds: Seeds = 24  # independent inputs, targets, starts and noises
+    seeds: Seeds = 32  # independent inputs, targets, starts and noises
 
     def rules(self) -> Mapping[str, bool]:
         """Inputs can be independent."""
@@ -57,12 +57,17 @@ CLAIM = Claim(
     "Minimization (arXiv 2410.16401, ICML 2024)",
     statement="In r(x) = sum_j phi(theta_j . x) with phi', phi''' > 0 and linearly independent "
     "inputs, SGD on squared error with fresh label noise walks the zero-loss set down to the "
-    "global minimum of the Hessian's trace, where all neurons agree on every input: the feature "
-    "matrix has rank one. For orthonormal inputs the spread of the neurons decays per step at "
-    "2 lr^2 s^2 phi' phi''', with no free parameter, and grows where phi''' < 0.",
+    "global minimum of the Hessian's trace, from any start and at an exponential rate. There all "
+    "neurons agree on every input: the feature matrix has rank one. Near it, for orthonormal "
+    "inputs, the spread of the neurons decays per step at 2 lr^2 s^2 phi' phi''', with no free "
+    "parameter; far from it the flow of the trace forecasts it, and it decays at no less than "
+    "2 lr^2 s^2 lambda_min(X X^T) min phi' phi'''. It grows where phi''' < 0.",
     corrections=(
         "Rank one is a statement of Theta X, the features at the training inputs, not of the "
         "weights Theta: what is orthogonal to all inputs never moves.",
+        "With output weights a_j that are not all equal it is phi''(Theta X) that tends to rank "
+        "one, with entries c_i / a_j, up to fluctuations that do not cease; the features have rank "
+        "one only where phi'' is linear.",
         "At a finite learning rate the residual fluctuates with variance s^2 (lr h / 2) / (1 - lr "
         "h / 2), h = 2 m phi'^2, and the rate is larger by 1 / (1 - lr h / 2). That is the whole "
         "difference from the limit of a small lr here, also for lr h of 0.25.",
@@ -71,7 +76,8 @@ CLAIM = Claim(
         "approach to rank one slow.",
         "Sharpness minimisation is no simplicity bias by itself: phi''' < 0, as for tanh, GELU "
         "and softplus over much of their range, makes equal neurons the sharpest way to fit, and "
-        "the same noise drives them apart.",
+        "the same noise drives them apart. What counts is the sign where the neurons are: on an "
+        "interval where phi''' > 0 tanh neurons collapse, too.",
     ),
     presets={
         "smoke": RankOneFeatures(

@@ -80,7 +80,10 @@ class Net:
 def experiments(knobs: RankOneFeatures, seed: int) -> dict[str, Experiment]:
     """From a random start, near equal neurons at several rates and points; beyond; networks."""
     own, noises = seeds(seed, knobs.seeds), ("label", "none")
-    cubic, tanh = far(knobs), far(knobs, activation="tanh")
+    # Of random inputs the most curved direction has about so many times the curvature of one.
+    crowding = (1 + math.sqrt(knobs.samples / knobs.features)) ** 2
+    cubic = far(knobs, 2 * knobs.lr_curvature / crowding)
+    tanh = far(knobs, activation="tanh")
     started = [cubic, cubic | {"inputs": "independent"}, cubic | {"noise": "none"}, tanh]
     steep = far(knobs, knobs.lr_curvature / 2, activation="sinh")
     started += [steep | {"weights": "unequal"}]
@@ -278,17 +281,19 @@ def closed_forms(trial: Committee, gram: Tensor, goal: Tensor) -> dict[str, floa
     beyond = trial.inputs in ("crowded", "digits") or trial.weights != "equal"
     if beyond or trial.noise != "label":
         return dict.fromkeys(names)
-    given: dict[str, Any] = {"activation": trial.activation, "preactivation": goal.numpy()}
-    free, known = (
-        np.asarray(predict.rank_one_rate(trial.lr, trial.noise_std, neurons=neurons, **given))
-        for neurons in (None, trial.neurons)
-    )
-    rates, _ = predict.rank_one_modes(free, gram.numpy())
-    own = float(known.mean()) if trial.inputs == "orthonormal" else None
-    least = predict.rank_one_rate(trial.lr, trial.noise_std, derivatives=(1.0, 1.0))
+
+    def own(**given: Any) -> Any:
+        return predict.rank_one_rate(trial.lr, trial.noise_std, **given)
+
+    where: dict[str, Any] = {"activation": trial.activation, "preactivation": goal.numpy()}
+    rates, _ = predict.rank_one_modes(own(**where), gram.numpy())
+    at_lr = None
+    if trial.inputs == "orthonormal":
+        at_lr = float(own(**where, neurons=trial.neurons).mean())
+    least = own(derivatives=(1.0, 1.0))
     slowest = float(np.linalg.eigvalsh(gram.numpy())[0]) * float(least)
     theorem = slowest if trial.activation == "cubic" else None  # phi' and phi''' at least one
-    return dict(zip(names, (float(rates.mean()), float(rates[0]), own, theorem), strict=True))
+    return dict(zip(names, (float(rates.mean()), float(rates[0]), at_lr, theorem), strict=True))
 
 
 def modes(trial: Committee, gram: Tensor, goal: Tensor) -> Tensor:
@@ -324,8 +329,8 @@ def spreads(z: Tensor, flattest: Tensor, directions: Tensor) -> dict[str, Tensor
     spread = (z @ directions.mT).std(1)
     return {
         "apart": (z - flattest).square().mean((1, 2)).sqrt(),
-        "spread": spread.amax(1),
-        "least_spread": spread.amin(1),
+        "widest": spread.amax(1),
+        "narrowest": spread.amin(1),
         "log_spread": spread.log().mean(1),
         "log_spread_slowest": spread[:, 0].log(),
     }

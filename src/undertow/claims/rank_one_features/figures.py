@@ -1,4 +1,4 @@
-"""The figures of rank-one-features: signs and rates near equal neurons, collapse, networks."""
+"""The figures of rank-one-features: collapse and its forecast, signs and rates, networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ import polars as pl
 
 from undertow.claims import Records
 from undertow.claims.rank_one_features import RankOneFeatures
-from undertow.claims.rank_one_features.predictions import EXCESS, LAST, RATE
+from undertow.claims.rank_one_features.experiments import INSIDE
+from undertow.claims.rank_one_features.predictions import (
+    EXCESS,
+    LAST,
+    NEAR,
+    RATE,
+    SEEN,
+    STEPS,
+    TWO,
+    moved,
+)
 from undertow.lab import Charts, beside, figure, kept, labels, means
 
 draw = Charts(
@@ -16,10 +26,16 @@ draw = Charts(
     measured="measured, over 2 lr^2 s^2",
     lr="learning rate",
     ratio="measured / predicted as lr -> 0",
+    apart="distance to the flattest fit, of the start's",
+    time="time, in 1 / (2 lr^2 s^2) steps",
     rank_ratio="s2 / s1",
     stable_rank="stable rank of the features",
     trace="trace of the Gauss-Newton matrix",
 )
+
+
+# Of a reading, in units in which the mean path is the same at any lr and noise.
+TIME = 2 * (pl.col("lr") * pl.col("noise_std")) ** 2 * pl.col("step")
 
 
 def two_deviations(column: str) -> list[pl.Expr]:
@@ -34,7 +50,7 @@ def sign(records: Records, knobs: RankOneFeatures) -> Any:
     prediction; below 0 it grows. Bars are two standard deviations over seeds. The line holds no
     fitted number.
     """
-    unit = 2 * (pl.col("lr") * knobs.noise_std) ** 2
+    unit = 2 * (pl.col("lr") * pl.col("noise_std")) ** 2
     rows = (
         kept(records["signs"])
         .filter(noise="label")
@@ -57,36 +73,60 @@ def sign(records: Records, knobs: RankOneFeatures) -> Any:
 def rate(records: Records, knobs: RankOneFeatures) -> Any:
     """Points: measured over 2 lr^2 s^2 phi' phi''' (for independent inputs over the mean
     eigenvalue), bars two standard deviations over seeds. Dashed: what the fluctuation of the
-    residual adds, 1 / (1 - lr h / 2), known for orthonormal inputs.
+    residual adds, by the flow that knows lr x curvature.
     """
     rows = (
         kept(records["rates"])
         .with_columns(
             ratio=RATE / pl.col("predicted"),
-            expected=pl.col("predicted_at_lr") / pl.col("predicted"),
+            expected=moved("path_log_spread", NEAR) / STEPS / pl.col("predicted"),
         )
         .filter(LAST)
         .group_by("inputs", "lr")
         .agg(*two_deviations("ratio"), pl.col("expected").mean())
     )
-    limit = pl.DataFrame({"inputs": ["orthonormal"], "lr": [0.0], "expected": [1.0]})
+    limit = pl.DataFrame({"inputs": list(TWO), "lr": [0.0, 0.0], "expected": [1.0, 1.0]})
     rows = pl.concat([rows, limit], how="diagonal").sort("inputs", "lr")
     return draw.measured_against_predicted(rows, "lr", "ratio", "expected", "inputs")
+
+
+@figure("The distance to the flattest fit, forecast from a random start", "collapse")
+def forecast(records: Records, knobs: RankOneFeatures) -> Any:
+    """Root mean square distance of the pre-activations to those of the flattest fit, geometric
+    mean over seeds. Dashed: the flow of the trace of the Hessian from the same starts, in which
+    nothing is fitted. With unequal output weights the noise does not rest at the flattest fit.
+    """
+    first, path = (pl.col(name).first().over("trial") for name in ("apart", "path_apart"))
+    weights = pl.when(weights="unequal").then(pl.lit("unequal output weights"))
+    rows = (
+        kept(records["collapse"])
+        .filter(SEEN, pl.col("activation").is_in(["cubic", "sinh"]), noise="label")
+        .with_columns(
+            runs=weights.otherwise("inputs"),
+            time=TIME,
+            apart=pl.col("apart") / first,
+            expected=pl.col("path_apart") / path,
+        )
+        .group_by("runs", "time")
+        .agg(pl.col("apart", "expected").log().mean().exp())
+        .sort("runs", "time")
+    )
+    return draw.measured_against_predicted(rows, "time", "apart", "expected", "runs", log="y")
 
 
 @figure("Features of rank one, from anywhere, by noise on the labels", "collapse")
 def collapse(records: Records, knobs: RankOneFeatures) -> Any:
     """Second over first singular value of the pre-activations at the training inputs, geometric
-    mean over seeds. Digits decide nothing, nor do crowded inputs (twice as many as dimensions,
-    beyond the theorem).
+    mean over seeds. With tanh neurons meet only where all of them start beyond 0.66. Digits decide
+    nothing, nor do crowded inputs (twice as many as dimensions, beyond the theorem).
     """
     runs = [kept(records[name]) for name in ("collapse", "beyond")]
     rows = pl.concat(runs, how="diagonal_relaxed").with_columns(
-        runs=pl.concat_str(["activation", "inputs", noise()], separator=", ")
+        runs=pl.concat_str(["activation", where(), noise()], separator=", "), time=TIME
     )
     mean = pl.col("rank_ratio").log().mean().exp()
-    along = rows.group_by("runs", "step").agg(mean).sort("runs", "step")
-    return draw.lines(along, "step", "rank_ratio", "runs", log="y")
+    along = rows.group_by("runs", "time").agg(mean).sort("runs", "time")
+    return draw.lines(along, "time", "rank_ratio", "runs", log="y")
 
 
 @figure("Outside the theory: networks whose every layer trains", "nets")
@@ -102,7 +142,13 @@ def net(records: Records, knobs: RankOneFeatures) -> Any:
     return beside(rank, draw.lines(rows, "step", "trace", "networks", log="y"), shared="color")
 
 
-FIGURES = (sign, rate, collapse, net)
+FIGURES = (forecast, collapse, sign, rate, net)
+
+
+def where() -> pl.Expr:
+    """What tells the starts and networks of one activation apart."""
+    beyond = pl.when(target=INSIDE["target"]).then(pl.lit("all beyond 0.66"))
+    return pl.coalesce(beyond, pl.when(weights="unequal").then(pl.lit("unequal")), "inputs")
 
 
 def noise() -> pl.Expr:
@@ -120,7 +166,7 @@ def table(records: Records, knobs: RankOneFeatures) -> pl.DataFrame:
     some = [part for part in parts if not part.is_empty()]
     if not some:
         return pl.DataFrame()
-    kind = ("part", "activation", "inputs", "noise", "target", "lr")
+    kind = ("part", "activation", "inputs", "weights", "noise", "target", "lr")
     started_near = pl.col("part").is_in(["rates", "signs"])
     at_start = pl.col("rank_ratio").first().over("trial")
     return (

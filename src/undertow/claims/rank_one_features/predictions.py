@@ -31,7 +31,7 @@ LAST = pl.col("step") == LENGTH
 EXCESS = (pl.col("trace") / pl.col("least_trace") - 1).abs()
 
 # Where neurons are near one another, and not yet as near as rounding.
-NEAR = (pl.col("least_spread") > 1e-10) & (pl.col("spread") < 0.1)
+NEAR = (pl.col("narrowest") > 1e-10) & (pl.col("widest") < 0.1)
 SEEN = (pl.col("apart") > 1e-10) & (pl.col("path_apart") > 1e-10)
 
 
@@ -103,7 +103,7 @@ def reach_rules() -> dict[str, Prediction]:
             1, 0.1, end(kept_rank, **unequal), "and not the features themselves", against=1
         ),
         "without noise, s2 / s1 of the features": no_less(
-            0.3, still, "fitting alone does not give rank one", control=True
+            0.1, still, "fitting alone does not give rank one", control=True
         ),
         "noise on the weights in place of the labels, e-folds lost": at_most(
             0, shaken, "it grows, as much noise of another shape does not do it", control=True

@@ -215,7 +215,8 @@ class CommitteeMachine:
         finite = half.isfinite().flatten(1).all(1)
         half = torch.where(finite[:, None, None], half, 0.0)
         room = torch.where(finite, 1 - lr * torch.linalg.eigvalsh(half)[:, -1], math.nan)
-        first, third = map(torch.from_numpy, activation_derivatives(self.activation, z.numpy()))
+        known = z.nan_to_num(0.0, 0.0, 0.0).numpy()
+        first, third = map(torch.from_numpy, activation_derivatives(self.activation, known))
         own = self._weighted(self._weighted((first * third).abs())).amax((1, 2))
         widest = torch.linalg.eigvalsh(self.gram)[:, -1]
         largest = 4 * own * widest * self.gram.diagonal(dim1=1, dim2=2).amax(1)

@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_named() -> None:
         CommitteeMachine("relu", gram, targets)
     with pytest.raises(ValueError, match="gram and targets must be"):
         CommitteeMachine("tanh", gram, targets[:, :2])
-    with pytest.raises(ValueError, match="output_weights must be .* for 1 runs"):
+    with pytest.raises(ValueError, match=r"output_weights must be .* for 1 runs"):
         CommitteeMachine("tanh", gram, targets, torch.ones(2, 2).double())
     committee, z, one = CommitteeMachine("tanh", gram, targets), torch.zeros(1, 2, 3), numbers(1)
     with pytest.raises(ValueError, match="on must be"):

@@ -1,4 +1,4 @@
-"""Committees from a random start, near equal neurons, and beyond the theorem; ordinary networks."""
+"""Committees from a random start, and near equal neurons, where they must meet and where part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from undertow.lab import Experiment, grid, rows_of, seeds
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from undertow.train import CommitteeMachine
 
 # Activations, and common pre-activations with phi''' above, at and below zero.
 SIGN_POINTS = {
@@ -41,11 +40,11 @@ Rows = list[dict[str, Any]]
 class Committee:
     """One network with fixed output weights, trained in its pre-activations.
 
-    `inputs` are orthonormal, independent, crowded (more of them than dimensions) or digits; `noise`
-    is on the labels (label), on the weights (isotropic) or none; `weights` of the output are all
-    one (equal) or unequal, of both signs. `target` is the common pre-activation at which equal
-    neurons fit, for all inputs; None draws one for each. `spread` is that of the neurons around it
-    at the start; None starts anywhere.
+    `inputs` are orthonormal, independent (of random directions) or digits; `noise` is on the labels
+    (label), on the weights (isotropic) or none; `weights` of the output are all one (equal) or
+    unequal, of both signs. `target` is the common pre-activation at which equal neurons fit, for
+    all inputs; None draws one for each. `spread` is that of the neurons around it at the start;
+    None starts anywhere.
     """
 
     lr: float
@@ -63,34 +62,19 @@ class Committee:
     spread: float | None = None
 
 
-@dataclass(frozen=True)
-class Net:
-    """An ordinary network of one hidden layer that tells a 3 from an 8 by squared error."""
-
-    activation: str
-    noise: str
-    lr: float
-    steps: int
-    samples: int
-    neurons: int
-    noise_std: float
-    seed: int
-
-
 def experiments(knobs: RankOneFeatures, seed: int) -> dict[str, Experiment]:
-    """From a random start, near equal neurons at several rates and points; beyond; networks."""
-    own, noises = seeds(seed, knobs.seeds), ("label", "none")
+    """From a random start; near equal neurons at several learning rates; at several points."""
+    own = seeds(seed, knobs.seeds)
     # Of random inputs the most curved direction has about so many times the curvature of one.
     crowding = (1 + math.sqrt(knobs.samples / knobs.features)) ** 2
     cubic = far(knobs, 2 * knobs.lr_curvature / crowding)
     tanh = far(knobs, activation="tanh")
+    digits = {"inputs": "digits", "target": 0.5, "samples": knobs.digits, "features": 64}
     started = [cubic, cubic | {"inputs": "independent"}, cubic | {"noise": "none"}, tanh]
-    steep = far(knobs, knobs.lr_curvature / 2, activation="sinh")
+    started.append(cubic | digits)
+    steep = far(knobs, knobs.lr_curvature / 3, activation="sinh")
     started += [steep | {"weights": "unequal"}]
     started += [far(knobs, activation="tanh", **INSIDE)]
-    # More inputs, more curvature.
-    dense = {"inputs": "crowded", "samples": 2 * knobs.features, "lr": cubic["lr"] / 2}
-    digits = {"inputs": "digits", "target": 0.5, "samples": knobs.digits, "features": 64}
     two = ("orthonormal", "independent")
     slow = [near(knobs, curvature) for curvature in knobs.lr_curvatures]
     points = [
@@ -99,23 +83,14 @@ def experiments(knobs: RankOneFeatures, seed: int) -> dict[str, Experiment]:
         for target in at
     ]
     points.append(points[0] | {"noise": "isotropic", "steps": points[0]["steps"] // SHAKEN})
-    small = {"samples": 100, "neurons": 32, "noise_std": 0.5, "lr": 0.1, "steps": knobs.net_steps}
-    nets = [small | {"activation": name} for name in ("tanh", "gelu", "softplus")]
 
     collapse = grid(Committee, knobs, cell=started, seed=own)
-    beyond = grid(Committee, knobs, cell=[cubic | dense], seed=own)
-    if knobs.digits:
-        real = [kind | digits for kind in (cubic, tanh)]
-        beyond += grid(Committee, knobs, cell=real, noise=noises, seed=own)
     rates = grid(Committee, knobs, cell=slow, inputs=two, seed=own)
-    trained = grid(Net, knobs, cell=nets if knobs.net_steps else (), noise=noises, seed=own)
     signs = grid(Committee, knobs, cell=points, seed=own)
     together = ("inputs", "noise", "lr", "noise_std", "seed")
     return {
         "collapse": Experiment(collapse, follow, together, group_size=40),
-        "beyond": Experiment(beyond, follow, ("noise", "seed"), group_size=40),
         "rates": Experiment(rates, follow, together, group_size=80),
-        "nets": Experiment(trained, train_nets, ("seed",), group_size=40),
         "signs": Experiment(signs, follow, ("seed",), group_size=40),
     }
 
@@ -175,8 +150,15 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
     """Runs of one activation, size and length side by side, a record for every reading."""
     import torch
 
+    from undertow.train import CommitteeMachine
+
     first = trials[0]
-    committee, z, flattest, directions = assembled(trials)
+    starts = zip(*map(start, trials), strict=True)
+    z, gram, flattest, weights = (torch.stack(own) for own in starts)
+    committee = CommitteeMachine.fitting(first.activation, gram, flattest, weights)
+    each = zip(trials, gram, flattest[:, 0], strict=True)
+    known, modes = zip(*(closed_forms(*own) for own in each), strict=True)
+    directions = torch.stack(modes)
     lr = torch.tensor([trial.lr for trial in trials], dtype=torch.float64)
     loud = [trial.noise_std * (trial.noise != "none") for trial in trials]
     given: dict[str, Any] = {"lr": lr, "noise_std": torch.tensor(loud, dtype=torch.float64)}
@@ -186,7 +168,6 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
         steep = committee.slopes(z).square().mean((1, 2)).sqrt()
         shaken |= {"noise_std": lr * given["noise_std"] * 2 * steep, "on": "preactivations"}
     generators = [torch.Generator().manual_seed(2**40 + trial.seed) for trial in trials]
-    known = [closed_forms(*own) for own in zip(trials, committee.gram, flattest[:, 0], strict=True)]
     limit = {
         "least_trace": committee.hessian_trace(flattest),
         "flattest_ratio": ranks(flattest)["rank_ratio"],
@@ -202,26 +183,11 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
             | {"bend_ratio": ranks(committee.bends(settled))["rank_ratio"]}
             | limit
             | spreads(settled, flattest, directions)
-            | {f"path_{name}": own for name, own in spreads(path, flattest, directions).items()}
+            | {"path_apart": spreads(path, flattest, directions)["apart"]}
         )
         for own, shared, row in zip(rows, known, rows_of(facts), strict=True):
             own.append(shared | row)
     return rows
-
-
-def assembled(
-    trials: Sequence[Committee],
-) -> tuple[CommitteeMachine, Tensor, Tensor, Tensor]:
-    """The networks, their starts and flattest fits `[runs, m, n]`, and the `modes` of each."""
-    import torch
-
-    from undertow.train import CommitteeMachine
-
-    parts = [start(trial) for trial in trials]
-    z, gram, flattest, weights = (torch.stack(own) for own in zip(*parts, strict=True))
-    committee = CommitteeMachine.fitting(trials[0].activation, gram, flattest, weights)
-    each = zip(trials, gram, flattest[:, 0], strict=True)
-    return committee, z, flattest, torch.stack([modes(*own) for own in each])
 
 
 def start(trial: Committee) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -231,9 +197,7 @@ def start(trial: Committee) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(trial.seed)
     inputs, signs = _inputs(trial, generator)
     theta = normals(generator, trial.neurons, trial.features)
-    if trial.inputs == "crowded":  # equal neurons must fit more targets than they have weights
-        goal = normals(generator, 1, trial.features) @ inputs.mT
-    elif trial.target is not None:
+    if trial.target is not None:
         goal = trial.target * signs
     else:
         low, high = _EQUAL_GOALS if trial.weights == "equal" else _UNEQUAL_GOALS
@@ -275,39 +239,31 @@ def normals(generator: Generator, *size: int) -> Tensor:
     return torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
-def closed_forms(trial: Committee, gram: Tensor, goal: Tensor) -> dict[str, float | None]:
-    """Rates of neurons near one another, mean and slowest; and of any start the least, per step."""
+def closed_forms(
+    trial: Committee, gram: Tensor, goal: Tensor
+) -> tuple[dict[str, float | None], Tensor]:
+    """Of neurons near one another the rates per step, and of any start the least; and directions.
+
+    Those `[n, n]` in the space of inputs along which spreads decay on their own, slowest first.
+    """
+    import torch
+
     names = ("predicted", "predicted_slowest", "predicted_at_lr", "predicted_least")
-    beyond = trial.inputs in ("crowded", "digits") or trial.weights != "equal"
-    if beyond or trial.noise != "label":
-        return dict.fromkeys(names)
+    if trial.weights != "equal" or trial.noise != "label":
+        return dict.fromkeys(names), torch.eye(len(gram), dtype=torch.float64)
 
     def own(**given: Any) -> Any:
         return predict.rank_one_rate(trial.lr, trial.noise_std, **given)
 
     where: dict[str, Any] = {"activation": trial.activation, "preactivation": goal.numpy()}
-    rates, _ = predict.rank_one_modes(own(**where), gram.numpy())
-    at_lr = None
-    if trial.inputs == "orthonormal":
-        at_lr = float(own(**where, neurons=trial.neurons).mean())
-    least = own(derivatives=(1.0, 1.0))
-    slowest = float(np.linalg.eigvalsh(gram.numpy())[0]) * float(least)
-    theorem = slowest if trial.activation == "cubic" else None  # phi' and phi''' at least one
-    return dict(zip(names, (float(rates.mean()), float(rates[0]), at_lr, theorem), strict=True))
-
-
-def modes(trial: Committee, gram: Tensor, goal: Tensor) -> Tensor:
-    """Directions in the space of inputs `[n, n]` whose spreads decay on their own, slowest first.
-
-    Near equal neurons; the inputs themselves where there are none.
-    """
-    import torch
-
-    if trial.inputs != "independent" or trial.weights != "equal":
-        return torch.eye(len(gram), dtype=torch.float64)
-    given: dict[str, Any] = {"activation": trial.activation, "preactivation": goal.numpy()}
-    rates = predict.rank_one_rate(trial.lr, trial.noise_std, **given)
-    return torch.from_numpy(predict.rank_one_modes(np.asarray(rates), gram.numpy())[1])
+    orthonormal = trial.inputs == "orthonormal"
+    known = np.eye(len(gram)) if orthonormal else gram.numpy()  # without rounding's mixtures
+    rates, modes = predict.rank_one_modes(own(**where), known)
+    at_lr = float(own(**where, neurons=trial.neurons).mean()) if orthonormal else None
+    slowest = float(np.linalg.eigvalsh(known)[0] * own(derivatives=(1.0, 1.0)))
+    least = slowest if trial.activation == "cubic" else None  # phi' and phi''' at least one
+    found = (float(rates.mean()), float(rates[0]), at_lr, least)
+    return dict(zip(names, found, strict=True)), torch.from_numpy(modes)
 
 
 def ranks(features: Tensor) -> dict[str, Tensor]:
@@ -334,53 +290,3 @@ def spreads(z: Tensor, flattest: Tensor, directions: Tensor) -> dict[str, Tensor
         "log_spread": spread.log().mean(1),
         "log_spread_slowest": spread[:, 0].log(),
     }
-
-
-# ---- ordinary networks
-
-
-def train_nets(trials: Sequence[Net]) -> list[Rows]:
-    """All layers are trained, on minibatches, by the library's own rules."""
-    from torch.nn import functional
-
-    from undertow import measure, models
-    from undertow.objective import Objective
-    from undertow.train import Ensemble, Member, rules
-
-    first = trials[0]
-    inputs, targets = threes_and_eights(first.samples)
-    sizes, noisy = (inputs.shape[1], first.neurons, 1), first.noise == "label"
-    ensemble = Ensemble(
-        lambda generator: models.mlp(sizes, activation=first.activation, generator=generator),
-        functional.mse_loss,
-        (inputs, targets),
-        [Member(trial.seed, trial.lr) for trial in trials],
-        batch_size=10,
-        rule=rules.label_noise(rules.sgd, std=first.noise_std) if noisy else rules.sgd,
-        path="fused",
-        dtype=inputs.dtype,
-    )
-    rows: list[Rows] = [[] for _ in trials]
-    for step in ensemble.read_at(read_at(first.steps)):
-        weight, bias, *_ = ensemble.parameters().values()
-        traces = [math.nan] * len(trials)
-        for e in ensemble.alive:
-            objective = Objective(ensemble.module(e), functional.mse_loss, (inputs, targets))
-            traces[e] = measure.hessian_trace(objective, curvature="ggn").value
-        facts = ranks(inputs @ weight.mT + bias[:, None]) | {
-            "step": step,
-            "trace": traces,
-            "loss": ensemble.evaluate(inputs, targets).loss,
-        }
-        for own, row in zip(rows, rows_of(facts), strict=True):
-            own.append(row)
-    return rows
-
-
-def threes_and_eights(count: int) -> tuple[Tensor, Tensor]:
-    """Images of norm two `[count, 64]`, and 1 for a 3, -1 for an 8 `[count, 1]`."""
-    import torch
-
-    images, labels = Images().load().unit_vectors(centered=True)
-    chosen = torch.cat([(labels == digit).nonzero()[: count // 2, 0] for digit in (3, 8)])
-    return 2 * images[chosen], 1.0 - 2.0 * (labels[chosen][:, None] == 8).double()

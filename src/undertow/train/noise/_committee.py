@@ -210,7 +210,7 @@ class CommitteeMachine:
         return (slope * normal[:, None]) @ self.gram - pull
 
     def _fastest(self, z: Tensor, lr: Tensor) -> Tensor:
-        """No mode of the path is faster, `[runs]`, while derivatives do not grow; NaN if unstable."""
+        """No mode of the path is faster, `[runs]`, at the start; NaN where descent is unstable."""
         half = self._tangent(self._weighted(self.slopes(z)))
         finite = half.isfinite().flatten(1).all(1)
         half = torch.where(finite[:, None, None], half, 0.0)

@@ -15,7 +15,7 @@ from contract import Contract
 
 from undertow import claims, lab, predict
 from undertow.claims import Records
-from undertow.claims.rank_one_features import RankOneFeatures, experiments
+from undertow.claims.rank_one_features import RankOneFeatures, experiments, predictions
 from undertow.claims.rank_one_features.experiments import (
     Committee,
     closed_forms,
@@ -121,7 +121,7 @@ def each_input(column: str, number: float, check: str) -> list[tuple[dict[str, C
             broken("collapse", column, "is", number, inputs=inputs, **CUBIC),
             f"{inputs} inputs, {check}",
         )
-        for inputs in ("orthonormal", "independent", "digits")
+        for inputs in predictions.INPUTS
     ]
 
 
@@ -217,7 +217,7 @@ def test_starts_are_what_they_say() -> None:
     torch.testing.assert_close(gram, torch.eye(3).double(), rtol=0, atol=1e-12)
     assert (z - flattest).abs().max() < 0.1
     assert ((flattest.abs() >= 0.3) & (flattest.abs() <= 0.8)).all()
-    z, gram, flattest, _ = start(replace(COMMITTEE, inputs="digits", features=64, target=0.5))
+    z, gram, flattest, _ = start(replace(COMMITTEE, inputs="digit", features=64, target=0.5))
     torch.testing.assert_close(gram.diagonal(), torch.ones(3).double())
     assert (flattest.abs() == 0.5).all()
 

@@ -107,6 +107,6 @@ CLAIM = Claim(
             steps=3_000,
         ),
     },
-    costs={"smoke": "7 s", "small": "1 to 2 min on two cores", "paper": "2 h on two cores"},
+    costs={"smoke": "7 s", "small": "1 to 2 min on two cores", "paper": "half a day on a GPU"},
     home=__name__,
 )

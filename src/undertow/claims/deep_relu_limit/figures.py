@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from undertow.claims import Records
 from undertow.claims.deep_relu_limit import DeepReluLimit
 from undertow.claims.deep_relu_limit.experiments import nets
 from undertow.claims.deep_relu_limit.predictions import KINDS, at_best, stacks
-from undertow.lab import Charts, figure, means
+from undertow.lab import Charts, figure, intervals, means
 
 draw = Charts(
     layers="n, layers",
@@ -19,6 +19,7 @@ draw = Charts(
     squares="sum of squares of ||W_n - I||",
     accuracy="training accuracy",
 )
+_EDGE = 0.05  # where a sum of zero is drawn
 
 
 @figure("How fast the outputs settle as layers are added")
@@ -49,28 +50,27 @@ def rates(records: Records, knobs: DeepReluLimit) -> Any:
 @figure("It is how near the identity a deep plain network starts that makes it trainable")
 def training(records: Records, knobs: DeepReluLimit) -> Any:
     """Training accuracy after the same number of steps, each initialisation at its best learning
-    rate, median and range over seeds, over the sum of the squares of the perturbations' norms. A
-    network that blew up counts as 0. The identity, whose sum is 0, is drawn at the left edge; He's
-    is not in the picture.
+    rate, median over seeds with its interval, over the sum of the squares of the perturbations'
+    norms. A network that blew up counts as 0. The identity, whose sum is 0, is at the left edge.
     """
-    rows = []
-    for name, net in nets(knobs).items():
-        found = at_best(knobs, "train_accuracy", name)(records)
-        if net["init"] == "he" or not found:
-            continue
-        fits = sorted(found.values.values())
-        own = net["net_scale"] ** 2 * sum(
-            n ** (-2 * net["net_power"]) for n in range(1, knobs.net_depth + 1)
-        )
-        label = f"{net['net_scale']:.2g} n^-{net['net_power']:g} G" if own else "identity"
-        low, high = fits[0], fits[-1]
-        middle = float(np.median(fits))
-        rows.append({"network": label, "squares": max(own, 0.05)})
-        rows[-1] |= {"accuracy": middle, "low": low, "high": high}
-    if not rows:
-        return None
-    frame = pl.DataFrame(rows)
-    return draw.points(frame, "squares", "accuracy", "network", log="x")
+    near = {name: net for name, net in nets(knobs).items() if net["init"] != "he"}
+    fits = {name: at_best(knobs, "train_accuracy", name)(records) for name in near}
+    sums = {name: squares(knobs, net["net_scale"], net["net_power"]) for name, net in near.items()}
+    words = {
+        name: "{net_scale:.2g} n^-{net_power:g} G".format(**net).replace(" n^-0 ", " ")
+        for name, net in near.items()
+    } | {"identity": "identity"}
+    rows = intervals(fits, "name", value="accuracy").with_columns(
+        network=pl.col("name").replace_strict(words),
+        squares=pl.col("name").replace_strict(sums, return_dtype=pl.Float64).clip(_EDGE),
+    )
+    return draw.points(rows, "squares", "accuracy", "network", log="x", domain=(0, 1))
+
+
+def squares(knobs: DeepReluLimit, scale: float, power: float) -> float:
+    """What the squares of the perturbations' norms add up to at the start of a training."""
+    layers = range(1, knobs.net_depth + 1)
+    return scale**2 * math.fsum(n ** (-2 * power) for n in layers)
 
 
 FIGURES = (rates, training)

@@ -92,6 +92,6 @@ CLAIM = Claim(
             seeds=100,
         ),
     },
-    costs={"smoke": "10 s", "small": "2 min on two cores", "paper": "half a day on two cores"},
+    costs={"smoke": "10 s", "small": "1 min on two cores", "paper": "3 h on two cores"},
     home=__name__,
 )

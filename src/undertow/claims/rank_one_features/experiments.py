@@ -40,7 +40,7 @@ Rows = list[dict[str, Any]]
 class Committee:
     """One network with fixed output weights, trained in its pre-activations.
 
-    `inputs` are orthonormal, independent (of random directions) or digits; `noise` is on the labels
+    `inputs` are orthonormal, independent (of random directions) or digit (images); `noise` is on the labels
     (label), on the weights (isotropic) or none; `weights` of the output are all one (equal) or
     unequal, of both signs. `target` is the common pre-activation at which equal neurons fit, for
     all inputs; None draws one for each. `spread` is that of the neurons around it at the start;
@@ -69,7 +69,7 @@ def experiments(knobs: RankOneFeatures, seed: int) -> dict[str, Experiment]:
     crowding = (1 + math.sqrt(knobs.samples / knobs.features)) ** 2
     cubic = far(knobs, 2 * knobs.lr_curvature / crowding)
     tanh = far(knobs, activation="tanh")
-    digits = {"inputs": "digits", "target": 0.5, "samples": knobs.digits, "features": 64}
+    digits = {"inputs": "digit", "target": 0.5, "samples": knobs.digits, "features": 64}
     started = [cubic, cubic | {"inputs": "independent"}, cubic | {"noise": "none"}, tanh]
     started.append(cubic | digits)
     steep = far(knobs, knobs.lr_curvature / 3, activation="sinh")
@@ -219,7 +219,7 @@ def _inputs(trial: Committee, generator: Generator) -> tuple[Tensor, Tensor]:
     """Inputs of norm one `[n, d]`, and the signs of their targets `[1, n]`."""
     import torch
 
-    if trial.inputs == "digits":
+    if trial.inputs == "digit":
         images, labels = Images().load().unit_vectors(centered=True)
         chosen = torch.randperm(len(images), generator=generator)[: trial.samples]
         return images[chosen], 1.0 - 2.0 * (labels[chosen][None] % 2).double()

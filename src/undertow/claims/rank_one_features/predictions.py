@@ -23,7 +23,7 @@ from undertow.lab import (
 
 DECIDING = ("collapse", "rates", "signs")
 LEAST_TIME = 10.0  # from a random start; of a shorter one no verdict is promised
-INPUTS = ("orthonormal", "independent", "digits")
+INPUTS = ("orthonormal", "independent", "digit")
 
 LENGTH = pl.col("step").last().over("trial")
 LAST = pl.col("step") == LENGTH
@@ -70,7 +70,11 @@ def collapse_rules() -> dict[str, Prediction]:
                 against=1,
             ),
             f"{inputs} inputs, e-folds of the distance over forecast": near(
-                1, 0.05, end(APPROACH / FORESEEN, inputs=inputs), "of a random start", against=1
+                1,
+                0.05,
+                end(APPROACH / FORESEEN, inputs=inputs),
+                "known from the random start",
+                against=1,
             ),
             f"{inputs} inputs, e-folds over 2 lr^2 s^2 lambda_min t, least": no_less(
                 1,
@@ -86,16 +90,17 @@ def reach_rules() -> dict[str, Prediction]:
     still = of("collapse", "rank_ratio", KEPT, how="last", noise="none")
     unequal = {"activation": "sinh", "weights": "unequal"}
     kept_rank = pl.col("rank_ratio") / pl.col("flattest_ratio")
+    apart = "where phi''' < 0 they stay apart"
     shaken = of("signs", -grown(), KEPT, how="last", noise="isotropic")
     return {
         "tanh, all neurons where phi''' > 0, s2 / s1 over the start's": at_most(
             0.1, end(FALLEN, activation="tanh", target=1.2), "it holds on that interval", against=1
         ),
         "tanh, neurons on both sides, s2 / s1 over the start's": no_less(
-            0.3, end(FALLEN, pl.col("target").is_null(), activation="tanh"), control=True
+            0.3, end(FALLEN, pl.col("target").is_null(), activation="tanh"), apart, control=True
         ),
         "unequal output weights, s2 / s1 of phi''(features)": at_most(
-            0.01, end("bend_ratio", **unequal), "of rank one is phi'' = c_i / a_j", against=1
+            0.01, end("bend_ratio", **unequal), "c_i / a_j is of rank one", against=1
         ),
         "unequal output weights, s2 / s1 of the features over forecast": near(
             1, 0.1, end(kept_rank, **unequal), "and not the features themselves", against=1
@@ -126,7 +131,7 @@ def rate_rules(knobs: RankOneFeatures) -> dict[str, Prediction]:
             1, 0.05, known, "2 lr^2 s^2 phi' phi''' / (1 - lr h / 2)", against=1
         ),
         f"independent inputs, slowest rate over eigenvalue, lr x curvature {least:g}": near(
-            1, 0.1, eigenvalue, "of X X^T diag(2 lr^2 s^2 phi' phi''')", against=1
+            1, 0.1, eigenvalue, "the least of X X^T diag(2 lr^2 s^2 phi' phi''')", against=1
         ),
     }
 

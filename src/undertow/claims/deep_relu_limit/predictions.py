@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import polars as pl
 
@@ -122,7 +123,12 @@ def stacks(records: Records) -> pl.DataFrame:
 
 def slope(knobs: DeepReluLimit, kind: str, power: float, activations: str = "own") -> Reading:
     """The slope of log d(n) on log n; the survivors of many that died are no fair sample."""
-    where = {"kind": kind, "power": power, "activations": activations, "layers": BURN_IN}
+    where: dict[str, Any] = {
+        "kind": kind,
+        "power": power,
+        "activations": activations,
+        "layers": BURN_IN,
+    }
     read = of("limits", "slope", ~pl.col("diverged"), **where)
     return read.then(lambda found: found.known(0.9, of=knobs.seeds))
 

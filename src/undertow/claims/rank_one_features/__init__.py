@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from undertow.claims import Claim
-from undertow.lab import ASCENDING, Knobs, Seeds, at_least, between, some
+from undertow.lab import ASCENDING, Knobs, Seeds, above, at_least, between, some
 
 READINGS = 10  # of every run after its start, equally spaced
 SHAKEN = 20  # times as short are the runs with noise on the weights
@@ -34,10 +34,8 @@ class RankOneFeatures(Knobs):
     # that, and descent is stable below 2.
     lr_curvature: Annotated[float, between(0, 0.25)] = 0.125
     far_time: Positive = 20.0  # length of the runs from a random start, in 1 / (2 lr^2 s^2) steps
-    # lr x curvature of runs near equal neurons.
-    lr_curvatures: Annotated[tuple[float, ...], between(0, 0.5), some(2), ASCENDING] = (
-        *(0.0625, 0.25),
-    )
+    # The same of runs near equal neurons.
+    lr_curvatures: Annotated[tuple[float, ...], above(0), some(2), ASCENDING] = (0.0625, 0.25)
     decay: Annotated[float, between(0, 2)] = 1.5  # e-folds of the spread that a rate is read over
     digits: Annotated[int, at_least(2)] = 10  # images in place of random inputs
     seeds: Seeds = 32  # independent inputs, targets, starts and noises

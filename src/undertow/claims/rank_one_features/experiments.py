@@ -40,11 +40,11 @@ Rows = list[dict[str, Any]]
 class Committee:
     """One network with fixed output weights, trained in its pre-activations.
 
-    `inputs` are orthonormal, independent (of random directions) or digit (images); `noise` is on the labels
-    (label), on the weights (isotropic) or none; `weights` of the output are all one (equal) or
-    unequal, of both signs. `target` is the common pre-activation at which equal neurons fit, for
-    all inputs; None draws one for each. `spread` is that of the neurons around it at the start;
-    None starts anywhere.
+    `inputs` are orthonormal, independent (of random directions) or digit (images); `noise` is on
+    the labels (label), on the weights (isotropic) or none; `weights` of the output are all one
+    (equal) or unequal, of both signs. `target` is the common pre-activation at which equal neurons
+    fit, for all inputs; None draws one for each. `spread` is that of the neurons around it at the
+    start; None starts anywhere.
     """
 
     lr: float
@@ -67,18 +67,16 @@ def experiments(knobs: RankOneFeatures, seed: int) -> dict[str, Experiment]:
     own = seeds(seed, knobs.seeds)
     # Of random inputs the most curved direction has about so many times the curvature of one.
     crowding = (1 + math.sqrt(knobs.samples / knobs.features)) ** 2
-    cubic = far(knobs, 2 * knobs.lr_curvature / crowding)
-    tanh = far(knobs, activation="tanh")
-    digits = {"inputs": "digit", "target": 0.5, "samples": knobs.digits, "features": 64}
+    usual, digits = knobs.lr_curvature, {"inputs": "digit", "target": 0.5, "features": 64}
+    cubic, tanh = far(knobs, 2 * usual / crowding), far(knobs, usual, activation="tanh")
     started = [cubic, cubic | {"inputs": "independent"}, cubic | {"noise": "none"}, tanh]
-    started.append(cubic | digits)
-    steep = far(knobs, knobs.lr_curvature / 3, activation="sinh")
-    started += [steep | {"weights": "unequal"}]
-    started += [far(knobs, activation="tanh", **INSIDE)]
+    started.append(cubic | digits | {"samples": knobs.digits})
+    started.append(far(knobs, usual / 3, activation="sinh") | {"weights": "unequal"})
+    started.append(far(knobs, usual, activation="tanh", **INSIDE))
     two = ("orthonormal", "independent")
     slow = [near(knobs, curvature) for curvature in knobs.lr_curvatures]
     points = [
-        near(knobs, knobs.lr_curvature, activation=name, target=target)
+        near(knobs, usual, activation=name, target=target)
         for name, at in SIGN_POINTS.items()
         for target in at
     ]
@@ -110,15 +108,11 @@ def noisy(
 
 
 def far(
-    knobs: RankOneFeatures,
-    curvature: float = 0.0,
-    *,
-    activation: str = "cubic",
-    **where: Any,
+    knobs: RankOneFeatures, curvature: float, *, activation: str = "cubic", **where: Any
 ) -> dict[str, Any]:
     """Neurons that start far from one another, for `far_time` units of 1 / (2 lr^2 s^2)."""
     at = where.get("target", TYPICAL)
-    own: dict[str, Any] = noisy(knobs, curvature or knobs.lr_curvature, activation, at)
+    own: dict[str, Any] = noisy(knobs, curvature, activation, at)
     steps = knobs.far_time / (2 * (own["lr"] * own["noise_std"]) ** 2)
     return own | where | {"steps": max(READINGS, round(steps))}
 

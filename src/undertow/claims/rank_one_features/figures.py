@@ -77,12 +77,15 @@ def sign(records: Records, knobs: RankOneFeatures) -> Any:
     prediction; below 0 it grows. Bars hold four in five seeds. The line holds no fitted number.
     """
     unit = 2 * (pl.col("lr") * pl.col("noise_std")) ** 2
-    rates = {"measured": RATE / unit, "predicted": pl.col("predicted_at_lr") / unit}
+    rates = {
+        "neurons": labels("{} at {:g}", "activation", "target"),
+        "measured": RATE / unit,
+        "predicted": pl.col("predicted_at_lr") / unit,
+    }
     ends = {name: pl.col("measured").quantile(q) for name, q in (("low", 0.1), ("high", 0.9))}
     runs = kept(records["signs"]).filter(noise="label").with_columns(**rates).filter(LAST)
     means = pl.col("predicted", "measured").mean()
-    points = {"neurons": labels("{} at {:g}", "activation", "target")}
-    rows = runs.group_by(**points).agg(means, **ends).sort("predicted")
+    rows = runs.group_by("neurons").agg(means, **ends).sort("predicted")
     line = pl.DataFrame({"predicted": [-1.4, 1.4], "measured": [-1.4, 1.4]})
     drawn = draw.lines(line, "predicted", "measured", dash=True)
     return drawn + draw.points(rows, "predicted", "measured", "neurons")

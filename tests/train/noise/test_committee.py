@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -146,7 +147,7 @@ def test_on_the_mean_path_neurons_meet_at_the_rates_of_the_modes() -> None:
     lr, std, steps = 1e-5, 1.0, 10**9
     committee, z, common, gram = near_equal(6, 1e-4)
     own = rank_one_rate(lr, std, activation="cubic", preactivation=common.numpy())
-    rates, modes = map(torch.from_numpy, rank_one_modes(own, gram.numpy()))
+    rates, modes = map(torch.from_numpy, rank_one_modes(np.asarray(own), gram.numpy()))
     there = committee.flatten(z, steps, lr=numbers(lr), noise_std=numbers(std))
     before, after = ((one[0] @ modes.mT).std(0).log() for one in (z, there))
     torch.testing.assert_close((before - after) / steps, rates, rtol=1e-3, atol=0)

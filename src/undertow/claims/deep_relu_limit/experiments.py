@@ -159,7 +159,7 @@ def _states(trials: Sequence[Limit]) -> Iterator[Float64[Tensor, "E columns widt
         for index in range(min(_BLOCK, first.depth - before)):
             n = before + index + 1
             size = scale * float(n) ** -power
-            if first.kind == "random":
+            if noise is not None:
                 state = torch.baddbmm(state, size * state, noise[index][which])
             elif first.kind == "aligned":
                 state = state + size * state.mean(2, keepdim=True)

@@ -57,7 +57,7 @@ def predictions(knobs: RankOneFeatures) -> dict[str, Prediction]:
 
 def collapse_rules() -> dict[str, Prediction]:
     """From a random start: rank one at the flattest fit, and as fast as the flow of the trace."""
-    rules = {}
+    rules: dict[str, Prediction] = {}
     for inputs in INPUTS:
         rules |= {
             f"{inputs} inputs, s2 / s1 of the features over the start's": at_most(
@@ -116,10 +116,8 @@ def reach_rules() -> dict[str, Prediction]:
 
 def rate_rules(knobs: RankOneFeatures) -> dict[str, Prediction]:
     """Near equal neurons: the rate has no free parameter."""
-    (least, *_), largest = knobs.lr_curvatures, knobs.lr_curvatures[-1]
-    by_rank = pl.col("lr").rank("dense")
-    small = by_rank == 1
-    large = by_rank == len(knobs.lr_curvatures)
+    least, largest = knobs.lr_curvatures[0], knobs.lr_curvatures[-1]
+    small, large = pl.col("lr") == pl.col("lr").min(), pl.col("lr") == pl.col("lr").max()
 
     def rate(value: pl.Expr, which: pl.Expr, inputs: str) -> Reading:
         return of("rates", pl.when(which).then(value), KEPT, how="last", inputs=inputs)

@@ -134,7 +134,7 @@ CONTRACT = Contract(
         *each_input("rank_ratio", 0.9, "s2 / s1"),
         *each_input("trace", 3.0, "F - F_min"),
         *each_input("apart", 2.0, "e-folds of the distance over forecast"),
-        *each_input("apart", 0.9999, "e-folds over 2 lr^2 s^2"),
+        *each_input("apart", 3.0, "e-folds over 2 lr^2 s^2"),
         (
             broken("collapse", "rank_ratio", "is", 0.9, activation="tanh", target=1.2),
             "tanh, all neurons where",

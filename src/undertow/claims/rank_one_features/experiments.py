@@ -156,8 +156,8 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
     lr = torch.tensor([trial.lr for trial in trials], dtype=torch.float64)
     loud = [trial.noise_std * (trial.noise != "none") for trial in trials]
     given: dict[str, Any] = {"lr": lr, "noise_std": torch.tensor(loud, dtype=torch.float64)}
-    path, shaken = committee.at_rest(z), dict(given)
-    z = path
+    path = z = committee.at_rest(z)
+    shaken = dict(given)
     if first.noise == "isotropic":  # of as much variance in all as label noise has at the start
         steep = committee.slopes(z).square().mean((1, 2)).sqrt()
         shaken |= {"noise_std": lr * given["noise_std"] * 2 * steep, "on": "preactivations"}

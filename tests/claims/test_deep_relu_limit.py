@@ -296,6 +296,14 @@ def test_a_network_that_overflows_says_so() -> None:
     assert rows[0]["slope"] is None
 
 
+def test_a_network_whose_square_overflows_is_measured_all_the_same() -> None:
+    """Constant perturbations at the depth of the paper preset grow beyond 1e154."""
+    (rows,) = deepen([replace(limit("random", 0.0), width=20, scale=4.0)])
+    assert 1e154 < rows[-1]["doubling"] < math.inf
+    assert not rows[0]["diverged"]
+    assert rows[0]["slope"] > 100
+
+
 def test_a_constant_perturbation_is_matched_by_the_sum_of_squares() -> None:
     assert 400 * matched(0.5, 400) ** 2 == pytest.approx(0.25 * math.pi**2 / 6, rel=2e-3)
 

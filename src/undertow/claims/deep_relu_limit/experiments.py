@@ -121,11 +121,14 @@ def deepen(trials: Sequence[Limit]) -> list[Rows]:
     """Layers of one kind and size side by side: d(n) at each depth, and its slope."""
     import torch
 
+    from undertow.measure import row_norms
+
     layers = read_at(trials[0].depth)
     wanted = {*layers, *(2 * n for n in layers)}
     states = {n: h for n, h in enumerate(_states(trials), start=1) if n in wanted}
-    # Of columns, the one that moves most.
-    doubling = [(states[2 * n] - states[n]).norm(dim=2).amax(1) for n in layers]
+    # Of columns, the one that moves most; constant perturbations leave the range of squares.
+    moved = [(states[2 * n] - states[n]).flatten(0, 1) for n in layers]
+    doubling = [row_norms(each).view(len(trials), -1).amax(1) for each in moved]
     curves = torch.stack(doubling, 1).tolist()
     facts = {
         "diverged": ~torch.isfinite(states[2 * layers[-1]]).flatten(1).all(1),

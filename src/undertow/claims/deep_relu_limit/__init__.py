@@ -78,7 +78,7 @@ CLAIM = Claim(
         "W_n is the quotient of two of them, and not for outputs to converge: W_n = I/2 without "
         "biases converges to zero, and W_n = (I + 11'/m)/2 to the mean of x, each at 2^-n.",
         "Decay of the perturbations is not what makes a deep network train. The exact identity "
-        "trains as well, and so does a constant perturbation whose squares add up to as much; one "
+        "trains, too, and so does a constant perturbation whose squares add up to as much; one "
         "of the scale of the first layer does not. Decay lets one scale serve every depth.",
     ),
     presets={

@@ -61,8 +61,8 @@ def rank_one_rate(
     Args:
         lr: of plain SGD without momentum.
         noise_std: standard deviation of the noise on a target, in the target's units.
-        activation: tanh, sigmoid, softplus, gelu (the exact one), silu, cubic (z + z^3 / 6) or
-            quadratic (z + z^2 / 4); with `preactivation`.
+        activation: tanh, sigmoid, softplus, gelu (the exact one), silu, sinh, cubic (z + z^3 / 6)
+            or quadratic (z + z^2 / 4); with `preactivation`.
         preactivation: z, one number or an array.
         derivatives: (phi'(z), phi'''(z)), in place of the two.
         neurons: how many there are; None for the limit of a small lr.
@@ -216,6 +216,10 @@ def _cubic(z: np.ndarray) -> _Pair:
     return 1 + z**2 / 2, np.ones_like(z)
 
 
+def _sinh(z: np.ndarray) -> _Pair:
+    return np.cosh(z), np.cosh(z)
+
+
 def _quadratic(z: np.ndarray) -> _Pair:
     return 1 + z / 2, np.zeros_like(z)
 
@@ -227,5 +231,6 @@ _ACTIVATIONS: dict[str, Callable[[np.ndarray], _Pair]] = {
     "gelu": _gelu,
     "silu": _silu,
     "cubic": _cubic,
+    "sinh": _sinh,
     "quadratic": _quadratic,
 }

@@ -1,4 +1,4 @@
-"""Committees from a random start, near equal neurons, and beyond the theorem; ordinary networks."""
+"""Committees from a random start, and near equal neurons, where they must meet and where part."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from undertow.lab import Experiment, grid, rows_of, seeds
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+
 # Activations, and common pre-activations with phi''' above, at and below zero.
 SIGN_POINTS = {
     "cubic": (0.5,),
@@ -26,95 +27,109 @@ SIGN_POINTS = {
     "softplus": (-1.0, 1.0),
     "gelu": (-0.3, 0.5),
 }
-_NEAR = 0.02  # spread of neurons that start near one another
-_TYPICAL = 0.55  # the mean size of the common pre-activations that are drawn
-PREDICTED = ("predicted", "predicted_slowest", "predicted_at_lr")
-_SIGN_STEP = 0.1  # lr x curvature of the runs that look for a sign
+TYPICAL = 0.55  # the mean size of the common pre-activations that are drawn
+INSIDE = {"target": 1.2, "spread": 0.15}  # all neurons of a tanh where phi''' > 0, beyond 0.66
+_NEAR = 0.01  # spread of neurons that start near one another
+_EQUAL_GOALS, _UNEQUAL_GOALS = (0.3, 0.8), (0.3, 1.5)  # what is drawn where there is no target
+_UNEQUAL = (0.5, 1.5)  # sizes of output weights, of either sign
 
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Committee:
-    """One network with output weights of one, trained in its pre-activations.
+    """One network with fixed output weights, trained in its pre-activations.
 
-    `inputs` are orthonormal, independent, crowded (more of them than dimensions) or digits; `noise`
-    is on the labels (label), on the weights (isotropic) or none. `target` is the common
-    pre-activation at which equal neurons fit, for all inputs; None draws one for each. `spread` is
-    that of the neurons around it at the start; None starts anywhere.
+    `inputs` are orthonormal, independent (of random directions) or digit (images); `noise` is on
+    the labels (label), on the weights (isotropic) or none; `weights` of the output are all one
+    (equal) or unequal, of both signs. `target` is the common pre-activation at which equal neurons
+    fit, for all inputs; None draws one for each. `spread` is that of the neurons around it at the
+    start; None starts anywhere.
     """
 
     lr: float
+    noise_std: float
     steps: int
     samples: int
     features: int
     neurons: int
-    noise_std: float
     seed: int
     activation: str = "cubic"
     inputs: str = "orthonormal"
     noise: str = "label"
+    weights: str = "equal"
     target: float | None = None
     spread: float | None = None
 
 
-@dataclass(frozen=True)
-class Net:
-    """An ordinary network of one hidden layer that tells a 3 from an 8 by squared error."""
-
-    activation: str
-    noise: str
-    lr: float
-    steps: int
-    samples: int
-    neurons: int
-    noise_std: float
-    seed: int
-
-
 def experiments(knobs: RankOneFeatures, seed: int) -> dict[str, Experiment]:
-    """From a random start, near equal neurons at several rates and points; beyond; networks."""
-    own, noises = seeds(seed, knobs.seeds), ("label", "none")
-    far = {"lr": knobs.collapse_lr, "steps": knobs.collapse_steps}
-    started = [far, far | {"inputs": "independent"}, far | {"noise": "none"}]
-    # More inputs, more curvature.
-    crowded = {"inputs": "crowded", "samples": 2 * knobs.features, "lr": knobs.collapse_lr / 2}
-    digits = {"inputs": "digits", "target": 0.5, "samples": knobs.digits, "features": 64}
-    real = [far | digits | {"activation": name} for name in ("cubic", "tanh")]
-    two, slow = ("orthonormal", "independent"), [near(knobs, lr) for lr in knobs.lrs]
-    points = [at_point(knobs, name, target) for name, at in SIGN_POINTS.items() for target in at]
-    points.append(points[0] | {"noise": "isotropic", "steps": knobs.sign_steps // SHAKEN})
-    small = {"samples": 100, "neurons": 32, "noise_std": 0.5, "lr": 0.1, "steps": knobs.net_steps}
-    nets = [small | {"activation": name} for name in ("tanh", "gelu", "softplus")]
+    """From a random start; near equal neurons at several learning rates; at several points."""
+    own = seeds(seed, knobs.seeds)
+    # Of random inputs the most curved direction has about so many times the curvature of one.
+    crowding = (1 + math.sqrt(knobs.samples / knobs.features)) ** 2
+    usual, digits = knobs.lr_curvature, {"inputs": "digit", "target": 0.5, "features": 64}
+    cubic, tanh = far(knobs, 2 * usual / crowding), far(knobs, usual, activation="tanh")
+    started = [cubic, cubic | {"inputs": "independent"}, cubic | {"noise": "none"}, tanh]
+    started.append(cubic | digits | {"samples": knobs.digits})
+    started.append(far(knobs, usual / 3, activation="sinh") | {"weights": "unequal"})
+    started.append(far(knobs, usual, activation="tanh", **INSIDE))
+    two = ("orthonormal", "independent")
+    slow = [near(knobs, curvature) for curvature in knobs.lr_curvatures]
+    points = [
+        near(knobs, usual, activation=name, target=target)
+        for name, at in SIGN_POINTS.items()
+        for target in at
+    ]
+    points.append(points[0] | {"noise": "isotropic", "steps": points[0]["steps"] // SHAKEN})
 
     collapse = grid(Committee, knobs, cell=started, seed=own)
-    beyond = grid(Committee, knobs, cell=[far | crowded], seed=own)
-    if knobs.digits:
-        beyond += grid(Committee, knobs, cell=real, noise=noises, seed=own)
     rates = grid(Committee, knobs, cell=slow, inputs=two, seed=own)
-    trained = grid(Net, knobs, cell=nets if knobs.net_steps else (), noise=noises, seed=own)
     signs = grid(Committee, knobs, cell=points, seed=own)
+    together = ("inputs", "noise", "lr", "noise_std", "seed")
     return {
-        "collapse": Experiment(collapse, follow, ("inputs", "noise", "seed"), group_size=40),
-        "beyond": Experiment(beyond, follow, ("noise", "seed"), group_size=40),
-        "rates": Experiment(rates, follow, ("inputs", "seed"), group_size=40),
-        "nets": Experiment(trained, train_nets, ("seed",), group_size=40),
-        "signs": Experiment(signs, follow, ("target", "lr", "seed"), group_size=40),
+        "collapse": Experiment(collapse, follow, together, group_size=40),
+        "rates": Experiment(rates, follow, together, group_size=80),
+        "signs": Experiment(signs, follow, ("seed",), group_size=40),
     }
 
 
-def near(knobs: RankOneFeatures, lr: float) -> dict[str, Any]:
-    """Neurons that start near one another, for as long as their spread decays by so much."""
-    typical = predict.rank_one_rate(lr, knobs.noise_std, activation="cubic", preactivation=_TYPICAL)
-    return {"lr": lr, "steps": round(knobs.decay / float(typical)), "spread": _NEAR}
+def noisy(
+    knobs: RankOneFeatures, curvature: float, activation: str, at: float
+) -> dict[str, float | str]:
+    """The lr of an lr x curvature of equal neurons at `at`, 2 m phi'(at)^2, and what noise gives
+    their pre-activation, an autoregression, the standard deviation `fluctuation`.
+    """
+    slope = float(predict.activation_derivatives(activation, at)[0])
+    return {
+        "activation": activation,
+        "lr": curvature / (2 * knobs.neurons * slope**2),
+        "noise_std": knobs.fluctuation * knobs.neurons * slope * math.sqrt(2 / curvature),
+    }
 
 
-def at_point(knobs: RankOneFeatures, activation: str, target: float) -> dict[str, Any]:
-    """Neurons that start near one pre-activation, at a fixed lr x curvature, 2 m phi'(z)^2."""
-    slope, _ = predict.activation_derivatives(activation, target)
-    lr = _SIGN_STEP / (2 * knobs.neurons * float(slope) ** 2)
-    where = {"activation": activation, "target": target, "spread": _NEAR}
-    return where | {"lr": lr, "steps": knobs.sign_steps}
+def far(
+    knobs: RankOneFeatures, curvature: float, *, activation: str = "cubic", **where: Any
+) -> dict[str, Any]:
+    """Neurons that start far from one another, for `far_time` units of 1 / (2 lr^2 s^2)."""
+    at = where.get("target", TYPICAL)
+    own: dict[str, Any] = noisy(knobs, curvature, activation, at)
+    steps = knobs.far_time / (2 * (own["lr"] * own["noise_std"]) ** 2)
+    return own | where | {"steps": max(READINGS, round(steps))}
+
+
+def near(
+    knobs: RankOneFeatures, curvature: float, *, activation: str = "cubic", **where: Any
+) -> dict[str, Any]:
+    """Neurons that start near one another, until their spread has moved by so many e-folds.
+
+    Where nothing is to draw them, as long as the cubic's.
+    """
+    at = where.get("target", TYPICAL)
+    own: dict[str, Any] = noisy(knobs, curvature, activation, at)
+    first, third = predict.activation_derivatives(activation, at)
+    rate = 2 * (own["lr"] * own["noise_std"]) ** 2 * abs(float(first * third) or 1.0)
+    steps = max(SHAKEN * READINGS, round(knobs.decay / rate))
+    return own | where | {"spread": _NEAR, "steps": steps}
 
 
 def read_at(steps: int) -> list[int]:
@@ -132,61 +147,73 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
     from undertow.train import CommitteeMachine
 
     first = trials[0]
-    z, gram, goal = (torch.stack(parts) for parts in zip(*map(start, trials), strict=True))
-    committee = CommitteeMachine.agreeing(first.activation, gram, goal, first.neurons)
-    each = zip(trials, gram.numpy(), goal.numpy(), strict=True)
-    modes, predicted = zip(*(forecast(*own) for own in each), strict=True)
-    directions = torch.from_numpy(np.stack(modes))
-    least = committee.hessian_trace(goal[:, None].expand_as(z))
-    z = committee.at_rest(z)
+    starts = zip(*map(start, trials), strict=True)
+    z, gram, flattest, weights = (torch.stack(own) for own in starts)
+    committee = CommitteeMachine.fitting(first.activation, gram, flattest, weights)
+    each = zip(trials, gram, flattest[:, 0], strict=True)
+    known, modes = zip(*(closed_forms(*own) for own in each), strict=True)
+    directions = torch.stack(modes)
     lr = torch.tensor([trial.lr for trial in trials], dtype=torch.float64)
     loud = [trial.noise_std * (trial.noise != "none") for trial in trials]
     given: dict[str, Any] = {"lr": lr, "noise_std": torch.tensor(loud, dtype=torch.float64)}
+    path = z = committee.at_rest(z)
+    shaken = dict(given)
     if first.noise == "isotropic":  # of as much variance in all as label noise has at the start
         steep = committee.slopes(z).square().mean((1, 2)).sqrt()
-        given |= {"noise_std": lr * given["noise_std"] * 2 * steep, "on": "preactivations"}
+        shaken |= {"noise_std": lr * given["noise_std"] * 2 * steep, "on": "preactivations"}
     generators = [torch.Generator().manual_seed(2**40 + trial.seed) for trial in trials]
+    limit = {
+        "least_trace": committee.hessian_trace(flattest),
+        "flattest_ratio": ranks(flattest)["rank_ratio"],
+    }
     rows: list[Rows] = [[] for _ in trials]
     for before, stop in pairwise((0, *read_at(first.steps))):
-        z = committee.descend(z, stop - before, generators, **given)
+        z = committee.descend(z, stop - before, generators, **shaken)
+        path = committee.flatten(path, stop - before, **given)
         settled = committee.at_rest(z)
-        log_spread = (settled @ directions.mT).std(1).clamp(min=1e-300).log()
-        facts = ranks(settled) | {
-            "step": stop,
-            "trace": committee.hessian_trace(settled),
-            "least_trace": least,
-            "log_spread": log_spread.mean(1),
-            "log_spread_slowest": log_spread[:, 0],
-        }
-        for own, known, row in zip(rows, predicted, rows_of(facts), strict=True):
-            own.append(known | row)
+        facts = (
+            ranks(settled)
+            | {"step": stop, "trace": committee.hessian_trace(settled)}
+            | {"bend_ratio": ranks(committee.bends(settled))["rank_ratio"]}
+            | limit
+            | spreads(settled, flattest, directions)
+            | {"path_apart": spreads(path, flattest, directions)["apart"]}
+        )
+        for own, shared, row in zip(rows, known, rows_of(facts), strict=True):
+            own.append(shared | row)
     return rows
 
 
-def start(trial: Committee) -> tuple[Tensor, Tensor, Tensor]:
-    """Pre-activations `[m, n]`, the Gram matrix `[n, n]`, and the equal neurons' `[n]`."""
+def start(trial: Committee) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pre-activations `[m, n]`, X X^T `[n, n]`, the flattest fit `[m, n]` and output weights."""
     import torch
 
     generator = torch.Generator().manual_seed(trial.seed)
     inputs, signs = _inputs(trial, generator)
     theta = normals(generator, trial.neurons, trial.features)
-    if trial.inputs == "crowded":  # equal neurons must fit more targets than they have weights
-        goal = normals(generator, 1, trial.features) @ inputs.mT
-    elif trial.target is not None:
+    if trial.target is not None:
         goal = trial.target * signs
     else:
-        goal = signs * (0.3 + 0.5 * torch.rand(1, trial.samples, generator=generator).double())
-    z = theta @ inputs.mT
+        low, high = _EQUAL_GOALS if trial.weights == "equal" else _UNEQUAL_GOALS
+        drawn = torch.rand(1, trial.samples, generator=generator).double()
+        goal = signs * (low + (high - low) * drawn)
+    z, flattest = theta @ inputs.mT, goal.expand(trial.neurons, -1)
+    weights = torch.ones(trial.neurons, dtype=torch.float64)
+    if trial.weights == "unequal":
+        low, high = _UNEQUAL
+        sizes = low + (high - low) * torch.rand(trial.neurons, generator=generator).double()
+        weights = sizes * normals(generator, trial.neurons).sign()
+        flattest = torch.asinh(goal.sinh() / weights[:, None])  # sinh'' = c / a
     if trial.spread is not None:
         z = goal + trial.spread * z
-    return z, inputs @ inputs.mT, goal[0]
+    return z, inputs @ inputs.mT, flattest, weights
 
 
 def _inputs(trial: Committee, generator: Generator) -> tuple[Tensor, Tensor]:
     """Inputs of norm one `[n, d]`, and the signs of their targets `[1, n]`."""
     import torch
 
-    if trial.inputs == "digits":
+    if trial.inputs == "digit":
         images, labels = Images().load().unit_vectors(centered=True)
         chosen = torch.randperm(len(images), generator=generator)[: trial.samples]
         return images[chosen], 1.0 - 2.0 * (labels[chosen][None] % 2).double()
@@ -206,21 +233,31 @@ def normals(generator: Generator, *size: int) -> Tensor:
     return torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
-def forecast(
-    trial: Committee, gram: np.ndarray, goal: np.ndarray
-) -> tuple[np.ndarray, dict[str, float | None]]:
-    """Directions in the space of inputs `[n, n]`, slowest first, and what rates are predicted."""
-    if trial.inputs in ("crowded", "digits") or trial.noise == "isotropic":
-        return np.eye(len(gram)), dict.fromkeys(PREDICTED)
-    given: dict[str, Any] = {"activation": trial.activation, "preactivation": goal}
-    free, known = (
-        np.asarray(predict.rank_one_rate(trial.lr, trial.noise_std, neurons=neurons, **given))
-        for neurons in (None, trial.neurons)
-    )
-    orthonormal, heard = trial.inputs == "orthonormal", float(trial.noise != "none")
-    rates, modes = predict.rank_one_modes(free, np.eye(len(gram)) if orthonormal else gram)
-    found = (heard * rates.mean(), heard * rates[0], heard * known.mean() if orthonormal else None)
-    return modes, dict(zip(PREDICTED, found, strict=True))
+def closed_forms(
+    trial: Committee, gram: Tensor, goal: Tensor
+) -> tuple[dict[str, float | None], Tensor]:
+    """Of neurons near one another the rates per step, and of any start the least; and directions.
+
+    Those `[n, n]` in the space of inputs along which spreads decay on their own, slowest first.
+    """
+    import torch
+
+    names = ("predicted", "predicted_slowest", "predicted_at_lr", "predicted_least")
+    if trial.weights != "equal" or trial.noise != "label":
+        return dict.fromkeys(names), torch.eye(len(gram), dtype=torch.float64)
+
+    def own(**given: Any) -> Any:
+        return predict.rank_one_rate(trial.lr, trial.noise_std, **given)
+
+    where: dict[str, Any] = {"activation": trial.activation, "preactivation": goal.numpy()}
+    orthonormal = trial.inputs == "orthonormal"
+    known = np.eye(len(gram)) if orthonormal else gram.numpy()  # without rounding's mixtures
+    rates, modes = predict.rank_one_modes(own(**where), known)
+    at_lr = float(own(**where, neurons=trial.neurons).mean()) if orthonormal else None
+    slowest = float(np.linalg.eigvalsh(known)[0] * own(derivatives=(1.0, 1.0)))
+    least = slowest if trial.activation == "cubic" else None  # phi' and phi''' at least one
+    found = (float(rates.mean()), float(rates[0]), at_lr, least)
+    return dict(zip(names, found, strict=True)), torch.from_numpy(modes)
 
 
 def ranks(features: Tensor) -> dict[str, Tensor]:
@@ -237,51 +274,13 @@ def ranks(features: Tensor) -> dict[str, Tensor]:
     }
 
 
-# ---- ordinary networks
-
-
-def train_nets(trials: Sequence[Net]) -> list[Rows]:
-    """All layers are trained, on minibatches, by the library's own rules."""
-    from torch.nn import functional
-
-    from undertow import measure, models
-    from undertow.objective import Objective
-    from undertow.train import Ensemble, Member, rules
-
-    first = trials[0]
-    inputs, targets = threes_and_eights(first.samples)
-    sizes, noisy = (inputs.shape[1], first.neurons, 1), first.noise == "label"
-    ensemble = Ensemble(
-        lambda generator: models.mlp(sizes, activation=first.activation, generator=generator),
-        functional.mse_loss,
-        (inputs, targets),
-        [Member(trial.seed, trial.lr) for trial in trials],
-        batch_size=10,
-        rule=rules.label_noise(rules.sgd, std=first.noise_std) if noisy else rules.sgd,
-        path="fused",
-        dtype=inputs.dtype,
-    )
-    rows: list[Rows] = [[] for _ in trials]
-    for step in ensemble.read_at(read_at(first.steps)):
-        weight, bias, *_ = ensemble.parameters().values()
-        traces = [math.nan] * len(trials)
-        for e in ensemble.alive:
-            objective = Objective(ensemble.module(e), functional.mse_loss, (inputs, targets))
-            traces[e] = measure.hessian_trace(objective, curvature="ggn").value
-        facts = ranks(inputs @ weight.mT + bias[:, None]) | {
-            "step": step,
-            "trace": traces,
-            "loss": ensemble.evaluate(inputs, targets).loss,
-        }
-        for own, row in zip(rows, rows_of(facts), strict=True):
-            own.append(row)
-    return rows
-
-
-def threes_and_eights(count: int) -> tuple[Tensor, Tensor]:
-    """Images of norm two `[count, 64]`, and 1 for a 3, -1 for an 8 `[count, 1]`."""
-    import torch
-
-    images, labels = Images().load().unit_vectors(centered=True)
-    chosen = torch.cat([(labels == digit).nonzero()[: count // 2, 0] for digit in (3, 8)])
-    return 2 * images[chosen], 1.0 - 2.0 * (labels[chosen][:, None] == 8).double()
+def spreads(z: Tensor, flattest: Tensor, directions: Tensor) -> dict[str, Tensor]:
+    """How far neurons are from the flattest fit, and from one another along `directions`."""
+    spread = (z @ directions.mT).std(1)
+    return {
+        "apart": (z - flattest).square().mean((1, 2)).sqrt(),
+        "widest": spread.amax(1),
+        "narrowest": spread.amin(1),
+        "log_spread": spread.log().mean(1),
+        "log_spread_slowest": spread[:, 0].log(),
+    }

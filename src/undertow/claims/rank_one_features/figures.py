@@ -1,4 +1,4 @@
-"""The figures of rank-one-features: signs and rates near equal neurons, collapse, networks."""
+"""The figures of rank-one-features: collapse and its forecast, and signs."""
 
 from __future__ import annotations
 
@@ -8,119 +8,102 @@ import polars as pl
 
 from undertow.claims import Records
 from undertow.claims.rank_one_features import RankOneFeatures
-from undertow.claims.rank_one_features.predictions import EXCESS, LAST, RATE
-from undertow.lab import Charts, beside, figure, kept, labels, means
+from undertow.claims.rank_one_features.experiments import INSIDE
+from undertow.claims.rank_one_features.predictions import (
+    EXCESS,
+    LAST,
+    RATE,
+    SEEN,
+)
+from undertow.lab import Charts, figure, kept, labels
 
 draw = Charts(
     predicted="predicted, over 2 lr^2 s^2",
     measured="measured, over 2 lr^2 s^2",
-    lr="learning rate",
-    ratio="measured / predicted as lr -> 0",
+    apart="distance to the flattest fit, of the start's",
+    time="time, in 1 / (2 lr^2 s^2) steps",
     rank_ratio="s2 / s1",
     stable_rank="stable rank of the features",
     trace="trace of the Gauss-Newton matrix",
 )
 
 
-def two_deviations(column: str) -> list[pl.Expr]:
-    """The mean of a column, and `low` and `high`, two standard deviations away."""
-    mean, deviation = pl.col(column).mean(), pl.col(column).std()
-    return [mean, (mean - 2 * deviation).alias("low"), (mean + 2 * deviation).alias("high")]
+# Of a reading, in units in which the mean path is the same at any lr and noise.
+TIME = 2 * (pl.col("lr") * pl.col("noise_std")) ** 2 * pl.col("step")
 
 
-@figure("Label noise draws neurons together or apart, by the sign of phi' phi'''", "signs")
-def sign(records: Records, knobs: RankOneFeatures) -> Any:
-    """Rate at which the spread of neurons that start near one another decays, beside its
-    prediction; below 0 it grows. Bars are two standard deviations over seeds. The line holds no
-    fitted number.
+@figure("The distance to the flattest fit, forecast from a random start", "collapse")
+def forecast(records: Records, knobs: RankOneFeatures) -> Any:
+    """Root mean square distance of the pre-activations to those of the flattest fit, geometric
+    mean over seeds. Dashed: the flow of the trace of the Hessian from the same starts, in which
+    nothing is fitted. With unequal output weights the noise does not rest at the flattest fit.
     """
-    unit = 2 * (pl.col("lr") * knobs.noise_std) ** 2
+    first, path = (pl.col(name).first().over("trial") for name in ("apart", "path_apart"))
+    weights = pl.when(weights="unequal").then(pl.lit("unequal output weights"))
     rows = (
-        kept(records["signs"])
-        .filter(noise="label")
+        kept(records["collapse"])
+        .filter(SEEN, pl.col("activation").is_in(["cubic", "sinh"]), noise="label")
         .with_columns(
-            neurons=labels("{} at {:g}", "activation", "target"),
-            measured=RATE / unit,
-            predicted=pl.col("predicted_at_lr") / unit,
+            runs=weights.otherwise("inputs"),
+            time=TIME,
+            apart=pl.col("apart") / first,
+            expected=pl.col("path_apart") / path,
         )
-        .filter(LAST)
-        .group_by("neurons")
-        .agg(pl.col("predicted").mean(), *two_deviations("measured"))
-        .sort("predicted")
+        .group_by("runs", "time")
+        .agg(pl.col("apart", "expected").log().mean().exp())
+        .sort("runs", "time")
     )
-    ends = pl.DataFrame({"predicted": [-1.4, 1.4], "measured": [-1.4, 1.4]})
-    line = draw.lines(ends, "predicted", "measured", dash=True)
-    return line + draw.points(rows, "predicted", "measured", "neurons")
-
-
-@figure("The rate tends to its parameter-free value as the learning rate falls", "rates")
-def rate(records: Records, knobs: RankOneFeatures) -> Any:
-    """Points: measured over 2 lr^2 s^2 phi' phi''' (for independent inputs over the mean
-    eigenvalue), bars two standard deviations over seeds. Dashed: what the fluctuation of the
-    residual adds, 1 / (1 - lr h / 2), known for orthonormal inputs.
-    """
-    rows = (
-        kept(records["rates"])
-        .with_columns(
-            ratio=RATE / pl.col("predicted"),
-            expected=pl.col("predicted_at_lr") / pl.col("predicted"),
-        )
-        .filter(LAST)
-        .group_by("inputs", "lr")
-        .agg(*two_deviations("ratio"), pl.col("expected").mean())
-    )
-    limit = pl.DataFrame({"inputs": ["orthonormal"], "lr": [0.0], "expected": [1.0]})
-    rows = pl.concat([rows, limit], how="diagonal").sort("inputs", "lr")
-    return draw.measured_against_predicted(rows, "lr", "ratio", "expected", "inputs")
+    return draw.measured_against_predicted(rows, "time", "apart", "expected", "runs", log="y")
 
 
 @figure("Features of rank one, from anywhere, by noise on the labels", "collapse")
 def collapse(records: Records, knobs: RankOneFeatures) -> Any:
     """Second over first singular value of the pre-activations at the training inputs, geometric
-    mean over seeds. Digits decide nothing, nor do crowded inputs (twice as many as dimensions,
-    beyond the theorem).
+    mean over seeds. With tanh neurons meet only where all of them start beyond 0.66.
     """
-    runs = [kept(records[name]) for name in ("collapse", "beyond")]
-    rows = pl.concat(runs, how="diagonal_relaxed").with_columns(
-        runs=pl.concat_str(["activation", "inputs", noise()], separator=", ")
+    beyond = pl.when(target=INSIDE["target"]).then(pl.lit("all beyond 0.66"))
+    where = pl.coalesce(beyond, pl.when(weights="unequal").then("weights"), "inputs")
+    rows = kept(records["collapse"]).with_columns(
+        runs=pl.format("{}, {}, noise: {}", "activation", where, "noise"), time=TIME
     )
     mean = pl.col("rank_ratio").log().mean().exp()
-    along = rows.group_by("runs", "step").agg(mean).sort("runs", "step")
-    return draw.lines(along, "step", "rank_ratio", "runs", log="y")
+    along = rows.group_by("runs", "time").agg(mean).sort("runs", "time")
+    return draw.lines(along, "time", "rank_ratio", "runs", log="y")
 
 
-@figure("Outside the theory: networks whose every layer trains", "nets")
-def net(records: Records, knobs: RankOneFeatures) -> Any:
-    """Digits 3 and 8, 32 neurons, squared error, minibatches of 10. Decides nothing: output weights
-    of both signs that train are outside the theorem. Noise on the labels lowers the trace; whether
-    the rank falls with it is another matter.
+@figure("Label noise draws neurons together or apart, by the sign of phi' phi'''", "signs")
+def sign(records: Records, knobs: RankOneFeatures) -> Any:
+    """Rate at which the spread of neurons that start near one another decays, beside its
+    prediction; below 0 it grows. Bars hold four in five seeds. The line holds no fitted number.
     """
-    named = pl.concat_str(["activation", noise()], separator=", ")
-    nets = kept(records["nets"]).with_columns(networks=named)
-    rows = means(nets, ("networks", "step"), ("stable_rank", "trace"))
-    rank = draw.lines(rows, "step", "stable_rank", "networks", log="y")
-    return beside(rank, draw.lines(rows, "step", "trace", "networks", log="y"), shared="color")
+    unit = 2 * (pl.col("lr") * pl.col("noise_std")) ** 2
+    rates = {
+        "neurons": labels("{} at {:g}", "activation", "target"),
+        "measured": RATE / unit,
+        "predicted": pl.col("predicted_at_lr") / unit,
+    }
+    ends = {name: pl.col("measured").quantile(q) for name, q in (("low", 0.1), ("high", 0.9))}
+    runs = kept(records["signs"]).filter(noise="label").with_columns(**rates).filter(LAST)
+    means = pl.col("predicted", "measured").mean()
+    rows = runs.group_by("neurons").agg(means, **ends).sort("predicted")
+    line = pl.DataFrame({"predicted": [-1.4, 1.4], "measured": [-1.4, 1.4]})
+    drawn = draw.lines(line, "predicted", "measured", dash=True)
+    return drawn + draw.points(rows, "predicted", "measured", "neurons")
 
 
-FIGURES = (sign, rate, collapse, net)
-
-
-def noise() -> pl.Expr:
-    """Whether there is noise, in words."""
-    return pl.when(noise="none").then(pl.lit("no noise")).otherwise(pl.lit("noise"))
+FIGURES = (forecast, collapse, sign)
 
 
 def table(records: Records, knobs: RankOneFeatures) -> pl.DataFrame:
     """Rank, F and rates of every kind of run, means over seeds.
 
-    F is the trace, and its excess that over the F of equal neurons. `beyond` and `nets` decide
-    nothing.
+    F is the trace, and its excess that over the F of the flattest fit.
     """
     parts = [kept(frame).with_columns(part=pl.lit(name)) for name, frame in records.items()]
     some = [part for part in parts if not part.is_empty()]
     if not some:
         return pl.DataFrame()
-    kind = ("part", "activation", "inputs", "noise", "target", "lr")
+    kind = ("part", "activation", "inputs", "weights", "noise", "target", "lr")
     started_near = pl.col("part").is_in(["rates", "signs"])
     at_start = pl.col("rank_ratio").first().over("trial")
     return (

@@ -28,6 +28,7 @@ from undertow.predict._rank_bound import rank_identity as rank_identity
 from undertow.predict._rank_one import activation_derivatives as activation_derivatives
 from undertow.predict._rank_one import rank_one_modes as rank_one_modes
 from undertow.predict._rank_one import rank_one_rate as rank_one_rate
+from undertow.predict._residue import combined_rank as combined_rank
 from undertow.predict._rescale import rescale as rescale
 from undertow.predict._rescaled import Change as Change
 from undertow.predict._rescaled import Rescaled as Rescaled
@@ -62,6 +63,7 @@ __all__ = [
     "activation_derivatives",
     "averaged_lr",
     "best_lr",
+    "combined_rank",
     "decay_exponent",
     "decay_factor",
     "equilibrium",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Complex, Float, Float64
 
 _NODES = 48  # of the integral along a line of the complex plane
+_REACH = 100  # where it ends, in units of the largest singular value
 _STEPS = 6  # of Newton's method at each; the start is the solution at the node before
 
 
@@ -72,49 +73,53 @@ def combined_rank(
         )
     std = factor_of(decay_exponent, decay_factor) * positive("initial_std", initial_std)
     level = positive("threshold", threshold)
-    squares = learned**2
-    total = std**2 * short * long + squares.sum(-1)
+    squares, noise = learned**2, std**2
+    total = noise * short * long + squares.sum(-1)
     if final_norm is not None:
         total = nonnegative("final_norm", final_norm) ** 2 + 0 * total
-    squares, noise, norm = np.broadcast_arrays(
-        squares, (std**2)[..., None], np.sqrt(total)[..., None]
-    )
-    missing = np.zeros((*squares.shape[:-1], short - squares.shape[-1]))
-    squares = np.concatenate([squares, missing], axis=-1)
-    above = _count_above(level * norm[..., 0], squares, noise[..., 0], long - short)
-    return float(above) if above.ndim == 0 else above
+    noise, total = np.broadcast_arrays(noise, total)
+    padded = np.zeros((*noise.shape, short))
+    padded[..., : squares.shape[-1]] = squares
+    limit = level * np.sqrt(total).ravel()
+    above = _count_above(limit, padded.reshape(-1, short), noise.ravel(), long - short)
+    return above.reshape(noise.shape) if noise.shape else float(above[0])
 
 
 def _count_above(
-    limit: Float64[np.ndarray, "*batch"],
-    squares: Float64[np.ndarray, "*batch values"],
-    noise: Float64[np.ndarray, "*batch"],
+    limit: Float64[np.ndarray, " batch"],
+    squares: Float64[np.ndarray, "batch values"],
+    noise: Float64[np.ndarray, " batch"],
     excess: int,
-) -> Float64[np.ndarray, "*batch"]:
-    """The number of singular values above the limit, by the integral of the docstring above."""
+) -> Float64[np.ndarray, " batch"]:
+    """The number of singular values above the limit, by the integral of the docstring above.
+
+    In units of the limit y = sinh(v): T changes over decades of y, from the distance of single
+    values to far beyond the largest.
+    """
+    unit = np.where(limit > 0, limit, 1.0)
+    squares, noise = squares / unit[..., None] ** 2, noise / unit**2
+    values = squares.shape[-1]
+    largest = squares.max(-1) + noise * (math.sqrt(values) + math.sqrt(values + excess)) ** 2
+    reach = np.arcsinh(_REACH * np.sqrt(largest + 1))
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    angles = (nodes[::-1] + 1) * math.pi / 4  # y = limit tan(angle), from far to near
-    scale = np.where(limit > 0, limit, 1.0)
-    squares, noise = squares / scale[..., None] ** 2, noise / scale**2
-    below = np.zeros_like(scale)
-    place = np.zeros(scale.shape, dtype=complex)
-    for angle, weight in zip(angles, weights[::-1] * math.pi / 4, strict=True):
-        zeta = 1 + 1j * math.tan(angle)
-        place = _solved(place if angle < angles[0] else zeta**2 + place, zeta, squares, noise, excess)
+    below = values / np.sinh(reach)  # from there to infinity, where T is values / zeta
+    place = None
+    for node, weight in zip((nodes[::-1] + 1) / 2, weights[::-1] / 2, strict=True):
+        zeta = 1 + 1j * np.sinh(node * reach)
+        place = _solved(zeta**2 if place is None else place, zeta, squares, noise, excess)
         sums = (1 / (place[..., None] - squares)).sum(-1)
         trace = zeta * sums / (1 + noise * sums)
-        below += weight / math.cos(angle) ** 2 * trace.real
-    values = squares.shape[-1]
+        below = below + weight * reach * np.cosh(node * reach) * trace.real
     return np.where(limit > 0, np.clip(values - 2 / math.pi * below, 0, values), values)
 
 
 def _solved(
-    place: Complex[np.ndarray, "*batch"],
-    zeta: complex,
-    squares: Float64[np.ndarray, "*batch values"],
-    noise: Float64[np.ndarray, "*batch"],
+    place: Complex[np.ndarray, " batch"],
+    zeta: Complex[np.ndarray, " batch"],
+    squares: Float64[np.ndarray, "batch values"],
+    noise: Float64[np.ndarray, " batch"],
     excess: int,
-) -> Complex[np.ndarray, "*batch"]:
+) -> Complex[np.ndarray, " batch"]:
     """The p in the upper half plane with p = zeta^2 / u^2 - s^2 D / u, from one that is near."""
     for _ in range(_STEPS):
         inverse = 1 / (place[..., None] - squares)

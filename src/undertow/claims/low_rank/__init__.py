@@ -13,7 +13,7 @@ from typing import Annotated
 
 from undertow.claims import Claim
 from undertow.data import Images
-from undertow.lab import Count, Knobs, Seeds, Share, above, at_least, some, up_to
+from undertow.lab import DISTINCT, Count, Knobs, Seeds, Share, above, at_least, some, up_to
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LowRank(Knobs):
     # Convolutional and residual networks: output channels, training images, batch sizes, epochs.
     channels: Annotated[int, at_least(4)] = 32
     conv_images: Count = 400
-    conv_batches: Annotated[tuple[int, ...], at_least(1), some()] = (4, 16)
+    conv_batches: Annotated[tuple[int, ...], at_least(1), some(2), DISTINCT] = (4, 16)
     conv_epochs: Count = 30
     wide: Count = 512  # width of the networks in which the paper's bound is below the width
     wide_steps: Count = 600

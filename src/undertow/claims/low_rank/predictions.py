@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from undertow import lab
 from undertow.claims import Records
 from undertow.claims.low_rank import LowRank
-from undertow.claims.low_rank.experiments import RULES, cell
-from undertow.lab import Prediction, Reading, at_most, every_seed, near, no_less, no_seed, of
+from undertow.claims.low_rank.experiments import RULES, cell, conv_cells, wide_cells
+from undertow.lab import PerSeed, Prediction, Reading, at_most, every_seed, near, no_less, of
 
 Cell = Mapping[str, Any]
 
+# Shares of the initial directions that survive, by which errors of the law are told apart.
+STRATA = ((0.8, 1.0), (0.5, 0.8), (0.2, 0.5), (0.0, 0.2))
+# A convolutional or wide network must do better than one that has collapsed, which looks low-rank.
+_LEARNED = 0.9
+
 
 def predictions(knobs: LowRank) -> dict[str, Prediction]:
-    """At a fixed number of epochs, of the rank identity, and at equal E."""
-    note = "a residual of rank above n m_l B, in every run of either network"
-    identity = {rule: every_seed(broken(rule), note, control=True) for rule in RULES}
-    identity["sgd"] = no_seed(broken("sgd"), note.replace("every", "any"), exact=True)
-    broken_by = {f"rank identity broken, {rule}": found for rule, found in identity.items()}
-    return _published(knobs) | broken_by | _forgetting(knobs)
+    """At a fixed number of epochs, at equal E, of the law, of kernels, and of the bound."""
+    return (
+        _published(knobs)
+        | _equal_exponents(knobs)
+        | _law(knobs)
+        | _kernels(knobs)
+        | _bounded()
+    )
 
 
 def summary(records: Records, knobs: LowRank) -> str:
     """How many runs were left out."""
     fit, every = _fitted_runs(records, knobs)
-    return f"{every - fit} of {every} runs had not fitted the training set and were left out."
+    return f"{every - fit} of {every} perceptrons had not fitted their images and were left out."
 
 
 def promises_verdict(records: Records, knobs: LowRank) -> bool:
@@ -43,53 +51,125 @@ def _fitted_runs(records: Records, knobs: LowRank) -> tuple[int, int]:
 
 
 def _published(knobs: LowRank) -> dict[str, Prediction]:
-    small, large = cell(knobs), max(knobs.batch_sizes)
-    other = cell(knobs, batch_size=large, steps_as=large)
-    sizes = f"batch size {small['batch_size']} over {large}"
-    rules = {}
-    rules["rank, small over large batch, same epochs"] = at_most(
-        0.65, ratio(knobs, "rank", small, other), sizes
-    )
-    for knob, label in {"lr": "learning rate", "weight_decay": "weight decay"}.items():
-        values = [value for value in getattr(knobs, knob) if value > 0]
-        low, high = min(values), max(values)
-        if low < high:
-            read = ratio(knobs, "rank", small | {knob: high}, small | {knob: low})
-            rules[f"rank, high over low {label}"] = at_most(0.8, read, f"{high:g} over {low:g}")
-    least = "of it at threshold 1e-3, in the worst layer and batch size"
-    accuracy = value(knobs, "test_accuracy", small) - value(knobs, "test_accuracy", other)
-    return rules | {
-        "initial rank kept without decay": no_less(
-            0.98, kept_without_decay(knobs), least, control=True
-        ),
-        "test accuracy, small less large batch": near(0, 0.03, accuracy, "though the ranks differ"),
-    }
-
-
-def _forgetting(knobs: LowRank) -> dict[str, Prediction]:
-    """Whether rank is what survives of the initial weights, whatever the batch size."""
-    small, same_steps = cell(knobs), cell(knobs, batch_size=max(knobs.batch_sizes))
-    batches = ratio(knobs, "rank", small, same_steps)
-    learned = ratio(knobs, "learned_rank", small, cell(knobs, "adamw"))
-    on_exponent, alike = rank_on_exponent(knobs), "over all snapshots the runs collapse on E"
+    small, other = cell(knobs), same_epochs(knobs)
+    sizes = f"batch size {small['batch_size']} over {other['batch_size']}"
+    rank = ratio(knobs, "rank", small, other)
     rules = {
-        "rank, small over large batch, same E": no_less(0.95, batches, "no pull beyond E"),
-        "rank against E (Spearman)": at_most(-0.85, on_exponent, alike),
+        "rank, small over large batch, same epochs": at_most(1, rank, sizes),
+        "that ratio, over what the law makes of it": near(
+            1, 0.1, rank / ratio(knobs, "rank_law", small, other), "E and what was learned", against=1
+        ),
     }
-    twice = "where survivors are at least twice the learned part"
-    for rule in RULES:
-        error = forecast_error(knobs, "survivors", rule)
-        rules[f"survivor forecast error, {rule}"] = at_most(0.1, error, twice)
-    late = pl.col("decay_exponent") > 1.5
-    error = forecast_error(knobs, "survivors_unforgotten", "sgd", late)
-    fails = "without E the same forecast fails, read at E > 1.5"
-    return rules | {
-        "forecast error, forgetting left out": no_less(0.2, error, fails, control=True),
-        "learned rank, SGD over AdamW": at_most(0.8, learned, "at the same E"),
+    for knob, label in {"lr": "learning rate", "weight_decay": "weight decay"}.items():
+        low, high = _ends([value for value in getattr(knobs, knob) if value > 0])
+        read = ratio(knobs, "rank", small | {knob: high}, small | {knob: low})
+        note = "of one value nothing is known" if high is None else f"{high:g} over {low:g}"
+        rules[f"rank, high over low {label}"] = at_most(1, read, note)
+    undecayed = small | {"weight_decay": 0.0}
+    kept = value(knobs, "kept_fine", pl.col("weight_decay") == 0, rule="sgd", how="min")
+    least = "of it at threshold 1e-3, in the worst layer and batch size"
+    accuracy = {
+        "small less large batch, same epochs": other,
+        "decay less none, same steps": undecayed,
+    }
+    return (
+        rules
+        | {"initial rank kept without decay": no_less(0.98, kept, least, control=True)}
+        | {
+            f"test accuracy, {name}": near(
+                0, 0.02, value(knobs, "test_accuracy", **small) - value(knobs, "test_accuracy", **at)
+            )
+            for name, at in accuracy.items()
+        }
+    )
+
+
+def _equal_exponents(knobs: LowRank) -> dict[str, Prediction]:
+    """Whether the batch size, or steps alone, say anything that E does not."""
+    apart = batch_gap(knobs, pl.col("survivors") > 0)
+    end = batch_gap(knobs, "final")
+    few = max(knobs.widths[1:]) / 64
+    alone = unexplained(knobs, pl.col("decay_exponent"))
+    rules = {
+        "rank, small less large batch, same E": near(0, few, apart, "while initial weights survive"),
+        "rank, small less large batch, same E, at the end": no_less(-few, end, "not lower there"),
+        "ranks apart at equal E, all settings": at_most(few, alone, "about one monotone curve"),
+    }
+    steps = pl.col("step").cast(pl.Float64)
+    for name, by in {"steps": steps, "lr x steps": steps * pl.col("lr")}.items():
+        left = alone / unexplained(knobs, by)
+        rules[f"ranks apart at equal E, over at equal {name}"] = at_most(
+            0.5, left, f"E explains what {name} do not", against=1
+        )
+    return rules
+
+
+def _law(knobs: LowRank) -> dict[str, Prediction]:
+    """Whether rank is that of a shrunk random start and of what was learned, in every stratum."""
+    rules = {}
+    for low, high in STRATA:
+        rules[f"error of the law where {low:g} to {high:g} survive"] = at_most(
+            0.1, law_error(knobs, "rank_law", survive(low, high))
+        )
+    for rule in ("momentum", "adamw"):
+        rules[f"error of the law, {rule}"] = at_most(0.1, law_error(knobs, "rank_law", rule=rule))
+    half = survive(0.0, 0.5)
+    for name, column in {"forgetting": "rank_unforgotten", "what was learned": "survivors"}.items():
+        error = law_error(knobs, column, half)
+        rules[f"error of the law without {name}"] = no_less(
+            0.2, error, "where at most half survives", control=True
+        )
+    learned = ratio(knobs, "learned_rank", cell(knobs), cell(knobs, "adamw"))
+    return rules | {"learned rank, SGD over AdamW": at_most(1, learned, "at the same E")}
+
+
+def _kernels(knobs: LowRank) -> dict[str, Prediction]:
+    """Kernels of convolutional and residual networks, at the same epochs and at the same E."""
+    at = conv_cells(knobs)
+    kept = of("kernels", "kept", *learned(), how="min", **at["undecayed"])
+    worst = Reading(lambda records: _greatest_gap(kernel_gaps(records, knobs)))
+    left = Reading(lambda records: _share_left(kernel_gaps(records, knobs)))
+    of_all = "of the difference at the same epochs, over kernels and snapshots"
+    return {
+        "kernel rank, small less large batch, same epochs": at_most(
+            0, worst, "as a share of the kernel's side, in the kernel where it is greatest"
+        ),
+        "kernel rank, share of that left at the same E": at_most(0.5, left, of_all, against=1),
+        "initial kernel rank kept without decay": no_less(
+            0.98, kept, "of it, in the worst kernel", control=True
+        ),
+    }
+
+
+def _bounded() -> dict[str, Prediction]:
+    """The paper's bound in networks so wide, under so much decay, that it is below their width."""
+    at = wide_cells()
+    above = pl.col("rank") > pl.col("bound")
+    small, large = (of("wide", "rank", *learned(), **at[name]) for name in ("small", "large"))
+    bound = of("wide", pl.col("bound") / pl.col("limit"), **at["small"])
+    exceeds = of("wide", above, *learned(), how="all", **at["undecayed"]).then(PerSeed.share)
+    return {
+        "the paper's bound over the width": at_most(1, bound, "here it says something"),
+        "rank over the paper's bound": at_most(
+            1, of("wide", pl.col("rank") / pl.col("bound"), *learned(), **at["small"])
+        ),
+        "rank above that bound without decay": every_seed(exceeds, control=True),
+        "rank, batch of 1 less batch of 32, where only one is bounded": near(0, 4, small - large),
     }
 
 
 # ---- readings
+
+
+def same_epochs(knobs: LowRank) -> Cell:
+    """The largest batch size at the baseline's epochs; no cell where there is only one size."""
+    _, large = _ends(knobs.batch_sizes)
+    return cell(knobs, batch_size=large, steps_as=large)
+
+
+def _ends(values: Sequence[float]) -> tuple[Any, Any]:
+    """The least and the greatest; where they are one, the greatest is none, and no cell has it."""
+    return min(values), max(values) if max(values) > min(values) else None
 
 
 def fitted(knobs: LowRank) -> tuple[pl.Expr, ...]:
@@ -97,56 +177,93 @@ def fitted(knobs: LowRank) -> tuple[pl.Expr, ...]:
     return ~pl.col("diverged"), pl.col("train_accuracy") >= knobs.fit
 
 
-def value(knobs: LowRank, column: str, where: Cell) -> Reading:
-    """Each seed's mean over the layers at the end of the runs of a cell."""
-    return of("training", column, *fitted(knobs), "final", **where)
+def learned() -> tuple[pl.Expr, ...]:
+    """Of convolutional and wide networks that had learned by then."""
+    return ~pl.col("diverged"), pl.col("train_accuracy") >= _LEARNED
+
+
+def value(knobs: LowRank, column: str, *conditions: pl.Expr, how: Any = "mean", **at: Any) -> Reading:
+    """Each seed's value over the layers at the end of the perceptrons of a cell."""
+    return of("training", column, *fitted(knobs), *conditions, "final", how=how, **at)
 
 
 def ratio(knobs: LowRank, column: str, above: Cell, below: Cell) -> Reading:
     """A value in one cell over that in another."""
-    return value(knobs, column, above) / value(knobs, column, below)
+    return value(knobs, column, **above) / value(knobs, column, **below)
 
 
-def kept_without_decay(knobs: LowRank) -> Reading:
-    """The share of the initial rank that SGD without decay keeps, the least of a seed."""
-    share = pl.col("rank_fine") / pl.col("initial_rank_fine")
-    undecayed = (pl.col("weight_decay") == 0, pl.col("rule") == "sgd")
-    return of("training", share, *fitted(knobs), *undecayed, "final", how="min")
+def survive(low: float, high: float) -> pl.Expr:
+    """That this share of the initial directions is still above the threshold."""
+    left = pl.col("survivors") / pl.min_horizontal("rows", "cols")
+    return (left > low if low else left >= 0) & (left <= high)
 
 
-def broken(rule: str) -> Reading:
-    """The share of runs whose residual has a rank above the bound."""
+def law_error(knobs: LowRank, column: str, *conditions: pl.Expr, rule: str = "sgd") -> Reading:
+    """The mean of |law - rank| / rank over the snapshots of runs with decay."""
+    error = (pl.col(column).cast(pl.Float64) - pl.col("rank")).abs() / pl.col("rank")
+    decayed = pl.col("weight_decay") > 0
+    return of("training", error, *fitted(knobs), decayed, *conditions, rule=rule)
 
-    def read(records: Records) -> lab.Effect:
-        runs = records["identity"].filter(rule=rule)
-        above = runs.filter(pl.col("residual_rank") > pl.col("residual_bound"))
-        return lab.proportion(len(above), len(runs))
+
+def batch_gap(knobs: LowRank, condition: pl.Expr | str) -> Reading:
+    """Rank at the smallest batch size less that at the largest, snapshot by snapshot at equal E."""
+    _, large = _ends(knobs.batch_sizes)
+    small, other = cell(knobs), cell(knobs, batch_size=large)
+
+    def read(records: Records) -> PerSeed:
+        rows = records["training"].filter(*fitted(knobs), condition)
+        keys = ("seed", "layer", "step")
+        pairs = rows.filter(**small).join(rows.filter(**other), on=keys, suffix="_other")
+        return lab.per_seed(pairs, pl.col("rank") - pl.col("rank_other"))
+
+    return Reading(read)
+
+
+def unexplained(knobs: LowRank, by: pl.Expr) -> Reading:
+    """The mean distance of a seed's ranks from the falling curve in `by` that fits them best."""
+
+    def read(records: Records) -> PerSeed:
+        points = snapshots(records, knobs).filter(pl.col("weight_decay") > 0, rule="sgd")
+        each = points.select("seed", "rank", x=by).partition_by("seed", as_dict=True)
+        return PerSeed({seed: _apart(own["x"], own["rank"]) for (seed,), own in each.items()})
 
     return Reading(read)
 
 
-def forecast_error(knobs: LowRank, forecast: str, rule: str, *conditions: pl.Expr) -> Reading:
-    """The mean of |forecast - rank| / rank where the initial residue dominates."""
-    count = pl.col("survivors")
-    dominates = (pl.col("weight_decay") > 0, count > 0, count >= 2 * pl.col("learned_rank"))
-    error = (pl.col(forecast).cast(pl.Float64) - pl.col("rank")).abs() / pl.col("rank")
-    return of("training", error, *fitted(knobs), *dominates, *conditions, rule=rule)
+def _apart(x: pl.Series, y: pl.Series) -> float:
+    from scipy.optimize import isotonic_regression
 
-
-def rank_on_exponent(knobs: LowRank) -> Reading:
-    """The rank correlation of rank with E, over every snapshot of SGD."""
-
-    def read(records: Records) -> lab.Effect:
-        points = snapshots(records, knobs).filter(rule="sgd")
-        if points.is_empty():
-            return lab.unknown()
-        own = points["seed"].to_list()
-        return lab.spearman(points["decay_exponent"], points["rank"], clusters=own)
-
-    return Reading(read)
+    _, place, count = np.unique(x.round(9), return_inverse=True, return_counts=True)
+    means = np.bincount(place, y) / count
+    curve = isotonic_regression(means, weights=count, increasing=False).x
+    return float(np.abs(y - curve[place]).mean())
 
 
 def snapshots(records: Records, knobs: LowRank) -> pl.DataFrame:
     """A row for each snapshot of each run that had fitted: its mean rank over the layers."""
-    run = ("seed", "trial", "step", "rule", "batch_size", "decay_exponent")
+    run = ("seed", "trial", "step", "rule", "batch_size", "lr", "weight_decay", "decay_exponent")
     return lab.means(records["training"].filter(*fitted(knobs)), run, ("rank",))
+
+
+def kernel_gaps(records: Records, knobs: LowRank) -> pl.DataFrame:
+    """Rank at the small batch size less that at the large, as a share of the kernel's side.
+
+    A row for each seed, network, kernel and snapshot, with the difference at the same epochs and
+    at the same E.
+    """
+    at, keys = conv_cells(knobs), ("seed", "network", "kernel", "part", "final")
+    rows = records["kernels"].filter(*learned())
+    share = pl.col("rank") / pl.min_horizontal("rows", "cols")
+    gaps = rows.filter(**at["small"]).select(*keys, small=share)
+    for name in ("same epochs", "same steps"):
+        gaps = gaps.join(rows.filter(**at[name]).select(*keys, large=share), on=keys)
+        gaps = gaps.with_columns((pl.col("small") - pl.col("large")).alias(name)).drop("large")
+    return gaps
+
+
+def _greatest_gap(gaps: pl.DataFrame) -> PerSeed:
+    return lab.per_seed(gaps, "same epochs", "final", how="max")
+
+
+def _share_left(gaps: pl.DataFrame) -> PerSeed:
+    return lab.per_seed(gaps, "same steps") / lab.per_seed(gaps, "same epochs")

@@ -1,4 +1,4 @@
-"""The figures of low-rank: ranks against batch size and E, survivors, spectra, accuracy."""
+"""The figures of low-rank: ranks against batch size, E and steps; the law; kernels; accuracy."""
 
 from __future__ import annotations
 
@@ -9,49 +9,53 @@ import polars as pl
 from undertow import predict
 from undertow.claims import Records
 from undertow.claims.low_rank import LowRank
-from undertow.claims.low_rank.experiments import RULES, cell
-from undertow.claims.low_rank.predictions import fitted, snapshots, value
-from undertow.lab import Charts, figure, intervals, means
+from undertow.claims.low_rank.experiments import RULES, cell, conv_cells
+from undertow.claims.low_rank.predictions import fitted, learned, snapshots, value
+from undertow.lab import Charts, beside, figure, intervals, means
 
 SERIES = {
     "rank": "measured rank",
+    "rank_law": "from E and what was learned",
     "survivors": "survivors of the initial weights",
-    "survivors_theory": "the same, forecast without training",
     "learned_rank": "learned part",
 }
-draw = Charts(decay_exponent="decay exponent E", value="singular value / norm")
+draw = Charts(decay_exponent="decay exponent E", step="steps")
 
 
 @figure("Smaller batches give lower rank, until the steps are matched")
 def batch_size(records: Records, knobs: LowRank) -> Any:
-    """Mean threshold rank of the hidden matrices with 95% intervals over seeds. At the same
-    number of epochs a smaller batch takes more steps, so weight decay shrinks the initial weights
-    further. At the same number of steps the effect of the batch size is gone.
+    """Threshold rank of the hidden matrices with 95% intervals over seeds. At the same number of
+    epochs a smaller batch takes more steps, so weight decay shrinks the initial weights further. At
+    the same number of steps the effect of the batch size is gone, or reversed.
     """
     sizes = sorted(knobs.batch_sizes)
     cells = {
         ("same epochs (E differs)", n): cell(knobs, batch_size=n, steps_as=n) for n in sizes
     } | {("same steps (same E)", n): cell(knobs, batch_size=n) for n in sizes}
-    ranks = {key: value(knobs, "rank", where)(records) for key, where in cells.items()}
+    ranks = {key: value(knobs, "rank", **where)(records) for key, where in cells.items()}
     rows = intervals(ranks, "compared", "batch_size", value="rank")
     return draw.lines(rows, "batch_size", "rank", "compared", log="x")
 
 
-@figure("Rank follows the decay exponent, not the batch size")
+@figure("Rank follows the decay exponent, not the steps, nor the batch size")
 def collapse(records: Records, knobs: LowRank) -> Any:
-    """Every snapshot of every run that had fitted, at all batch sizes, learning rates, weight
-    decays and numbers of steps. E = sum of lr x weight decay (over 1 - momentum).
+    """Every snapshot of every perceptron that had fitted, at all batch sizes, learning rates,
+    weight decays above zero and numbers of steps. E = sum of lr x weight decay (over 1 - momentum).
     """
-    rows = snapshots(records, knobs).sort("batch_size", "rule", descending=[False, True])
+    rows = snapshots(records, knobs).filter(pl.col("weight_decay") > 0)
+    rows = rows.sort("batch_size", "rule", descending=[False, True])
     named = rows.with_columns(pl.format("batch size {}", "batch_size"))
-    return draw.points(named, "decay_exponent", "rank", "batch_size", shape="rule")
+    return beside(
+        draw.points(named, "decay_exponent", "rank", "batch_size", shape="rule"),
+        draw.points(named, "step", "rank", "batch_size", shape="rule"),
+    )
 
 
-@figure("What is left of the initial weights, and what was learned")
+@figure("What is left of the initial weights, and what was learned, add up to the rank")
 def survivors(records: Records, knobs: LowRank) -> Any:
-    """W = f W_0 + G: the initial residue keeps as many directions above the threshold as the
-    survivor law says, until the learned part G takes over. The forecast without training uses the
-    Marchenko-Pastur spectrum of the initialiser, E and the final norm.
+    """W = f W_0 + G. The law is that of a random matrix of the initialiser's variance, shrunk by
+    f = exp(-E), plus one with the singular values of the learned part G, in general position; it
+    knows neither W nor its norm.
     """
     kept = records["training"].filter(*fitted(knobs))
     at = ("rule", "decay_exponent")
@@ -60,35 +64,32 @@ def survivors(records: Records, knobs: LowRank) -> Any:
     return draw.lines(rows, "decay_exponent", "rank", "what", dash="what", columns="rule")
 
 
-@figure("Singular values of one hidden matrix at the end of training")
-def spectra(records: Records, knobs: LowRank) -> Any:
-    """One seed; the dashed line is the rank threshold, {threshold:g}."""
-    large = max(knobs.batch_sizes)
-    cells = {
-        "small batch": cell(knobs),
-        "large batch": cell(knobs, batch_size=large, steps_as=large),
-        "large batch, same steps": cell(knobs, batch_size=large),
-    }
-    kept = records["training"].filter(*fitted(knobs), "final").sort("seed", "layer")
-    drawn = {
-        name: values
-        for name, where in cells.items()
-        for values in kept.filter(**where)["spectrum"].head(1)
-    }
-    if not drawn:
-        return None
-    return draw.spectra(drawn) + draw.level(knobs.threshold, across="value", log="y")
+@figure("Kernels lose rank with E, too, and the batch size shifts it through the norm", "kernels")
+def kernels(records: Records, knobs: LowRank) -> Any:
+    """Share of a kernel's singular values above a tenth of its norm, mean over the kernels of a
+    convolutional and of a residual network. Under a norm layer a small batch's noise makes the
+    weights larger, so that at equal E less of the start is above the threshold, for a while.
+    """
+    rows = records["kernels"].filter(*learned())
+    rank = pl.col("rank") / pl.min_horizontal("rows", "cols")
+    runs = pl.concat(
+        rows.filter(**where).with_columns(rank=rank, cell=pl.lit(f"{name}, B = {where['batch_size']}"))
+        for name, where in conv_cells(knobs).items()
+        if where["weight_decay"] and name != "same epochs"
+    )
+    drawn = means(runs, ("network", "cell", "decay_exponent"), ("rank",))
+    return draw.lines(drawn, "decay_exponent", "rank", "cell", columns="network")
 
 
 @figure("Rank and test accuracy are only loosely linked")
 def accuracy(records: Records, knobs: LowRank) -> Any:
-    """One point a run that fitted the training set."""
+    """One point a perceptron that fitted the training set."""
     ends = records["training"].filter(*fitted(knobs), "final")
     rows = means(ends, ("rule", "trial"), ("rank", "test_accuracy"))
     return draw.points(rows.sort("rule", descending=True), "rank", "test_accuracy", "rule")
 
 
-FIGURES = (batch_size, collapse, survivors, spectra, accuracy)
+FIGURES = (batch_size, collapse, survivors, kernels, accuracy)
 
 
 def table(records: Records, knobs: LowRank) -> pl.DataFrame:
@@ -96,8 +97,7 @@ def table(records: Records, knobs: LowRank) -> pl.DataFrame:
     columns = {
         "decay_exponent": "E",
         "rank": "rank",
-        "survivors": "survivors",
-        "survivors_theory": "forecast",
+        "rank_law": "law",
         "learned_rank": "learned",
         "test_accuracy": "test",
         "fitted": "fitted",

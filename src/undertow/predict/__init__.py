@@ -28,10 +28,10 @@ from undertow.predict._rank_bound import rank_identity as rank_identity
 from undertow.predict._rank_one import activation_derivatives as activation_derivatives
 from undertow.predict._rank_one import rank_one_modes as rank_one_modes
 from undertow.predict._rank_one import rank_one_rate as rank_one_rate
-from undertow.predict._residue import combined_rank as combined_rank
 from undertow.predict._rescale import rescale as rescale
 from undertow.predict._rescaled import Change as Change
 from undertow.predict._rescaled import Rescaled as Rescaled
+from undertow.predict._residue import combined_rank as combined_rank
 from undertow.predict._rules import RULES as RULES
 from undertow.predict._rules import Alternative as Alternative
 from undertow.predict._rules import ScalingRule as ScalingRule

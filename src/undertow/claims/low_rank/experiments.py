@@ -190,7 +190,9 @@ def convolve(trials: Sequence[Convolution]) -> list[Rows]:
     total = first.conv_epochs * -(-drawn.train.shape[1] // first.steps_as)
     rows: list[Rows] = [[] for _ in trials]
     for part, step in zip(
-        CONV_SNAPSHOTS, ensemble.read_at(round(part * total) for part in CONV_SNAPSHOTS), strict=True
+        CONV_SNAPSHOTS,
+        ensemble.read_at(round(part * total) for part in CONV_SNAPSHOTS),
+        strict=True,
     ):
         fit = ensemble.evaluate(*pool, samples=drawn.train)
         facts = _facts(ensemble, step, total, fit, ensemble.evaluate(*pool, samples=drawn.test))

@@ -73,7 +73,9 @@ def kernels(records: Records, knobs: LowRank) -> Any:
     rows = records["kernels"].filter(*learned())
     rank = pl.col("rank") / pl.min_horizontal("rows", "cols")
     runs = pl.concat(
-        rows.filter(**where).with_columns(rank=rank, cell=pl.lit(f"{name}, B = {where['batch_size']}"))
+        rows.filter(**where).with_columns(
+            rank=rank, cell=pl.lit(f"{name}, B = {where['batch_size']}")
+        )
         for name, where in conv_cells(knobs).items()
         if where["weight_decay"] and name != "same epochs"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,10 @@ from undertow.data import Images
 from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
     from torch import Tensor
 
-    from undertow.train import Ensemble
+    from undertow.train import Ensemble, Evaluation
 
 RULES = {"sgd": 0.0, "momentum": 0.9, "adamw": 0.0}  # update rules, and the momentum of each
 FINE = 1e-3  # the paper's threshold; the knob is coarser so that `small` can resolve it
@@ -29,7 +29,7 @@ WIDE_BATCHES = (1, 32)
 WIDE_CLASSES = 2
 _ADAM_LR = 1e-3
 # Fractions of the steps at which ranks are taken.
-_SNAPSHOTS = (0.08, 0.16, 0.25, 0.38, 0.5, 0.62, 0.75, 0.88, 1.0)
+SNAPSHOTS = (0.08, 0.16, 0.25, 0.38, 0.5, 0.62, 0.75, 0.88, 1.0)
 CONV_SNAPSHOTS = (0.25, 0.5, 0.75, 1.0)
 
 Rows = list[dict[str, Any]]
@@ -37,10 +37,9 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Training:
-    """One perceptron.
+    """One perceptron, for as many steps as batches of `steps_as` samples need for the epochs.
 
-    It takes as many steps as batches of `steps_as` samples need for the epochs: its own batch size
-    at fixed epochs, another one's where steps are matched.
+    That is its own batch size at fixed epochs, another one's where steps are matched.
     """
 
     images: Images
@@ -147,23 +146,11 @@ def train(trials: Sequence[Training]) -> list[Rows]:
     first, beta = trials[0], RULES[trials[0].rule]
     options = {"path": "fused", "device": first.device} | _options(trials, first.rule, beta)
     networks = perceptrons(first.images, first.widths, **options)
-    ensemble = networks.ensemble
-    names = [name for name in ensemble.parameters() if name.endswith("weight")][1:-1]
-    start = {name: ensemble.parameters()[name].double().cpu() for name in names}
+    names = [name for name in networks.ensemble.parameters() if name.endswith("weight")][1:-1]
     total = first.epochs * -(-networks.train.shape[1] // first.steps_as)
-    rows: list[Rows] = [[] for _ in trials]
-    for step in ensemble.read_at(round(part * total) for part in _SNAPSHOTS):
-        fit, test = networks.fit(), networks.tested()
-        facts = _facts(ensemble, step, total, fit, test)
-        now, alive = ensemble.parameters(), ensemble.alive
-        hyper = [(trials[e].lr, trials[e].weight_decay, step) for e in alive]
-        for layer, name in enumerate(names, start=2):
-            pair = start[name][alive], now[name].double().cpu()[alive]
-            found = rank_rows(*pair, hyper, first.threshold, beta)
-            ranks = dict(zip(alive, found, strict=True))
-            for e, own in enumerate(rows_of(facts | {"layer": layer})):
-                rows[e].append(own | ranks.get(e, {}))
-    return rows
+    accuracies = networks.fit, networks.tested
+    level = first.threshold
+    return _followed(trials, networks.ensemble, names, (total, SNAPSHOTS, level), accuracies, beta)
 
 
 def convolve(trials: Sequence[Convolution]) -> list[Rows]:
@@ -175,8 +162,8 @@ def convolve(trials: Sequence[Convolution]) -> list[Rows]:
 
     first, (blocks, shortcuts) = trials[0], NETWORKS[trials[0].network]
     drawn = first.images.draw([trial.seed for trial in trials])
-    pool, shape = (drawn.inputs, drawn.targets), drawn.inputs.shape[1:]
-    sizes = ((shape[0], shape[1], shape[2]), first.channels, blocks, drawn.num_classes)
+    pool, (channels, height, width) = (drawn.inputs, drawn.targets), drawn.inputs.shape[1:]
+    sizes = ((channels, height, width), first.channels, blocks, drawn.num_classes)
     ensemble = Ensemble(
         lambda generator: models.residual_net(*sizes, shortcuts=shortcuts, generator=generator),
         functional.cross_entropy,
@@ -185,24 +172,45 @@ def convolve(trials: Sequence[Convolution]) -> list[Rows]:
         path="vmap",
         **_options(trials, "sgd"),
     )
-    start = {name: one for name, one in ensemble.parameters().items() if one.ndim == 5}
-    del start[next(iter(start))]
+    names = [name for name, value in ensemble.parameters().items() if value.ndim == 5][1:]
     total = first.conv_epochs * -(-drawn.train.shape[1] // first.steps_as)
+    accuracies = (
+        lambda rows=rows: ensemble.evaluate(*pool, samples=rows)
+        for rows in (drawn.train, drawn.test)
+    )
+    plan = total, CONV_SNAPSHOTS, KERNEL_THRESHOLD
+    return _followed(trials, ensemble, names, plan, tuple(accuracies))
+
+
+def _followed(
+    trials: Sequence[Any],
+    ensemble: Ensemble,
+    names: Sequence[str],
+    plan: tuple[int, Sequence[float], float],
+    accuracies: tuple[Callable[[], Evaluation], ...],
+    momentum: float = 0.0,
+) -> list[Rows]:
+    """The ensemble trained, with a row for each of its matrices at each snapshot."""
+    total, snapshots, threshold = plan
+    start = ensemble.parameters()
     rows: list[Rows] = [[] for _ in trials]
-    for part, step in zip(
-        CONV_SNAPSHOTS,
-        ensemble.read_at(round(part * total) for part in CONV_SNAPSHOTS),
-        strict=True,
-    ):
-        fit = ensemble.evaluate(*pool, samples=drawn.train)
-        facts = _facts(ensemble, step, total, fit, ensemble.evaluate(*pool, samples=drawn.test))
+    parts = {round(part * total): part for part in snapshots}
+    for step in ensemble.read_at(parts):
+        fit, test = (evaluate() for evaluate in accuracies)
+        facts = {
+            "step": step,
+            "part": parts[step],
+            "final": step == total,
+            "diverged": ensemble.diverged,
+            "train_accuracy": fit.accuracy,
+            "test_accuracy": test.accuracy,
+        }
         now, alive = ensemble.parameters(), ensemble.alive
         hyper = [(trials[e].lr, trials[e].weight_decay, step) for e in alive]
-        for kernel, initial in start.items():
-            pair = (one.double().flatten(2)[alive] for one in (initial, now[kernel]))
-            found = rank_rows(*pair, hyper, KERNEL_THRESHOLD)
-            ranks = dict(zip(alive, found, strict=True))
-            for e, own in enumerate(rows_of(facts | {"part": part, "kernel": kernel})):
+        for name in names:
+            pair = (one[name][alive].double().cpu().flatten(2) for one in (start, now))
+            ranks = dict(zip(alive, rank_rows(*pair, hyper, threshold, momentum), strict=True))
+            for e, own in enumerate(rows_of(facts | {"matrix": name})):
                 rows[e].append(own | ranks.get(e, {}))
     return rows
 
@@ -230,18 +238,21 @@ def widen(trials: Sequence[Wide]) -> list[Rows]:
         path="fused",
         **_options(trials, "sgd"),
     ).train(first.wide_steps)
-    fit = ensemble.evaluate(*pool, samples=samples)
-    rows = rows_of({"diverged": ensemble.diverged, "train_accuracy": fit.accuracy})
     (name,) = [name for name in ensemble.parameters() if name.endswith("weight")][1:-1]
-    kept = ensemble.alive
-    spectra = measure.matrix_spectrum(ensemble.parameters()[name][kept])
-    ranks = _rank(spectra, first.threshold)
+    matrices = ensemble.parameters()[name].nan_to_num()  # those of a network that diverged are NaN
+    ranks = measure.matrix_ranks(matrices, first.threshold)
+    shape, threshold = (first.wide, first.wide), first.threshold
     bound = predict.rank_bound(
-        batch_size=min(WIDE_BATCHES), shape=(first.wide,) * 2, threshold=first.threshold, **WIDE
+        batch_size=min(WIDE_BATCHES), shape=shape, threshold=threshold, **WIDE
     )
-    for e, rank in zip(kept, ranks.tolist(), strict=True):
-        rows[e] |= {"rank": rank, "bound": bound.rank, "limit": bound.limit}
-    return [[row] for row in rows]
+    facts = {
+        "diverged": ensemble.diverged,
+        "train_accuracy": ensemble.evaluate(*pool, samples=samples).accuracy,
+        "rank": ranks.threshold_rank,
+        "bound": bound.rank,
+        "limit": bound.limit,
+    }
+    return [[row] for row in rows_of(facts)]
 
 
 def rank_rows(
@@ -264,44 +275,26 @@ def rank_rows(
         return []
     factors = np.array([predict.decay_factor(*own, momentum=momentum) for own in hyper])
     split = measure.split_matrices(weights, start, weights.new_tensor(factors))
-    norm, initial, learned = split.norm, split.initial_spectra, split.learned_spectra
-    rows, cols = weights.shape[1:]
-    law = {"shape": (rows, cols), "initial_std": predict.initial_std("pytorch", fan_in=cols)}
-    ranks, fine = split.ranks(threshold), split.ranks(FINE)
+    (rows, cols), ranks = weights.shape[1:], split.ranks(threshold)
+    std = predict.initial_std("pytorch", fan_in=cols)
+    law = {"shape": (rows, cols), "initial_std": std, "threshold": threshold}
+    learned = split.learned_spectra
     return rows_of(
         {
             "rows": rows,
             "cols": cols,
             "decay_exponent": [predict.decay_exponent(*own, momentum=momentum) for own in hyper],
-            "norm": norm,
-            "spectrum": split.spectra / norm[:, None],
-            "learned_spectrum": learned / norm[:, None],
+            "norm": split.norm,
+            "spectrum": split.spectra / split.norm[:, None],
             "rank": ranks.rank,
             "survivors": ranks.surviving_rank,
             "learned_rank": ranks.learned_rank,
-            "rank_law": predict.combined_rank(
-                learned, decay_factor=factors, threshold=threshold, **law
-            ),
-            "rank_unforgotten": predict.combined_rank(learned, 0.0, threshold=threshold, **law),
-            "kept": ranks.rank / _rank(initial, threshold),
-            "kept_fine": fine.rank / _rank(initial, FINE),
+            "rank_law": predict.combined_rank(learned, decay_factor=factors, **law),
+            "rank_unforgotten": predict.combined_rank(learned, 0.0, **law),
+            "kept": split.kept(threshold),
+            "kept_fine": split.kept(FINE),
         }
     )
-
-
-def _rank(spectra: Float[Tensor, "E values"], threshold: float) -> Int[Tensor, " E"]:
-    return (spectra > threshold * spectra.norm(dim=1, keepdim=True)).sum(1)
-
-
-def _facts(ensemble: Ensemble, step: int, total: int, fit: Any, test: Any) -> dict[str, Any]:
-    return {
-        "step": step,
-        "final": step == total,
-        "diverged": ensemble.diverged,
-        "train_loss": fit.loss,
-        "train_accuracy": fit.accuracy,
-        "test_accuracy": test.accuracy,
-    }
 
 
 def _options(trials: Sequence[Any], rule: str, beta: float = 0.0) -> dict[str, Any]:

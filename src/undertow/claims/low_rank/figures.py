@@ -1,12 +1,12 @@
-"""The figures of low-rank: ranks against batch size, E and steps; the law; kernels; accuracy."""
+"""The figures of low-rank: ranks against batch size, E and steps; the law; kernels."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import polars as pl
 
-from undertow import predict
 from undertow.claims import Records
 from undertow.claims.low_rank import LowRank
 from undertow.claims.low_rank.experiments import RULES, cell, conv_cells
@@ -70,52 +70,38 @@ def kernels(records: Records, knobs: LowRank) -> Any:
     convolutional and of a residual network. Under a norm layer a small batch's noise makes the
     weights larger, so that at equal E less of the start is above the threshold, for a while.
     """
-    rows = records["kernels"].filter(*learned())
+    names = {"small": "small batch", "same steps": "large batch"}
     rank = pl.col("rank") / pl.min_horizontal("rows", "cols")
-    runs = pl.concat(
-        rows.filter(**where).with_columns(
-            rank=rank, cell=pl.lit(f"{name}, B = {where['batch_size']}")
-        )
-        for name, where in conv_cells(knobs).items()
-        if where["weight_decay"] and name != "same epochs"
+    rows = records["kernels"].filter(*learned()).with_columns(rank=rank)
+    runs = (
+        rows.filter(**conv_cells(knobs)[name]).with_columns(batch=pl.lit(shown))
+        for name, shown in names.items()
     )
-    drawn = means(runs, ("network", "cell", "decay_exponent"), ("rank",))
-    return draw.lines(drawn, "decay_exponent", "rank", "cell", columns="network")
+    drawn = means(pl.concat(runs), ("network", "batch", "decay_exponent"), ("rank",))
+    return draw.lines(drawn, "decay_exponent", "rank", "batch", columns="network")
 
 
-@figure("Rank and test accuracy are only loosely linked")
-def accuracy(records: Records, knobs: LowRank) -> Any:
-    """One point a perceptron that fitted the training set."""
-    ends = records["training"].filter(*fitted(knobs), "final")
-    rows = means(ends, ("rule", "trial"), ("rank", "test_accuracy"))
-    return draw.points(rows.sort("rule", descending=True), "rank", "test_accuracy", "rule")
-
-
-FIGURES = (batch_size, collapse, survivors, kernels, accuracy)
+FIGURES = (batch_size, collapse, survivors, kernels)
 
 
 def table(records: Records, knobs: LowRank) -> pl.DataFrame:
-    """One row a setting: E, ranks, the bound of the paper, accuracies, runs that fitted."""
+    """One row a setting: E, ranks, the paper's bound for SGD, test accuracy, runs that fitted."""
     columns = {
         "decay_exponent": "E",
         "rank": "rank",
         "rank_law": "law",
         "learned_rank": "learned",
+        "bound": "paper's bound",
         "test_accuracy": "test",
         "fitted": "fitted",
     }
-    fit = pl.all_horizontal(*fitted(knobs)).cast(pl.Float64)
-    ends = records["training"].filter("final").with_columns(fitted=fit)
-    rows = means(ends, ("rule", "batch_size", "lr", "weight_decay", "step"), columns)
-    bound = pl.struct("rule", "batch_size", "lr", "weight_decay").map_elements(
-        lambda cell: _bound(knobs, **cell), return_dtype=pl.String
+    bound = math.log(2 / knobs.threshold) * pl.col("batch_size")
+    ends = (
+        records["training"]
+        .filter("final")
+        .with_columns(
+            fitted=pl.all_horizontal(*fitted(knobs)).cast(pl.Float64),
+            bound=pl.when(rule="sgd").then(bound / (pl.col("lr") * pl.col("weight_decay"))),
+        )
     )
-    return rows.with_columns(bound.alias("paper's bound"))
-
-
-def _bound(knobs: LowRank, rule: str, **own: Any) -> str:
-    if rule != "sgd":
-        return "does not apply"
-    shape = (max(knobs.widths[1:]), max(knobs.widths[:-1]))
-    bound = predict.rank_bound(shape=shape, threshold=knobs.threshold, **own)
-    return f"{bound.rank:.3g}{' (vacuous)' if bound.vacuous else ''}"
+    return means(ends, ("rule", "batch_size", "lr", "weight_decay", "step"), columns)

@@ -47,104 +47,83 @@ def _fitted_runs(records: Records, knobs: LowRank) -> tuple[int, int]:
 
 
 def _published(knobs: LowRank) -> dict[str, Prediction]:
-    small, other = cell(knobs), same_epochs(knobs)
-    sizes = f"batch size {small['batch_size']} over {other['batch_size']}"
-    rank = ratio(knobs, "rank", small, other)
+    small, (_, most) = cell(knobs), _ends(knobs.batch_sizes)
+    other, undecayed = cell(knobs, batch_size=most, steps_as=most), {"weight_decay": 0.0}
+    rank, law = (ratio(knobs, column, small, other) for column in ("rank", "rank_law"))
+    explained = "from E and what was learned"
+    kept = value(knobs, "kept_fine", how="min", rule="sgd", **undecayed)
     rules = {
-        "rank, small over large batch, same epochs": at_most(0.9, rank, sizes, against=1),
-        "that ratio, over what the law makes of it": near(
-            1,
-            0.1,
-            rank / ratio(knobs, "rank_law", small, other),
-            "from E and what was learned",
-            against=0.5,
+        "rank, small over large batch, same epochs": at_most(0.9, rank, against=1),
+        "that ratio, over the law's": near(1, 0.1, rank / law, explained, against=0.5),
+        "initial rank kept without decay": no_less(
+            0.98, kept, "of it at threshold 1e-3, in the worst run", control=True
         ),
     }
-    for knob, label in {"lr": "learning rate", "weight_decay": "weight decay"}.items():
+    for knob in ("lr", "weight_decay"):
         low, high = _ends([value for value in getattr(knobs, knob) if value > 0])
         read = ratio(knobs, "rank", small | {knob: high}, small | {knob: low})
-        note = "of one value nothing is known" if math.isnan(high) else f"{high:g} over {low:g}"
-        rules[f"rank, high over low {label}"] = at_most(0.9, read, note, against=1)
-    undecayed = small | {"weight_decay": 0.0}
-    kept = value(knobs, "kept_fine", pl.col("weight_decay") == 0, rule="sgd", how="min")
-    least = "of it at threshold 1e-3, in the worst layer and batch size"
-    compared = {
-        "small less large batch, same epochs": other,
-        "decay less none, same steps": undecayed,
-    }
-
-    def accuracy(at: Cell) -> Reading:
-        return value(knobs, "test_accuracy", **at)
-
-    return (
-        rules
-        | {"initial rank kept without decay": no_less(0.98, kept, least, control=True)}
-        | {
-            f"test accuracy, {name}": near(
-                0, 0.02, accuracy(small) - accuracy(at), "a marginal effect", against=0.05
-            )
-            for name, at in compared.items()
-        }
-    )
+        rules[f"rank, high over low {knob}"] = at_most(0.9, read, against=1)
+    compared = {"small less large batch, same epochs": other}
+    compared["decay less none, same steps"] = small | undecayed
+    for name, at in compared.items():
+        gap = value(knobs, "test_accuracy", **small) - value(knobs, "test_accuracy", **at)
+        rules[f"test accuracy, {name}"] = near(0, 0.02, gap, "a marginal effect", against=0.05)
+    return rules
 
 
 def _equal_exponents(knobs: LowRank) -> dict[str, Prediction]:
     """Whether the batch size, or steps alone, say anything that E does not."""
-    apart = batch_gap(knobs, pl.col("survivors") > 0)
-    end = batch_gap(knobs, "final")
-    few = max(knobs.widths[1:]) / 64
-    alone = unexplained(knobs, pl.col("decay_exponent"))
+    early, end = (batch_gap(knobs, when) for when in (pl.col("survivors") > 0, "final"))
+    few, while_ = max(knobs.widths[1:]) / 64, "while initial weights survive"
+    alone, curve = unexplained(knobs, pl.col("decay_exponent")), "about one falling curve"
+    gap = "rank, small less large batch, same E"
     rules = {
-        "rank, small less large batch, same E": near(
-            0, few, apart, "while initial weights survive", against=5 * few
-        ),
-        "rank, small less large batch, same E, at the end": no_less(-few, end, "no lower"),
-        "ranks apart at equal E, all settings": at_most(
-            few, alone, "about one falling curve", against=5 * few
-        ),
+        gap: near(0, few, early, while_, against=5 * few),
+        f"{gap}, at the end": no_less(-few, end, "no lower"),
+        "ranks apart at equal E, all settings": at_most(few, alone, curve, against=5 * few),
     }
     steps = pl.col("step").cast(pl.Float64)
     for name, by in {"steps": steps, "lr x steps": steps * pl.col("lr")}.items():
-        left = alone / unexplained(knobs, by)
-        rules[f"ranks apart at equal E, over at equal {name}"] = at_most(
-            0.5, left, f"E explains what {name} do not", against=1
-        )
+        left, note = alone / unexplained(knobs, by), f"E explains what {name} do not"
+        rules[f"that over ranks apart at equal {name}"] = at_most(0.5, left, note, against=1)
     return rules
 
 
 def _law(knobs: LowRank) -> dict[str, Prediction]:
     """Whether rank is that of a shrunk random start and of what was learned, in every stratum."""
-    rules = {}
-    for low, high in STRATA:
-        rules[f"error of the law where {low:g} to {high:g} survive"] = at_most(
-            0.1, law_error(knobs, "rank_law", survive(low, high)), "of the rank", against=0.5
-        )
-    for rule in ("momentum", "adamw"):
-        rules[f"error of the law, {rule}"] = at_most(
-            0.1, law_error(knobs, "rank_law", rule=rule), "of the rank", against=0.5
-        )
-    half = survive(0.0, 0.5)
+    errors = {
+        f"where {low:g} to {high:g} survive": law_error(knobs, "rank_law", survive(low, high))
+        for low, high in STRATA
+    } | {rule: law_error(knobs, "rank_law", rule=rule) for rule in ("momentum", "adamw")}
+    rules = {
+        f"error of the law, {name}": at_most(0.1, error, "of the rank", against=0.5)
+        for name, error in errors.items()
+    }
+    note = "where at most half survives"
     for name, column in {"forgetting": "rank_unforgotten", "what was learned": "survivors"}.items():
-        error = law_error(knobs, column, half)
-        rules[f"error of the law without {name}"] = no_less(
-            0.2, error, "where at most half survives", control=True
-        )
+        error = law_error(knobs, column, survive(0.0, 0.5))
+        rules[f"error of the law without {name}"] = no_less(0.2, error, note, control=True)
     learned = ratio(knobs, "learned_rank", cell(knobs), cell(knobs, "adamw"))
     return rules | {"learned rank, SGD over AdamW": at_most(1, learned, "at the same E")}
 
 
 def _kernels(knobs: LowRank) -> dict[str, Prediction]:
     """Kernels of convolutional and residual networks, at the same epochs and at the same E."""
-    at = conv_cells(knobs)
-    kept = of("kernels", "kept", *learned(), how="min", **at["undecayed"])
-    worst = Reading(lambda records: _greatest_gap(kernel_gaps(records, knobs)))
-    left = Reading(lambda records: _share_left(kernel_gaps(records, knobs)))
-    of_all = "of the difference at the same epochs, over kernels and snapshots"
+
+    def gaps(name: str, *conditions: str, how: Any = "mean") -> Reading:
+        return Reading(
+            lambda records: lab.per_seed(kernel_gaps(records, knobs), name, *conditions, how=how)
+        )
+
+    kept = of("kernels", "kept", *learned(), how="min", **conv_cells(knobs)["undecayed"])
+    least = "of the kernel's side, in the kernel that loses least"
+    gap, left = "kernel rank, small less large batch", gaps("same steps") / gaps("same epochs")
+    of_all = "of that, over kernels and snapshots"
     return {
-        "kernel rank, small less large batch, same epochs": at_most(
-            -0.05, worst, "of the kernel's side, in the kernel where least is lost", against=0
+        f"{gap}, same epochs": at_most(
+            -0.05, gaps("same epochs", "final", how="max"), least, against=0
         ),
-        "kernel rank, share of that left at the same E": at_most(0.5, left, of_all, against=1),
+        f"{gap}, same E": at_most(0.5, left, of_all, against=1),
         "initial kernel rank kept without decay": no_less(
             0.98, kept, "of it, in the worst kernel", control=True
         ),
@@ -156,23 +135,16 @@ def _bounded() -> dict[str, Prediction]:
     at, says = wide_cells(), (*learned(), pl.col("bound") < pl.col("limit"))
     small, large = (of("wide", "rank", *learned(), **at[name]) for name in ("small", "large"))
     above = of("wide", pl.col("rank") > pl.col("bound"), *says, how="all", **at["undecayed"])
-    over = of("wide", pl.col("rank") / pl.col("bound"), *says, **at["small"])
+    over, apart = of("wide", pl.col("rank") / pl.col("bound"), *says, **at["small"]), small - large
+    unbounded = "though only the first is bounded"
     return {
         "rank over the paper's bound": at_most(1, over, "where it is below the width"),
         "rank above that bound without decay": every_seed(above.then(PerSeed.share), control=True),
-        "rank, batch of 1 less batch of 32": near(
-            0, 4, small - large, "though only the first is bounded", against=100
-        ),
+        "rank, batch of 1 less batch of 32": near(0, 4, apart, unbounded, against=100),
     }
 
 
 # ---- readings
-
-
-def same_epochs(knobs: LowRank) -> Cell:
-    """The largest batch size at the baseline's epochs; no cell where there is only one size."""
-    _, large = _ends(knobs.batch_sizes)
-    return cell(knobs, batch_size=large, steps_as=large)
 
 
 def _ends(values: Sequence[float]) -> tuple[Any, Any]:
@@ -222,7 +194,7 @@ def batch_gap(knobs: LowRank, condition: pl.Expr | str) -> Reading:
 
     def read(records: Records) -> PerSeed:
         rows = records["training"].filter(*fitted(knobs), condition)
-        keys = ("seed", "layer", "step")
+        keys = ("seed", "matrix", "step")
         pairs = rows.filter(**small).join(rows.filter(**other), on=keys, suffix="_other")
         return lab.per_seed(pairs, pl.col("rank") - pl.col("rank_other"))
 
@@ -250,7 +222,7 @@ def _apart(x: pl.Series, y: pl.Series) -> float:
 
 
 def snapshots(records: Records, knobs: LowRank) -> pl.DataFrame:
-    """A row for each snapshot of each run that had fitted: its mean rank over the layers."""
+    """A row for each snapshot of each perceptron that had fitted: its mean rank over the layers."""
     run = ("seed", "trial", "step", "rule", "batch_size", "lr", "weight_decay", "decay_exponent")
     return lab.means(records["training"].filter(*fitted(knobs)), run, ("rank",))
 
@@ -261,7 +233,7 @@ def kernel_gaps(records: Records, knobs: LowRank) -> pl.DataFrame:
     A row for each seed, network, kernel and snapshot, with the difference at the same epochs and
     at the same E.
     """
-    at, keys = conv_cells(knobs), ("seed", "network", "kernel", "part", "final")
+    at, keys = conv_cells(knobs), ("seed", "network", "matrix", "part", "final")
     rows = records["kernels"].filter(*learned())
     share = pl.col("rank") / pl.min_horizontal("rows", "cols")
     gaps = rows.filter(**at["small"]).select(*keys, small=share)
@@ -269,11 +241,3 @@ def kernel_gaps(records: Records, knobs: LowRank) -> pl.DataFrame:
         gaps = gaps.join(rows.filter(**at[name]).select(*keys, large=share), on=keys)
         gaps = gaps.with_columns((pl.col("small") - pl.col("large")).alias(name)).drop("large")
     return gaps
-
-
-def _greatest_gap(gaps: pl.DataFrame) -> PerSeed:
-    return lab.per_seed(gaps, "same epochs", "final", how="max")
-
-
-def _share_left(gaps: pl.DataFrame) -> PerSeed:
-    return lab.per_seed(gaps, "same steps") / lab.per_seed(gaps, "same epochs")

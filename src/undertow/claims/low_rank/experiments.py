@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from undertow.claims import perceptrons
+from undertow.claims import Networks, networks, perceptrons
 from undertow.claims.low_rank import LowRank
 from undertow.data import Images
 from undertow.lab import Experiment, grid, rows_of, seeds
@@ -14,8 +14,6 @@ from undertow.lab import Experiment, grid, rows_of, seeds
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
-
-    from undertow.train import Ensemble, Evaluation
 
 RULES = {"sgd": 0.0, "momentum": 0.9, "adamw": 0.0}  # update rules, and the momentum of each
 FINE = 1e-3  # the paper's threshold; the knob is coarser so that `small` can resolve it
@@ -25,8 +23,7 @@ KERNEL_THRESHOLD = 0.1
 CONV = {"lr": 0.05, "weight_decay": 0.014}
 # What two classes are still learned under, with lr x weight decay large enough for the bound.
 WIDE = {"lr": 0.1, "weight_decay": 0.2}
-WIDE_BATCHES = (1, 32)
-WIDE_CLASSES = 2
+WIDE_BATCH, WIDE_CLASSES = 32, 2
 _ADAM_LR = 1e-3
 # Fractions of the steps at which ranks are taken.
 SNAPSHOTS = (0.08, 0.16, 0.25, 0.38, 0.5, 0.62, 0.75, 0.88, 1.0)
@@ -52,6 +49,7 @@ class Training:
     epochs: int
     steps_as: int
     threshold: float
+    classes: int | None
     seed: int
 
 
@@ -70,20 +68,6 @@ class Convolution:
     seed: int
 
 
-@dataclass(frozen=True)
-class Wide:
-    """One wide perceptron that tells two classes apart, under much decay or none."""
-
-    images: Images
-    wide: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    threshold: float
-    wide_steps: int
-    seed: int
-
-
 def experiments(knobs: LowRank, seed: int) -> dict[str, Experiment]:
     """Fixed epochs over batch sizes, rates and decays; fixed steps over batch sizes; the rules."""
     own = seeds(seed, knobs.seeds)
@@ -94,26 +78,27 @@ def experiments(knobs: LowRank, seed: int) -> dict[str, Experiment]:
     cells += [cell(knobs, lr=lr) for lr in knobs.lr]
     cells += [cell(knobs, weight_decay=decay) for decay in knobs.weight_decay]
     rules = [cell(knobs, rule) for rule in RULES]
-    training = grid(Training, knobs, cell=cells + rules, seed=own)
+    training = grid(Training, knobs, classes=[None], cell=cells + rules, seed=own)
     fewer = {"images": replace(knobs.images, train_size=knobs.conv_images)}
     compared = [fewer | at for at in conv_cells(knobs).values()]
     kernels = grid(Convolution, knobs, network=NETWORKS, cell=compared, seed=own)
-    wide = grid(Wide, knobs, cell=wide_cells().values(), seed=own)
+    wide = grid(Training, knobs, cell=wide_cells(knobs).values(), seed=own)
     alike = ("seed", "lr", "weight_decay")
     return {
         "training": Experiment(training, train, together=alike),
         "kernels": Experiment(kernels, convolve, together=("seed",)),
-        "wide": Experiment(wide, widen, together=alike),
+        "wide": Experiment(wide, train, together=alike),
     }
 
 
 def cell(knobs: LowRank, rule: str = "sgd", **changed: Any) -> dict[str, Any]:
-    """The baseline at the smallest batch size, but for what is changed.
+    """The middle rate and decay at the smallest batch size, but for what is changed.
 
     Every rule forgets at the same rate per step.
     """
-    smallest, decay = min(knobs.batch_sizes), knobs.baseline_decay
-    lr = knobs.baseline_lr * (1 - RULES[rule])
+    decays = sorted(value for value in knobs.weight_decay if value > 0)
+    smallest, decay = min(knobs.batch_sizes), decays[len(decays) // 2]
+    lr = sorted(knobs.lr)[len(knobs.lr) // 2] * (1 - RULES[rule])
     if rule == "adamw":
         lr, decay = _ADAM_LR, lr * decay / _ADAM_LR
     shared = {"rule": rule, "batch_size": smallest, "steps_as": smallest}
@@ -131,79 +116,67 @@ def conv_cells(knobs: LowRank) -> dict[str, dict[str, Any]]:
     }
 
 
-def wide_cells() -> dict[str, dict[str, Any]]:
-    """With decay, at two batch sizes, and without."""
-    small, large = WIDE_BATCHES
+def wide_cells(knobs: LowRank) -> dict[str, dict[str, Any]]:
+    """Two classes and a wide network, with decay at two batch sizes, and without."""
+    shared = {"rule": "sgd", "widths": (knobs.wide, knobs.wide), "classes": WIDE_CLASSES}
+    shared |= WIDE | {"epochs": knobs.wide_epochs, "steps_as": 1, "batch_size": 1}
     return {
-        "small": WIDE | {"batch_size": small},
-        "large": WIDE | {"batch_size": large},
-        "undecayed": WIDE | {"batch_size": small, "weight_decay": 0.0},
+        "small": shared,
+        "large": shared | {"batch_size": WIDE_BATCH},
+        "undecayed": shared | {"weight_decay": 0.0},
     }
 
 
 def train(trials: Sequence[Training]) -> list[Rows]:
     """One group: at each snapshot a row for each hidden matrix."""
     first, beta = trials[0], RULES[trials[0].rule]
-    options = {"path": "fused", "device": first.device} | _options(trials, first.rule, beta)
-    networks = perceptrons(first.images, first.widths, **options)
-    names = [name for name in networks.ensemble.parameters() if name.endswith("weight")][1:-1]
-    total = first.epochs * -(-networks.train.shape[1] // first.steps_as)
-    accuracies = networks.fit, networks.tested
-    level = first.threshold
-    return _followed(trials, networks.ensemble, names, (total, SNAPSHOTS, level), accuracies, beta)
+    options = _options(trials, first.rule, beta) | {"path": "fused", "device": first.device}
+    made = perceptrons(first.images, first.widths, classes=first.classes, **options)
+    names = [name for name in made.ensemble.parameters() if name.endswith("weight")][1:-1]
+    total = first.epochs * -(-made.train.shape[1] // first.steps_as)
+    parts = SNAPSHOTS if first.classes is None else SNAPSHOTS[-1:]
+    return _followed(trials, made, names, (total, parts, first.threshold), beta)
 
 
 def convolve(trials: Sequence[Convolution]) -> list[Rows]:
     """One group: at each snapshot a row for each kernel but the first, whose input is the image."""
-    from torch.nn import functional
-
     from undertow import models
-    from undertow.train import Ensemble
 
     first, (blocks, shortcuts) = trials[0], NETWORKS[trials[0].network]
-    drawn = first.images.draw([trial.seed for trial in trials])
-    pool, (channels, height, width) = (drawn.inputs, drawn.targets), drawn.inputs.shape[1:]
-    sizes = ((channels, height, width), first.channels, blocks, drawn.num_classes)
-    ensemble = Ensemble(
-        lambda generator: models.residual_net(*sizes, shortcuts=shortcuts, generator=generator),
-        functional.cross_entropy,
-        pool,
-        samples=drawn.train,
-        path="vmap",
-        **_options(trials, "sgd"),
-    )
-    names = [name for name, value in ensemble.parameters().items() if value.ndim == 5][1:]
-    total = first.conv_epochs * -(-drawn.train.shape[1] // first.steps_as)
-    accuracies = (
-        lambda rows=rows: ensemble.evaluate(*pool, samples=rows)
-        for rows in (drawn.train, drawn.test)
-    )
-    plan = total, CONV_SNAPSHOTS, KERNEL_THRESHOLD
-    return _followed(trials, ensemble, names, plan, tuple(accuracies))
+
+    def model(shape: tuple[int, int, int], classes: int) -> Any:
+        sizes = (shape, first.channels, blocks, classes)
+        return lambda generator: models.residual_net(
+            *sizes, shortcuts=shortcuts, generator=generator
+        )
+
+    options = _options(trials, "sgd") | {"path": "vmap", "flat": False}
+    made = networks(first.images, model, **options)
+    kernels = [name for name, value in made.ensemble.parameters().items() if value.ndim == 5]
+    total = first.conv_epochs * -(-made.train.shape[1] // first.steps_as)
+    return _followed(trials, made, kernels[1:], (total, CONV_SNAPSHOTS, KERNEL_THRESHOLD))
 
 
 def _followed(
     trials: Sequence[Any],
-    ensemble: Ensemble,
+    networks: Networks,
     names: Sequence[str],
     plan: tuple[int, Sequence[float], float],
-    accuracies: tuple[Callable[[], Evaluation], ...],
     momentum: float = 0.0,
 ) -> list[Rows]:
     """The ensemble trained, with a row for each of its matrices at each snapshot."""
-    total, snapshots, threshold = plan
+    (total, snapshots, threshold), ensemble = plan, networks.ensemble
     start = ensemble.parameters()
     rows: list[Rows] = [[] for _ in trials]
     parts = {round(part * total): part for part in snapshots}
     for step in ensemble.read_at(parts):
-        fit, test = (evaluate() for evaluate in accuracies)
         facts = {
             "step": step,
             "part": parts[step],
             "final": step == total,
             "diverged": ensemble.diverged,
-            "train_accuracy": fit.accuracy,
-            "test_accuracy": test.accuracy,
+            "train_accuracy": networks.fit().accuracy,
+            "test_accuracy": networks.tested().accuracy,
         }
         now, alive = ensemble.parameters(), ensemble.alive
         hyper = [(trials[e].lr, trials[e].weight_decay, step) for e in alive]
@@ -213,46 +186,6 @@ def _followed(
             for e, own in enumerate(rows_of(facts | {"matrix": name})):
                 rows[e].append(own | ranks.get(e, {}))
     return rows
-
-
-def widen(trials: Sequence[Wide]) -> list[Rows]:
-    """One group: the rank of the hidden matrix at the end, beside the paper's bound on it."""
-    import torch
-    from torch.nn import functional
-
-    from undertow import measure, models, predict
-    from undertow.train import Ensemble
-
-    first = trials[0]
-    drawn = first.images.draw([trial.seed for trial in trials])
-    chosen = drawn.targets < WIDE_CLASSES
-    place = torch.cumsum(chosen, 0) - 1  # of an image among those of the chosen classes
-    samples = torch.stack([place[own[chosen[own]]] for own in drawn.train])
-    pool = drawn.inputs[chosen].flatten(1), drawn.targets[chosen]
-    sizes = (pool[0].shape[1], first.wide, first.wide, WIDE_CLASSES)
-    ensemble = Ensemble(
-        lambda generator: models.mlp(sizes, generator=generator),
-        functional.cross_entropy,
-        pool,
-        samples=samples,
-        path="fused",
-        **_options(trials, "sgd"),
-    ).train(first.wide_steps)
-    (name,) = [name for name in ensemble.parameters() if name.endswith("weight")][1:-1]
-    matrices = ensemble.parameters()[name].nan_to_num()  # those of a network that diverged are NaN
-    ranks = measure.matrix_ranks(matrices, first.threshold)
-    shape, threshold = (first.wide, first.wide), first.threshold
-    bound = predict.rank_bound(
-        batch_size=min(WIDE_BATCHES), shape=shape, threshold=threshold, **WIDE
-    )
-    facts = {
-        "diverged": ensemble.diverged,
-        "train_accuracy": ensemble.evaluate(*pool, samples=samples).accuracy,
-        "rank": ranks.threshold_rank,
-        "bound": bound.rank,
-        "limit": bound.limit,
-    }
-    return [[row] for row in rows_of(facts)]
 
 
 def rank_rows(

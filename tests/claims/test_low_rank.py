@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from contract import Contract
 
-from undertow import claims, predict
-from undertow.claims import Records
+from undertow import claims, models, predict
+from undertow.claims import Records, networks, perceptrons
 from undertow.claims.low_rank import CLAIM, LowRank, experiments
 from undertow.claims.low_rank.experiments import (
     NETWORKS,
@@ -24,6 +25,7 @@ from undertow.claims.low_rank.experiments import (
 )
 from undertow.claims.low_rank.predictions import STRATA
 from undertow.data import Images
+from undertow.train import Member, rules
 
 IMAGES = Images(train_size=120)
 TINY = LowRank(
@@ -256,6 +258,38 @@ def test_only_without_decay_does_a_wide_network_keep_its_rank() -> None:
     assert decayed["train_accuracy"] > 0.9
     assert decayed["rank"] < 20
     assert kept["rank"] > 240
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_the_rank_identity_is_exact_for_sgd_and_broken_by_the_others(kind: str) -> None:
+    """rank(W_T - (1 - lr weight_decay)^n W_(T-n)) <= n m_l B, of the last layer but one."""
+    batch_size, steps, positions = (4, 5, 1) if kind == "mlp" else (1, 2, 4)
+    hidden = (64, 64) if kind == "mlp" else (16, 64)
+
+    def model(shape: tuple[int, int, int], classes: int) -> Any:
+        return lambda generator: models.conv_net(shape, hidden, classes, generator=generator)
+
+    found = {}
+    for rule, beta in RULES.items():
+        at = cell(LowRank(lr=(0.05,), weight_decay=(2e-3,)), rule)
+        rates = {"lr": at["lr"], "weight_decay": at["weight_decay"]}
+        options: dict[str, Any] = {"rule": getattr(rules, rule), "dtype": torch.float64}
+        options |= {"members": [Member(1, momentum=beta, **rates)], "batch_size": batch_size}
+        images = Images(train_size=200)
+        if kind == "mlp":
+            ensemble = perceptrons(images, hidden, **options).ensemble
+        else:
+            ensemble = networks(images, model, flat=False, path="loop", **options).ensemble
+        name = [name for name in ensemble.parameters() if name.endswith("weight")][-2]
+        earlier, later = (
+            ensemble.parameters()[name][0].flatten(1).numpy()
+            for _ in ensemble.read_at((20, 20 + steps))
+        )
+        sizes = {"steps": steps, "batch_size": batch_size, "patches": positions}
+        identity = predict.rank_identity(later, earlier, **rates, **sizes)
+        assert not identity.vacuous
+        found[rule] = identity.holds
+    assert found == {"sgd": True, "momentum": False, "adamw": False}
 
 
 def test_what_is_cut_from_the_knobs_reads_unknown() -> None:

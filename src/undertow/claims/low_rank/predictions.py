@@ -108,7 +108,8 @@ def _kernels(knobs: LowRank) -> dict[str, Prediction]:
     kept = of("kernels", "kept", *learned(), how="min", **conv_cells(knobs)["undecayed"])
     least = "of the kernel's side, in the kernel that loses least"
     gap, left = "kernel rank, small less large batch", gaps("same steps") / gaps("same epochs")
-    left, of_all = left.then(PerSeed.plain), "of that, over kernels and snapshots"
+    # It may be negative, so that it is no ratio of two sizes.
+    left, of_all = left.then(lambda found: found.map(float)), "of that, over all snapshots"
     return {
         f"{gap}, same epochs": at_most(
             -0.05, gaps("same epochs", "final", how="max"), least, against=0

@@ -66,8 +66,8 @@ def test_each_member_sees_what_its_data_seed_draws(data_seeds: list[int] | None)
 
 def test_a_member_does_not_depend_on_its_neighbours_or_on_their_images() -> None:
     together, alone = made((1, 2, 3), path="loop"), made((2,), path="loop")
-    for networks in (together, alone):
-        networks.ensemble.train(20)
+    for each in (together, alone):
+        each.ensemble.train(20)
     assert torch.equal(first_weights(together)[1], first_weights(alone)[0])
     assert torch.equal(together.fit().loss[1:2], alone.fit().loss)
     assert torch.equal(together.tested().accuracy[1:2], alone.tested().accuracy)

@@ -27,7 +27,7 @@ from undertow.claims.low_rank.predictions import STRATA
 from undertow.data import Images
 from undertow.train import Member, rules
 
-IMAGES = Images(train_size=120)
+IMAGES = Images(train_size=160)
 TINY = LowRank(
     images=IMAGES,
     widths=(24, 24),
@@ -40,7 +40,7 @@ TINY = LowRank(
     conv_images=40,
     conv_batches=(8, 20),
     conv_epochs=1,
-    wide=16,
+    wide=24,
     wide_epochs=1,
     seeds=2,
 )
@@ -111,6 +111,7 @@ def convolved(trial: Convolution) -> list[dict[str, Any]]:
         rank = 32 - round(200 * exponent) - (trial.seed % 2)
         shape = {"rows": 32, "cols": 288, "matrix": "3.0.weight"}
         made = {"part": part, "final": part == 1.0, "decay_exponent": exponent, "rank": rank}
+        made["norm"] = 2.0 if trial.batch_size == min(KNOBS.conv_batches) else 1.5
         rows.append(own(trial) | made | shape | {"kept": 1.0 if exponent == 0 else rank / 32})
     return rows
 
@@ -159,7 +160,8 @@ CONTRACT = Contract(
         ),
         ({"where": {"rule": "adamw"}, "learned_rank": 1.0}, "learned rank, SGD over AdamW"),
         ({"where": SMALL, "rank": 40}, "kernel rank, small less large batch, same epochs"),
-        ({"where": LARGE, "rank": 40}, "kernel rank, small less large batch, same E"),
+        ({"where": LARGE, "rank": 40}, "share of that left at the same E"),
+        ({"where": SMALL, "norm": 1.0}, "kernel norm, small over large batch, same E"),
         ({"where": WIDE["small"], "rank": 300}, "rank over the paper's bound"),
         ({"where": WIDE["large"], "rank": 300}, "rank, batch of 1 less batch of 32"),
     ],
@@ -184,6 +186,7 @@ CONTRACT = Contract(
         ({"widths": (10,)}, "widths must be at least 2 values"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"fit": 1.1}, "fit must be at most 1"),
+        ({"images": Images(train_size=150)}, "train_size must be at least 160, got 150"),
         ({"channels": 6}, "channels must be a multiple of 4, got 6"),
         ({"conv_batches": (4,)}, "conv_batches must be at least 2 values"),
         ({"conv_batches": (4, 4)}, "conv_batches"),
@@ -251,7 +254,7 @@ def test_every_kernel_behind_the_first_has_a_row_at_each_snapshot(network: str) 
 
 
 def test_only_without_decay_does_a_wide_network_keep_its_rank() -> None:
-    knobs = LowRank(images=Images(train_size=100), wide=300, wide_epochs=25, seeds=2)
+    knobs = LowRank(images=IMAGES, wide=300, wide_epochs=16, seeds=2)
     made = experiments.experiments(knobs, 0)["wide"].trials
     trials = [trial for trial in made if trial.seed == 0 and trial.batch_size == 1]
     ((decayed,), (kept,)) = experiments.train(trials)

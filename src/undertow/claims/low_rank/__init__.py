@@ -44,8 +44,10 @@ class LowRank(Knobs):
     seeds: Seeds = 12  # independent repetitions
 
     def rules(self) -> Mapping[str, bool]:
-        """Something decays; channels fall into groups."""
+        """Something decays; channels fall into groups; two of ten classes fill a batch of 32."""
+        size = self.images.train_size
         return {
+            f"train_size must be at least 160, got {size}": size is None or size >= 160,
             f"weight_decay needs at least one positive value, got {self.weight_decay}": any(
                 self.weight_decay
             ),
@@ -62,8 +64,8 @@ CLAIM = Claim(
     "weight decay leave hidden matrices and kernels of lower rank, without weight decay nothing of "
     "the sort happens, and test accuracy hardly moves. In perceptrons rank falls along one curve "
     "in the decay exponent E = sum of lr x weight decay, whatever the batch size, and follows from "
-    "E, the initialiser and what was learned. In convolutional and residual networks E explains "
-    "more than half of what the batch size does.",
+    "E, the initialiser and what was learned. Under norm layers E is part of what the batch size "
+    "does to convolutional and residual networks, and their weights are larger at small batches.",
     corrections=(
         "The bound m_l B log(2/eps) / (lr weight_decay) grows with the batch size B, and small "
         "batches do have lower rank at fixed epochs. But they also take more steps. At equal E "
@@ -75,7 +77,8 @@ CLAIM = Claim(
         "the same rank.",
         "W_T = f W_0 + G_T with f = prod (1 - lr_t weight_decay): rank is that of a shrunk random "
         "start and of what was learned, in general position. Under a norm layer the learned part "
-        "of a kernel is not in general position: it cancels some of the start.",
+        "of a kernel is not in general position: it cancels some of the start. There a small batch "
+        "has the lower rank at equal E, too, as long as initial weights survive.",
         "Momentum and AdamW lose rank with E, too, although the rank identity behind the bound, "
         "rank(W_T - (1 - lr weight_decay)^n W_(T-n)) <= n m_l B, is not theirs.",
     ),

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 RULES = {"sgd": 0.0, "momentum": 0.9, "adamw": 0.0}  # update rules, and the momentum of each
 FINE = 1e-3  # the paper's threshold; the knob is coarser so that `small` can resolve it
 NETWORKS = {"conv": (1, False), "residual": (2, True)}  # blocks, and whether they have shortcuts
-# A kernel of 32 x 288 starts with all its singular values between 0.118 and 0.236 of its norm.
+# Of kernels with 32 channels, whose singular values start between 0.118 and 0.236 of the norm;
+# with others both go with 1 / sqrt(channels).
 KERNEL_THRESHOLD = 0.1
 CONV = {"lr": 0.05, "weight_decay": 0.014}
 # What two classes are still learned under, with lr x weight decay large enough for the bound.
@@ -154,7 +155,8 @@ def convolve(trials: Sequence[Convolution]) -> list[Rows]:
     made = networks(first.images, model, **options)
     kernels = [name for name, value in made.ensemble.parameters().items() if value.ndim == 5]
     total = first.conv_epochs * -(-made.train.shape[1] // first.steps_as)
-    return _followed(trials, made, kernels[1:], (total, CONV_SNAPSHOTS, KERNEL_THRESHOLD))
+    threshold = KERNEL_THRESHOLD * (32 / first.channels) ** 0.5
+    return _followed(trials, made, kernels[1:], (total, CONV_SNAPSHOTS, threshold))
 
 
 def _followed(

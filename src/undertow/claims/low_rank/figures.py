@@ -10,7 +10,7 @@ import polars as pl
 from undertow.claims import Records
 from undertow.claims.low_rank import LowRank
 from undertow.claims.low_rank.experiments import RULES, cell, conv_cells
-from undertow.claims.low_rank.predictions import fitted, learned, snapshots, value
+from undertow.claims.low_rank.predictions import fitted, snapshots, value
 from undertow.lab import Charts, beside, figure, intervals, means
 
 SERIES = {
@@ -19,7 +19,7 @@ SERIES = {
     "survivors": "survivors of the initial weights",
     "learned_rank": "learned part",
 }
-draw = Charts(decay_exponent="decay exponent E", step="steps")
+draw = Charts(decay_exponent="decay exponent E", step="steps", share="rank, share of its side")
 
 
 @figure("Smaller batches give lower rank, until the steps are matched")
@@ -71,14 +71,14 @@ def kernels(records: Records, knobs: LowRank) -> Any:
     weights larger, so that at equal E less of the start is above the threshold, for a while.
     """
     names = {"small": "small batch", "same steps": "large batch"}
-    rank = pl.col("rank") / pl.min_horizontal("rows", "cols")
-    rows = records["kernels"].filter(*learned()).with_columns(rank=rank)
+    share = pl.col("rank") / pl.min_horizontal("rows", "cols")
+    rows = records["kernels"].filter(*fitted(knobs)).with_columns(share=share)
     runs = (
         rows.filter(**conv_cells(knobs)[name]).with_columns(batch=pl.lit(shown))
         for name, shown in names.items()
     )
-    drawn = means(pl.concat(runs), ("network", "batch", "decay_exponent"), ("rank",))
-    return draw.lines(drawn, "decay_exponent", "rank", "batch", columns="network")
+    drawn = means(pl.concat(runs), ("network", "batch", "decay_exponent"), ("share",))
+    return draw.lines(drawn, "decay_exponent", "share", "batch", columns="network")
 
 
 FIGURES = (batch_size, collapse, survivors, kernels)

@@ -19,8 +19,6 @@ Cell = Mapping[str, Any]
 
 # Shares of the initial directions that survive, by which errors of the law are told apart.
 STRATA = ((0.8, 1.0), (0.5, 0.8), (0.2, 0.5), (0.0, 0.2))
-# A convolutional or wide network must do better than one that has collapsed, which looks low-rank.
-_LEARNED = 0.9
 
 
 def predictions(knobs: LowRank) -> dict[str, Prediction]:
@@ -45,9 +43,7 @@ def _published(knobs: LowRank) -> dict[str, Prediction]:
     rules = {
         "rank, small over large batch, same epochs": at_most(0.9, rank, against=1),
         "that ratio, over the law's": near(1, 0.1, rank / law, explained, against=0.5),
-        "initial rank kept without decay": no_less(
-            0.98, kept, "of it at threshold 1e-3, in the worst run", control=True
-        ),
+        "initial rank kept without decay": no_less(0.98, kept, "at threshold 1e-3", control=True),
     }
     for knob in ("lr", "weight_decay"):
         low, high = _ends([value for value in getattr(knobs, knob) if value > 0])
@@ -107,21 +103,14 @@ def _kernels(knobs: LowRank) -> dict[str, Prediction]:
         ends = kernel_gaps(records, knobs).filter("final").group_by("seed", "network")
         return lab.per_seed(ends.agg(pl.col("same epochs").mean()), "same epochs", how="max")
 
-    kept = of("kernels", "kept", *learned(), how="min", **conv_cells(knobs)["undecayed"])
-    # It may be negative, so that it is no ratio of two sizes.
-    left = (gaps("same steps") / gaps("same epochs")).then(lambda found: found.map(float))
+    kept = of("kernels", "kept", *fitted(knobs), how="min", **conv_cells(knobs)["undecayed"])
+    left = (gaps("same steps") / gaps("same epochs")).then(lambda one: one.map(float))
     gap, side = "kernel rank, small less large batch", "of its side, in the network that loses less"
     return {
         f"{gap}, same epochs": at_most(-0.1, least, side, against=0),
-        "share of that left at the same E": at_most(
-            0.75, left, "E is part of it, over all snapshots", against=1
-        ),
-        "kernel norm, small over large batch, same E": no_less(
-            1.1, gaps("norm"), "noise makes weights larger under a norm layer", against=1
-        ),
-        "initial kernel rank kept without decay": no_less(
-            0.98, kept, "of it, in the worst kernel", control=True
-        ),
+        "share of that left at the same E": at_most(0.75, left, "over all snapshots", against=1),
+        "kernel norm, small over large batch, same E": no_less(1.1, gaps("norm"), against=1),
+        "initial kernel rank kept without decay": no_less(0.98, kept, "at worst", control=True),
     }
 
 
@@ -133,7 +122,7 @@ def _bounded(knobs: LowRank) -> dict[str, Prediction]:
 
     def rank(name: str) -> Reading:
         keys = ("batch_size", "weight_decay")
-        return of("wide", "rank", *learned(), **{key: at[name][key] for key in keys})
+        return of("wide", "rank", *fitted(knobs), **{key: at[name][key] for key in keys})
 
     over, apart = rank("small") / bound, rank("small") - rank("large")
     undecayed, unbounded = rank("undecayed") / bound, "though only the first is bounded"
@@ -155,11 +144,6 @@ def _ends(values: Sequence[float]) -> tuple[Any, Any]:
 def fitted(knobs: LowRank) -> tuple[pl.Expr, ...]:
     """Of networks that had fitted the training set by then; a collapsed one looks low-rank."""
     return ~pl.col("diverged"), pl.col("train_accuracy") >= knobs.fit
-
-
-def learned() -> tuple[pl.Expr, ...]:
-    """Of convolutional and wide networks that had learned by then."""
-    return ~pl.col("diverged"), pl.col("train_accuracy") >= _LEARNED
 
 
 def value(
@@ -234,7 +218,7 @@ def kernel_gaps(records: Records, knobs: LowRank) -> pl.DataFrame:
     at the same E, and the ratio of the norms at the same E.
     """
     at, keys = conv_cells(knobs), ("seed", "network", "matrix", "part", "final")
-    rows = records["kernels"].filter(*learned())
+    rows = records["kernels"].filter(*fitted(knobs))
     share = pl.col("rank") / pl.min_horizontal("rows", "cols")
     gaps = rows.filter(**at["small"]).select(*keys, small=share, small_norm="norm")
     for name in ("same epochs", "same steps"):

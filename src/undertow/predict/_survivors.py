@@ -123,7 +123,8 @@ def forecast_rank(
     """The larger of surviving and learned rank, a forecast of the threshold rank of W_T.
 
     The residue f W_0 and the learned part G_T share directions, so their ranks do not add while
-    one of them dominates. Where both lie near the threshold it is an underestimate.
+    one of them dominates. Where both lie near the threshold it is an underestimate; from the
+    spectrum of G_T `combined_rank` is right there, too.
     """
     larger = np.maximum(survivors, learned_rank)
     return int(larger) if larger.ndim == 0 else larger

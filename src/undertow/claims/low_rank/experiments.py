@@ -23,7 +23,7 @@ NETWORKS = {"conv": (1, False), "residual": (2, True)}  # blocks, and whether th
 KERNEL_THRESHOLD = 0.1
 CONV = {"lr": 0.05, "weight_decay": 0.014}
 # What two classes are still learned under, with lr x weight decay large enough for the bound.
-WIDE = {"lr": 0.1, "weight_decay": 0.2}
+WIDE: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2}
 WIDE_BATCH, WIDE_CLASSES = 32, 2
 _ADAM_LR = 1e-3
 # Fractions of the steps at which ranks are taken.
@@ -183,8 +183,9 @@ def _followed(
         now, alive = ensemble.parameters(), ensemble.alive
         hyper = [(trials[e].lr, trials[e].weight_decay, step) for e in alive]
         for name in names:
-            pair = (one[name][alive].double().cpu().flatten(2) for one in (start, now))
-            ranks = dict(zip(alive, rank_rows(*pair, hyper, threshold, momentum), strict=True))
+            first, last = (one[name][alive].double().cpu().flatten(2) for one in (start, now))
+            found = rank_rows(first, last, hyper, threshold, momentum)
+            ranks = dict(zip(alive, found, strict=True))
             for e, own in enumerate(rows_of(facts | {"matrix": name})):
                 rows[e].append(own | ranks.get(e, {}))
     return rows
@@ -212,8 +213,8 @@ def rank_rows(
     split = measure.split_matrices(weights, start, weights.new_tensor(factors))
     (rows, cols), ranks = weights.shape[1:], split.ranks(threshold)
     std = predict.initial_std("pytorch", fan_in=cols)
-    law = {"shape": (rows, cols), "initial_std": std, "threshold": threshold}
-    learned = split.learned_spectra
+    law: dict[str, Any] = {"shape": (rows, cols), "initial_std": std, "threshold": threshold}
+    learned = split.learned_spectra.numpy()
     return rows_of(
         {
             "rows": rows,

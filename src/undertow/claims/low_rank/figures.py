@@ -42,9 +42,9 @@ def collapse(records: Records, knobs: LowRank) -> Any:
     """Every snapshot of every perceptron that had fitted, at all batch sizes, learning rates,
     weight decays above zero and numbers of steps. E = sum of lr x weight decay (over 1 - momentum).
     """
-    rows = snapshots(records, knobs).filter(pl.col("weight_decay") > 0)
-    rows = rows.sort("batch_size", "rule", descending=[False, True])
-    named = rows.with_columns(pl.format("batch size {}", "batch_size"))
+    rows = snapshots(records, knobs).sort("batch_size", "rule", descending=[False, True])
+    decayed = rows.filter(pl.col("weight_decay") > 0)
+    named = decayed.with_columns(pl.format("batch size {}", "batch_size"))
     return beside(
         draw.points(named, "decay_exponent", "rank", "batch_size", shape="rule"),
         draw.points(named, "step", "rank", "batch_size", shape="rule"),

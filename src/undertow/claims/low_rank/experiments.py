@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-RULES = {"sgd": 0.0, "momentum": 0.9, "adamw": 0.0}  # update rules, and the momentum of each
+RULES = {"sgd": 0.0, "momentum": 0.9, "adamw": 0.0}  # with the momentum of each
 FINE = 1e-3  # the paper's threshold; the knob is coarser so that `small` can resolve it
 NETWORKS = {"conv": (1, False), "residual": (2, True)}  # blocks, and whether they have shortcuts
-# Of kernels with 32 channels, whose singular values start between 0.118 and 0.236 of the norm;
-# with others both go with 1 / sqrt(channels).
+# Of 32 channels, where a kernel starts with 0.118 to 0.236 of its norm; goes as channels^-1/2.
 KERNEL_THRESHOLD = 0.1
 CONV = {"lr": 0.05, "weight_decay": 0.014}
 # What two classes are still learned under, with lr x weight decay large enough for the bound.

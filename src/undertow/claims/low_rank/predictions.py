@@ -60,18 +60,18 @@ def _published(knobs: LowRank) -> dict[str, Prediction]:
 def _equal_exponents(knobs: LowRank) -> dict[str, Prediction]:
     """Whether the batch size, or steps alone, say anything that E does not."""
     early, end = (batch_gap(knobs, when) for when in (pl.col("survivors") > 0, "final"))
-    few, while_ = max(knobs.widths[1:]) / 64, "while initial weights survive"
+    few, left = max(knobs.widths[1:]) / 64, "while initial weights survive"
     alone, curve = unexplained(knobs, pl.col("decay_exponent")), "about one falling curve"
     gap = "rank, small less large batch, same E"
     rules = {
-        gap: near(0, few, early, while_, against=5 * few),
+        gap: near(0, few, early, left, against=5 * few),
         f"{gap}, at the end": no_less(-few, end, "no lower"),
         "ranks apart at equal E, all settings": at_most(few, alone, curve, against=5 * few),
     }
     steps = pl.col("step").cast(pl.Float64)
     for name, by in {"steps": steps, "lr x steps": steps * pl.col("lr")}.items():
-        left, note = alone / unexplained(knobs, by), f"E explains what {name} do not"
-        rules[f"that over ranks apart at equal {name}"] = at_most(0.5, left, note, against=1)
+        share, note = alone / unexplained(knobs, by), f"E explains what {name} do not"
+        rules[f"that over ranks apart at equal {name}"] = at_most(0.5, share, note, against=1)
     return rules
 
 

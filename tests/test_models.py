@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from undertow.models import conv_net, deep_plain_mlp, identity_plus_noise_, mlp, transformer
+from undertow.models import (
+    conv_net,
+    deep_plain_mlp,
+    identity_plus_noise_,
+    mlp,
+    residual_net,
+    transformer,
+)
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -107,6 +114,33 @@ def test_digits_and_mnist_shapes() -> None:
     model = conv_net((1, 28, 28), (8, 16), 10)
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert model[-1].in_features == 16 * math.ceil(28 / 4) ** 2
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_block_whose_last_norm_is_zero_is_passed_by_with_a_shortcut_and_dead_without(
+    blocks: int,
+) -> None:
+    x = torch.randn(3, 2, 7, 8, generator=generator(1))
+    for shortcuts in (True, False):
+        model = residual_net((2, 7, 8), 8, blocks, 10, shortcuts=shortcuts, generator=generator(2))
+        assert model(x).shape == (3, 10)
+        assert kinds(model).count("ReLU") == 1 + blocks
+        for block in model[3:-2:2]:
+            torch.nn.init.zeros_(block[-1].weight)
+        features = model[:3](x)
+        assert torch.equal(model[:-2](x), features if shortcuts else torch.zeros_like(features))
+
+
+def test_kernels_of_a_residual_net_may_be_scaled_without_effect() -> None:
+    model = residual_net((1, 8, 8), 8, 2, 10, generator=generator(1)).double()
+    x = torch.randn(4, 1, 8, 8, dtype=torch.float64, generator=generator(2))
+    before = model(x)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data.mul_(100)
+    torch.testing.assert_close(model(x), before, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match="groups"):
+        residual_net((1, 8, 8), 6, 1, 10)
 
 
 @pytest.mark.parametrize("sizes", [(), (4,), (4, 0, 2), (4, -1)])

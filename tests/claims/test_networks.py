@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from undertow.claims import Networks, perceptrons
+from undertow.claims import Networks, networks, perceptrons
 from undertow.data import Images
 from undertow.train import Member
 
@@ -22,8 +23,8 @@ def made(seeds: tuple[int, ...], init_seeds: list[int] | None = None, **more: An
     return perceptrons(IMAGES, (5,), members, **(options | more))
 
 
-def first_weights(networks: Networks) -> torch.Tensor:
-    return networks.ensemble.parameters()["1.weight"]
+def first_weights(own: Networks) -> torch.Tensor:
+    return own.ensemble.parameters()["1.weight"]
 
 
 def test_initial_weights_are_those_of_the_seeds_that_are_given_for_them() -> None:
@@ -65,8 +66,8 @@ def test_each_member_sees_what_its_data_seed_draws(data_seeds: list[int] | None)
 
 def test_a_member_does_not_depend_on_its_neighbours_or_on_their_images() -> None:
     together, alone = made((1, 2, 3), path="loop"), made((2,), path="loop")
-    for networks in (together, alone):
-        networks.ensemble.train(20)
+    for each in (together, alone):
+        each.ensemble.train(20)
     assert torch.equal(first_weights(together)[1], first_weights(alone)[0])
     assert torch.equal(together.fit().loss[1:2], alone.fit().loss)
     assert torch.equal(together.tested().accuracy[1:2], alone.tested().accuracy)
@@ -91,3 +92,22 @@ def test_they_are_tested_on_the_images_that_were_kept_back() -> None:
     assert float(found.tested().loss[0]) == pytest.approx(float(kept_back), rel=1e-5)
     assert float(found.fit().loss[0]) == pytest.approx(float(found.objective(0).value()), rel=1e-5)
     assert float(found.fit().loss[0]) < float(found.tested().loss[0])
+
+
+def test_images_may_keep_their_shape_and_be_of_a_few_classes() -> None:
+    shapes = []
+
+    def model(shape: tuple[int, ...], classes: int) -> nn.Module:
+        shapes.append((shape, classes))
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+    members = [Member(seed, 0.1) for seed in (1, 2)]
+    found = networks(IMAGES, model, members, flat=False, classes=3, batch_size=4, path="fused")
+    assert shapes == [((1, 8, 8), 3)]
+    for place, seed in enumerate((1, 2)):
+        whole = IMAGES.load(seed=seed)
+        chosen = whole.train_targets < 3
+        inputs, targets = found.data_of(place)
+        assert torch.equal(inputs, whole.train_inputs[chosen])
+        assert torch.equal(targets, whole.train_targets[chosen])
+        assert torch.equal(found.test[1][place], whole.test_targets[whole.test_targets < 3])

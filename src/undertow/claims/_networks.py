@@ -75,21 +75,25 @@ class Networks:
 
 def networks(
     images: Images | Dataset,
-    model: Callable[[int, int], Model],
+    model: Callable[[Any, int], Model],
     members: Sequence[Member],
     *,
+    flat: bool = True,
+    classes: int | None = None,
     data_seeds: Sequence[int] | None = None,
     label_noise: float = 0.0,
     test_size: int | None = None,
     **options: Any,
 ) -> Networks:
-    """Networks on images as vectors, with the cross-entropy, each on a draw of its own.
+    """Networks on images, with the cross-entropy, each on a draw of its own.
 
     Args:
         images: where the images come from; or the images themselves, the same for all members.
         model: from the numbers of features and of classes to what `train.Ensemble` makes networks
             of: a module that all of them start from, one for each, or a function of a generator.
         members: a network's seed and hyperparameters each.
+        flat: whether images are vectors; otherwise `model` is given their shape for the features.
+        classes: leave out the images of all classes but the first so many.
         data_seeds: one for each member, by which its images are split and drawn as by `data.load`;
             by default the member's own seed. Members with one seed see the same images.
         label_noise: share of each member's training labels that its data seed draws at random.
@@ -127,8 +131,17 @@ def networks(
         shown = len(images.train_targets)
         rows = torch.arange(len(targets)).expand(len(members), -1)
         train, held_out = rows[:, :shown], rows[:, shown:]
-    pool = inputs.flatten(1).to(options.get("dtype", inputs.dtype)), targets
-    made = model(pool[0].shape[1], num_classes)
+    if classes is not None:
+        chosen = targets < classes
+        place = chosen.cumsum(0) - 1  # of an image among those that are left
+        # Draws are stratified: each member has as many images of a class.
+        train, held_out = (
+            torch.stack([place[own[chosen[own]]] for own in rows]) for rows in (train, held_out)
+        )
+        inputs, targets, num_classes = inputs[chosen], targets[chosen], min(classes, num_classes)
+    inputs = (inputs.flatten(1) if flat else inputs).to(options.get("dtype", inputs.dtype))
+    made = model(inputs.shape[1] if flat else tuple(inputs.shape[1:]), num_classes)
+    pool = inputs, targets
     ensemble = Ensemble(made, functional.cross_entropy, pool, members, samples=train, **options)
     return Networks(ensemble, pool, train, held_out, num_classes)
 
@@ -153,7 +166,7 @@ def perceptrons(
         bias: whether layers have biases.
         init_seeds: one for each member, of the generators of initial weights; by default those are
             decided by the members' own seeds.
-        options: of `networks` (`data_seeds`, `label_noise`, `test_size`) and `train.Ensemble`.
+        options: of `networks` (`classes`, `data_seeds`, ...) and of `train.Ensemble`.
     """
     import torch
 

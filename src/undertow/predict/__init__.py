@@ -33,6 +33,7 @@ from undertow.predict._regression_noise import ridge_noise as ridge_noise
 from undertow.predict._rescale import rescale as rescale
 from undertow.predict._rescaled import Change as Change
 from undertow.predict._rescaled import Rescaled as Rescaled
+from undertow.predict._residue import combined_rank as combined_rank
 from undertow.predict._rules import RULES as RULES
 from undertow.predict._rules import Alternative as Alternative
 from undertow.predict._rules import ScalingRule as ScalingRule
@@ -64,6 +65,7 @@ __all__ = [
     "activation_derivatives",
     "averaged_lr",
     "best_lr",
+    "combined_rank",
     "decay_exponent",
     "decay_factor",
     "equilibrium",

@@ -107,17 +107,12 @@ def surviving_rank(
         ValueError: if both or neither of exponent and factor are given, or a value is negative
             or not finite.
     """
-    if (decay_exponent is None) == (decay_factor is None):
-        raise ValueError("give either decay_exponent or decay_factor")
-    if decay_exponent is not None:
-        factor = np.exp(-_nonnegative("decay_exponent", decay_exponent))
-    else:
-        factor = _nonnegative("decay_factor", decay_factor)
-    spectrum = _nonnegative("initial_spectrum", initial_spectrum)
+    factor = factor_of(decay_exponent, decay_factor)
+    spectrum = nonnegative("initial_spectrum", initial_spectrum)
     if spectrum.ndim == 0:
         raise ValueError("initial_spectrum must hold singular values along its last axis")
-    norm = _nonnegative("final_norm", final_norm)
-    limit = _nonnegative("threshold", threshold) * norm
+    norm = nonnegative("final_norm", final_norm)
+    limit = nonnegative("threshold", threshold) * norm
     counts = (factor[..., None] * spectrum > limit[..., None]).sum(axis=-1)
     return int(counts) if counts.ndim == 0 else counts
 
@@ -128,13 +123,27 @@ def forecast_rank(
     """The larger of surviving and learned rank, a forecast of the threshold rank of W_T.
 
     The residue f W_0 and the learned part G_T share directions, so their ranks do not add while
-    one of them dominates. Where both lie near the threshold it is an underestimate.
+    one of them dominates. Where both lie near the threshold it is an underestimate; from the
+    spectrum of G_T `combined_rank` is right there, too.
     """
     larger = np.maximum(survivors, learned_rank)
     return int(larger) if larger.ndim == 0 else larger
 
 
-def _nonnegative(name: str, value: object) -> np.ndarray:
+def factor_of(
+    decay_exponent: float | Float[np.ndarray, "*batch"] | None,
+    decay_factor: float | Float[np.ndarray, "*batch"] | None,
+) -> Float64[np.ndarray, "*batch"]:
+    """f, from whichever of exponent and factor is given."""
+    if (decay_exponent is None) == (decay_factor is None):
+        raise ValueError("give either decay_exponent or decay_factor")
+    if decay_exponent is None:
+        return nonnegative("decay_factor", decay_factor)
+    return np.exp(-nonnegative("decay_exponent", decay_exponent))
+
+
+def nonnegative(name: str, value: object) -> np.ndarray:
+    """The value as an array; ValueError where a number is negative or not finite."""
     array = np.asarray(value, dtype=np.float64)
     if not np.isfinite(array).all() or (array < 0).any():
         raise ValueError(f"{name} must be finite and >= 0")

@@ -102,6 +102,14 @@ def test_a_stack_that_cannot_be_split_is_refused() -> None:
         split_matrices(stack, stack, 1.0).ranks(-1)
 
 
+def test_the_rank_that_is_kept_is_relative_to_each_matrix_s_own_norm() -> None:
+    start = torch.diag(torch.tensor([1.0, 0.5, 0.01, 0.01], dtype=torch.float64))
+    ended = torch.diag(torch.tensor([3.0, 0.1, 1.0, 1.0], dtype=torch.float64))
+    found = split_matrices(torch.stack([start * 7, ended]), torch.stack([start, start]), 1.0)
+    assert found.kept(0.1).tolist() == [1.0, 1.5]
+    assert found.kept(1e-3).tolist() == [1.0, 1.0]
+
+
 def test_nothing_learned_and_everything_forgotten() -> None:
     net = mlp((5, 6, 3))
     same = split_init(net, net, 0.0)

@@ -1,14 +1,12 @@
-"""Networks trained from scratch, their ranks taken on the way; a few steps in float64."""
+"""Networks trained from scratch, their ranks taken on the way: perceptrons, kernels, wide ones."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from undertow.claims import perceptrons
+from undertow.claims import Networks, networks, perceptrons
 from undertow.claims.low_rank import LowRank
 from undertow.data import Images
 from undertow.lab import Experiment, grid, rows_of, seeds
@@ -17,23 +15,28 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from undertow.train import Ensemble
-
-RULES = {"sgd": 0.0, "momentum": 0.9, "adamw": 0.0}  # update rules, and the momentum of each
+RULES = {"sgd": 0.0, "momentum": 0.9, "adamw": 0.0}  # with the momentum of each
 FINE = 1e-3  # the paper's threshold; the knob is coarser so that `small` can resolve it
-_ADAM_LR = 5e-4
+NETWORKS = {"conv": (1, False), "residual": (2, True)}  # blocks, and whether they have shortcuts
+# Of 32 channels, where a kernel starts with 0.118 to 0.236 of its norm; goes as channels^-1/2.
+KERNEL_THRESHOLD = 0.1
+CONV = {"lr": 0.05, "weight_decay": 0.014}
+# What two classes are still learned under, with lr x weight decay large enough for the bound.
+WIDE: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2}
+WIDE_BATCH, WIDE_CLASSES = 32, 2
+_ADAM_LR = 1e-3
 # Fractions of the steps at which ranks are taken.
-_SNAPSHOTS = (0.08, 0.16, 0.25, 0.38, 0.5, 0.62, 0.75, 0.88, 1.0)
+SNAPSHOTS = (0.08, 0.16, 0.25, 0.38, 0.5, 0.62, 0.75, 0.88, 1.0)
+CONV_SNAPSHOTS = (0.25, 0.5, 0.75, 1.0)
 
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Training:
-    """One network.
+    """One perceptron, for as many steps as batches of `steps_as` samples need for the epochs.
 
-    It takes as many steps as batches of `steps_as` samples need for the epochs: its own batch size
-    at fixed epochs, another one's where steps are matched.
+    That is its own batch size at fixed epochs, another one's where steps are matched.
     """
 
     images: Images
@@ -46,23 +49,23 @@ class Training:
     epochs: int
     steps_as: int
     threshold: float
+    classes: int | None
     seed: int
 
 
 @dataclass(frozen=True)
-class Identity:
-    """A few steps of a network, `mlp` or `conv`, before and after which weights are compared."""
+class Convolution:
+    """One convolutional (`conv`) or residual network, with a norm after every kernel."""
 
     images: Images
-    widths: tuple[int, ...]
     network: str
-    rule: str
+    channels: int
     batch_size: int
     lr: float
     weight_decay: float
-    steps: int
+    conv_epochs: int
+    steps_as: int
     seed: int
-    burn_in: int = 200
 
 
 def experiments(knobs: LowRank, seed: int) -> dict[str, Experiment]:
@@ -75,173 +78,166 @@ def experiments(knobs: LowRank, seed: int) -> dict[str, Experiment]:
     cells += [cell(knobs, lr=lr) for lr in knobs.lr]
     cells += [cell(knobs, weight_decay=decay) for decay in knobs.weight_decay]
     rules = [cell(knobs, rule) for rule in RULES]
-    training = grid(Training, knobs, cell=cells + rules, seed=own)
-    probes = [
-        {"network": "mlp", "batch_size": 4, "steps": knobs.identity_steps},
-        {"network": "conv", "batch_size": 1, "steps": 2},
-    ]
-    under = [{name: at[name] for name in ("rule", "lr", "weight_decay")} for at in rules]
-    identity = grid(Identity, knobs, probe=probes, rule=under, seed=own)
+    training = grid(Training, knobs, classes=[None], cell=cells + rules, seed=own)
+    fewer = {"images": replace(knobs.images, train_size=knobs.conv_images)}
+    compared = [fewer | at for at in conv_cells(knobs).values()]
+    kernels = grid(Convolution, knobs, network=NETWORKS, cell=compared, seed=own)
+    wide = grid(Training, knobs, cell=wide_cells(knobs).values(), seed=own)
     alike = ("seed", "lr", "weight_decay")
     return {
-        "training": Experiment(training, train, together=alike, group_size=16),
-        "identity": Experiment(identity, residuals, together=("seed",), group_size=16),
+        "training": Experiment(training, train, together=alike),
+        "kernels": Experiment(kernels, convolve, together=("seed",)),
+        "wide": Experiment(wide, train, together=alike),
     }
 
 
 def cell(knobs: LowRank, rule: str = "sgd", **changed: Any) -> dict[str, Any]:
-    """The baseline at the smallest batch size, but for what is changed.
+    """The middle rate and decay at the smallest batch size, but for what is changed.
 
     Every rule forgets at the same rate per step.
     """
-    smallest, decay = min(knobs.batch_sizes), knobs.baseline_decay
-    lr = knobs.baseline_lr * (1 - RULES[rule])
+    decays = sorted(value for value in knobs.weight_decay if value > 0)
+    smallest, decay = min(knobs.batch_sizes), decays[len(decays) // 2]
+    lr = sorted(knobs.lr)[len(knobs.lr) // 2] * (1 - RULES[rule])
     if rule == "adamw":
         lr, decay = _ADAM_LR, lr * decay / _ADAM_LR
     shared = {"rule": rule, "batch_size": smallest, "steps_as": smallest}
     return shared | {"lr": lr, "weight_decay": decay} | changed
 
 
+def conv_cells(knobs: LowRank) -> dict[str, dict[str, Any]]:
+    """The smallest batch size, also without decay; the largest at its epochs and at its steps."""
+    small, large = min(knobs.conv_batches), max(knobs.conv_batches)
+    return {
+        "small": CONV | {"batch_size": small, "steps_as": small},
+        "undecayed": CONV | {"batch_size": small, "steps_as": small, "weight_decay": 0.0},
+        "same epochs": CONV | {"batch_size": large, "steps_as": large},
+        "same steps": CONV | {"batch_size": large, "steps_as": small},
+    }
+
+
+def wide_cells(knobs: LowRank) -> dict[str, dict[str, Any]]:
+    """Two classes and a wide network, with decay at two batch sizes, and without."""
+    shared = {"rule": "sgd", "widths": (knobs.wide, knobs.wide), "classes": WIDE_CLASSES}
+    shared |= WIDE | {"epochs": knobs.wide_epochs, "steps_as": 1, "batch_size": 1}
+    return {
+        "small": shared,
+        "large": shared | {"batch_size": WIDE_BATCH},
+        "undecayed": shared | {"weight_decay": 0.0},
+    }
+
+
 def train(trials: Sequence[Training]) -> list[Rows]:
     """One group: at each snapshot a row for each hidden matrix."""
-    first = trials[0]
-    networks = perceptrons(
-        first.images, first.widths, path="fused", device=first.device, **_options(trials)
-    )
-    ensemble = networks.ensemble
-    names = [name for name in ensemble.parameters() if name.endswith("weight")][1:-1]
-    start = {name: ensemble.parameters()[name].double().cpu() for name in names}
-    total = first.epochs * -(-networks.train.shape[1] // first.steps_as)
+    first, beta = trials[0], RULES[trials[0].rule]
+    options = _options(trials, first.rule, beta) | {"path": "fused", "device": first.device}
+    made = perceptrons(first.images, first.widths, classes=first.classes, **options)
+    names = [name for name in made.ensemble.parameters() if name.endswith("weight")][1:-1]
+    total = first.epochs * -(-made.train.shape[1] // first.steps_as)
+    parts = SNAPSHOTS if first.classes is None else SNAPSHOTS[-1:]
+    return _followed(trials, made, names, (total, parts, first.threshold), beta)
+
+
+def convolve(trials: Sequence[Convolution]) -> list[Rows]:
+    """One group: at each snapshot a row for each kernel but the first, whose input is the image."""
+    from undertow import models
+
+    first, (blocks, shortcuts) = trials[0], NETWORKS[trials[0].network]
+
+    def model(shape: tuple[int, int, int], classes: int) -> Any:
+        sizes = (shape, first.channels, blocks, classes)
+        return lambda generator: models.residual_net(
+            *sizes, shortcuts=shortcuts, generator=generator
+        )
+
+    options = _options(trials, "sgd") | {"path": "vmap", "flat": False}
+    made = networks(first.images, model, **options)
+    kernels = [name for name, value in made.ensemble.parameters().items() if value.ndim == 5]
+    total = first.conv_epochs * -(-made.train.shape[1] // first.steps_as)
+    threshold = KERNEL_THRESHOLD * (32 / first.channels) ** 0.5
+    return _followed(trials, made, kernels[1:], (total, CONV_SNAPSHOTS, threshold))
+
+
+def _followed(
+    trials: Sequence[Any],
+    networks: Networks,
+    names: Sequence[str],
+    plan: tuple[int, Sequence[float], float],
+    momentum: float = 0.0,
+) -> list[Rows]:
+    """The ensemble trained, with a row for each of its matrices at each snapshot."""
+    (total, snapshots, threshold), ensemble = plan, networks.ensemble
+    start = ensemble.parameters()
     rows: list[Rows] = [[] for _ in trials]
-    for step in ensemble.read_at(round(part * total) for part in _SNAPSHOTS):
-        fit, test = networks.fit(), networks.tested()
+    parts = {round(part * total): part for part in snapshots}
+    for step in ensemble.read_at(parts):
         facts = {
             "step": step,
+            "part": parts[step],
             "final": step == total,
             "diverged": ensemble.diverged,
-            "train_loss": fit.loss,
-            "train_accuracy": fit.accuracy,
-            "test_accuracy": test.accuracy,
+            "train_accuracy": networks.fit().accuracy,
+            "test_accuracy": networks.tested().accuracy,
         }
         now, alive = ensemble.parameters(), ensemble.alive
-        kept = [trials[e] for e in alive]
-        for layer, name in enumerate(names, start=2):
-            found = rank_rows(kept, step, start[name][alive], now[name].double().cpu()[alive])
+        hyper = [(trials[e].lr, trials[e].weight_decay, step) for e in alive]
+        for name in names:
+            first, last = (one[name][alive].double().cpu().flatten(2) for one in (start, now))
+            found = rank_rows(first, last, hyper, threshold, momentum)
             ranks = dict(zip(alive, found, strict=True))
-            for e, own in enumerate(rows_of(facts | {"layer": layer})):
+            for e, own in enumerate(rows_of(facts | {"matrix": name})):
                 rows[e].append(own | ranks.get(e, {}))
     return rows
 
 
 def rank_rows(
-    trials: Sequence[Training],
-    step: int,
     start: Float[Tensor, "E rows cols"],
     weights: Float[Tensor, "E rows cols"],
+    hyper: Sequence[tuple[float, float, int]],
+    threshold: float,
+    momentum: float = 0.0,
 ) -> Rows:
-    """Ranks of each network's weights, of the initial residue in them, and of what was learned."""
+    """Ranks of each network's weights, of the initial residue, of what was learned, and the law.
+
+    `hyper` holds each network's learning rate, weight decay and steps. The law takes the learned
+    part's singular values, E and the initialiser, and neither the weights nor their norm.
+    """
     import numpy as np
 
     from undertow import measure, predict
 
-    if not trials:
+    if not hyper:
         return []
-    hyper = [(trial.lr, trial.weight_decay, step) for trial in trials]
-    beta = RULES[trials[0].rule]
-    factors = np.array([predict.decay_factor(*own, momentum=beta) for own in hyper])
+    factors = np.array([predict.decay_factor(*own, momentum=momentum) for own in hyper])
     split = measure.split_matrices(weights, start, weights.new_tensor(factors))
-    norm, initial = split.norm, split.initial_spectra
-    rows, cols = weights.shape[1:]
-    theory = predict.initial_spectrum(rows, cols, predict.initial_std("pytorch", fan_in=cols))
-    facts: dict[str, Any] = {
-        "rows": rows,
-        "cols": cols,
-        "decay_exponent": [predict.decay_exponent(*own, momentum=beta) for own in hyper],
-        "norm": norm,
-        "stable_rank": (norm / split.spectra[:, 0]) ** 2,
-        "spectrum": split.spectra / norm[:, None],
-        "residue_spectrum": split.residue_spectra / norm[:, None],
-        "learned_spectrum": split.learned_spectra / norm[:, None],
-    }
-    for suffix, threshold in (("", trials[0].threshold), ("_fine", FINE)):
-        ranks = split.ranks(threshold)
-        counts = {
+    (rows, cols), ranks = weights.shape[1:], split.ranks(threshold)
+    std = predict.initial_std("pytorch", fan_in=cols)
+    law: dict[str, Any] = {"shape": (rows, cols), "initial_std": std, "threshold": threshold}
+    learned = split.learned_spectra.numpy()
+    return rows_of(
+        {
+            "rows": rows,
+            "cols": cols,
+            "decay_exponent": [predict.decay_exponent(*own, momentum=momentum) for own in hyper],
+            "norm": split.norm,
+            "spectrum": split.spectra / split.norm[:, None],
             "rank": ranks.rank,
-            "learned_rank": ranks.learned_rank,
             "survivors": ranks.surviving_rank,
-            "survivors_theory": predict.surviving_rank(
-                theory, decay_factor=factors, final_norm=norm.numpy(), threshold=threshold
-            ),
-            "survivors_unforgotten": (initial > threshold * norm[:, None]).sum(1),
-            "initial_rank": (initial > threshold * initial.norm(dim=1, keepdim=True)).sum(1),
+            "learned_rank": ranks.learned_rank,
+            "rank_law": predict.combined_rank(learned, decay_factor=factors, **law),
+            "rank_unforgotten": predict.combined_rank(learned, 0.0, **law),
+            "kept": split.kept(threshold),
+            "kept_fine": split.kept(FINE),
         }
-        facts |= {name + suffix: count for name, count in counts.items()}
-    return rows_of(facts)
-
-
-def residuals(trials: Sequence[Identity]) -> list[Rows]:
-    """One group: the rank of W_T - (1 - lr weight_decay)^n W_(T-n) beside its bound, n m_l B."""
-    from undertow import predict
-
-    first = trials[0]
-    ensemble, patches = _in_double(trials)
-    name = [name for name in ensemble.parameters() if name.endswith("weight")][-2]
-    earlier, later = (
-        ensemble.parameters()[name].flatten(2).numpy()
-        for _ in ensemble.read_at((first.burn_in, first.burn_in + first.steps))
     )
-    names = ("lr", "weight_decay", "steps", "batch_size")
-    hyper: dict[str, Any] = {name: getattr(first, name) for name in names} | {"patches": patches}
-    found = [predict.rank_identity(*pair, **hyper) for pair in zip(later, earlier, strict=True)]
-    facts = {
-        "patches": patches,
-        "rows": later.shape[1],
-        "cols": later.shape[2],
-        "residual_rank": [own.rank for own in found],
-        "residual_bound": [own.bound for own in found],
-    }
-    return [[row] for row in rows_of(facts)]
 
 
-def _in_double(trials: Sequence[Identity]) -> tuple[Ensemble, int]:
-    """The networks in float64, and m_l: the positions that their last but one layer is applied to.
-
-    The engine is fixed here as in `train`, so that the same trials give the same records.
-    """
-    import torch
-    from torch.nn import functional
-
-    from undertow import models, predict
-    from undertow.train import Ensemble
-
-    first, options = trials[0], _options(trials) | {"dtype": torch.float64}
-    if first.network == "mlp":
-        return perceptrons(first.images, first.widths, path="fused", **options).ensemble, 1
-    drawn = first.images.draw([trial.seed for trial in trials])
-    inputs = drawn.inputs
-    while inputs.shape[-1] > 8:  # a larger image has too many positions to bound anything
-        inputs = functional.avg_pool2d(inputs, 2, ceil_mode=True)
-    (_, channels, side, _), half = inputs.shape, math.ceil(inputs.shape[-1] / 2)
-    make = partial(models.conv_net, (channels, side, side), (16, 64), drawn.num_classes)
-    ensemble = Ensemble(
-        lambda generator: make(generator=generator),
-        functional.cross_entropy,
-        (inputs, drawn.targets),
-        samples=drawn.train,
-        path="loop",
-        **options,
-    )
-    return ensemble, predict.patch_count((half, half), 3, stride=2, padding=1)
-
-
-def _options(trials: Sequence[Training] | Sequence[Identity]) -> dict[str, Any]:
+def _options(trials: Sequence[Any], rule: str, beta: float = 0.0) -> dict[str, Any]:
     """What a group's trials say of its ensemble."""
     from undertow.train import Member, rules
 
-    first = trials[0]
-    beta = RULES[first.rule]
     return {
         "members": [Member(t.seed, t.lr, t.weight_decay, momentum=beta) for t in trials],
-        "batch_size": first.batch_size,
-        "rule": getattr(rules, first.rule),
+        "batch_size": trials[0].batch_size,
+        "rule": getattr(rules, rule),
     }

@@ -141,6 +141,14 @@ class MatrixSplit:
             threshold=threshold,
         )
 
+    def kept(self, threshold: float = 1e-3) -> Float64[Tensor, "*batch"]:
+        """Rank of W_T over that of W_0, each relative to its own Frobenius norm."""
+        ranks = [
+            (spectra > threshold * spectra.norm(dim=-1, keepdim=True)).sum(-1)
+            for spectra in (self.spectra, self.initial_spectra)
+        ]
+        return ranks[0] / ranks[1].double()
+
     def __repr__(self) -> str:
         return f"Split of {self.decay_factor.numel()} matrices. {self.ranks()!r}"
 

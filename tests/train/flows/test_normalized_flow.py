@@ -117,7 +117,7 @@ def test_other_inputs_are_shown_to_the_layers_of_the_end() -> None:
 
 
 def test_rho_at_rest_is_the_equilibrium_and_a_fitted_margin_its_inverse_by_construction() -> None:
-    """The speed of rho is -2 (M + decay) (rho - equilibrium) for any V; where it fits, rho f is y."""
+    """The speed of rho is -2 (M + decay) (rho - equilibrium) for any V; fitted, rho f is y."""
     inputs, labels, layers = random_runs(5)
     rho, decay, moment = numbers(2.0, 5.0, 9.0), numbers(0.0, 0.1, 0.3), 1e-6
     times = torch.tensor([0.0, moment], dtype=DOUBLE).expand(3, 2)

@@ -225,6 +225,11 @@ def bound_rules(knobs: SquareLoss) -> Rules:
         "rank correlation of bound and error, true labels": no_less(
             0.3, agreement(BOUND, true), "over decays and initial scales", against=0
         ),
+        "the same less that of the untrained bound": no_less(
+            0,
+            agreement(BOUND, true) - agreement(pl.col("log_untrained"), true),
+            "the initial scale alone ranks some of it",
+        ),
         "rank correlation of bound and error, all": no_less(
             0.3, agreement(BOUND), "over labels, decays and initial scales", against=0
         ),

@@ -152,7 +152,7 @@ def network_rules(knobs: SquareLoss) -> Rules:
             5, unrest(LATE, size, decay) / unrest(LATE, size, 0.0), "noise remains", against=1
         ),
         "steps of SGD with decay, late over soon": no_less(
-            0.7, unrest(LATE, size, decay) / unrest(SOON, size, decay), "of it", against=0.5
+            0.7, unrest(LATE, size, decay) / unrest(SOON, size, decay), "it stays", against=0.5
         ),
         "the same without decay": at_most(
             0.7,

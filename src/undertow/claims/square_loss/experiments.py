@@ -392,5 +392,5 @@ def _convolutions(trial: Bound, shape: Sequence[int], classes: int) -> nn.Module
     network = conv_net(size, trial.bound_channels, classes, bias=False, generator=generator)
     with torch.no_grad():
         for weight in network.parameters():
-            weight *= trial.scale
+            weight.mul_(trial.scale)
     return network

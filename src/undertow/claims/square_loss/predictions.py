@@ -111,7 +111,7 @@ def margin_rules(knobs: SquareLoss) -> Rules:
     weakest, least = knobs.weakest, knobs.initial_rho[0]
     # Before it has fitted a flow's mean margin is near zero, and any fit would lower the spread.
     fitted = at("fitted", EARLY) >= FITTED
-    cell = PLAIN | {"rho_decay": weakest}
+    cell: dict[str, Any] = PLAIN | {"rho_decay": weakest}
     end, early = (
         of("flows", "margin_cv", KEPT, fitted, fraction=when, **cell) for when in (1.0, EARLY)
     )
@@ -136,7 +136,7 @@ def network_rules(knobs: SquareLoss) -> Rules:
     fitted = at("fitted", 1.0) >= FITTED  # the layers of a dead net are equal too
 
     def value(column: str, when: pl.Expr, batch_size: int, weight_decay: float) -> Reading:
-        cell = {"batch_size": batch_size, "weight_decay": weight_decay}
+        cell: dict[str, Any] = {"batch_size": batch_size, "weight_decay": weight_decay}
         return of("networks", column, KEPT, fitted, when, **cell)
 
     def unrest(when: pl.Expr, batch_size: int, weight_decay: float) -> Reading:
@@ -214,7 +214,7 @@ def bound_rules(knobs: SquareLoss) -> Rules:
     noise = start & (pl.col("weight_decay") == 0)
 
     def cell(value: str | pl.Expr, scale: float, noise: float, decay: float = 0.0) -> Reading:
-        where = {"scale": scale, "label_noise": noise, "weight_decay": decay}
+        where: dict[str, Any] = {"scale": scale, "label_noise": noise, "weight_decay": decay}
         return of("bounds", value, *USABLE, **where)
 
     decayed = cell("error", last, 0.0, knobs.bound_decay) / cell("error", last, 0.0)

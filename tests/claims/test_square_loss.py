@@ -228,7 +228,7 @@ CONTRACT = Contract(
             {"scale_error": -0.03, "decayed_error": 1.3, "noise_slope": -1.0},
             "rank correlation of bound and error, all",
         ),
-        ({"scale_slope": 1.2, "decay_slope": -2.0}, "the same less that of the untrained bound"),
+        ({"decay_slope": -2.5}, "pairs from one start"),
         ({"noise_slope": -0.3}, "bound, random labels over"),
         ({"decayed_error": 1.1}, "test error, decay over none, true labels, from 2.5"),
     ],

@@ -27,6 +27,7 @@ from undertow.lab import (
     near,
     no_less,
     of,
+    per_seed,
 )
 
 MOVED = 0.01  # a flow is at rest when rho moved by less than this since the reading before
@@ -225,10 +226,8 @@ def bound_rules(knobs: SquareLoss) -> Rules:
         "rank correlation of bound and error, true labels": no_less(
             0.3, agreement(BOUND, true), "over decays and initial scales", against=0
         ),
-        "the same less that of the untrained bound": no_less(
-            0,
-            agreement(BOUND, true) - agreement(pl.col("log_untrained"), true),
-            "the initial scale alone ranks some of it",
+        "pairs from one start that the bound orders as the errors": no_less(
+            0.75, Reading(ordered), "of decay and none, true labels; chance is half", against=0.5
         ),
         "rank correlation of bound and error, all": no_less(
             0.3, agreement(BOUND), "over labels, decays and initial scales", against=0
@@ -302,6 +301,16 @@ def rate(knobs: SquareLoss, decay: float) -> Reading:
         logs, largest, decay, fraction=FALLING
     )
     return fell / (2 * knobs.horizon * (FALLING - EARLY))
+
+
+def ordered(records: Records) -> PerSeed:
+    """The share of the scales at which decay moves bound and test error the same way."""
+    rows = records["bounds"]
+    if rows.is_empty():
+        return PerSeed({})
+    pairs = rows.filter(*USABLE, label_noise=0.0).group_by("seed", "scale")
+    same = (BOUND.arg_max() == pl.col("error").arg_max()).cast(pl.Float64)
+    return per_seed(pairs.agg(same.alias("same"), nets=pl.len()).filter(nets=2), "same")
 
 
 def agreement(value: pl.Expr, *conditions: pl.Expr) -> Reading:

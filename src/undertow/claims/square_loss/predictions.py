@@ -191,11 +191,13 @@ def collapse_rules(knobs: SquareLoss) -> Rules:
         return value(name, decay) / value(name, decay, COLLAPSE_EARLY)
 
     decay, when = knobs.collapse_decay, f"of that at {COLLAPSE_EARLY:g} of the steps"
-    rules = {
-        f"NC{number}, end over early": at_most(most, fell(number, decay), when, against=1)
-        for number, most in ((1, 0.5), (2, 0.75), (3, 0.5))
-    }
-    return rules | {
+    further = fell(2, decay) / fell(2, 0.0)
+    return {
+        "NC1, end over early": at_most(0.5, fell(1, decay), when, against=1),
+        "NC2 falls further than without decay": every_seed(further < 1, "from early to the end"),
+        "NC3 at the end, decay over none": at_most(
+            0.5, value("nc3", decay) / value("nc3", 0.0), "it needs decay", against=1
+        ),
         "NC4 at the end": at_most(
             0.01,
             value("nc4", decay),

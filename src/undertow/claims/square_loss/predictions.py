@@ -143,6 +143,7 @@ def network_rules(knobs: SquareLoss) -> Rules:
     def unrest(when: pl.Expr, batch_size: int, weight_decay: float) -> Reading:
         return value("unrest", when, batch_size, weight_decay)
 
+    stays, vanishes = (unrest(LATE, size, own) / unrest(SOON, size, own) for own in (decay, 0.0))
     end = pl.col("fraction") == 1.0
     spread, free = (value("norm_spread", end, ALL, own) for own in (decay, 0.0))
     left, whole = (
@@ -152,14 +153,11 @@ def network_rules(knobs: SquareLoss) -> Rules:
         f"steps of SGD late in training, weight decay {decay:g} over none": no_less(
             5, unrest(LATE, size, decay) / unrest(LATE, size, 0.0), "noise remains", against=1
         ),
-        "steps of SGD with decay, late over soon": no_less(
-            0.7, unrest(LATE, size, decay) / unrest(SOON, size, decay), "it stays", against=0.5
+        "steps of SGD, late over soon, decay over none": no_less(
+            1.5, stays / vanishes, "they do not go as those without do", against=1
         ),
-        "the same without decay": at_most(
-            0.7,
-            unrest(LATE, size, 0.0) / unrest(SOON, size, 0.0),
-            "it goes as the labels are interpolated",
-            control=True,
+        "steps of SGD without decay, late over soon": at_most(
+            0.7, vanishes, "they go as the labels are interpolated", control=True
         ),
         "steps of full-batch descent over those of SGD, with decay": at_most(
             0.5, unrest(LATE, ALL, decay) / unrest(LATE, size, decay), "at rest", control=True

@@ -176,7 +176,9 @@ def test_bad_input_says_what_would_do() -> None:
         local_drift(models[:1], objectives[:1])
     with pytest.raises(ValueError, match="got 3 and 2"):
         local_drift(models, objectives[:2])
-    with pytest.raises(TypeError, match=r"objectives\[1\] must be an Objective, got Sequential"):
+    with pytest.raises(
+        TypeError, match=r"objectives\[1\] must be an undertow.Objective, got Sequential"
+    ):
         local_drift(models, [objectives[0], models[1], objectives[2]])
     other = mlp((4, 5, 2)).double()
     with pytest.raises(ValueError, match=r"parameter 1.weight of models\[2\]"):

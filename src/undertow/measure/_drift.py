@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from undertow.measure._evaluation import evaluating
+from undertow.measure._kinds import check_model, check_objective
 from undertow.measure._pieces import SIGNED, operation_name
 from undertow.objective import EmpiricalRisk, Objective, gradient, original, unfused
 
@@ -147,12 +148,9 @@ def _check(models: Sequence[nn.Module], objectives: Sequence[Objective]) -> None
             "models and objectives must be as many, and at least two, got "
             f"{len(models)} and {len(objectives)}"
         )
-    for name, items, kind in (("models", models, nn.Module), ("objectives", objectives, Objective)):
-        for index, item in enumerate(items):
-            if not isinstance(item, kind):
-                raise TypeError(
-                    f"{name}[{index}] must be an {kind.__name__}, got {type(item).__name__}"
-                )
+    for index, (model, objective) in enumerate(zip(models, objectives, strict=True)):
+        check_model(model, f"models[{index}]")
+        check_objective(objective, f"objectives[{index}]")
 
 
 def _aligned(models: Sequence[nn.Module]) -> dict[str, list[nn.Parameter]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from undertow.measure._kinds import check_objective
 from undertow.measure._lengths import length
 from undertow.measure.curvature import hessian_trace, sharpness
 from undertow.measure.function import margins
@@ -144,6 +145,7 @@ def profile(objective: Objective, *, budget: float = 400) -> Profile:
         TypeError: if budget is no number.
         ValueError: if budget is negative, or not even the loss can be evaluated.
     """
+    check_objective(objective)
     if isinstance(budget, bool) or not isinstance(budget, int | float):
         raise TypeError(f"budget must be a number of gradients, got {type(budget).__name__}")
     if not budget >= 0:

@@ -105,6 +105,45 @@ def test_readings_are_those_of_the_network_of_unit_layers() -> None:
         assert path.stable_ranks[run, 0].tolist() == pytest.approx(ranks)
 
 
+def test_other_inputs_are_shown_to_the_layers_of_the_end() -> None:
+    inputs, labels, layers = random_runs(7)
+    times, ones = torch.full((3, 1), 2.0, dtype=DOUBLE), numbers(1, 1, 1)
+    path = normalized_flow(inputs, labels, layers, ones, decay=ones, times=times)
+    assert torch.allclose(path.predict(inputs), path.outputs[:, -1])
+    other = inputs.flip(2)
+    for run in range(3):
+        own = [layer[run] for layer in path.layers]
+        assert torch.allclose(path.predict(other)[run], outputs(other[run], own))
+
+
+def test_rho_at_rest_is_the_equilibrium_and_a_fitted_margin_its_inverse_by_construction() -> None:
+    """The speed of rho is -2 (M + decay) (rho - equilibrium) for any V; fitted, rho f is y."""
+    inputs, labels, layers = random_runs(5)
+    rho, decay, moment = numbers(2.0, 5.0, 9.0), numbers(0.0, 0.1, 0.3), 1e-6
+    times = torch.tensor([0.0, moment], dtype=DOUBLE).expand(3, 2)
+    path = normalized_flow(inputs, labels, layers, rho, decay=decay, times=times)
+    speed = path.rho.log().diff(dim=1)[:, 0] / moment
+    second = path.outputs[:, 0].square().mean(1)
+    assert torch.allclose(
+        speed, -2 * (second + decay) * (1 - path.equilibrium[:, 0] / rho), rtol=1e-4
+    )
+    free = torch.zeros(3, dtype=DOUBLE)
+    long = torch.full((3, 1), 2_000.0, dtype=DOUBLE)
+    end = normalized_flow(inputs, labels, layers, numbers(30, 50, 80), decay=free, times=long)
+    margins = (end.margins * end.rho[..., None])[end.margins > 0]  # dead units leave zeros
+    assert len(margins) > 6
+    assert torch.allclose(margins, torch.ones_like(margins), rtol=1e-2)
+
+
+def test_far_above_what_the_fit_needs_rho_falls_at_twice_its_decay() -> None:
+    inputs, labels, layers = random_runs(5)
+    start, decay = numbers(200, 200, 200), numbers(1e-5, 1e-4, 1e-3)
+    times = torch.stack([0.05 / decay, 0.5 / decay], dim=1)
+    path = normalized_flow(inputs, labels, layers, start, decay=decay, times=times)
+    slope = path.rho.log().diff(dim=1)[:, 0] / (times[:, 1] - times[:, 0])
+    assert torch.allclose(slope / (-2 * decay), torch.ones(3, dtype=DOUBLE), rtol=0.05)
+
+
 def test_a_run_does_not_depend_on_those_beside_it_and_is_read_at_its_times() -> None:
     inputs, labels, layers = random_runs(4)
     rho, decay = numbers(1.0, 20.0, 3.0), numbers(1e-2, 0.0, 0.1)

@@ -23,30 +23,42 @@ class SquareLoss(Knobs):
     """Knobs. lambda penalises rho^2; `weight_decay` is PyTorch's, of networks not normalised."""
 
     images: Images = Images()
-    # The two that the flow and the layer norms are tested on.
+    # The two that the flow and the networks with one output are tested on.
     classes: Annotated[tuple[int, int], DISTINCT] = (3, 8)
     samples: Annotated[int, at_least(4)] = 100  # images of the two classes, half of each
-    width: Count = 32  # of the two hidden layers of the flow's network
+    width: Count = 32  # of the two hidden layers of these networks
     # rho at the start of a flow.
     initial_rho: Annotated[tuple[float, ...], at_least(1), some(2), ASCENDING] = (1.0, 50.0, 500.0)
     # lambda, from 0, which is the control.
-    rho_decay: Annotated[tuple[float, ...], some(2), ASCENDING] = (0.0, 1e-4, 1e-3, 1e-2)
-    horizon: Positive = 5.0  # a flow runs for horizon / lambda; without decay, for the longest
-    norms_decay: Positive = 1e-2  # weight decay of the networks whose layer norms are compared
-    norms_steps: Count = 10_000  # their full-batch steps
+    rho_decay: Annotated[tuple[float, ...], some(3), ASCENDING] = (0.0, 1e-4, 1e-3, 1e-2)
+    horizon: Positive = 4.0  # a flow runs for horizon / lambda; without decay, for the longest
+    flipped: Annotated[float, between(0, 0.5)] = 0.2  # share of the labels, in some flows
+    batch_size: Count = 4  # of SGD, beside the full batch
+    network_decay: Positive = 1e-2  # weight decay of these networks, beside none
+    network_steps: Annotated[int, at_least(20)] = 10_000
     # Images of every class for neural collapse; of one, nothing varies within a class.
     collapse_per_class: Annotated[int, at_least(2)] = 25
     collapse_width: Count = 64  # of its three hidden layers
     collapse_decay: Positive = 1e-3  # its weight decay
     collapse_steps: Annotated[int, at_least(20)] = 6_000  # its full-batch steps
-    seeds: Seeds = 8  # independent repetitions: initial weights, and images drawn
+    bound_per_class: Annotated[int, at_least(2)] = 10  # images that a CNN is trained on
+    bound_channels: Annotated[tuple[int, ...], some(1), at_least(1)] = (16, 32)
+    # Share of the labels drawn at random, and multiples of PyTorch's initial weights.
+    bound_noise: Annotated[tuple[float, ...], some(3), ASCENDING] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    bound_scales: Annotated[tuple[float, ...], some(2), ASCENDING] = (1.0, 1.5, 2.0, 2.5)
+    bound_decay: Positive = 1e-3  # weight decay of half of those on true labels
+    bound_steps: Count = 1_500
+    seeds: Seeds = 12  # independent repetitions: initial weights, and images drawn
 
     def rules(self) -> Mapping[str, bool]:
-        """Half of the images from each class; the first decay is none."""
+        """Half of the images from each class; decays and noise begin with none."""
         return {
             f"samples must be even, got {self.samples}": self.samples % 2 == 0,
             f"rho_decay must begin with 0, the control, got {self.rho_decay}": (
                 self.rho_decay[0] == 0
+            ),
+            f"bound_noise must be from 0, true labels, to 1, got {self.bound_noise}": (
+                self.bound_noise[0] == 0 and self.bound_noise[-1] == 1
             ),
         }
 
@@ -68,24 +80,24 @@ CLAIM = Claim(
     "Square Loss: Normalization, Low Rank, Neural Collapse and Generalization Bounds (Research, "
     "2023)",
     statement="A ReLU network is rho f_V with normalised layers. Under the square loss with a "
-    "penalty lambda rho^2 the norm settles at rho = mu / (M + lambda), mu and M the means of the "
-    "margins and of their squares, and it is the same small rho from every initial scale; without "
-    "penalty it stays near where it began. The smaller rho, the larger the margin; margins "
-    "equalise, neural collapse sets in, and complexity counts kernels, not Toeplitz matrices.",
+    "penalty lambda rho^2, a large rho falls at the rate 2 lambda and ends at one small value, the "
+    "same from every initial scale; without penalty it stays near where it began. Margins "
+    "equalise, layer norms become equal and neural collapse sets in. With decay SGD never comes to "
+    "rest, and weights lose rank. Where labels are noisy, decay lowers the test error; and a bound "
+    "from the norms of convolution kernels orders networks of one initial scale by it.",
     corrections=(
-        "The equilibrium is the flow's own equation, rho' = 2 (M + lambda) (mu / (M + lambda) - "
-        "rho): wherever rho rests, fitted or not, it holds. What decay adds is that rho rests at "
-        "one value.",
+        "rho = mu / (M + lambda) is the flow's own equation: it holds wherever rho rests, fitted "
+        "or not. So does a mean margin of 1 / rho where the loss interpolates. Neither is tested.",
         "Margins equalise because the loss interpolates labels of one size, faster without decay "
-        "than with it, and where it does the mean normalised margin is 1 / rho: neither is a sign "
-        "of the penalty. Likewise NC1 falls without decay; NC2 and NC3 need it, and in narrow nets "
+        "than with it. Likewise NC1 falls without decay; NC2 and NC3 need it, and in narrow nets "
         "stop well short of collapse.",
-        "A small start alone lowers the stable rank, at lambda = 0 too: low rank is no evidence of "
-        "decay unless the initial scale is the same.",
-        "Weight decay on every layer is not lambda rho^2: its equilibrium is rho = mu / (M + "
-        "weight_decay / 2 rho^(2/L - 2)) for L layers, and squared layer norms become equal.",
-        "||Toeplitz||_F = sqrt(positions) ||kernel||_F holds without padding; with zero padding "
-        "it is less.",
+        "A smaller rho is no better by itself: on clean labels decay takes hardly anything off the "
+        "flow's test error, and on noisy ones, without decay, the larger rho tests better.",
+        "Low rank is no mark of SGD: full-batch descent with the same decay loses as much of it, "
+        "and a small start lowers the stable rank at lambda = 0 too.",
+        "Layer norms become equal under full-batch descent; under SGD they stay some way apart.",
+        "The bounds exceed 1 by far, and rank only networks from one initial scale: a net on true "
+        "labels from larger weights has a larger bound than one on random labels.",
     ),
     presets={
         "smoke": SquareLoss(
@@ -94,10 +106,15 @@ CLAIM = Claim(
             initial_rho=(1.0, 50.0),
             rho_decay=(0.0, 1e-3, 1e-2),
             horizon=2.0,
-            norms_steps=500,
+            network_steps=500,
             collapse_per_class=8,
             collapse_width=32,
             collapse_steps=600,
+            bound_per_class=4,
+            bound_channels=(8, 8),
+            bound_noise=(0.0, 0.5, 1.0),
+            bound_scales=(1.0, 2.0),
+            bound_steps=200,
             seeds=2,
         ),
         "small": SquareLoss(),
@@ -110,6 +127,9 @@ CLAIM = Claim(
             collapse_per_class=5_000,
             collapse_width=1024,
             collapse_steps=50_000,
+            bound_per_class=1_000,
+            bound_channels=(32, 64, 128, 128),
+            bound_steps=50_000,
         ),
     },
     costs={"smoke": "14 s", "small": "3 min on two cores", "paper": "days on two cores"},

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.measure._kinds import check_objective
 from undertow.measure._lengths import PIECE, inner, length
 from undertow.measure.curvature._orthogonality import Orthogonality
 from undertow.objective import Objective
@@ -70,8 +71,7 @@ def curvature_operator(objective: Objective, curvature: Curvature) -> Operator:
         TypeError: if `objective` is none.
         ValueError: if `curvature` is another name.
     """
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective must be an undertow.Objective, got {type(objective).__name__}")
+    check_objective(objective)
     if curvature not in ("hessian", "ggn"):
         raise ValueError(f"curvature must be 'hessian' or 'ggn', got {curvature!r}")
     multiply = objective.hvp if curvature == "hessian" else objective.ggnvp

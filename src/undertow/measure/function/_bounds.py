@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from undertow.measure._evaluation import evaluating, outputs_of, state_of
+from undertow.measure._kinds import check_objective
 from undertow.measure.weights import LayerCall, LayerNorms, layer_calls, layer_norms
 from undertow.objective import Objective
 
@@ -82,9 +83,11 @@ def norm_bounds(objective: Objective) -> NormBounds:
     ||W_l||_F sqrt(deg_l) for the largest of the positions that it reads.
 
     Raises:
+        TypeError: if `objective` is none, such as a bare model.
         ValueError: if the model has other layers (pooling, normalisation, attention), layers that
             do not follow one another or do not read whole positions, or padding other than zeros.
     """
+    check_objective(objective)
     model = objective.model
     _check_chain(model)
     calls = layer_calls(objective)

@@ -24,6 +24,7 @@ from undertow.measure._evaluation import (
     outputs_of,
     state_of,
 )
+from undertow.measure._kinds import check_objective
 from undertow.measure._nested import tensors
 from undertow.measure.function._simplex import distance_to_simplex, regularity, unit
 from undertow.measure.weights import weight_matrices
@@ -116,6 +117,7 @@ def neural_collapse(
             ignored, or the features lie in another order than the samples (sorted, or with
             another axis in front): the second pass has each batch's samples in another order.
     """
+    check_objective(objective)
     if side not in ("input", "output"):
         raise ValueError(f"side must be 'input' or 'output', got {side!r}")
     reader = _Reader(objective, features, side, classifier, dtype)

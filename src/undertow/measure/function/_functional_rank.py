@@ -24,6 +24,7 @@ from undertow.measure._evaluation import (
     outputs_of,
     state_of,
 )
+from undertow.measure._kinds import check_model, check_objective
 from undertow.measure.weights import Include, WeightMatrix, weight_matrices
 from undertow.objective import Objective, original
 
@@ -117,6 +118,8 @@ def functional_rank(
         ValueError: if tolerance is negative or not finite, `model` is no part of the objective's
             model, or there is nothing to truncate.
     """
+    check_model(model)
+    check_objective(objective)
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be a finite number >= 0, such as 0.01, got {tolerance}")
     if metric not in ("loss", "accuracy"):

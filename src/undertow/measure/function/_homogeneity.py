@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from undertow.measure._evaluation import evaluating, outputs_of, state_of
+from undertow.measure._kinds import check_objective
 from undertow.objective import Objective, taken, whole_number
 
 # Near one, so that networks of thousands of layers stay within float64's range.
@@ -95,6 +96,7 @@ def homogeneity(
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie strictly between 0 and 1, got {tolerance}")
     whole_number("samples", samples, least=1)
+    check_objective(objective)
     model = objective.model
     chosen = set(objective.param_names)
     risk = objective.risk.at(dtype)

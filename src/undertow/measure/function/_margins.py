@@ -22,6 +22,7 @@ from undertow.measure._evaluation import (
     outputs_of,
     state_of,
 )
+from undertow.measure._kinds import check_objective
 from undertow.measure.function._homogeneity import Homogeneity, homogeneity
 from undertow.measure.weights import LayerNorms, layer_norms
 from undertow.objective import Objective
@@ -143,6 +144,7 @@ def margins(
         ValueError: if targets name no classes, all labels are ignored, the degree is not finite,
             or outputs are not finite.
     """
+    check_objective(objective)
     if smoothing not in ("logistic", "exponential"):
         raise ValueError(f"smoothing must be 'logistic' or 'exponential', got {smoothing!r}")
     if degree is not None and not math.isfinite(degree):

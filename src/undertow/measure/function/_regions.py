@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from undertow.measure._kinds import check_model
 from undertow.measure._pieces import Trace, trace
 from undertow.objective import StandIn, evaluating
 
@@ -199,8 +200,7 @@ def boundary_distance(model: nn.Module, x: Float[Tensor, "batch ..."]) -> Bounda
 
 def _checked(model: nn.Module, x: Tensor) -> StandIn:
     """What is run in the place of a model."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_model(model)
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a floating-point tensor [batch, ...], got {kind}")

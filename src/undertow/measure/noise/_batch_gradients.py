@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from undertow.measure._kinds import check_objective
 from undertow.measure._nested import tensors
 from undertow.objective import EmpiricalRisk, Objective, dense, over_tensors, taken
 
@@ -33,9 +34,11 @@ def batch_gradient_norms(
         Norms by the parameter's name.
 
     Raises:
+        TypeError: `objective` is none.
         ValueError: `batches` is empty or not `[batches, size]`, or names a sample that there is
             not; or weight_decay is negative or not finite.
     """
+    check_objective(objective)
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay must be finite and not negative, got {weight_decay!r}")
     if batches.ndim != 2 or batches.numel() == 0:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from undertow.measure._kinds import check_model
 from undertow.measure._nested import flattened, tensors
 from undertow.measure.weights import WeightMatrix, matrix_spectrum, weight_matrices
 from undertow.objective import EmpiricalRisk, Objective, Tensors, original, taken, whole_number
@@ -137,8 +138,7 @@ def noise_floor(
         ValueError: if a number is out of its range, or m of a weight is not known.
         TypeError: if model is no module, or a count no whole number.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    check_model(model)
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay must be finite and not negative, got {weight_decay!r}")
     whole_number("batch_size", batch_size, least=1)
@@ -209,6 +209,11 @@ def _positions(
         counts = _counted(patches)
         missed = [name for name, count in counts.items() if count is None and stored[name].ndim > 1]
         return counts, [f"{name} is used in a way that leaves full rank" for name in missed]
+    if not isinstance(patches, Mapping | None):
+        raise TypeError(
+            "patches must be counts by the names of weights, or an undertow.Objective, got "
+            f"{type(patches).__name__}"
+        )
     owners = Counter(id(parameter) for _, parameter in every)
     given = dict(patches or {})
     for name, count in given.items():

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from undertow.measure._kinds import check_objective
 from undertow.measure.noise._forward import Forward, Marked
 from undertow.measure.noise._layer_gradients import flat_rows, square_rows, wide
 from undertow.measure.noise._layouts import Layouts, layouts_of
@@ -102,6 +103,7 @@ class Sweep:
 
 def sweep_samples(objective: Objective) -> Sweep:
     """One pass over all samples."""
+    check_objective(objective)
     risk = objective.risk
     _check_statistics(risk.model)
     risk.check_by_outputs("gradients per sample")

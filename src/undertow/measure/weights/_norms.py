@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from undertow.measure._evaluation import evaluating, given, outputs_of, state_of
+from undertow.measure._kinds import check_objective
 from undertow.measure.weights._convolution import operator_spectrum
 from undertow.measure.weights._spectrum import matrix_spectrum
 from undertow.measure.weights._weights import WeightMatrix, weight_matrices
@@ -78,6 +79,7 @@ def layer_norms(objective: Objective) -> LayerNorms:
     Raises:
         ValueError: if the forward pass calls no linear or convolutional layer.
     """
+    check_objective(objective)
     calls = layer_calls(objective)
     if not calls:
         raise ValueError("the model calls no nn.Linear and no convolution: it has no layer norms")

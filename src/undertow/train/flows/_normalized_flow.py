@@ -54,6 +54,12 @@ class NormalizedPath:
         """The rho = mu / (M + lambda) at which rho' is zero for the V of that time."""
         return self.margins.mean(2) / (self.outputs.square().mean(2) + self.decay[:, None])
 
+    def predict(
+        self, inputs: Float[Tensor, "runs samples features"]
+    ) -> Float64[Tensor, "runs samples"]:
+        """f_V of other inputs, V that of the last time that a run reached."""
+        return forward(inputs.double(), self.layers).f
+
 
 def normalized_flow(
     inputs: Float[Tensor, "runs samples features"],

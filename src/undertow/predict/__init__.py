@@ -28,6 +28,9 @@ from undertow.predict._rank_bound import rank_identity as rank_identity
 from undertow.predict._rank_one import activation_derivatives as activation_derivatives
 from undertow.predict._rank_one import rank_one_modes as rank_one_modes
 from undertow.predict._rank_one import rank_one_rate as rank_one_rate
+from undertow.predict._recovery import RecoveryWindow as RecoveryWindow
+from undertow.predict._recovery import minimiser_shift as minimiser_shift
+from undertow.predict._recovery import recovery_window as recovery_window
 from undertow.predict._rescale import rescale as rescale
 from undertow.predict._rescaled import Change as Change
 from undertow.predict._rescaled import Rescaled as Rescaled
@@ -55,6 +58,7 @@ __all__ = [
     "MomentumEquivalent",
     "RankBound",
     "RankIdentity",
+    "RecoveryWindow",
     "Rescaled",
     "SaddlePhase",
     "ScalingRule",
@@ -72,6 +76,7 @@ __all__ = [
     "initial_std",
     "largest_batch",
     "local_drift_multiplier",
+    "minimiser_shift",
     "momentum_equivalent",
     "momentum_gap",
     "moved_average",
@@ -81,6 +86,7 @@ __all__ = [
     "rank_identity",
     "rank_one_modes",
     "rank_one_rate",
+    "recovery_window",
     "rescale",
     "saddle_phases",
     "surviving_rank",

@@ -112,6 +112,6 @@ CLAIM = Claim(
             seeds=50,
         ),
     },
-    costs={"smoke": "20 s", "small": "2 min on two cores", "paper": "15 min on two cores"},
+    costs={"smoke": "15 s", "small": "3 min on two cores", "paper": "20 min on two cores"},
     home=__name__,
 )

@@ -15,7 +15,7 @@ from undertow.claims import Claim
 from undertow.lab import DISTINCT, Bound, Count, Knobs, Seeds, above, at_least, between, some
 
 FALLING = Bound("in descending order", lambda v: list(v) == sorted(v, reverse=True), whole=True)
-Spectrum = Annotated[tuple[float, ...], above(0), some(2), FALLING]
+Spectrum = Annotated[tuple[float, ...], above(0), some(3), FALLING]
 Scales = Annotated[tuple[float, ...], between(0, 1), some(2), DISTINCT]
 Amounts = Annotated[tuple[int, ...], at_least(1), some(2), DISTINCT]
 THREE = Bound("three values", lambda v: len(v) == 3, whole=True)
@@ -109,6 +109,6 @@ CLAIM = Claim(
             seeds=20,
         ),
     },
-    costs={"smoke": "10 s", "small": "1 min on two cores", "paper": "hours on two cores"},
+    costs={"smoke": "10 s", "small": "90 s on two cores", "paper": "hours on two cores"},
     home=__name__,
 )

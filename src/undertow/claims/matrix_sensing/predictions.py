@@ -112,8 +112,6 @@ def narrow(knobs: MatrixSensing) -> dict[str, Prediction]:
     def nearest(scale: float) -> Reading:
         return greatest(of("narrow", NEARNESS, phase=s, scale=scale) for s in before)
 
-    if not before:
-        return {}
     in_order = lab.share("narrow", LATER, pl.col("scale") <= SMALL)
     late = worst_phase(LATE, width - 1, "narrow")
     limits = {

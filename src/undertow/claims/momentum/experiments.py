@@ -135,7 +135,7 @@ def stationary_variances(trial: Stationary) -> Rows:
 
     from undertow import predict, train
 
-    loaded = trial.images.load()
+    loaded = trial.images.load(seed=trial.seed)
     inputs, labels = loaded.train_inputs.flatten(1).double(), loaded.train_targets
     variances = train.stationary_variance(
         torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1),

@@ -19,6 +19,7 @@ _EIGENVALUES_EVERY = 4  # steps
 _SEARCH_LR = 0.1  # of the search for minimisers, at most
 
 Rows = list[dict[str, Any]]
+Axes = dict[str, Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ def experiments(knobs: MatrixSensing, seed: int) -> dict[str, Experiment]:
         trials = grid(Descent, knobs, **({"width": [knobs.dim], "seed": own} | axes))
         return Experiment(trials, run, together=("scale", "seed"), group_size=36)
 
-    flat = {"spectrum": [knobs.degenerate], "scale": [knobs.degenerate_scale]}
-    narrow = {"width": [rank - 1], "scale": (1.0, *knobs.narrow_scales), "steps": half}
-    amounts = {"measurements": knobs.amounts, "scale": [min(knobs.scales)], "steps": half}
-    recovered = {"measurements": knobs.recoveries, "scale": (1.0, knobs.recovery_scale)}
+    flat: Axes = {"spectrum": [knobs.degenerate], "scale": [knobs.degenerate_scale]}
+    narrow: Axes = {"width": [rank - 1], "scale": (1.0, *knobs.narrow_scales)}
+    amounts: Axes = {"measurements": knobs.amounts, "scale": [min(knobs.scales)]}
+    recovered: Axes = {"measurements": knobs.recoveries, "scale": (1.0, knobs.recovery_scale)}
     return {
         "sensing": batched(with_sensors, scale=(1.0, *knobs.scales)),
         "identity": batched(with_every_entry, measurements=[0], scale=knobs.identity_scales),
-        "narrow": batched(before_the_last, **narrow),
-        "amounts": batched(before_the_last, **amounts),
+        "narrow": batched(before_the_last, **narrow, steps=half),
+        "amounts": batched(before_the_last, **amounts, steps=half),
         "recovered": batched(recovery, **recovered, lr=[2 * knobs.lr], steps=half),
         "degenerate": batched(without_gap, **flat, steps=half),
     }

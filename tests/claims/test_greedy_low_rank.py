@@ -35,15 +35,17 @@ TINY = GreedyLowRank(
     matrices=("low-rank",),
     rows=10,
     columns=8,
-    completions=2,
     seeds=2,
+    rank_two=2,
+    exact=2,
 )
 KNOBS = GreedyLowRank(
     scales=(1e-4, 1e-8, 1e-12),
     deep_scales=(1e-2, 1e-6, 1e-10),
     wide_scales=(1e-2, 1e-4, 1e-32),
-    completions=8,
     seeds=8,
+    rank_two=8,
+    exact=8,
 )
 GAP = 1 - math.log1p(0.63) / math.log1p(0.9)  # of steps of 0.9 at depth 2
 
@@ -207,8 +209,8 @@ CONTRACT = Contract(
         ({"ordinary_trace": 19.0}, "4x4 from 1e-4: trace over the least"),
         ({"weak_trace": 6.0}, "3x3, R = 1.5"),
         ({"large_start": 1e-4}, "3x3 from 0.1: sigma_2 / sigma_1"),
-        ({"error": 0.5}, "digits: error of depth 3"),
-        ({"error": 0.5}, "tumours: error of depth 3"),
+        ({"error": 0.5}, "digits: error of depth 4"),
+        ({"error": 0.5}, "tumours: error of depth 4"),
         ({"best": 0.5}, "digits: the same, stopped"),
         ({"best": 0.5}, "tumours: the same, stopped"),
     ],

@@ -102,7 +102,7 @@ class Completion:
 
 def experiments(knobs: GreedyLowRank, seed: int) -> dict[str, Experiment]:
     """Completions, trajectories, products and counterexamples, with their controls."""
-    own = seeds(seed, knobs.seeds)
+    own, exact = seeds(seed, knobs.seeds), seeds(seed, knobs.exact)
     gap = [{"eigenvalues": _EIGENVALUES, "weighted": True}]
     ends = (knobs.scales[0], knobs.scales[-1])
     none = [{"eigenvalues": _DEGENERATE, "weighted": False, "scales": ends}]
@@ -111,22 +111,30 @@ def experiments(knobs: GreedyLowRank, seed: int) -> dict[str, Experiment]:
         {"problem": "3x3", "strength": knobs.weak_strength, "scales": SCALES[-1:]},
         {"problem": "4x4", "strength": knobs.wide_strength, "scales": knobs.wide_scales},
     ]
-    completed = seeds(seed, knobs.completions)
-    completions = grid(Completion, knobs, matrix=knobs.matrices, seed=completed)
-    products = grid(Product, knobs, depth=DEPTHS, ratio=knobs.ratios, seed=own)
+    completions = [
+        trial
+        for matrix in knobs.matrices
+        for trial in grid(
+            Completion,
+            knobs,
+            matrix=[matrix],
+            seed=seeds(seed, knobs.rank_two) if matrix == "low-rank" else own,
+        )
+    ]
+    products = grid(Product, knobs, depth=DEPTHS, ratio=knobs.ratios, seed=exact)
     # Two factors need log(1 / scale) steps, more of them a power of it.
     depths = [{"depth": 2, "starts": knobs.scales[-FITTED:]}]
     depths += [{"depth": depth, "starts": knobs.descent_scales} for depth in DEPTHS[1:]]
-    descents = grid(Descent, knobs, depths=depths, step=knobs.step_sizes, seed=own)
-    stepped = grid(Stepped, knobs, step=knobs.step_sizes, scale=SCALES[-1:], seed=own)
+    descents = grid(Descent, knobs, depths=depths, step=knobs.step_sizes, seed=exact)
+    stepped = grid(Stepped, knobs, step=knobs.step_sizes, scale=SCALES[-1:], seed=exact)
     return {
         "completions": Experiment(completions, complete),
         "descents": Experiment(descents, descend, together=("seed",), group_size=100),
         "stepped": Experiment(stepped, step_down, together=("seed",), group_size=100),
         "trajectories": Experiment(grid(Trajectory, knobs, case=gap, seed=own), follow),
-        "no_gap": Experiment(grid(Trajectory, knobs, case=none, seed=own), follow),
+        "no_gap": Experiment(grid(Trajectory, knobs, case=none, seed=exact), follow),
         "products": Experiment(products, multiply),
-        "counterexamples": Experiment(grid(Counterexample, knobs, case=cases, seed=own), end),
+        "counterexamples": Experiment(grid(Counterexample, knobs, case=cases, seed=exact), end),
     }
 
 

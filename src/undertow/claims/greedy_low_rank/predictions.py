@@ -199,15 +199,13 @@ def completions(knobs: GreedyLowRank) -> dict[str, Prediction]:
     }
     named = [name for name in knobs.matrices if name != "low-rank"]
     for name in dict.fromkeys((*REAL, *named)):
-        rank, error, stopped = (
-            over_convex(name, shallower, column)
-            for column in ("effective_rank", "error", "best_error")
-        )
+        rank = over_convex(name, shallower, "effective_rank")
+        error, stopped = (over_convex(name, deepest, column) for column in ("error", "best_error"))
         found |= {
             f"{name}: effective rank of depth 3 over nuclear norm": at_most(
                 0.95, rank, "where both interpolate", against=1
             ),
-            f"{name}: error of depth 3 over nuclear norm": no_less(
+            f"{name}: error of depth 4 over nuclear norm": no_less(
                 1, error, "a matrix that is not of low rank gains nothing by it", control=True
             ),
             f"{name}: the same, stopped and penalised at their best": no_less(

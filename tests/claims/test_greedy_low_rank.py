@@ -13,11 +13,10 @@ from contract import Contract
 
 from undertow import claims, lab
 from undertow.claims import Records
-from undertow.claims.greedy_low_rank import GreedyLowRank, experiments
+from undertow.claims.greedy_low_rank import GreedyLowRank, completions, experiments
+from undertow.claims.greedy_low_rank.completions import METHODS, Completion
 from undertow.claims.greedy_low_rank.experiments import (
-    METHODS,
     SCALES,
-    Completion,
     Counterexample,
     Descent,
     Product,
@@ -359,7 +358,7 @@ def test_the_counterexample_ends_at_rank_one_and_more_nuclear_norm() -> None:
 
 
 def test_a_completion_holds_what_it_saw() -> None:
-    rows = experiments.complete(Completion("low-rank", 40, 30, 7))
+    rows = completions.complete(Completion("low-rank", 40, 30, 7))
     assert [row["method"] for row in rows] == list(METHODS)
     assert all(row["missed"] <= 1e-2 * (1 + 1e-6) for row in rows)
 
@@ -367,7 +366,7 @@ def test_a_completion_holds_what_it_saw() -> None:
 @pytest.mark.parametrize("name", ["low-rank", "digits", "tumours"])
 def test_matrices_have_spectral_norm_one(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    matrix = experiments.matrix_of(Completion(name, 20, 15, 0), generator)
+    matrix = completions.matrix_of(Completion(name, 20, 15, 0), generator)
     assert matrix.shape == (20, 15)
     assert float(torch.linalg.matrix_norm(matrix, 2)) == pytest.approx(1)
     if name == "low-rank":
@@ -379,4 +378,4 @@ def test_matrices_have_spectral_norm_one(name: str) -> None:
 def test_a_table_that_is_too_small_is_named() -> None:
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="tumours has at most"):
-        experiments.matrix_of(Completion("tumours", 40, 50, 0), generator)
+        completions.matrix_of(Completion("tumours", 40, 50, 0), generator)

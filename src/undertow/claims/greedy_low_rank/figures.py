@@ -1,4 +1,4 @@
-"""The figures of greedy-low-rank: trajectories, products, steps, counterexamples, completions."""
+"""The figures of greedy-low-rank: trajectories, products, counterexamples and completions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import polars as pl
 from undertow import lab
 from undertow.claims import Records
 from undertow.claims.greedy_low_rank import RATIO, GreedyLowRank
-from undertow.claims.greedy_low_rank.experiments import FITTED, METHODS, SCALES
+from undertow.claims.greedy_low_rank.completions import METHODS
+from undertow.claims.greedy_low_rank.experiments import FITTED, SCALES
 from undertow.claims.greedy_low_rank.predictions import LOG_SCALE, traces
 from undertow.lab import Charts, beside, figure
 
@@ -20,7 +21,6 @@ draw = Charts(
     measured="measured exponent",
     ratio="second over first eigenvalue",
     slope="exponent of the second singular value",
-    step="step over the largest stable one",
     time="time until half of the first is learned",
     trace_3x3="trace, 3 x 3",
     trace_4x4="trace, 4 x 4",
@@ -78,21 +78,6 @@ def product(records: Records, knobs: GreedyLowRank) -> Any:
     )
 
 
-@figure("Finite steps: less of a gap at depth 2, no difference beyond")
-def steps(records: Records, knobs: GreedyLowRank) -> Any:
-    """The exponent of the second direction by gradient descent, in units of the largest stable
-    step, one point a seed. A step multiplies by 1 + lr lambda: the dashed line of depth 2 is
-    1 - log(1 + lr lambda_2) / log(1 + lr lambda_1). Deeper products escape slowly at first.
-    """
-    runs = records["descents"].with_columns(name=pl.format("depth {}", "depth"))
-    by, second = ("name", "depth", "step", "seed"), pl.col("second").log()
-    fits = lab.slopes(runs, LOG_SCALE, second, by=by, smallest=FITTED).filter(points=FITTED)
-    gap = 1 - (RATIO * pl.col("step")).log1p() / pl.col("step").log1p()
-    theory = pl.when(depth=2).then(gap).otherwise(1.0)
-    shown = fits.with_columns(theory=theory)
-    return draw.measured_against_predicted(shown, "step", "slope", "theory", "name")
-
-
 @figure("Less nuclear norm was to be had, and is not taken")
 def counterexample(records: Records, knobs: GreedyLowRank) -> Any:
     """Trace of what gradient flow ends at, one point a seed, between that of the rank-one
@@ -125,7 +110,7 @@ def completion(records: Records, knobs: GreedyLowRank) -> Any:
     return beside(*bars, shared="color")
 
 
-FIGURES = (trajectory, product, steps, counterexample, completion)
+FIGURES = (trajectory, product, counterexample, completion)
 
 
 def table(records: Records, knobs: GreedyLowRank) -> pl.DataFrame:

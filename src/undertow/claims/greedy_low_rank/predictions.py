@@ -10,14 +10,8 @@ import polars as pl
 from undertow import lab
 from undertow.claims import Records
 from undertow.claims.greedy_low_rank import ORDINARY, RATIO, REAL, GreedyLowRank
-from undertow.claims.greedy_low_rank.experiments import (
-    CONVEX,
-    DEPTHS,
-    FITTED,
-    INTERPOLATES,
-    METHODS,
-    SCALES,
-)
+from undertow.claims.greedy_low_rank.completions import CONVEX, INTERPOLATES, METHODS
+from undertow.claims.greedy_low_rank.experiments import DEPTHS, FITTED, SCALES
 from undertow.lab import Prediction, Reading, at_most, near, no_less, of, per_seed, within
 
 LOG_SCALE = pl.col("scale").log()

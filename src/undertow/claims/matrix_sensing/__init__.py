@@ -46,8 +46,6 @@ class MatrixSensing(Knobs):
 
     def rules(self) -> Mapping[str, bool]:
         """Spectra fit into U, steps do not overshoot, recoveries lie on either side of limits."""
-        from undertow.predict import recovery_window
-
         largest, rank = max(*self.spectrum, *self.degenerate), len(self.spectrum)
         fits = {
             f"{name} must hold fewer than dim = {self.dim} eigenvalues, got {values}": (
@@ -57,11 +55,12 @@ class MatrixSensing(Knobs):
         }
         if not all(fits.values()):
             return fits
-        window, (few, some, many) = recovery_window(self.dim, rank), self.recoveries
-        parted = few < window.freedom < some < window.positive < many
+        # `predict.recovery_window`, without the numpy that it would load with the knobs.
+        freedom, rest = self.dim * rank - rank * (rank - 1) // 2, self.dim - rank
+        positive, (few, some, many) = freedom + rest * (rest + 1) / 4, self.recoveries
         return fits | {
-            f"recoveries must be below {window.freedom}, between it and {window.positive:g}, and "
-            f"above that, got {self.recoveries}": parted,
+            f"recoveries must be below {freedom}, between it and {positive:g}, and "
+            f"above that, got {self.recoveries}": few < freedom < some < positive < many,
             f"spectrum must fall strictly, got {self.spectrum}": (len(set(self.spectrum)) == rank),
             f"lr must be below 1 / (4 x {largest:g}), the largest eigenvalue of spectrum and "
             f"degenerate, got {self.lr}": self.lr * largest < 0.25,
@@ -84,6 +83,9 @@ CLAIM = Claim(
         "2 g (k + v) / (k + 2 v), which is 2 (x_s - x_s+1) / (x_s + x_s+1) where every entry is "
         "measured, to 2 g k / (k + 2 v), from the spectra at the saddles: with sensors the way to "
         "Z_s turns, which excites its slowest error k, however many measurements there are.",
+        "Where a run ends is no evidence. With too few columns it ends at the minimiser of its "
+        "rank from any start; with more measurements than d r - r (r - 1) / 2 + (d - r) "
+        "(d - r + 1) / 4 it recovers X* from any start, since no other positive matrix fits.",
     ),
     presets={
         "smoke": MatrixSensing(

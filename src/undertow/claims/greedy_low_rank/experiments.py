@@ -22,6 +22,7 @@ SCALES = (1e-1, 1e-2, 1e-4, 1e-8)  # of the start of the 3x3 counterexample
 _EIGENVALUES, _DEGENERATE = (4.0, 2.0, 1.0), (4.0, 4.0, 1.0)
 _DIM, _DEEP_DIM = 6, 4
 _MOST_STEPS = 100_000  # of gradient descent
+_AT_REST = 1e-20  # the loss at which it may stop
 # Of the counterexamples: rows and columns of what is observed; the last two are the strength R.
 _OBSERVED = {"3x3": ((0, 1), (0, 2), (1, 2)), "4x4": ((0, 1), (0, 2), (1, 3))}
 
@@ -279,9 +280,12 @@ def step_down(trials: Sequence[Stepped]) -> list[Rows]:
     hessian = torch.func.jacrev(gradient)(solution)
     lr = 2 * first.step / float(torch.linalg.eigvalsh(hessian)[-1])
     starts = [start_of(trial.seed, 3) for trial in trials]
-    factors = train.factored_descent(
-        loss, math.sqrt(first.scale) * torch.stack(starts), lr=lr, steps=_MOST_STEPS // 10
-    )
+
+    def at_rest(step: int, matrices: Tensor) -> bool:
+        return step % 50 == 0 and float(loss(matrices).max()) < _AT_REST
+
+    start = math.sqrt(first.scale) * torch.stack(starts)
+    factors = train.factored_descent(loss, start, lr=lr, steps=_MOST_STEPS, observe=at_rest)
     ended = factors @ factors.mT
     values = torch.linalg.eigvalsh(ended).flip(-1)
     facts = {

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from contract import Contract
 
-from undertow import claims, lab
+from undertow import claims, lab, predict
 from undertow.claims import Records
 from undertow.claims.matrix_sensing import MatrixSensing, experiments
 from undertow.claims.matrix_sensing.experiments import Descent
@@ -21,11 +21,12 @@ TINY = MatrixSensing(
     dim=6,
     spectrum=(3.0, 1.5, 0.5),
     measurements=120,
-    few_measurements=6,
     scales=(1e-1, 1e-2, 1e-4),
     identity_scales=(1e-2, 1e-3),
-    degenerate_scales=(1e-2, 1e-3),
-    narrow_scale=1e-2,
+    narrow_scales=(1e-2, 1e-4),
+    amounts=(60, 240),
+    recoveries=(6, 17, 20),
+    degenerate_scale=1e-3,
     lr=0.05,
     steps=300,
     seeds=2,
@@ -37,30 +38,42 @@ def world(
     seeds: int = 20,
     *,
     power: float = 1.0,
-    scatter: float = 0.0,
     plateau: float = 1.0,
     saturation: float = 0.1,
     step: int = 100,
     lateness: float = 1.0,
     to_greedy: float = 1e-12,
-    end_distance: float = 1e-9,
     isotropic: float = 1.0,
     large: float = 0.5,
-    gapless: float = 0.0,
+    gapless: float = 0.4,
+    narrow_power: float = 1.0,
+    narrow_large: float = 0.5,
+    narrow_step: int = 100,
+    narrow_lateness: float = 1.0,
+    shift: float = 1.0,
+    shift_power: float = -0.5,
+    nearness_power: float = -0.6,
     few: float = 0.9,
-    error: float = 1e-7,
+    some: float = 0.01,
+    unbiased: float = 0.5,
+    missed: float = 1e-4,
+    many: float = 0.05,
 ) -> Records:
     """Records of a world in which every prediction holds, but for what is given otherwise."""
     generator = np.random.default_rng(0)
 
-    def runs(scales: tuple[float, ...], exponent: float, power: float) -> list[dict[str, Any]]:
+    def runs(
+        scales: tuple[float, ...], exponent: float, power: float, phases: int = 3, **odd: float
+    ) -> list[dict[str, Any]]:
         rows = []
         for seed in range(seeds):
             for scale in scales:
-                for phase in (1, 2, 3):
-                    noise = generator.normal(1, 0.003) * math.exp(scatter * generator.normal())
-                    closest = large if scale == 1 else 0.5 * scale ** (exponent * phase * power)
+                for phase in range(1, phases + 1):
+                    noise = generator.normal(1, 0.003)
+                    near = 0.5 * scale ** (exponent * phase * power)
+                    closest = odd.get("large", large) if scale == 1 else near
                     apart = saturation if phase < 3 else 0.0
+                    late = 50 * odd.get("lateness", lateness) * phase * math.log(scale)
                     rows.append(
                         {
                             "seed": seed,
@@ -69,11 +82,10 @@ def world(
                             "lr": 0.01,
                             "size": 1.0,
                             "closest": closest * noise,
-                            "closest_step": 1000 + step * phase,
-                            "learned_step": 3 - 50 * lateness * phase * math.log(scale),
+                            "closest_step": 1000 + odd.get("step", step) * phase,
+                            "learned_step": 3 - late,
                             "closest_to_truncated": plateau * apart * noise,
                             "apart": apart,
-                            "final_error": error * noise,
                             "distances": [1.0, 0.5, 0.8],
                         }
                     )
@@ -86,19 +98,52 @@ def world(
 
     sensing = forecast(runs((1.0, *KNOBS.scales), 0.3, power), 0.3)
     identity = forecast(runs(KNOBS.identity_scales, 0.4, isotropic), 0.4)
-    noise = generator.normal(1, 0.01, seeds)
+    odd = {"large": narrow_large, "step": narrow_step, "lateness": narrow_lateness}
+    narrow = runs((1.0, *KNOBS.narrow_scales), 0.3, narrow_power, 2, **odd)
+    few_sensors, some_sensors, many_sensors = KNOBS.recoveries
     return {
         "sensing": sensing.with_columns(to_greedy=to_greedy),
         "identity": identity,
-        "degenerate": pl.DataFrame(runs(KNOBS.degenerate_scales, 0.3, gapless)),
-        "narrow": pl.DataFrame(
+        "narrow": forecast(narrow, 0.3),
+        "amounts": pl.DataFrame(
             [
-                {"seed": seed, "width": width, "end_distance": end_distance, "size": 1.0}
+                {
+                    "seed": seed,
+                    "phase": phase,
+                    "measurements": count,
+                    "size": 1.0,
+                    "closest": count**nearness_power * generator.normal(1, 0.01),
+                    "apart": shift
+                    * predict.minimiser_shift((3, 2, 1), phase, dim=20, measurements=count)
+                    * (count / 4000) ** (shift_power + 0.5)
+                    * generator.normal(1, 0.01),
+                }
                 for seed in range(seeds)
-                for width in (1, 2)
+                for phase in (1, 2)
+                for count in KNOBS.amounts
             ]
         ),
-        "few": pl.DataFrame({"seed": range(seeds), "final_error": few * noise}),
+        "recovered": pl.DataFrame(
+            [
+                {
+                    "seed": seed,
+                    "measurements": count,
+                    "scale": scale,
+                    "final_error": error * generator.normal(1, 0.01),
+                    "missed": missed,
+                }
+                for seed in range(seeds)
+                for count, small, from_one in (
+                    (few_sensors, few, 0.9),
+                    (some_sensors, some, unbiased),
+                    (many_sensors, 1e-4, many),
+                )
+                for scale, error in ((KNOBS.recovery_scale, small), (1.0, from_one))
+            ]
+        ),
+        "degenerate": pl.DataFrame(
+            {"seed": range(seeds), "closest": gapless * generator.normal(1, 0.01, seeds)}
+        ).with_columns(size=1.0),
     }
 
 
@@ -109,37 +154,54 @@ CONTRACT = Contract(
     knobs=KNOBS,
     refuted=[
         ({"power": -0.1}, "slope of the closest approach to Z_1"),
-        ({"power": -0.1}, "descent comes nearer to greedy learning's phase"),
-        ({"power": 0.5}, "exponent in the limit against the predicted, Z_1"),
-        ({"power": 1.5}, "exponent in the limit against the predicted, Z_2"),
-        ({"power": 0.5}, "exponent between the predicted limit and the predicted early one"),
-        ({"saturation": 1e-5}, "closest approach to Z_s below half of that to X*_s"),
-        ({"plateau": 0.5}, "plateau of the approach to X*_s"),
+        ({"power": -0.1}, "closest approach from a start over that from the next smaller"),
+        ({"saturation": 1e-5}, "closest approach to Z_s over that to X*_s"),
         ({"step": -100}, "T_1 < T_2"),
-        ({"lateness": 1.2}, "time of arrival against the predicted"),
-        ({"to_greedy": 1e-3}, "greedy learning's phase s against Z_s"),
-        ({"end_distance": 1e-2}, "end of runs with too few columns"),
+        ({"to_greedy": 0.1}, "greedy learning's phase s against Z_s"),
+        ({"narrow_power": -0.1}, "2 columns: closest approach from 1e-16"),
+        ({"narrow_step": -100}, "2 columns: T_1 < T_2"),
+        ({"shift_power": 0.1}, "||Z_s - X*_s||: power of the number"),
+        ({"nearness_power": 0.1}, "closest approach to Z_s: power of the number"),
+        ({"some": 0.6}, "error of recovery from 90 measurements"),
     ],
     left_open=[
+        ({"narrow_large": 0.01}, "2 columns: closest approach at scale 1"),
         ({"isotropic": 0.5}, "every entry measured: exponents"),
-        ({"large": 0.01}, "closest approach at scale 1"),
-        ({"gapless": 1.0}, "slope of the approach to Z_1 without a gap"),
+        ({"large": 0.01}, "closest approach at scale 1 over"),
+        ({"gapless": 0.01}, "no gap: closest approach to Z_1"),
         ({"few": 1e-7}, "error of recovery from 40"),
-        ({"error": 0.5}, "error of recovery from 2000"),
+        ({"unbiased": 0.01}, "error of recovery from 90 measurements at scale 1"),
+        ({"missed": 0.5}, "what that misses of the 90"),
+        ({"many": 0.5}, "error of recovery from 200"),
     ],
     bad_knobs=[
-        ({"spectrum": (1.0,)}, "spectrum must be at least 2 values"),
-        ({"spectrum": (1.0, 2.0)}, "spectrum must be in descending order"),
-        ({"degenerate": (2.0, -1.0)}, "degenerate must be above 0"),
+        ({"spectrum": (1.0,)}, "spectrum must be at least 3 values"),
+        ({"spectrum": (1.0, 2.0, 3.0)}, "spectrum must be in descending order"),
+        ({"degenerate": (2.0, 1.0, -1.0)}, "degenerate must be above 0"),
         ({"dim": 3}, "spectrum must hold fewer than dim = 3 eigenvalues"),
         ({"scales": (1.0, 0.1)}, "scales must be between 0 and 1"),
+        ({"spectrum": (2.0, 2.0, 1.0)}, "spectrum must fall strictly"),
         ({"lr": 0.2}, "lr must be below"),
-        ({"lr": 0.1, "degenerate": (6.0, 6.0)}, "lr must be below"),
-        ({"narrow_scale": 0.5}, "narrow_scale must be one of scales"),
+        ({"lr": 0.05, "degenerate": (6.0, 6.0, 1.0)}, "lr must be below"),
+        ({"recoveries": (40, 90)}, "recoveries must be three values"),
+        ({"recoveries": (60, 90, 200)}, "recoveries must be below 57"),
+        ({"recoveries": (40, 140, 200)}, "between it and 133.5"),
+        ({"amounts": (100,)}, "amounts must be at least 2 values"),
         ({"steps": 1}, "steps must be at least 2"),
         ({"seeds": 1}, "seeds must be at least 2"),
     ],
 )
+
+
+DERIVED = [
+    ({"power": 0.5}, "exponent in the limit over the predicted, Z_1"),
+    ({"power": 1.5}, "exponent in the limit over the predicted, Z_2"),
+    ({"plateau": 0.5}, "plateau of the approach to X*_s"),
+    ({"lateness": 1.02}, "time of arrival, off the predicted by"),
+    ({"narrow_power": 0.5}, "2 columns: exponent in the limit"),
+    ({"narrow_lateness": 1.02}, "2 columns: time of arrival"),
+    ({"shift": 1.5}, "||Z_s - X*_s|| over its predicted"),
+]
 
 
 def judged(records: Records) -> dict[str, lab.Check]:
@@ -165,12 +227,17 @@ def test_a_power_law_is_found_and_rounding_left_out() -> None:
     (law,) = power_laws(rows).iter_rows(named=True)
     assert law["slope"] == pytest.approx(3)
     assert law["limit"] == pytest.approx(3)
-    assert law["misfit"] == pytest.approx(0, abs=1e-12)
     assert law["time"] == pytest.approx(2)
 
 
-def test_approaches_that_scatter_are_no_power_law() -> None:
-    assert not judged(world(scatter=3.0))["one minus R^2 of these power laws, worst phase"].passed
+@pytest.mark.parametrize(("broken", "check"), DERIVED)
+def test_what_the_paper_does_not_prove_is_not_refuted_by_a_miss(
+    broken: dict[str, float], check: str
+) -> None:
+    (name,) = (name for name in judged(world()) if name.startswith(check))
+    found = judged(world(**broken))[name]  # type: ignore[arg-type]
+    assert not found.passed
+    assert not found.refuted
 
 
 def test_a_phase_that_was_never_reached_is_not_passed_over() -> None:
@@ -178,7 +245,7 @@ def test_a_phase_that_was_never_reached_is_not_passed_over() -> None:
     never = pl.when(pl.col("phase") == 3).then(None).otherwise("learned_step")
     sensing = records["sensing"].with_columns(learned_step=never)
     found = judged({**records, "sensing": sensing})
-    late = found["time of arrival against the predicted, worst phase"]
+    late = found["time of arrival, off the predicted by, worst phase"]
     assert not late.passed
     assert not late.refuted
 
@@ -207,18 +274,25 @@ def test_greedy_learning_finds_the_minimisers_that_descent_finds() -> None:
         assert arrivals == sorted(arrivals)
 
 
-def test_a_narrow_run_ends_at_the_minimiser_of_its_rank() -> None:
-    trials = claims.get("matrix-sensing").experiments(TINY, 7)["narrow"].trials
-    for trial in trials:
-        (((row,),)) = experiments.too_narrow((trial,))
-        assert row["end_distance"] < 1e-2 * row["size"]
+def test_the_end_of_a_narrow_run_says_nothing_of_its_start_and_the_way_does() -> None:
+    drawn = claims.get("matrix-sensing").experiments(TINY, 7)["narrow"].trials
+    trials = [replace(trial, steps=600) for trial in drawn[: 1 + len(TINY.narrow_scales)]]
+    nearness = {}
+    for trial, (first, last) in zip(trials, experiments.before_the_last(trials), strict=True):
+        assert last["closest"] < 1e-2 * last["size"]
+        nearness[trial.scale] = first["closest"] / first["size"]
+    assert nearness[1e-4] < 0.5 * nearness[1.0]
 
 
-def test_few_measurements_do_not_recover() -> None:
-    few = claims.get("matrix-sensing").experiments(TINY, 7)["few"].trials[0]
-    many = replace(few, measurements=TINY.measurements, steps=TINY.steps)
-    ((one,),), ((other,),) = experiments.recovery((few,)), experiments.recovery((many,))
-    assert one["final_error"] > 0.1 > other["final_error"]
+def test_within_the_window_only_a_small_start_recovers() -> None:
+    window = predict.recovery_window(10, 2)
+    count = round((window.freedom + window.positive) / 2)
+    small = Descent(10, (2.0, 1.0), count, 10, 1e-4, 0.04, 2000, seed=5)
+    ((one,),), ((other,),) = (
+        experiments.recovery((trial,)) for trial in (small, replace(small, scale=1.0))
+    )
+    assert one["final_error"] < 0.1 < other["final_error"]
+    assert other["missed"] < 0.01
 
 
 @pytest.mark.parametrize("largest", [3.0, 30.0])

@@ -27,5 +27,5 @@ def test_the_table_of_digits_holds_pixels_that_vary() -> None:
 
 
 def test_an_unknown_table_is_named() -> None:
-    with pytest.raises(ValueError, match="name must be digits or tumours, got 'wine'"):
+    with pytest.raises(ValueError, match="name must be digits, tumours or garments, got 'wine'"):
         data.load_table("wine")

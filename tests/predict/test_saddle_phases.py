@@ -86,3 +86,33 @@ def test_greedy_learning_is_kept_to_by_the_gap_and_then_by_the_slower_of_two() -
 def test_what_does_not_fit_is_named(predicted, rates, relaxations, message) -> None:
     with pytest.raises(ValueError, match=message):
         predicted(rates, relaxations)
+
+
+@given(spectra, st.floats(0.01, 0.3))
+def test_finite_steps_multiply_and_small_ones_are_the_flow(
+    spectrum: list[float], lr: float
+) -> None:
+    rates, relaxations = isotropic(spectrum)
+    largest = max(spectrum)
+    stepped = saddle_phases(rates, relaxations, lr=lr / largest)
+    flow = saddle_phases(rates, relaxations)
+    near = saddle_phases(rates, relaxations, lr=1e-9 / largest)
+    for one, other, limit in zip(stepped, flow, near, strict=True):
+        assert limit.arrival == pytest.approx(other.arrival)
+        assert limit.exponent == pytest.approx(other.exponent)
+        assert one.arrival > other.arrival  # log(1 + x) < x
+    # The first direction is learned after log(1 / scale) / log(1 + lr x) steps.
+    assert stepped[0].arrival == pytest.approx(lr / largest / np.log1p(lr))
+
+
+def test_finite_steps_close_a_gap() -> None:
+    rates, relaxations = [[4.0, 2.0, 1.0], [2.0, 1.0, 0.0]], [1.0]
+    first, _ = greedy_exponents(rates, relaxations, lr=0.1)
+    assert first == pytest.approx(1 - np.log(1.2) / np.log(1.4))
+    assert first < greedy_exponents(rates, relaxations)[0]
+
+
+@pytest.mark.parametrize("lr", [0.0, -1.0, np.nan, 1.0])
+def test_a_step_that_oversteps_is_named(lr: float) -> None:
+    with pytest.raises(ValueError, match="lr must be"):
+        saddle_phases([[3.0, 2.0], [2.0, 0.0]], [1.0], lr=lr)

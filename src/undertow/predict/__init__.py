@@ -28,6 +28,9 @@ from undertow.predict._rank_bound import rank_identity as rank_identity
 from undertow.predict._rank_one import activation_derivatives as activation_derivatives
 from undertow.predict._rank_one import rank_one_modes as rank_one_modes
 from undertow.predict._rank_one import rank_one_rate as rank_one_rate
+from undertow.predict._recovery import RecoveryWindow as RecoveryWindow
+from undertow.predict._recovery import minimiser_shift as minimiser_shift
+from undertow.predict._recovery import recovery_window as recovery_window
 from undertow.predict._regression_noise import fixed_order_orbit as fixed_order_orbit
 from undertow.predict._regression_noise import ridge_noise as ridge_noise
 from undertow.predict._rescale import rescale as rescale
@@ -58,6 +61,7 @@ __all__ = [
     "MomentumEquivalent",
     "RankBound",
     "RankIdentity",
+    "RecoveryWindow",
     "Rescaled",
     "SaddlePhase",
     "ScalingRule",
@@ -77,6 +81,7 @@ __all__ = [
     "initial_std",
     "largest_batch",
     "local_drift_multiplier",
+    "minimiser_shift",
     "momentum_equivalent",
     "momentum_gap",
     "moved_average",
@@ -86,6 +91,7 @@ __all__ = [
     "rank_identity",
     "rank_one_modes",
     "rank_one_rate",
+    "recovery_window",
     "rescale",
     "ridge_noise",
     "saddle_phases",

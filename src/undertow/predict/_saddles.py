@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from undertow.predict._arguments import positive
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
 
@@ -32,9 +34,15 @@ class SaddlePhase:
 
 
 def saddle_phases(
-    rates: Float[np.ndarray, "saddles directions"], relaxations: Float[np.ndarray, " phases"]
+    rates: Float[np.ndarray, "saddles directions"],
+    relaxations: Float[np.ndarray, " phases"],
+    *,
+    lr: float | None = None,
 ) -> tuple[SaddlePhase, ...]:
     """Times and closest approaches of gradient flow dU/dt = -grad f(U U^T) U, phase by phase.
+
+    Or of gradient descent: a step multiplies a direction by 1 + lr x and what relaxes by 1 - lr k,
+    so that log(1 + lr x) / lr and -log(1 - lr k) / lr stand for the flow's rates x and k.
 
     In units of log(1 / scale), direction j has size -1 at the start and grows at the j-th largest
     rate of each saddle while the flow stays there. Direction s arrives when its size reaches 0; the
@@ -54,11 +62,13 @@ def saddle_phases(
             directions than there are phases, and a saddle for each phase and the last.
         relaxations: at Z_1, Z_2, ... the least eigenvalue of the Hessian of f(U U^T) / 2 over U of
             as many columns, rotations of columns aside. See `train.saddle_spectra`.
+        lr: the step size of gradient descent; None is the flow. Times are steps x lr.
 
     Raises:
-        ValueError: shapes that do not fit, or a direction that does not grow where it must.
+        ValueError: shapes that do not fit, a direction that does not grow where it must, or an lr
+            with which a step oversteps what relaxes slowest.
     """
-    growing, slowest = _spectra(rates, relaxations)
+    growing, slowest = _spectra(rates, relaxations, lr)
     phases, now = [], 0.0
     sizes = np.full(len(slowest) + 1, -1.0)
     for s, k in enumerate(slowest):
@@ -73,7 +83,10 @@ def saddle_phases(
 
 
 def greedy_exponents(
-    rates: Float[np.ndarray, "saddles directions"], relaxations: Float[np.ndarray, " phases"]
+    rates: Float[np.ndarray, "saddles directions"],
+    relaxations: Float[np.ndarray, " phases"],
+    *,
+    lr: float | None = None,
 ) -> tuple[float, float]:
     """Powers of the scale with which the flow keeps to greedy low-rank learning in phases 1 and 2.
 
@@ -87,18 +100,21 @@ def greedy_exponents(
     Args:
         rates: as in `saddle_phases`; the first two saddles and directions are looked at.
         relaxations: as in `saddle_phases`; the first is looked at.
+        lr: as in `saddle_phases`.
 
     Raises:
-        ValueError: shapes that do not fit, or a direction that does not grow where it must.
+        ValueError: as `saddle_phases`.
     """
-    growing, slowest = _spectra(rates, relaxations)
+    growing, slowest = _spectra(rates, relaxations, lr)
     (first, second), (third, fourth) = growing[0][:2], growing[1][:2]
     gap = (first - second) / first
     return float(gap), float(gap * min(third - fourth, slowest[0]) / third)
 
 
 def _spectra(
-    rates: Float[np.ndarray, "saddles directions"], relaxations: Float[np.ndarray, " phases"]
+    rates: Float[np.ndarray, "saddles directions"],
+    relaxations: Float[np.ndarray, " phases"],
+    lr: float | None,
 ) -> tuple[Float64[np.ndarray, "saddles directions"], Float64[np.ndarray, " phases"]]:
     growing = np.asarray(rates, dtype=np.float64)
     slowest = np.asarray(relaxations, dtype=np.float64)
@@ -118,4 +134,9 @@ def _spectra(
             "rates must be above 0 at the top of every saddle but the last, got "
             f"{growing[:-1, 0].tolist()}"
         )
-    return growing, slowest
+    if lr is None:
+        return growing, slowest
+    fastest = max(float(slowest.max()), -float(growing.min()))
+    if not positive("lr", lr) * fastest < 1:
+        raise ValueError(f"lr must be below 1 / {fastest:g}, the fastest relaxation, got {lr}")
+    return np.log1p(lr * growing) / lr, -np.log1p(-lr * slowest) / lr

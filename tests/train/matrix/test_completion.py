@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 
 import pytest
@@ -181,6 +183,23 @@ def test_descent_takes_the_steps_that_it_says_run_by_run():
         torch.testing.assert_close(end, own.detach())
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_descent_moves_all_factors_at_once(depth):
+    sizes = itertools.pairwise([4, *[3] * (depth - 1), 5])
+    starts = [0.5 * draw(place, 2, *shape) for place, shape in enumerate(sizes)]
+    target = draw(9, 4, 5)
+    loss = lambda matrix: (matrix - target).square().sum((-2, -1)) / 2  # noqa: E731
+    ended = factored_descent(loss, starts, lr=0.02, steps=30)
+    own = [start.clone().requires_grad_() for start in starts]
+    for _ in range(30):
+        gradients = torch.autograd.grad(loss(functools.reduce(torch.matmul, own)).sum(), own)
+        own = [
+            (factor - 0.02 * gradient).detach().requires_grad_()
+            for factor, gradient in zip(own, gradients, strict=True)
+        ]
+    torch.testing.assert_close(ended, [factor.detach() for factor in own])
+
+
 def test_descent_stops_when_told_and_leaves_its_start_alone():
     start = draw(0, 3, 3)
     kept = start.clone()
@@ -220,6 +239,8 @@ def test_divergence_is_an_error():
         (lambda: truncated_svd(draw(0, 3, 3), -1), "rank"),
         (lambda: factored_descent(lambda w: w.sum(), draw(0, 2, 2), lr=0.0, steps=1), "lr"),
         (lambda: factored_descent(lambda w: w.sum(), draw(0, 2), lr=0.1, steps=1), "start"),
+        (lambda: factored_descent(lambda w: w.sum(), [], lr=0.1, steps=1), "start"),
+        (lambda: factored_descent(lambda w: w.sum(), [draw(0, 2, 3)] * 2, lr=0.1, steps=1), "mult"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(call, words):

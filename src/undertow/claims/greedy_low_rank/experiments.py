@@ -1,32 +1,30 @@
-"""Flows beside greedy learning, products of factors, counterexamples, and completions."""
+"""Flows beside greedy learning, products, counterexamples, and gradient descent on both."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from undertow.claims.greedy_low_rank import GreedyLowRank
-from undertow.lab import Experiment, grid, seeds
+from undertow.claims.greedy_low_rank import RATIO, GreedyLowRank
+from undertow.claims.greedy_low_rank.completions import Completion, complete
+from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
     from jaxtyping import Float64
-    from torch import Generator, Tensor
+    from torch import Tensor
 
 DEPTHS = (2, 3, 4)
+FITTED = 3  # of the smallest scales
 SCALES = (1e-1, 1e-2, 1e-4, 1e-8)  # of the start of the 3x3 counterexample
-CONVEX = "nuclear norm"
-# Depth and scale of the flows that complete.
-DEEP = {f"depth {d}, {s:g}": (d, s) for d, s in ((2, 1e-3), (2, 1e-6), (3, 1e-3), (4, 1e-3))}
-METHODS = (CONVEX, *DEEP)
-INTERPOLATES = 1e-2  # of the norm of what was seen
 _EIGENVALUES, _DEGENERATE = (4.0, 2.0, 1.0), (4.0, 4.0, 1.0)
 _DIM, _DEEP_DIM = 6, 4
+_MOST_STEPS = 100_000  # of gradient descent
+_AT_REST = 1e-20  # the loss at which it may stop
 # Of the counterexamples: rows and columns of what is observed; the last two are the strength R.
 _OBSERVED = {"3x3": ((0, 1), (0, 2), (1, 2)), "4x4": ((0, 1), (0, 2), (1, 3))}
-# Half of a real matrix is seen; of one of rank two, so few that least nuclear norm misses it.
-_SEEN = {"low-rank": 0.25, "digits": 0.5, "tumours": 0.5}
 
 Rows = list[dict[str, Any]]
 
@@ -58,6 +56,26 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Descent:
+    """The same product by gradient descent; `step` is in units of the largest stable step."""
+
+    depth: int
+    step: float
+    starts: tuple[float, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """The 3x3 completion of a strength by gradient descent, `step` in the same units."""
+
+    strength: float
+    step: float
+    scale: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class Counterexample:
     """A completion whose rank-one solution has not the least nuclear norm."""
 
@@ -67,34 +85,41 @@ class Counterexample:
     seed: int
 
 
-@dataclass(frozen=True)
-class Completion:
-    """A matrix completed from a part of its entries by products of factors and by convex means."""
-
-    matrix: str
-    rows: int
-    columns: int
-    seed: int
-
-
 def experiments(knobs: GreedyLowRank, seed: int) -> dict[str, Experiment]:
     """Completions, trajectories, products and counterexamples, with their controls."""
-    own = seeds(seed, knobs.seeds)
+    own, exact = seeds(seed, knobs.seeds), seeds(seed, knobs.exact)
     gap = [{"eigenvalues": _EIGENVALUES, "weighted": True}]
-    none = [{"eigenvalues": _DEGENERATE, "weighted": False}]
+    ends = (knobs.scales[0], knobs.scales[-1])
+    none = [{"eigenvalues": _DEGENERATE, "weighted": False, "scales": ends}]
     cases = [
         {"problem": "3x3", "strength": knobs.strength, "scales": SCALES},
         {"problem": "3x3", "strength": knobs.weak_strength, "scales": SCALES[-1:]},
         {"problem": "4x4", "strength": knobs.wide_strength, "scales": knobs.wide_scales},
     ]
-    completions = grid(Completion, knobs, matrix=knobs.matrices, seed=own)
-    products = grid(Product, knobs, depth=DEPTHS, ratio=knobs.ratios, seed=own)
+    completions = [
+        trial
+        for matrix in knobs.matrices
+        for trial in grid(
+            Completion,
+            knobs,
+            matrix=[matrix],
+            seed=seeds(seed, knobs.rank_two) if matrix == "low-rank" else own,
+        )
+    ]
+    products = grid(Product, knobs, depth=DEPTHS, ratio=knobs.ratios, seed=exact)
+    # Two factors need log(1 / scale) steps, more of them a power of it.
+    depths = [{"depth": 2, "starts": knobs.scales[-FITTED:]}]
+    depths += [{"depth": depth, "starts": knobs.descent_scales} for depth in DEPTHS[1:]]
+    descents = grid(Descent, knobs, depths=depths, step=knobs.step_sizes, seed=exact)
+    stepped = grid(Stepped, knobs, step=knobs.step_sizes, scale=SCALES[-1:], seed=exact)
     return {
         "completions": Experiment(completions, complete),
+        "descents": Experiment(descents, descend, together=("seed",), group_size=100),
+        "stepped": Experiment(stepped, step_down, together=("seed",), group_size=100),
         "trajectories": Experiment(grid(Trajectory, knobs, case=gap, seed=own), follow),
-        "no_gap": Experiment(grid(Trajectory, knobs, case=none, seed=own), follow),
+        "no_gap": Experiment(grid(Trajectory, knobs, case=none, seed=exact), follow),
         "products": Experiment(products, multiply),
-        "counterexamples": Experiment(grid(Counterexample, knobs, case=cases, seed=own), end),
+        "counterexamples": Experiment(grid(Counterexample, knobs, case=cases, seed=exact), end),
     }
 
 
@@ -160,28 +185,124 @@ def multiply(trial: Product) -> Rows:
 
     from undertow.train.flows import Event, factored_flow
 
-    generator, double = torch.Generator().manual_seed(trial.seed), torch.float64
-    target = torch.zeros(_DEEP_DIM, _DEEP_DIM, dtype=double)
-    target[0, 0], target[1, 1] = 1.0, trial.ratio
-    sample = torch.randn(_DEEP_DIM, 2 * _DEEP_DIM, generator=generator, dtype=double)
-    values, vectors = torch.linalg.eigh(sample @ sample.T / (2 * _DEEP_DIM))
+    loss = distance_from(trial.ratio)
     half = Event(lambda matrix: torch.linalg.matrix_norm(matrix, 2) - 0.5, terminal=True)
     rows = []
     for scale in trial.deep_scales:
-        # Balanced factors, equal roots of a positive matrix of this scale.
-        root = vectors * (scale * values) ** (1 / trial.depth) @ vectors.T
-        flow = factored_flow(
-            lambda matrix: (matrix - target).square().sum() / 2,
-            [root] * trial.depth,
-            1e12,
-            rtol=1e-9,
-            events=[half],
-        )
+        root = root_of_start(trial.seed, scale, trial.depth)
+        flow = factored_flow(loss, [root] * trial.depth, 1e12, rtol=1e-9, events=[half])
         if flow.stopped == "event":
             second = float(torch.linalg.svdvals(flow.parameters[-1])[1])
             time = float(flow.times[-1])
             rows.append({"scale": scale, "time": time, "second": second, "steps": flow.steps})
     return rows
+
+
+def descend(trials: Sequence[Descent]) -> list[Rows]:
+    """The same by gradient descent, read off between the two steps around one half.
+
+    Where the target is learned the Hessian's top is the depth, so that 2 / depth is the largest
+    stable step.
+    """
+    import torch
+
+    from undertow import train
+
+    first = trials[0]
+    lr, scales = 2 * first.step / first.depth, first.starts
+    roots = [[root_of_start(t.seed, scale, first.depth) for scale in scales] for t in trials]
+    root = torch.stack([torch.stack(row) for row in roots])
+    last, before, after = (torch.zeros_like(root) for _ in range(3))
+    taken = torch.full(root.shape[:2], math.nan, dtype=torch.float64)
+
+    def watch(step: int, matrices: Tensor) -> bool:
+        nonlocal last
+        now = (matrices[..., 0, 0] >= 0.5) & taken.isnan()
+        before[now], after[now], taken[now] = last[now], matrices[now], float(step)
+        last = matrices
+        return not bool(taken.isnan().any())
+
+    loss = distance_from(RATIO)
+    train.factored_descent(loss, [root] * first.depth, lr=lr, steps=_MOST_STEPS, observe=watch)
+    (one, two), (three, four) = (
+        torch.linalg.svdvals(matrices)[..., :2].log().unbind(-1) for matrices in (before, after)
+    )
+    part = (math.log(0.5) - one) / (three - one)
+    second, time = (two + part * (four - two)).exp(), (taken - 1 + part) * lr
+    known = (
+        rows_of({"scale": list(scales), "second": s, "time": t, "lr": lr})
+        for s, t in zip(second, time, strict=True)
+    )
+    return [[row for row in rows if math.isfinite(row["time"])] for rows in known]
+
+
+def distance_from(ratio: float) -> Callable[[Tensor], Tensor]:
+    """Half of the squared distance from a matrix with the eigenvalues one and `ratio`."""
+    import torch
+
+    target = torch.zeros(_DEEP_DIM, _DEEP_DIM, dtype=torch.float64)
+    target[0, 0], target[1, 1] = 1.0, ratio
+    return lambda matrix: (matrix - target).square().sum((-2, -1)) / 2
+
+
+def root_of_start(seed: int, scale: float, depth: int) -> Float64[Tensor, "dim dim"]:
+    """Each of the balanced factors: equal roots of a positive matrix of this scale."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randn(_DEEP_DIM, 2 * _DEEP_DIM, generator=generator, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(sample @ sample.T / (2 * _DEEP_DIM))
+    root: Tensor = vectors * (scale * values) ** (1 / depth) @ vectors.T
+    return root
+
+
+def observed_of(problem: str, strength: float) -> Float64[Tensor, "dim dim"]:
+    """What is observed of a counterexample, zero elsewhere."""
+    import torch
+
+    observed = torch.zeros(int(problem[0]), int(problem[0]), dtype=torch.float64)
+    for place, value in zip(_OBSERVED[problem], (1, strength, strength), strict=True):
+        observed[place] = observed[place[::-1]] = value
+    return observed
+
+
+def step_down(trials: Sequence[Stepped]) -> list[Rows]:
+    """Trace and rank of what gradient descent ends at on the 3x3 counterexample."""
+    import torch
+
+    from undertow import train
+
+    first = trials[0]
+    observed = observed_of("3x3", first.strength)
+    loss = train.completion_loss(observed, observed != 0)
+    solution = torch.tensor([1.0, 1.0, first.strength], dtype=torch.float64)
+    gradient = torch.func.grad(lambda u: loss(torch.outer(u, u)) / 2)
+    hessian = torch.func.jacrev(gradient)(solution)
+    lr = 2 * first.step / float(torch.linalg.eigvalsh(hessian)[-1])
+    starts = [start_of(trial.seed, 3) for trial in trials]
+
+    def at_rest(step: int, matrices: Tensor) -> bool:
+        return step % 50 == 0 and float(loss(matrices).max()) < _AT_REST
+
+    start = math.sqrt(first.scale) * torch.stack(starts)
+    factors = train.factored_descent(loss, start, lr=lr, steps=_MOST_STEPS, observe=at_rest)
+    ended = factors @ factors.mT
+    values = torch.linalg.eigvalsh(ended).flip(-1)
+    facts = {
+        "trace": values.sum(-1),
+        "second_over_first": values[:, 1].clamp_min(0) / values[:, 0],
+        "loss": loss(ended),
+        "lr": lr,
+    }
+    return [[row] for row in rows_of(facts)]
+
+
+def start_of(seed: int, size: int) -> Float64[Tensor, "dim dim"]:
+    """U of a run of a counterexample, but for its scale."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, size, generator=generator, dtype=torch.float64) / math.sqrt(size)
 
 
 def end(trial: Counterexample) -> Rows:
@@ -190,17 +311,13 @@ def end(trial: Counterexample) -> Rows:
 
     from undertow import train
 
-    size, double = int(trial.problem[0]), torch.float64
-    observed = torch.zeros(size, size, dtype=double)
-    for place, value in zip(_OBSERVED[trial.problem], (1, *[trial.strength] * 2), strict=True):
-        observed[place] = observed[place[::-1]] = value
+    observed = observed_of(trial.problem, trial.strength)
+    size = len(observed)
     loss = train.completion_loss(observed, observed != 0)
     least = train.nuclear_norm_completion(observed, observed != 0, positive=True, rtol=1e-5)
     greedy = train.greedy_low_rank(loss, size, symmetric=True)
     values = torch.linalg.eigvalsh(observed).flip(0)
-    generator = torch.Generator().manual_seed(trial.seed)
-    start = torch.randn(size, size, generator=generator, dtype=double) / math.sqrt(size)
-    rows = []
+    start, rows = start_of(trial.seed, size), []
     for scale in trial.scales:
         flow = train.flows.factored_flow(
             loss, math.sqrt(scale) * start, 1e6, rtol=1e-9, gradient_tolerance=1e-8
@@ -219,81 +336,3 @@ def end(trial: Counterexample) -> Rows:
             }
         )
     return rows
-
-
-def complete(trial: Completion) -> Rows:
-    """Hold-out error and effective rank where each method interpolates, and at its best stop."""
-    import numpy as np
-    import torch
-
-    from undertow import measure, train
-    from undertow.train.flows import Event, factored_flow
-
-    generator = torch.Generator().manual_seed(trial.seed)
-    matrix = matrix_of(trial, generator)
-    part = torch.rand(matrix.shape, generator=generator)
-    known, held_out = part < _SEEN[trial.matrix], part > 0.75
-    chosen_by = (part > 0.5) & (part < 0.75)
-
-    def record(method: str, matrices: Tensor, scale: float | None, steps: int) -> dict[str, Any]:
-        def error(entries: Tensor) -> Tensor:
-            missed = ((matrices - matrix) * entries).square().sum((-2, -1))
-            return (missed / (matrix * entries).square().sum()).sqrt()
-
-        best, held = int(error(chosen_by).argmin()), error(held_out)
-        singular = torch.linalg.svdvals(matrices[-1])
-        return {
-            "method": method,
-            "scale": scale,
-            "missed": float(error(known)[-1]),
-            "error": float(held[-1]),
-            "best_error": float(held[best]),
-            "effective_rank": float(measure.spectrum_ranks(singular).effective_rank),
-            "steps": steps,
-        }
-
-    paths = [
-        train.nuclear_norm_completion(matrix, known, penalty=penalty, rtol=1e-4)
-        for penalty in [*np.geomspace(0.5, 1e-3, 12).tolist(), 0.0]
-    ]
-    fitted = torch.stack([path.matrix for path in paths])
-    rows = [record(CONVEX, fitted, None, sum(path.iterations for path in paths))]
-    loss, (height, width) = train.completion_loss(matrix, known), matrix.shape
-    level = INTERPOLATES**2 * float(loss(torch.zeros_like(matrix)))
-    learned = Event(lambda found: loss(found) - level, terminal=True)
-    times = np.geomspace(1, 1e5, 150).tolist()
-    for method, (depth, scale) in DEEP.items():
-        size = scale ** (1 / depth) / math.sqrt(width)
-        drawn = torch.randn(
-            height + (depth - 1) * width, width, generator=generator, dtype=torch.float64
-        )
-        start = (size * drawn).split([height, *[width] * (depth - 1)])
-        flow = factored_flow(loss, start, times, events=[learned], rtol=1e-4, atol=1e-5 * size)
-        rows.append(record(method, flow.parameters, scale, flow.steps))
-    return rows
-
-
-def matrix_of(trial: Completion, generator: Generator) -> Float64[Tensor, "rows columns"]:
-    """A matrix of spectral norm one; of mean zero where it is a part of a table."""
-    import torch
-
-    from undertow import data
-
-    shape, double = (trial.rows, trial.columns), torch.float64
-    if trial.matrix == "low-rank":
-        left, right = (
-            torch.randn(size, 2, generator=generator, dtype=double) / math.sqrt(size)
-            for size in shape
-        )
-        whole = left @ right.T
-    else:
-        table = data.load_table(trial.matrix)
-        if shape[0] > len(table) or shape[1] > table.shape[1]:
-            raise ValueError(f"{trial.matrix} has at most {tuple(table.shape)}, got {shape}")
-        rows, columns = (
-            torch.randperm(most, generator=generator)[:size]
-            for most, size in zip(table.shape, shape, strict=True)
-        )
-        whole = table[rows][:, columns]
-        whole = whole - whole.mean()
-    return whole / torch.linalg.matrix_norm(whole, 2)

@@ -9,8 +9,9 @@ import polars as pl
 from undertow import lab
 from undertow.claims import Records
 from undertow.claims.greedy_low_rank import RATIO, GreedyLowRank
-from undertow.claims.greedy_low_rank.experiments import METHODS, SCALES
-from undertow.claims.greedy_low_rank.predictions import FITTED, LOG_SCALE, traces
+from undertow.claims.greedy_low_rank.completions import METHODS
+from undertow.claims.greedy_low_rank.experiments import FITTED, SCALES
+from undertow.claims.greedy_low_rank.predictions import LOG_SCALE, traces
 from undertow.lab import Charts, beside, figure
 
 draw = Charts(

@@ -9,27 +9,22 @@ import polars as pl
 
 from undertow import lab
 from undertow.claims import Records
-from undertow.claims.greedy_low_rank import ORDINARY, RATIO, GreedyLowRank
-from undertow.claims.greedy_low_rank.experiments import (
-    CONVEX,
-    DEPTHS,
-    INTERPOLATES,
-    METHODS,
-    SCALES,
-)
+from undertow.claims.greedy_low_rank import ORDINARY, RATIO, REAL, GreedyLowRank
+from undertow.claims.greedy_low_rank.completions import CONVEX, INTERPOLATES, METHODS
+from undertow.claims.greedy_low_rank.experiments import DEPTHS, FITTED, SCALES
 from undertow.lab import Prediction, Reading, at_most, near, no_less, of, per_seed, within
 
 LOG_SCALE = pl.col("scale").log()
-FITTED = 3  # of the smallest scales
 # Traces over the least: what rank one must exceed, and what an ordinary small start must not.
 APART, ALIKE = 1.2, 1.35
+KEPT = (0.0, math.inf)  # a power of the scale, whichever it is, is what the paper says
 _SMALL_ENOUGH = 1e-10  # the smallest start of a study that may give a verdict
 _WIDE_ENOUGH = 1e-6  # and of the 4x4 counterexample, to the power of the relative gap
 
 
 def predictions(knobs: GreedyLowRank) -> dict[str, Prediction]:
-    """Every check of the claim; the thresholds are the pilots'."""
-    learned = trajectories(knobs) | products(knobs)
+    """Every check of the claim; where no note says otherwise the thresholds are the pilots'."""
+    learned = trajectories(knobs) | products(knobs) | descents(knobs)
     return learned | counterexamples(knobs) | completions(knobs)
 
 
@@ -61,10 +56,10 @@ def trajectories(knobs: GreedyLowRank) -> dict[str, Prediction]:
     lost = of("no_gap", "distance", phase=1, scale=knobs.scales[-1])
     return {
         "phase 1: exponent of the distance over predicted": within(
-            0.85, 1.15, first, "half the relative gap, from the three smallest starts"
+            0.85, 1.15, first, "half the relative gap, from the three smallest starts", against=KEPT
         ),
         "phase 2: exponent of the distance over its least": no_less(
-            0.9, second, "a sum of powers has no slope below the least"
+            0.9, second, "a sum of powers has no slope below the least", against=0
         ),
         "distance of every phase falls": lab.every_seed(
             halved, "below half from the largest start to the smallest"
@@ -89,19 +84,56 @@ def products(knobs: GreedyLowRank) -> dict[str, Prediction]:
     for depth in DEPTHS[1:]:
         found |= {
             f"depth {depth}: exponent of the second singular value": no_less(
-                0.9, power(depth), "1 in theory, where depth 2 has 0.3"
+                0.9, power(depth), "1 in theory, where depth 2 has 0.3", against=1 - RATIO
             ),
             f"depth {depth}: exponent of the escape time": near(
                 2 / depth - 1, 0.02, power(depth, "time"), f"-(1 - 2/{depth})"
             ),
         }
-    if 1.0 not in knobs.ratios:
-        return found
     two, three = power(2, ratio=1.0), power(3, ratio=1.0)
     return found | {
-        "depth 3: exponent without a gap": no_less(0.9, three, "it does not depend on the gap"),
+        "depth 3: exponent without a gap": no_less(
+            0.9, three, "it does not depend on the gap", against=0
+        ),
         "depth 2: exponent without a gap": near(
             0, 0.02, two, "both are learned at once", control=True
+        ),
+    }
+
+
+def descents(knobs: GreedyLowRank) -> dict[str, Prediction]:
+    """That finite steps, nearly up to the largest stable one, do the same with less of a gap."""
+    step = max(knobs.step_sizes)
+    gap = 1 - math.log1p(RATIO * step) / math.log1p(step)  # lr is the step at depth 2
+
+    def power(depth: int, column: str = "second") -> Reading:
+        return exponent("descents", column, depth=depth, step=step)
+
+    rank_one, least = traces("3x3", knobs.strength)
+    low, high = (of("stepped", pl.col("trace") / rank_one, how=how) for how in ("min", "max"))
+    simple = (pl.col("second_over_first") < 1e-4) & (pl.col("loss") < 1e-10)
+    found = {
+        "descent, depth 2: exponent of the second over predicted": near(
+            1, 0.05, power(2) / gap, f"{gap:.4g}, of steps that multiply", against=math.inf
+        ),
+        "descent, depth 2: that exponent over the flow's": at_most(
+            0.9, power(2) / (1 - RATIO), "steps of that size are no flow", control=True
+        ),
+    }
+    for depth in DEPTHS[1:]:
+        found[f"descent, depth {depth}: exponent of the second"] = no_less(
+            0.9, power(depth), "1 in theory, since escape begins slowly", against=gap
+        )
+        found[f"descent, depth {depth}: exponent of the escape time"] = near(
+            2 / depth - 1, 0.02, power(depth, "time"), "that of the flow", against=math.inf
+        )
+    return found | {
+        "descent, 3x3: least trace over the least there is, at any step": no_less(
+            APART, low * (rank_one / least), "as the flow", against=1
+        ),
+        "descent, 3x3: largest trace over that of rank one": near(1, 0.01, high),
+        "descent, 3x3: rank one, loss zero": lab.every_seed(
+            lab.share("stepped", simple), "at any step"
         ),
     }
 
@@ -121,7 +153,10 @@ def counterexamples(knobs: GreedyLowRank) -> dict[str, Prediction]:
     alike = f"an ordinary small start looks like the least (rank one has {widest / wide_least:.2f})"
     return {
         f"3x3 from {small:g}: trace over the least": no_less(
-            APART, trace(scale=small, **strong) / least, f"rank one has {rank_one / least:.3f}"
+            APART,
+            trace(scale=small, **strong) / least,
+            f"rank one has {rank_one / least:.3f}",
+            against=1,
         ),
         f"3x3 from {small:g}: rank one, loss zero": lab.every_seed(
             lab.share("counterexamples", simple, scale=small, **strong),
@@ -151,20 +186,26 @@ def counterexamples(knobs: GreedyLowRank) -> dict[str, Prediction]:
 def completions(knobs: GreedyLowRank) -> dict[str, Prediction]:
     """That depth has lower rank, and lower error where the matrix is of low rank alone."""
     shallower, deepest = METHODS[-2:]
-    found = {}
-    for name in knobs.matrices:
-        error = over_convex(name, deepest, "error")
-        if name == "low-rank":
-            found["rank two: error of depth 4 over nuclear norm"] = at_most(
-                1, error, "from a quarter of the entries"
-            )
-            continue
-        found[f"{name}: effective rank of depth 3 over nuclear norm"] = at_most(
-            0.95, over_convex(name, shallower, "effective_rank"), "where both interpolate"
+    found = {
+        "rank two: error of depth 4 over nuclear norm": at_most(
+            1, over_convex("low-rank", deepest, "error"), "from a quarter of the entries"
         )
-        found[f"{name}: error of depth 4 over nuclear norm"] = no_less(
-            1, error, "a matrix that is not of low rank gains nothing by it", control=True
-        )
+    }
+    named = [name for name in knobs.matrices if name != "low-rank"]
+    for name in dict.fromkeys((*REAL, *named)):
+        rank = over_convex(name, shallower, "effective_rank")
+        error, stopped = (over_convex(name, deepest, column) for column in ("error", "best_error"))
+        found |= {
+            f"{name}: effective rank of depth 3 over nuclear norm": at_most(
+                0.95, rank, "where both interpolate", against=1
+            ),
+            f"{name}: error of depth 4 over nuclear norm": no_less(
+                1, error, "a matrix that is not of low rank gains nothing by it", control=True
+            ),
+            f"{name}: the same, stopped and penalised at their best": no_less(
+                0.95, stopped, "nor where a validation set chooses", control=True
+            ),
+        }
     return found
 
 

@@ -19,6 +19,7 @@ _EIGENVALUES_EVERY = 4  # steps
 _SEARCH_LR = 0.1  # of the search for minimisers, at most
 
 Rows = list[dict[str, Any]]
+Axes = dict[str, Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,24 @@ class Descent:
 
 
 def experiments(knobs: MatrixSensing, seed: int) -> dict[str, Experiment]:
-    """Runs over scales with sensors and without, too narrow ones, and two controls."""
-    own, few = seeds(seed, knobs.seeds), [knobs.few_measurements]
-    short: dict[str, list[Any]] = {"scale": [knobs.narrow_scale], "steps": [knobs.steps // 2]}
-    ranks = range(1, len(knobs.spectrum))
+    """Runs over scales, narrow ones too, over numbers of measurements, and controls."""
+    own, rank, half = seeds(seed, knobs.seeds), len(knobs.spectrum), [knobs.steps // 2]
 
     def batched(run: Callable[[Sequence[Descent]], list[Rows]], **axes: Iterable[Any]) -> Any:
         trials = grid(Descent, knobs, **({"width": [knobs.dim], "seed": own} | axes))
         return Experiment(trials, run, together=("scale", "seed"), group_size=36)
 
-    flat = {"spectrum": [knobs.degenerate], "scale": knobs.degenerate_scales}
+    flat: Axes = {"spectrum": [knobs.degenerate], "scale": [knobs.degenerate_scale]}
+    narrow: Axes = {"width": [rank - 1], "scale": (1.0, *knobs.narrow_scales)}
+    amounts: Axes = {"measurements": knobs.amounts, "scale": [min(knobs.scales)]}
+    recovered: Axes = {"measurements": knobs.recoveries, "scale": (1.0, knobs.recovery_scale)}
     return {
         "sensing": batched(with_sensors, scale=(1.0, *knobs.scales)),
         "identity": batched(with_every_entry, measurements=[0], scale=knobs.identity_scales),
-        "degenerate": batched(without_gap, **flat),
-        "narrow": batched(too_narrow, width=ranks, **short),
-        "few": batched(recovery, measurements=few, **short),
+        "narrow": batched(before_the_last, **narrow, steps=half),
+        "amounts": batched(before_the_last, **amounts, steps=half),
+        "recovered": batched(recovery, **recovered, lr=[2 * knobs.lr], steps=half),
+        "degenerate": batched(without_gap, **flat, steps=half),
     }
 
 
@@ -60,9 +63,9 @@ def with_sensors(trials: Sequence[Descent]) -> list[Rows]:
     from undertow import train
 
     problems = draw(trials)
-    minimisers = every_minimiser(problems)
-    known = forecasts(problems, minimisers)
     dim, rank = trials[0].dim, len(trials[0].spectrum)
+    minimisers = every_minimiser(problems, rank)
+    known = forecasts(problems, minimisers)
     for place, own in enumerate(minimisers):
         loss = problems.loss(place)
         greedy = train.greedy_low_rank(loss, dim, symmetric=True, max_rank=rank)
@@ -77,29 +80,31 @@ def with_every_entry(trials: Sequence[Descent]) -> list[Rows]:
     return approach(problems, problems.truncated, forecasts(problems, problems.truncated))
 
 
+def before_the_last(trials: Sequence[Descent]) -> list[Rows]:
+    """Closest approaches, times and forecasts of the phases of a rank below that of X*."""
+    problems = draw(trials)
+    minimisers = every_minimiser(problems, len(trials[0].spectrum) - 1)
+    return approach(problems, minimisers, forecasts(problems, minimisers))
+
+
 def without_gap(trials: Sequence[Descent]) -> list[Rows]:
-    """Closest approaches and times alone."""
+    """Closest approaches to Z_1 alone."""
     problems = draw(trials)
-    nothing: list[Rows] = [[{} for _ in problems.trial.spectrum] for _ in problems.targets]
-    return approach(problems, every_minimiser(problems), nothing)
-
-
-def too_narrow(trials: Sequence[Descent]) -> list[Rows]:
-    """How far from the minimiser of its rank a run with few columns ends."""
-    problems = draw(trials)
-    minimisers = minimiser(problems, trials[0].width)
-    apart = (problems.descend() - minimisers[:, None]).flatten(2).norm(dim=-1)
-    return [
-        [{"end_distance": float(apart[place, run]), "size": float(minimisers[place].norm())}]
-        for place, run in problems.places
-    ]
+    return approach(problems, every_minimiser(problems, 1), [[{}] for _ in problems.targets])
 
 
 def recovery(trials: Sequence[Descent]) -> list[Rows]:
-    """How far from X* a run ends, relative to it."""
+    """How far from X* a run ends, relative to it, and how much of what is measured it misses."""
+    import torch
+
     problems = draw(trials)
-    errors = problems.errors(problems.descend())
-    return [[{"final_error": float(errors[place])}] for place in problems.places]
+    ended = problems.descend()
+    errors, loss = problems.errors(ended), problems.loss()
+    left = (loss(ended) / loss(torch.zeros_like(ended))).sqrt()
+    return [
+        [{"final_error": float(errors[place]), "missed": float(left[place])}]
+        for place in problems.places
+    ]
 
 
 # ---- problems, and descent on them
@@ -185,12 +190,11 @@ def draw(trials: Sequence[Descent]) -> Problems:
 # ---- saddles, and how near descent comes to them
 
 
-def every_minimiser(problems: Problems) -> Float64[Tensor, "seeds phases dim dim"]:
-    """Z_1, Z_2, ... of every problem."""
+def every_minimiser(problems: Problems, most: int) -> Float64[Tensor, "seeds phases dim dim"]:
+    """Z_1, Z_2, ... of every problem, up to this rank."""
     import torch
 
-    ranks = range(1, len(problems.trial.spectrum) + 1)
-    return torch.stack([minimiser(problems, rank) for rank in ranks], 1)
+    return torch.stack([minimiser(problems, rank) for rank in range(1, most + 1)], 1)
 
 
 def minimiser(problems: Problems, rank: int) -> Float64[Tensor, "seeds dim dim"]:
@@ -214,7 +218,9 @@ def forecasts(
     found: list[Rows] = []
     for place, own in enumerate(minimisers):
         spectra = train.saddle_spectra(problems.loss(place), list(own))
-        phases = predict.saddle_phases(spectra.rates.numpy(), spectra.relaxations.numpy())
+        phases = predict.saddle_phases(
+            spectra.rates.numpy(), spectra.relaxations.numpy(), lr=problems.trial.lr
+        )
         found.append([asdict(phase) for phase in phases])
         if problems.grams is None:
             found[-1] = [row | {"exponent": row["early_exponent"]} for row in found[-1]]
@@ -232,9 +238,8 @@ def approach(
     from undertow import train
 
     phases = minimisers.shape[1]
-    near = train.ClosestApproach(
-        torch.cat([minimisers, problems.truncated], 1)[:, None], every=CURVE_EVERY
-    )
+    truncated = problems.truncated[:, :phases]
+    near = train.ClosestApproach(torch.cat([minimisers, truncated], 1)[:, None], every=CURVE_EVERY)
     eigenvalues = torch.linalg.eigvalsh(minimisers).flip(-1)
     halves = eigenvalues.diagonal(dim1=1, dim2=2) / 2  # the s-th of Z_s
     learned = train.EigenvaluesLearned(halves[:, None], every=_EIGENVALUES_EVERY)
@@ -245,7 +250,7 @@ def approach(
 
     errors = problems.errors(problems.descend(watch))
     sizes = minimisers.flatten(2).norm(dim=-1)
-    apart = (minimisers - problems.truncated).flatten(2).norm(dim=-1)
+    apart = (minimisers - truncated).flatten(2).norm(dim=-1)
     curves = near.curve[..., :phases, :] / sizes[:, None, :, None]
     found = []
     for place, run in problems.places:

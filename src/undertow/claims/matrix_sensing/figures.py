@@ -1,4 +1,4 @@
-"""The figures of matrix-sensing: closest approaches, one run after another, and times."""
+"""The figures of matrix-sensing: closest approaches, phases, times, and numbers of sensors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 import polars as pl
 
+from undertow import predict
 from undertow.claims import Records
 from undertow.claims.matrix_sensing import MatrixSensing
 from undertow.claims.matrix_sensing.experiments import CURVE_EVERY
 from undertow.claims.matrix_sensing.predictions import SMALL, power_laws
-from undertow.lab import Charts, figure, labels
+from undertow.lab import Charts, beside, figure, labels
 
 draw = Charts(
     scale="scale of the start",
@@ -19,6 +20,9 @@ draw = Charts(
     distances="||U U^T - Z_s|| / ||Z_s||",
     predicted="predicted: log(1 / scale) x arrival",
     measured="measured: steps x lr to half the eigenvalue",
+    measurements="measurements",
+    apart="||Z_s - X*_s||",
+    final_error="error of recovery",
 )
 
 
@@ -26,10 +30,14 @@ draw = Charts(
 def approach(records: Records, knobs: MatrixSensing) -> Any:
     """How near gradient descent comes to the minimiser of rank s. The dashed line has the slope
     that the spectra at the saddles predict for small scales; the truncated SVD is missed by the
-    same amount at any scale. With every entry measured the law is another.
+    same amount at any scale. With every entry measured the law is another. With a column too few
+    the way is the same, up to the minimiser at which it must end.
     """
-    before = pl.col("phase") < len(knobs.spectrum)
-    sensing, identity = (records[name].filter(before) for name in ("sensing", "identity"))
+    rank = len(knobs.spectrum)
+    sensing, identity = (
+        records[name].filter(pl.col("phase") < rank) for name in ("sensing", "identity")
+    )
+    narrow = records["narrow"].filter(pl.col("phase") < rank - 1)
     least = min(knobs.scales)
     anchors = sensing.filter(scale=least).select("seed", "phase", anchor="closest")
     small = sensing.filter(pl.col("scale") <= SMALL).join(anchors, on=["seed", "phase"])
@@ -39,6 +47,7 @@ def approach(records: Records, knobs: MatrixSensing) -> Any:
         (sensing, pl.col("closest_to_truncated"), "to X*_s (truncated SVD)", "measured"),
         (small, slope, "to Z_s", "predicted slope"),
         (identity, pl.col("closest"), "to Z_s, every entry measured", "measured"),
+        (narrow, pl.col("closest"), f"to Z_s, {rank - 1} columns", "measured"),
     ]
     rows = pl.concat(
         frame.group_by("phase", "scale")
@@ -92,7 +101,40 @@ def times(records: Records, knobs: MatrixSensing) -> Any:
     return line + draw.points(points, "predicted", "measured", "phase")
 
 
-FIGURES = (approach, phases, times)
+@figure("More measurements: truer minimisers, and recovery that needs no bias")
+def amounts(records: Records, knobs: MatrixSensing) -> Any:
+    """Left: how far the minimiser of rank s is from the truncation of X*, root mean square over
+    problems, and predicted. Right: the error of recovery, a point a problem. Up to the first line
+    X* has more dimensions than there are measurements; beyond the second no other positive
+    semidefinite matrix fits them, so that a start of size 1 recovers it in time, too.
+    """
+    rank, power = len(knobs.spectrum), pl.col("apart").pow(2)
+    rms = records["amounts"].group_by("phase", "measurements").agg(power.mean().sqrt())
+    laws = [
+        (s, count, predict.minimiser_shift(knobs.spectrum, s, dim=knobs.dim, measurements=count))
+        for s in range(1, rank)
+        for count in knobs.amounts
+    ]
+    predicted = pl.DataFrame(laws, ["phase", "measurements", "law"], orient="row")
+    shifts = rms.join(predicted, on=["phase", "measurements"]).sort("phase", "measurements")
+    left = draw.measured_against_predicted(
+        shifts.with_columns(name=pl.format("phase {}", "phase")),
+        "measurements",
+        "apart",
+        "law",
+        "name",
+        log="xy",
+    )
+    window = predict.recovery_window(knobs.dim, rank)
+    ended = records["recovered"].with_columns(start=labels("start of size {:g}", "scale"))
+    right = draw.points(ended, "measurements", "final_error", "start", log="y")
+    limits = [
+        draw.level(limit, "x", across="measurements") for limit in (window.freedom, window.positive)
+    ]
+    return beside(left, right + limits[0] + limits[1])
+
+
+FIGURES = (approach, phases, times, amounts)
 
 
 def table(records: Records, knobs: MatrixSensing) -> pl.DataFrame:

@@ -75,25 +75,30 @@ class Networks:
 
 def networks(
     images: Images | Dataset,
-    model: Callable[[int, int], Model],
+    model: Callable[[Any, int], Model],
     members: Sequence[Member],
     *,
     data_seeds: Sequence[int] | None = None,
     label_noise: float = 0.0,
     test_size: int | None = None,
+    flat: bool = True,
+    modulo: int | None = None,
     **options: Any,
 ) -> Networks:
     """Networks on images as vectors, with the cross-entropy, each on a draw of its own.
 
     Args:
         images: where the images come from; or the images themselves, the same for all members.
-        model: from the numbers of features and of classes to what `train.Ensemble` makes networks
-            of: a module that all of them start from, one for each, or a function of a generator.
+        model: from the number of features (the shape of an image if not `flat`) and that of classes
+            to what `train.Ensemble` makes networks of: a module that all of them start from, one
+            for each, or a function of a generator.
         members: a network's seed and hyperparameters each.
         data_seeds: one for each member, by which its images are split and drawn as by `data.load`;
             by default the member's own seed. Members with one seed see the same images.
         label_noise: share of each member's training labels that its data seed draws at random.
         test_size: how many images each member is tested on; None for all that are there.
+        flat: whether images become vectors; otherwise they stay channels, height and width.
+        modulo: what labels are taken modulo, such as 2 for their parity; None for all classes.
         options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
 
     Raises:
@@ -124,11 +129,14 @@ def networks(
         inputs = torch.cat([images.train_inputs, images.test_inputs])
         targets = torch.cat([images.train_targets, images.test_targets])
         num_classes = images.num_classes
-        shown = len(images.train_targets)
         rows = torch.arange(len(targets)).expand(len(members), -1)
-        train, held_out = rows[:, :shown], rows[:, shown:]
-    pool = inputs.flatten(1).to(options.get("dtype", inputs.dtype)), targets
-    made = model(pool[0].shape[1], num_classes)
+        train, held_out = rows.tensor_split([len(images.train_targets)], dim=1)
+    if modulo is not None:
+        num_classes, targets = modulo, targets % modulo
+    shown = (inputs.flatten(1) if flat else inputs).to(options.get("dtype", inputs.dtype))
+    pool = shown, targets
+    shape = tuple(shown.shape[1:])
+    made = model(shape[0] if flat else shape, num_classes)
     ensemble = Ensemble(made, functional.cross_entropy, pool, members, samples=train, **options)
     return Networks(ensemble, pool, train, held_out, num_classes)
 
@@ -153,7 +161,8 @@ def perceptrons(
         bias: whether layers have biases.
         init_seeds: one for each member, of the generators of initial weights; by default those are
             decided by the members' own seeds.
-        options: of `networks` (`data_seeds`, `label_noise`, `test_size`) and `train.Ensemble`.
+        options: of `networks` (`data_seeds`, `label_noise`, `test_size`, `modulo`) and of
+            `train.Ensemble`.
     """
     import torch
 

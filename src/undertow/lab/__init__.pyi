@@ -5,6 +5,7 @@ from ._as_text import as_text as as_text
 from ._as_text import print_document as print_document
 from ._association import slope as slope
 from ._association import spearman as spearman
+from ._cells import percent as percent
 from ._cells import printable as printable
 from ._charts import draw_chart as draw_chart
 from ._charts import save_chart as save_chart
@@ -20,6 +21,7 @@ from ._files import StoreError as StoreError
 from ._files import write_atomically as write_atomically
 from ._fits import means as means
 from ._fits import slopes as slopes
+from ._grid import check_seed as check_seed
 from ._grid import grid as grid
 from ._grid import rows_of as rows_of
 from ._grid import seeds as seeds
@@ -70,6 +72,8 @@ from ._readings import share as share
 from ._readings import slope_of as slope_of
 from ._readings import unknown as unknown
 from ._readings import worst as worst
+from ._replication import Replication as Replication
+from ._replication import replication as replication
 from ._statistics import Equivalence as Equivalence
 from ._statistics import bootstrap_interval as bootstrap_interval
 from ._statistics import equivalence_test as equivalence_test

@@ -32,7 +32,7 @@ KINDS = {
     "perceptron": (0.2, 2e-3),
     "batch norm": (0.2, 2e-3),
     "convolutions": (0.1, 1e-2),
-    "residual": (0.2, 5e-3),
+    "residual": (0.1, 1e-2),
 }
 
 _BELOW = Bound(f"below {1 / LR:g}, or a step would overshoot zero", lambda decay: decay < 1 / LR)
@@ -91,9 +91,8 @@ CLAIM = Claim(
     statement="With weight decay, weights of rank above m_l B bring no minibatch's regularised "
     "gradient to zero: its norm is at least weight_decay x sqrt(sum over k > m_l B of s_k(W)^2), "
     "for every batch of B, also where full-batch descent is at rest. The noise grows with the "
-    "decay and is gone without, in perceptrons, convolutional and residual networks and under "
-    "batch norm. Trained with decay throughout for as many epochs, a smaller batch leaves weights "
-    "of smaller rank.",
+    "decay. In perceptrons, convolutional and residual networks it is gone without, and a smaller "
+    "batch leaves weights of smaller rank, with decay throughout and for as many epochs.",
     corrections=(
         "The floor is two lines: W + grad L_S / weight_decay = G_S / weight_decay, and grad L_S "
         "has rank at most m_l B, so G_S / weight_decay is at least as far from zero as W is from "
@@ -111,9 +110,10 @@ CLAIM = Claim(
         "smaller side of the kernel matrix the floor is 0 and says nothing: 1,024 positions "
         "against 64 channels in the first stage of a ResNet-18 on 32 x 32 images, so at every B.",
         "Batch norm in training mode leaves the floor as it is, since the gradient of a batch of B "
-        "still has rank at most m_l B. It breaks the further step that only zero functions are at "
-        "rest for every batch: that swaps one sample and takes the other samples' gradients as "
-        "given, and batch statistics couple them.",
+        "still has rank at most m_l B. But batch statistics are noise of their own, which no decay "
+        "has made, a smaller batch leaves no smaller rank, and the further step that only zero "
+        "functions are at rest for every batch breaks: it swaps one sample and takes the other "
+        "samples' gradients as given.",
     ),
     presets={
         "smoke": SgdNoise(

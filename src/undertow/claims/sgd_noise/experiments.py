@@ -198,11 +198,25 @@ def of_kind(trials: Sequence[Training]) -> Networks:
             ),
             "residual": partial(models.residual_net, shape, width, 1, classes),
         }
-        return lambda generator: makers[first.kind](generator=generator)
+        own = makers[first.kind]
+        if first.kind == "residual":
+            return lambda generator: without_norms(own(generator=generator))
+        return lambda generator: own(generator=generator)
 
     members = [Member(trial.seed, trial.lr, trial.weight_decay) for trial in trials]
     options: dict[str, Any] = {"batch_size": first.batch_size, "path": path_of(first.kind)}
     return networks(first.images, model, members, flat=False, **options)
+
+
+def without_norms(network: nn.Module) -> nn.Module:
+    """The network without its group norms, under which the size of weights has no effect."""
+    from torch import nn
+
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(parent, name, nn.Identity())
+    return network
 
 
 def path_of(kind: str) -> Literal["fused", "vmap"]:

@@ -102,7 +102,6 @@ def world(
                     "equal_steps": equal != "epochs",
                     "diverged": seed < lost,
                     "train_accuracy": 1.0,
-                    "test_accuracy": 0.9,
                     "layer": "2.weight",
                     "rank": drawn(rank),
                     "floor": decay if small else None,

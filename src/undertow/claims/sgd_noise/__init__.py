@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from undertow.claims import Claim
 from undertow.data import Images
@@ -83,6 +83,7 @@ class SgdNoise(Knobs):
         }
 
 
+_PAPER: dict[str, Any] = {"samples": 1_000, "decay_exponent": 6.0, "seeds": 20}
 CLAIM = Claim(
     name="sgd-noise",
     title="Weight decay forces a floor under SGD's noise",
@@ -98,8 +99,8 @@ CLAIM = Claim(
         "has rank at most m_l B, so G_S / weight_decay is at least as far from zero as W is from "
         "that rank (Eckart and Young).",
         "The low-rank constraint is not the source of the noise, as the memo has it, but a bound: "
-        "weights that have rank one themselves, such as the last layer of two classes, have no "
-        "floor, and their noise at rest is as large as elsewhere.",
+        "weights that have rank one themselves, such as the hidden layer of two classes, have no "
+        "floor, and noise at rest all the same.",
         "A smaller batch leaves a smaller rank for as many epochs because it takes more steps and "
         "forgets more of its initial weights: after as many steps its rank is no smaller.",
         "A flat plateau of ||W_(e+1) - W_e|| / ||W_e|| in proportion to the weight decay is "
@@ -126,14 +127,7 @@ CLAIM = Claim(
             seeds=2,
         ),
         "small": SgdNoise(),
-        "paper": SgdNoise(
-            images=Images(train_size=1_000),
-            width=256,
-            steps=100_000,
-            samples=1_000,
-            decay_exponent=6.0,
-            seeds=20,
-        ),
+        "paper": SgdNoise(Images(train_size=1_000), 256, steps=100_000, **_PAPER),
     },
     costs={"smoke": "10 s", "small": "2 to 3 min on two cores", "paper": "a day on two cores"},
     home=__name__,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from undertow.claims import Networks, networks, perceptrons
 from undertow.claims.sgd_noise import KINDS, LR, SgdNoise
@@ -161,11 +161,10 @@ def train(trials: Sequence[Training]) -> list[Rows]:
     from undertow import measure
 
     first, trained = trials[0], of_kind(trials)
-    ensemble = trained.ensemble
-    rows: list[Rows] = [[] for _ in trials]
+    ensemble, rows = trained.ensemble, [Rows() for _ in trials]
     same = first.steps * first.small_batch // first.batch_size
     for step in ensemble.read_at({same, first.steps}):
-        alive, tested = ensemble.alive, trained.tested()
+        alive = ensemble.alive
         facts = {"diverged": ensemble.diverged, "train_accuracy": trained.fit().accuracy}
         facts |= {"equal_epochs": step == same, "equal_steps": step == first.steps}
         ended = step == first.steps and first.batch_size == first.small_batch
@@ -174,10 +173,9 @@ def train(trials: Sequence[Training]) -> list[Rows]:
         for name in list(matrices)[1:-1]:
             found = measure.matrix_ranks(matrices[name].flatten(2).nan_to_num(), first.threshold)
             ranks = found.threshold_rank.tolist()
-            every = rows_of(facts | {"layer": name, "test_accuracy": tested.accuracy})
-            for e, row in enumerate(every):
-                more = noise.get(e, {}).get(name, {})
-                rows[e].append(row | {"rank": ranks[e] if e in alive else None} | more)
+            for e, row in enumerate(rows_of(facts | {"layer": name})):
+                own = {"rank": ranks[e] if e in alive else None}
+                rows[e].append(row | own | noise.get(e, {}).get(name, {}))
     return rows
 
 
@@ -204,7 +202,9 @@ def of_kind(trials: Sequence[Training]) -> Networks:
         return lambda generator: own(generator=generator)
 
     members = [Member(trial.seed, trial.lr, trial.weight_decay) for trial in trials]
-    options: dict[str, Any] = {"batch_size": first.batch_size, "path": path_of(first.kind)}
+    # Fixed, so that the same trials give the same records.
+    path = "fused" if first.kind in ("perceptron", "batch norm") else "vmap"
+    options: dict[str, Any] = {"batch_size": first.batch_size, "path": path}
     return networks(first.images, model, members, flat=False, **options)
 
 
@@ -217,11 +217,6 @@ def without_norms(network: nn.Module) -> nn.Module:
             if isinstance(child, nn.GroupNorm):
                 setattr(parent, name, nn.Identity())
     return network
-
-
-def path_of(kind: str) -> Literal["fused", "vmap"]:
-    """The engine, fixed so that the same trials give the same records."""
-    return "fused" if kind in ("perceptron", "batch norm") else "vmap"
 
 
 def restless(trial: Training, trained: Networks, member: int) -> dict[str, dict[str, float]]:
@@ -248,7 +243,7 @@ def restless(trial: Training, trained: Networks, member: int) -> dict[str, dict[
         Member(trial.seed + order * _OTHER_ORDER, trial.lr, decay)
         for order in range(1, _ORDERS + 1)
     ]
-    options: dict[str, Any] = {"batch_size": trial.batch_size, "path": path_of(trial.kind)}
+    options: dict[str, Any] = {"batch_size": trial.batch_size, "path": trained.ensemble.path}
     runs = Ensemble(module, functional.cross_entropy, data, members, **options)
     per_epoch = -(-count // trial.batch_size)
     moved = measure.displacement(module, *map(runs.train(per_epoch).module, range(_ORDERS)))

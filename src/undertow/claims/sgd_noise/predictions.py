@@ -17,6 +17,7 @@ from undertow.lab import KEPT, PerSeed, Prediction, Reading, at_most, near, no_l
 
 LEARNED = 0.9  # training accuracy of a network that counts: a collapsed one has no rank
 DECAYED, _LEAST, _FLOOR = pl.col("weight_decay") > 0, pl.col("least"), pl.col("floor")
+_RMS = pl.col("rms")
 _EPOCHS, _STEPS = pl.col("equal_epochs"), pl.col("equal_steps")
 _NORMED = "batch norm"  # the kind for which the memo's words do not hold
 
@@ -57,12 +58,12 @@ def floor(knobs: SgdNoise) -> dict[str, Prediction]:
         ),
         "noise over weight_decay x ||W||, hidden matrix of two classes": no_less(
             1,
-            of("rest", pl.col("rms") / pl.col("decay"), *fitted, **single),
+            of("rest", _RMS / pl.col("decay"), *fitted, **single),
             "it has come to rank one: nothing is in excess, and noise is there all the same",
             control=True,
         ),
         "floor over noise, hidden matrix of two classes": at_most(
-            1e-2, of("rest", _FLOOR / pl.col("rms"), *fitted, **single), "no floor", control=True
+            1e-2, of("rest", _FLOOR / _RMS, *fitted, **single), "no floor", control=True
         ),
     }
 
@@ -98,11 +99,8 @@ def noises(knobs: SgdNoise) -> dict[str, Prediction]:
     small = knobs.small_batch
     found: dict[str, Prediction] = {}
     for kind in KINDS:
-        rms = [
-            restless(kind, small, pl.col("rms") ** 2, decayed=own).then(root)
-            for own in (False, True)
-        ]
-        over = rms[0] / rms[1]
+        squares = [trained(kind, small, _RMS**2, decayed=own) for own in (False, True)]
+        over = squares[0].then(root) / squares[1].then(root)
         if kind == _NORMED:
             found[f"noise without decay over with, {kind}"] = no_less(
                 1 / 3, over, "batch statistics are noise of their own", control=True
@@ -111,10 +109,10 @@ def noises(knobs: SgdNoise) -> dict[str, Prediction]:
         found[f"noise without decay over with, {kind}"] = at_most(
             1 / 3, over, "no decay, no noise", against=1
         )
-    moved = restless("perceptron", small, "displacement")
-    radial = restless("perceptron", small, pl.col("radial") / pl.col("shrinkage"))
-    noisy = restless("perceptron", small, pl.col("noise") / pl.col("displacement"))
-    still = restless("perceptron", small, "displacement", decayed=False) / moved
+    moved = trained("perceptron", small, "displacement")
+    radial = trained("perceptron", small, pl.col("radial") / pl.col("shrinkage"))
+    noisy = trained("perceptron", small, pl.col("noise") / pl.col("displacement"))
+    still = trained("perceptron", small, "displacement", decayed=False) / moved
     return found | {
         "radial displacement over shrinkage, decay throughout": near(
             0, 0.25, radial, "the plateau is no shrinkage: decay and gradient balance"
@@ -166,7 +164,7 @@ def learned() -> tuple[pl.Expr, ...]:
 def noise(knobs: SgdNoise, weight_decay: float) -> Reading:
     """The root of the matrices' mean square gradient, of single samples."""
     where: dict[str, Any] = {"batch_size": 1, "weight_decay": weight_decay, "classes": 10}
-    return of("rest", pl.col("rms") ** 2, *at_rest(knobs), **where).then(root)
+    return of("rest", _RMS**2, *at_rest(knobs), **where).then(root)
 
 
 def root(found: PerSeed) -> PerSeed:
@@ -187,23 +185,20 @@ def rises(knobs: SgdNoise, decays: list[float]) -> Reading:
 
 def ratio(knobs: SgdNoise, kind: str, when: pl.Expr, *, decayed: bool = True) -> Reading:
     """The mean rank of hidden matrices after the small batch over that after the large one."""
-    small, large = (
-        of(
-            "training",
-            "rank",
-            *learned(),
-            when,
-            DECAYED if decayed else ~DECAYED,
-            kind=kind,
-            batch_size=size,
-        )
-        for size in (knobs.small_batch, knobs.large_batch)
-    )
+    sizes = (knobs.small_batch, knobs.large_batch)
+    small, large = (trained(kind, size, "rank", when, decayed=decayed) for size in sizes)
     return small / large
 
 
-def restless(kind: str, batch_size: int, value: str | pl.Expr, *, decayed: bool = True) -> Reading:
-    """A value where SGD with the small batch has got to, mean over the hidden matrices."""
-    chosen = DECAYED if decayed else ~DECAYED
+def trained(
+    kind: str,
+    batch_size: int,
+    value: str | pl.Expr,
+    when: pl.Expr = _STEPS,
+    *,
+    decayed: bool = True,
+) -> Reading:
+    """A value where SGD has got to, mean over the hidden matrices."""
+    chosen = (*learned(), when, DECAYED if decayed else ~DECAYED)
     where: dict[str, Any] = {"kind": kind, "batch_size": batch_size}
-    return of("training", value, *learned(), _STEPS, chosen, **where)
+    return of("training", value, *chosen, **where)

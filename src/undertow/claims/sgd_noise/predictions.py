@@ -87,8 +87,8 @@ def ranks(knobs: SgdNoise) -> dict[str, Prediction]:
         )
     found[f"{name}, equal epochs, no decay"] = no_less(
         0.9,
-        ratio(knobs, "perceptron", _EPOCHS, decayed=False),
-        "without decay nothing is forgotten",
+        ratio(knobs, "", _EPOCHS, decayed=False),
+        "without decay nothing is forgotten; over all kinds",
         control=True,
     )
     return found
@@ -198,7 +198,7 @@ def trained(
     *,
     decayed: bool = True,
 ) -> Reading:
-    """A value where SGD has got to, mean over the hidden matrices."""
+    """A value where SGD has got to, mean over hidden matrices, of one kind or of all."""
     chosen = (*learned(), when, DECAYED if decayed else ~DECAYED)
-    where: dict[str, Any] = {"kind": kind, "batch_size": batch_size}
+    where: dict[str, Any] = {"batch_size": batch_size} | ({"kind": kind} if kind else {})
     return of("training", value, *chosen, **where)

@@ -129,6 +129,6 @@ CLAIM = Claim(
         "small": SgdNoise(),
         "paper": SgdNoise(Images(train_size=1_000), 256, steps=100_000, **_PAPER),
     },
-    costs={"smoke": "10 s", "small": "2 to 3 min on two cores", "paper": "a day on two cores"},
+    costs={"smoke": "10 s", "small": "2 to 3 min on two cores", "paper": "days on two cores"},
     home=__name__,
 )

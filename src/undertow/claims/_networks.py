@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, Shaped
     from torch import Generator, Tensor, nn
 
-    from undertow.data import Dataset, Images
+    from undertow.data import Dataset, Draws, Images
     from undertow.objective import Objective
     from undertow.train import Ensemble, Evaluation, Member
 
@@ -80,6 +80,7 @@ def networks(
     *,
     flat: bool = True,
     classes: int | None = None,
+    modulo: int | None = None,
     data_seeds: Sequence[int] | None = None,
     label_noise: float = 0.0,
     test_size: int | None = None,
@@ -89,11 +90,13 @@ def networks(
 
     Args:
         images: where the images come from; or the images themselves, the same for all members.
-        model: from the numbers of features and of classes to what `train.Ensemble` makes networks
-            of: a module that all of them start from, one for each, or a function of a generator.
+        model: from the number of features (the shape of an image if not `flat`) and that of classes
+            to what `train.Ensemble` makes networks of: a module that all of them start from, one
+            for each, or a function of a generator.
         members: a network's seed and hyperparameters each.
-        flat: whether images are vectors; otherwise `model` is given their shape for the features.
+        flat: whether images become vectors; otherwise they stay channels, height and width.
         classes: leave out the images of all classes but the first so many.
+        modulo: what labels are taken modulo, such as 2 for their parity; None for all classes.
         data_seeds: one for each member, by which its images are split and drawn as by `data.load`;
             by default the member's own seed. Members with one seed see the same images.
         label_noise: share of each member's training labels that its data seed draws at random.
@@ -104,7 +107,6 @@ def networks(
         ValueError: not one data seed for each member, or any of them, noise or a size of the test
             for images that were loaded already.
     """
-    import torch
     from torch.nn import functional
 
     from undertow.data import Images
@@ -117,33 +119,58 @@ def networks(
                 f"data_seeds must be one for each of the {len(members)} members, got {len(seeds)}"
             )
         drawn = images.draw(seeds, label_noise=label_noise, test_size=test_size)
-        inputs, targets, train, held_out = drawn.inputs, drawn.targets, drawn.train, drawn.test
-        num_classes = drawn.num_classes
     else:
         if data_seeds is not None or label_noise or test_size is not None:
             raise ValueError(
                 "data_seeds, label_noise and test_size are for images that are yet to be drawn; "
                 "give Images rather than a Dataset"
             )
-        inputs = torch.cat([images.train_inputs, images.test_inputs])
-        targets = torch.cat([images.train_targets, images.test_targets])
-        num_classes = images.num_classes
-        shown = len(images.train_targets)
-        rows = torch.arange(len(targets)).expand(len(members), -1)
-        train, held_out = rows[:, :shown], rows[:, shown:]
+        drawn = _alike(images, len(members))
     if classes is not None:
-        chosen = targets < classes
-        place = chosen.cumsum(0) - 1  # of an image among those that are left
-        # Draws are stratified: each member has as many images of a class.
-        train, held_out = (
-            torch.stack([place[own[chosen[own]]] for own in rows]) for rows in (train, held_out)
-        )
-        inputs, targets, num_classes = inputs[chosen], targets[chosen], min(classes, num_classes)
-    inputs = (inputs.flatten(1) if flat else inputs).to(options.get("dtype", inputs.dtype))
-    made = model(inputs.shape[1] if flat else tuple(inputs.shape[1:]), num_classes)
-    pool = inputs, targets
-    ensemble = Ensemble(made, functional.cross_entropy, pool, members, samples=train, **options)
-    return Networks(ensemble, pool, train, held_out, num_classes)
+        drawn = _of_classes(drawn, classes)
+    targets, num_classes = drawn.targets, drawn.num_classes
+    if modulo is not None:
+        num_classes, targets = modulo, targets % modulo
+    inputs = drawn.inputs.flatten(1) if flat else drawn.inputs
+    pool = inputs.to(options.get("dtype", inputs.dtype)), targets
+    shape = tuple(inputs.shape[1:])
+    made = model(shape[0] if flat else shape, num_classes)
+    ensemble = Ensemble(
+        made, functional.cross_entropy, pool, members, samples=drawn.train, **options
+    )
+    return Networks(ensemble, pool, drawn.train, drawn.test, num_classes)
+
+
+def _alike(images: Dataset, count: int) -> Draws:
+    """The same images for all of so many members."""
+    import torch
+
+    from undertow.data import Draws
+
+    inputs = torch.cat([images.train_inputs, images.test_inputs])
+    targets = torch.cat([images.train_targets, images.test_targets])
+    rows = torch.arange(len(targets)).expand(count, -1)
+    train, test = rows.tensor_split([len(images.train_targets)], dim=1)
+    return Draws(images.name, inputs, targets, train, test, images.num_classes, images.source)
+
+
+def _of_classes(drawn: Draws, classes: int) -> Draws:
+    """Those of the first classes. Draws are stratified: each member has as many images of one."""
+    import torch
+
+    chosen = drawn.targets < classes
+    place = chosen.cumsum(0) - 1  # of an image among those that are left
+    train, test = (
+        torch.stack([place[own[chosen[own]]] for own in rows]) for rows in (drawn.train, drawn.test)
+    )
+    return replace(
+        drawn,
+        inputs=drawn.inputs[chosen],
+        targets=drawn.targets[chosen],
+        train=train,
+        test=test,
+        num_classes=min(classes, drawn.num_classes),
+    )
 
 
 def perceptrons(

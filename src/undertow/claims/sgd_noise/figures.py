@@ -1,4 +1,4 @@
-"""The figures of sgd-noise: the floor, and the parts of a displacement."""
+"""The figures of sgd-noise: the floor at rest, and rank and noise under SGD with decay."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import polars as pl
 
 from undertow.claims import Records
 from undertow.claims.sgd_noise import SgdNoise
-from undertow.claims.sgd_noise.predictions import at_rest
-from undertow.lab import Charts, figure, kept, labels, means
+from undertow.claims.sgd_noise.predictions import DECAYED, at_rest, learned
+from undertow.lab import Charts, figure, labels, means
 
-draw = Charts(norm="norm at batch size 1", displacement="displacement in an epoch / ||W||")
+draw = Charts(
+    norm="norm at batch size 1",
+    rank="rank of hidden matrices",
+    noise="noise, in parts of the larger",
+)
 
 
 @figure("At rest, no minibatch is: the floor under its gradient", "rest")
@@ -20,7 +24,7 @@ def floor(records: Records, knobs: SgdNoise) -> Any:
     floor needs no data: weight_decay times what the weights have beyond rank 1.
     """
     series = {"rms": "rms batch gradient", "least": "least batch gradient", "floor": "floor"}
-    single = records["rest"].filter(*at_rest(knobs), pl.col("floor") > 0, batch_size=1)
+    single = records["rest"].filter(*at_rest(knobs), pl.col("floor") > 0, batch_size=1, classes=10)
     rows = (
         means(single, ["layer", "weight_decay"], series)
         .with_columns(matrix=labels("matrix {}", "layer"))
@@ -29,28 +33,44 @@ def floor(records: Records, knobs: SgdNoise) -> Any:
     return draw.lines(rows, "weight_decay", "norm", "variable", log="xy", columns="matrix")
 
 
-@figure("A plateau of displacement is shrinkage first, noise much later", "displacement")
-def displacement(records: Records, knobs: SgdNoise) -> Any:
-    """Just after fitting, an epoch moves the weights by lr x weight_decay x steps, straight toward
-    zero, under SGD and full-batch descent alike. Only once decay and gradient balance does SGD move
-    more than descent, and then sideways: the part that depends on the order of the data is the
-    noise. Descent from where SGD got to moves sideways too.
+@figure("A small batch leaves a small rank by taking more steps", "training")
+def ranks(records: Records, knobs: SgdNoise) -> Any:
+    """Mean rank of the hidden matrices that SGD leaves with decay throughout: after the small
+    batch, after the large one for as many epochs, and after the large one for as many steps. Epochs
+    are equal where the small batch has taken more steps, and has forgotten more of its initial
+    weights; with equal steps its rank is no smaller. Bars are means over seeds.
     """
-    parts = {"shrinkage": "predicted shrinkage", "radial": "radial", "tangential": "tangential"}
-    parts |= {"noise": "of the order"}
-    late = {0: "after fitting", knobs.late_epochs: f"{knobs.late_epochs} epochs later"}
-    moved = kept(records["displacement"]).filter(pl.col("weight_decay") > 0)
-    rows = (
-        means(moved.with_columns(pl.col("radial").abs()), ["epoch", "method"], parts)
-        .sort("epoch", "method", descending=[False, True])
-        .with_columns(when=pl.col("epoch").replace_strict(late))
-        .unpivot(list(parts.values()), index=["method", "when"], value_name="displacement")
-        .drop_nulls("displacement")
+    small, large = knobs.small_batch, knobs.large_batch
+    when = (
+        pl.when(batch_size=small)
+        .then(pl.lit(f"batch {small}"))
+        .when("equal_epochs")
+        .then(pl.lit(f"batch {large}, equal epochs"))
+        .otherwise(pl.lit(f"batch {large}, equal steps"))
     )
-    return draw.bars(rows, "method", "displacement", "variable", columns="when")
+    rows = records["training"].filter(*learned(), pl.col("weight_decay") > 0)
+    return draw.bars(
+        means(rows.with_columns(when=when), ["kind", "when"], {"rank": "rank"}),
+        "kind",
+        "rank",
+        "when",
+    )
 
 
-FIGURES = (floor, displacement)
+@figure("Without decay the noise is gone, but under batch norm", "training")
+def noise(records: Records, knobs: SgdNoise) -> Any:
+    """Root mean square of the regularised gradients of single samples (under batch norm of batches
+    as in training) where SGD with the small batch has got to, in parts of that with decay; hidden
+    matrices, means over seeds. Batch statistics are noise of their own, which no decay has made.
+    """
+    rows = records["training"].filter(*learned(), "equal_steps", batch_size=knobs.small_batch)
+    decayed = pl.when(DECAYED).then(pl.lit("with decay")).otherwise(pl.lit("without decay"))
+    found = means(rows.with_columns(decayed=decayed), ["kind", "decayed"], {"rms": "rms"})
+    shown = found.with_columns(noise=pl.col("rms") / pl.col("rms").max().over("kind"))
+    return draw.bars(shown, "kind", "noise", "decayed")
+
+
+FIGURES = (floor, ranks, noise)
 
 
 def table(records: Records, knobs: SgdNoise) -> pl.DataFrame:

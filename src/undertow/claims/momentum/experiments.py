@@ -1,20 +1,27 @@
-"""Recursions and simulated paths, least squares on real inputs, and networks, with and without."""
+"""Recursions, paths, least squares, two layers, networks and language models, with and without."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from undertow.claims import Networks, perceptrons
+from undertow.claims import Networks, language_models, perceptrons
 from undertow.claims.momentum import BATCH, Momentum
-from undertow.data import Images
+from undertow.data import Images, Text
 from undertow.lab import Experiment, grid, rows_of, seeds
+
+if TYPE_CHECKING:
+    from undertow.train import Member
+    from undertow.train.rules import Rule
 
 ORDERS = {0.0: 0.5, 0.5: 2.0, 1.0: 8.0}  # 1 - momentum = scale x lr^alpha: the scale by alpha
 NOISES = ("additive", "state-dependent")
 CURVATURES = (0.1, 0.5, 1.0, 1.5)  # lr x sharpness of the stationary runs
 PAIR = ("sgd", "momentum")
+# Along minima under label noise: from u^2 - v^2 = 4 at u v = 1, over 1 / lr^2 steps.
+ALONG_MINIMA = {"noise": 1.0, "product": 1.0, "imbalance": 4.0}
+TUNING_BATCH, TUNING_EPOCHS = 8, 8  # of the language models
 TIMES = 4  # equal parts of the horizon at which moments of paths are compared
 
 Rows = list[dict[str, Any]]
@@ -25,7 +32,7 @@ class Recursion:
     """E x^2 of both methods on x^2 / 2, by the exact recursion of second moments."""
 
     noise: str
-    exponents: tuple[int, ...] = (8, 9, 10, 11, 12, 13, 14)  # lr = 2^-n
+    exponents: tuple[int, ...] = (8, 10, 12, 14, 16, 18, 20)  # lr = 2^-n
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,16 @@ class Stationary:
 
 
 @dataclass(frozen=True)
+class Long:
+    """Two layers under label noise for 1 / lr^2 steps; by both methods, and at the same raw lr."""
+
+    momentum: float
+    long_exponents: tuple[int, ...]
+    long_replicas: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Network:
     """A network trained by sgd, by momentum at lr x (1 - beta), or by raw: momentum at lr."""
 
@@ -61,23 +78,62 @@ class Network:
     momentum: float
     lr: float
     method: str
-    level: int
+    kind: str = "plain"  # steps of lr / l, those of svag, or full batches
+    level: int = 1
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A network trained to the end, with a learning rate that falls to zero."""
+
+    images: Images
+    width: int
+    batch_size: int
+    epochs: int
+    label_noise: float
+    momentum: float
+    lr: float
+    method: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A transformer trained on one text, and from there on a few windows of another."""
+
+    text: Text
+    tuning_text: Text
+    pretrain_steps: int
+    tuning_lrs: tuple[float, ...]
+    momentum: float
     seed: int
 
 
 def experiments(knobs: Momentum, seed: int) -> dict[str, Experiment]:
-    """The networks, and for every seed paths and stationary runs; the exact recursions."""
+    """The longest first: language models and networks; and for every seed what is small."""
     own = seeds(seed, knobs.seeds)
-    svag = [{"lr": knobs.large_lr, "level": level} for level in sorted(knobs.svag_levels)[::-1]]
-    plain = [{"lr": lr, "level": 1} for lr in knobs.lrs]
+    finer = [
+        {"lr": knobs.large_lr, "level": level, "kind": kind}
+        for kind in ("svag", "plain")
+        for level in sorted(knobs.levels)[::-1]
+    ]
+    finer += [{"lr": knobs.large_lr, "kind": "full batch"}]
+    networks = grid(Network, knobs, cell=finer, method=PAIR, seed=own)
+    networks += grid(Network, knobs, lr=knobs.lrs, method=(*PAIR, "raw"), seed=own)
+    noisy = [{"batch_size": size} for size in knobs.tuned_batches]
+    cells = [*noisy, noisy[-1] | {"label_noise": 0.0}]
+    tuned = grid(Tuned, knobs, cell=cells, lr=knobs.tuned_lrs, method=PAIR, seed=own)
     size = knobs.regression_size or knobs.images.train_size
     fewer = replace(knobs.images, train_size=size)
-    networks = grid(Network, knobs, cell=svag, method=PAIR, seed=own)
-    networks += grid(Network, knobs, cell=plain, method=(*PAIR, "raw"), seed=own)
     stationary = grid(Stationary, knobs, images=[fewer], order=("replacement", "epochs"), seed=own)
+    models = grid(LanguageModel, knobs, seed=seeds(seed, knobs.text_seeds))
     return {
-        "networks": Experiment(networks, train, together=("seed",)),
+        "language": Experiment(models, fine_tune, ("seed",), 6),
+        "networks": Experiment(networks, train, ("seed",)),
+        "tuned": Experiment(tuned, train_to_the_end, ("seed",)),
         "paths": Experiment(grid(Paths, knobs, seed=own), simulate),
+        "long": Experiment(grid(Long, knobs, seed=own), along_minima),
         "stationary": Experiment(stationary, stationary_variances),
         "recursions": Experiment(grid(Recursion, knobs, noise=NOISES), recursions),
     }
@@ -135,7 +191,7 @@ def stationary_variances(trial: Stationary) -> Rows:
 
     from undertow import predict, train
 
-    loaded = trial.images.load()
+    loaded = trial.images.load(seed=trial.seed)
     inputs, labels = loaded.train_inputs.flatten(1).double(), loaded.train_targets
     variances = train.stationary_variance(
         torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1),
@@ -159,16 +215,51 @@ def stationary_variances(trial: Stationary) -> Rows:
     )
 
 
+def along_minima(trial: Long) -> Rows:
+    """How much of u^2 - v^2 is left, as the mean log over replicas, and what theory leaves."""
+    import torch
+
+    from undertow import predict
+    from undertow.train import label_noise_imbalances
+
+    generator = torch.Generator().manual_seed(trial.seed)
+    settings: dict[str, Any] = {"generator": generator, "replicas": trial.long_replicas}
+    kept = trial.momentum
+    rows = []
+    for exponent in trial.long_exponents:
+        for method, beta, raw in (("sgd", 0.0, 1.0), ("momentum", kept, 1.0), ("raw", kept, 1 - kept)):
+            lr = 2.0**-exponent
+            ends = label_noise_imbalances(
+                (beta,), lr=lr / raw, steps=4**exponent, **settings, **ALONG_MINIMA
+            )
+            # What is balanced has no logarithm; a thousandth of the start stands for it.
+            left = (ends[0] / ALONG_MINIMA["imbalance"]).clamp_min(1e-3).log().mean()
+            law = predict.label_noise_drift(lr, beta, time=1.0, **ALONG_MINIMA)
+            rows.append({"method": method, "lr": lr, "log_left": float(left), "predicted": law})
+    return rows
+
+
 def train(trials: Sequence[Network]) -> list[Rows]:
     """One cell: all seeds, with the loss that SGD had where momentum's lag leaves it."""
     from undertow import measure, predict
+    from undertow.train import rules
 
-    first, networks = trials[0], _networks(trials)
-    ensemble, steps = networks.ensemble, first.steps * first.level
+    first = trials[0]
+    level = first.level
+    finer = level if first.kind == "plain" else 1
+    # Independent batches, as the theory has them: over shuffled epochs noise cancels.
+    order = "full" if first.kind == "full batch" else "replacement"
+    rule, members = by_method(trials, first.method, first.lr / finer, order=order)
+    if first.kind == "svag":
+        rule = rules.svag(rule, level)
+    networks = perceptrons(
+        first.images, (first.width,), members, batch_size=first.batch_size, rule=rule, path="fused"
+    )
+    ensemble, steps = networks.ensemble, first.steps * level
     moved = predict.averaged_lr([(1 - first.momentum) * first.lr] * steps, first.momentum)
     # In short runs with much momentum the lag is longer than what follows the first quarter.
     behind = round(float(moved.sum()) / first.lr) if first.method == "sgd" else None
-    early = steps // 4 if first.level == 1 else None
+    early = steps // 4 if level == 1 and first.kind == "plain" else None
     facts: dict[str, Any] = {}
     for step in ensemble.read_at(step for step in (early, behind) if step is not None):
         if step == early:
@@ -180,24 +271,78 @@ def train(trials: Sequence[Network]) -> list[Rows]:
         if step == behind:
             facts["lagged_loss"] = networks.fit().loss
     ensemble.train(steps - ensemble.steps_taken)
-    facts |= {
-        "diverged": ensemble.diverged,
-        "loss": networks.fit().loss,
-        "accuracy": networks.tested().accuracy,
-    }
-    return [[row] for row in rows_of(facts)]
+    return [[row] for row in rows_of(facts | at_the_end(networks))]
 
 
-def _networks(trials: Sequence[Network]) -> Networks:
-    from undertow.train import Member, rules
+def train_to_the_end(trials: Sequence[Tuned]) -> list[Rows]:
+    """One cell, with the batches of one shuffle an epoch, as is usual, and half a cosine."""
+    from undertow.train import schedules
 
     first = trials[0]
-    kept = 0.0 if first.method == "sgd" else first.momentum
-    lr = first.lr if first.method == "raw" else (1 - kept) * first.lr
-    rule = rules.sgd if first.method == "sgd" else rules.momentum
-    # Independent batches, as the theory has them: over shuffled epochs noise cancels.
-    members = [Member(trial.seed, lr, momentum=kept, order="replacement") for trial in trials]
-    options: dict[str, Any] = {"rule": rules.svag(rule, first.level), "path": "fused"}
-    return perceptrons(
-        first.images, (first.width,), members, batch_size=first.batch_size, **options
-    )
+    shown = {"label_noise": first.label_noise, "batch_size": first.batch_size, "path": "fused"}
+    size = first.images.train_size or len(first.images.load().train_targets)
+    steps = max(first.epochs * size // first.batch_size, 1)
+    rule, members = by_method(trials, first.method, first.lr, schedule=schedules.Cosine(steps))
+    networks = perceptrons(first.images, (first.width,), members, rule=rule, **shown)
+    networks.ensemble.train(steps)
+    return [[row] for row in rows_of(at_the_end(networks))]
+
+
+def by_method(
+    trials: Sequence[Network | Tuned | LanguageModel], method: str, lr: float, **options: Any
+) -> tuple[Rule, list[Member]]:
+    """A method's rule, and members with this effective learning rate."""
+    from undertow.train import Member, rules
+
+    kept = 0.0 if method == "sgd" else trials[0].momentum
+    own = lr if method == "raw" else (1 - kept) * lr
+    rule = rules.sgd if method == "sgd" else rules.momentum
+    return rule, [Member(trial.seed, own, momentum=kept, **options) for trial in trials]
+
+
+def at_the_end(networks: Networks) -> dict[str, Any]:
+    """What is compared of trained networks."""
+    tested = networks.tested()
+    return {
+        "diverged": networks.ensemble.diverged,
+        "loss": networks.fit().loss,
+        "test_loss": tested.loss,
+        "accuracy": tested.accuracy,
+    }
+
+
+def fine_tune(trials: Sequence[LanguageModel]) -> list[Rows]:
+    """Each model is trained on a text by Adam, and tuned on the same windows at every rate."""
+    import torch
+
+    from undertow import models
+    from undertow.train import Member, rules, schedules
+
+    first = trials[0]
+    text = first.text.load()
+    made = [
+        models.transformer(
+            len(text.characters),
+            first.text.context,
+            depth=1,
+            generator=torch.Generator().manual_seed(trial.seed),
+        )
+        for trial in trials
+    ]
+    adam = [Member(trial.seed, 3e-3) for trial in trials]
+    known = language_models([text] * len(trials), made, adam, batch_size=16, rule=rules.adam)
+    known.ensemble.train(first.pretrain_steps)
+    starts = [known.ensemble.module(e) for e in range(len(trials))]
+    more = {"test_size": 512, "characters": text.characters}
+    windows = [trial.tuning_text.load(seed=trial.seed, **more) for trial in trials]
+    falling = schedules.Cosine(len(windows[0].train_inputs) * TUNING_EPOCHS // TUNING_BATCH)
+    cells = [(method, lr) for lr in first.tuning_lrs for method in PAIR]
+    rows: list[Rows] = [[] for _ in trials]
+    for method, lr in (*cells, ("raw", first.tuning_lrs[0])):
+        rule, members = by_method(trials, method, lr, schedule=falling)
+        networks = language_models(windows, starts, members, batch_size=TUNING_BATCH, rule=rule)
+        networks.ensemble.train(falling.total)
+        facts = at_the_end(networks) | {"method": method, "lr": lr}
+        for own, row in zip(rows, rows_of(facts), strict=True):
+            own.append(row)
+    return rows

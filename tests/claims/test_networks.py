@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ pytestmark = pytest.mark.fast
 IMAGES = Images(train_size=40)
 
 
-def made(seeds: tuple[int, ...], init_seeds: list[int] | None = None) -> Networks:
+def made(seeds: tuple[int, ...], init_seeds: list[int] | None = None, **more: Any) -> Networks:
     members = [Member(seed, 0.1) for seed in seeds]
     options = {"batch_size": 8, "path": "fused", "init_seeds": init_seeds}
-    return perceptrons(IMAGES, (5,), members, **options)
+    return perceptrons(IMAGES, (5,), members, **(options | more))
 
 
 def first_weights(networks: Networks) -> torch.Tensor:
@@ -35,16 +36,56 @@ def test_initial_weights_are_those_of_the_seeds_that_are_given_for_them() -> Non
 
 
 def test_images_may_be_loaded_already() -> None:
-    loaded = replace(IMAGES.load(), test_inputs=IMAGES.load().test_inputs[:3])
-    given = perceptrons(loaded, (5,), [Member(1, 0.1)], batch_size=8, path="fused")
-    assert torch.equal(given.inputs, made((1,)).inputs)
-    assert len(given.test[0]) == 3
+    whole = IMAGES.load(seed=1)
+    loaded = replace(whole, test_inputs=whole.test_inputs[:3], test_targets=whole.test_targets[:3])
+    members = [Member(seed, 0.1) for seed in (1, 2)]
+    given = perceptrons(loaded, (5,), members, batch_size=8, path="fused")
+    assert given.test[0].shape == (2, 3, 64)
+    assert torch.equal(given.inputs[0], made((1,)).inputs[0])
+    assert torch.equal(*given.inputs)  # the same for all
+    for more in ({"data_seeds": [1, 2]}, {"label_noise": 0.1}, {"test_size": 10}):
+        with pytest.raises(ValueError, match="give Images rather than a Dataset"):
+            perceptrons(loaded, (5,), members, batch_size=8, **more)
+
+
+@pytest.mark.parametrize("data_seeds", [None, [5, 5, 6]])
+def test_each_member_sees_what_its_data_seed_draws(data_seeds: list[int] | None) -> None:
+    seeds = (1, 2, 3)
+    found = made(seeds, data_seeds=data_seeds, label_noise=0.5, test_size=30)
+    for place, seed in enumerate(data_seeds or seeds):
+        own = IMAGES.load(seed=seed, label_noise=0.5, test_size=30)
+        inputs, targets = found.data_of(place)
+        assert torch.equal(inputs, own.train_inputs.flatten(1))
+        assert torch.equal(targets, own.train_targets)
+        assert torch.equal(found.inputs[place], inputs)
+        assert torch.equal(found.targets[place], targets)
+        assert torch.equal(found.test[0][place], own.test_inputs.flatten(1))
+        assert torch.equal(found.test[1][place], own.test_targets)
+
+
+def test_a_member_does_not_depend_on_its_neighbours_or_on_their_images() -> None:
+    together, alone = made((1, 2, 3), path="loop"), made((2,), path="loop")
+    for networks in (together, alone):
+        networks.ensemble.train(20)
+    assert torch.equal(first_weights(together)[1], first_weights(alone)[0])
+    assert torch.equal(together.fit().loss[1:2], alone.fit().loss)
+    assert torch.equal(together.tested().accuracy[1:2], alone.tested().accuracy)
+
+
+def test_an_image_that_members_share_is_held_once() -> None:
+    one, several = made((1,)), made((1, 1, 1))
+    assert len(one.pool[0]) == len(several.pool[0]) == 40 + 360
+
+
+def test_there_is_one_data_seed_for_each() -> None:
+    with pytest.raises(ValueError, match="one for each of the 2 members, got 3"):
+        made((1, 2), data_seeds=[1, 2, 3])
 
 
 def test_they_are_tested_on_the_images_that_were_kept_back() -> None:
     found = made((1,))
     found.ensemble.train(50)
-    inputs, targets = found.test
+    (inputs,), (targets,) = found.test
     with torch.no_grad():
         kept_back = torch.nn.functional.cross_entropy(found.ensemble.module(0)(inputs), targets)
     assert float(found.tested().loss[0]) == pytest.approx(float(kept_back), rel=1e-5)

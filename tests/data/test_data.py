@@ -21,9 +21,12 @@ def test_digits_is_whole_and_standardised(global_rng_untouched: None) -> None:
     assert digits.test_inputs.shape == (360, 1, 8, 8)
     assert digits.train_inputs.dtype == torch.float32
     assert digits.train_targets.dtype == torch.int64
-    pixels = digits.train_inputs.double()
+    # By one mean and one deviation for every subset: training images are drawn from all of them.
+    pixels = torch.cat([digits.train_inputs, digits.test_inputs]).double()
     assert abs(pixels.mean().item()) < 1e-6
     assert abs(pixels.std(correction=0).item() - 1) < 1e-6
+    part = data.load("digits", train_size=20)
+    assert part.train_inputs.min() == digits.train_inputs.min()
 
 
 def test_digits_are_scikit_learns_up_to_one_scalar_pair() -> None:
@@ -83,17 +86,58 @@ def test_a_seed_is_one_subset_and_another_seed_another(global_rng_untouched: Non
     assert not same(first, other)
 
 
-def test_a_full_size_is_the_whole_whatever_the_seed() -> None:
-    assert same(data.load("digits"), data.load("digits", train_size=1437, test_size=360, seed=9))
+def test_a_full_size_is_the_whole_split() -> None:
+    for seed in (0, 9):
+        sizes = {"train_size": 1437, "test_size": 360}
+        assert same(data.load("digits", seed=seed), data.load("digits", seed=seed, **sizes))
 
 
-def test_train_and_test_never_share_an_image() -> None:
-    # The split is fixed, so that a test image of one seed is no training image of another.
-    first, second = (data.load("digits", train_size=800, seed=seed) for seed in (1, 2))
-    test_images = {tuple(image) for image in grey_levels(first, first.test_inputs)}
-    assert test_images == {tuple(image) for image in grey_levels(second, second.test_inputs)}
-    for part in (first, second):
-        assert test_images.isdisjoint(map(tuple, grey_levels(part, part.train_inputs)))
+def images_of(digits: data.Dataset) -> list[set[tuple[int, ...]]]:
+    """Training and test images, each as whole numbers."""
+    return [
+        {tuple(image) for image in (part * 1000).round().int().flatten(1).tolist()}
+        for part in (digits.train_inputs, digits.test_inputs)
+    ]
+
+
+def test_training_and_test_images_are_disjoint_and_seeds_overlap_as_chance_has_it() -> None:
+    pool = set.union(*images_of(data.load("digits")))
+    overlaps = []
+    for seed in range(6):
+        train, test = images_of(data.load("digits", train_size=300, test_size=200, seed=seed))
+        assert (len(train), len(test)) == (300, 200)
+        assert train.isdisjoint(test)
+        assert train | test <= pool
+        others, held_out = images_of(data.load("digits", train_size=300, seed=seed + 100))
+        overlaps.append((len(train & others), len(train & held_out)))
+    # By chance 300 x 300 and 300 x 360 in 1,797, give or take 7 each.
+    expected = [300 * 300 / 1797, 300 * 360 / 1797]
+    assert np.mean(overlaps, axis=0) == pytest.approx(expected, abs=10)
+
+
+def test_what_several_seeds_draw_is_what_each_draws(global_rng_untouched: None) -> None:
+    seeds = [3, 8, 3]
+    sizes: dict[str, Any] = {"train_size": 100, "test_size": 40, "label_noise": 0.5}
+    drawn = data.Images(image_size=4).draw(seeds, **sizes)
+    assert repr(drawn).startswith("3 draws of 100 training and 40 test images from digits, ")
+    for place, seed in enumerate(seeds):
+        ours, alone = drawn.split(place), data.Images(image_size=4).load(seed=seed, **sizes)
+        assert same(ours, alone)
+        assert torch.equal(ours.train_targets, alone.train_targets)
+        assert torch.equal(ours.test_targets, alone.test_targets)
+        assert (ours.input_shape, ours.source) == (alone.input_shape, alone.source)
+
+
+def test_images_that_draws_share_are_held_once() -> None:
+    assert len(data.draw("digits", seeds=range(8)).inputs) == 1797
+    noisy = data.draw("digits", seeds=range(8), label_noise=1.0)
+    labelled = torch.cat([noisy.inputs.flatten(1), noisy.targets[:, None]], dim=1)
+    assert len(labelled.unique(dim=0)) == len(noisy.inputs)  # once with each label
+
+
+def test_draws_of_no_seed_are_refused() -> None:
+    with pytest.raises(ValueError, match="seeds must name at least one draw"):
+        data.draw("digits", seeds=[])
 
 
 def test_down_sampling_averages_blocks() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
     from torch import Generator, Tensor, nn
 
     from undertow.data import Dataset, Images
@@ -18,70 +19,118 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Networks:
-    """An ensemble, with the images that it is trained and tested on as vectors.
+    """An ensemble, with the data that each member is trained and tested on.
 
     Attributes:
         ensemble: the networks.
-        inputs: `[n, features]`, of the type in which the ensemble trains.
-        targets: `[n]`, class numbers.
-        test: inputs and targets that were kept back.
+        pool: inputs `[rows, ...]` in the type in which the ensemble trains, and their targets.
+        train: each member's training data, as rows of the pool.
+        held_out: those that were kept back from it.
         num_classes: labels run from 0 to one less.
     """
 
     ensemble: Ensemble
-    inputs: Tensor
-    targets: Tensor
-    test: tuple[Tensor, Tensor]
+    pool: tuple[Tensor, Tensor]
+    train: Int[Tensor, "E n"]
+    held_out: Int[Tensor, "E m"]
     num_classes: int
 
+    @property
+    def inputs(self) -> Float[Tensor, "E n ..."]:
+        """What each member is trained on, copied; `data_of` gives it for one."""
+        return self.pool[0][self.train]
+
+    @property
+    def targets(self) -> Shaped[Tensor, "E n ..."]:
+        """The targets of `inputs`."""
+        return self.pool[1][self.train]
+
+    @property
+    def test(self) -> tuple[Float[Tensor, "E m ..."], Shaped[Tensor, "E m ..."]]:
+        """Inputs and targets that each member was not trained on, copied."""
+        return self.pool[0][self.held_out], self.pool[1][self.held_out]
+
+    def data_of(self, member: int) -> tuple[Tensor, Tensor]:
+        """Inputs `[n, ...]` and targets `[n, ...]` that one member is trained on."""
+        rows = self.train[member]
+        return self.pool[0][rows], self.pool[1][rows]
+
     def fit(self) -> Evaluation:
-        """Losses and accuracies on the training images."""
-        return self.ensemble.evaluate(self.inputs, self.targets)
+        """Every member's loss and accuracy on what it is trained on."""
+        return self.ensemble.evaluate(*self.pool, samples=self.train)
 
     def tested(self) -> Evaluation:
-        """Losses and accuracies on the test images."""
-        return self.ensemble.evaluate(*self.test)
+        """Every member's loss and accuracy on what was kept back from it."""
+        return self.ensemble.evaluate(*self.pool, samples=self.held_out)
 
     def objective(self, member: int) -> Objective:
-        """One network's loss on the training images, as a function of its parameters."""
+        """One member's loss on its own training data, as a function of its parameters."""
         from torch.nn import functional
 
         from undertow.objective import Objective
 
         module = self.ensemble.module(member)
-        return Objective(module, functional.cross_entropy, (self.inputs, self.targets))
+        return Objective(module, functional.cross_entropy, self.data_of(member))
 
 
 def networks(
     images: Images | Dataset,
     model: Callable[[int, int], Model],
     members: Sequence[Member],
+    *,
+    data_seeds: Sequence[int] | None = None,
+    label_noise: float = 0.0,
+    test_size: int | None = None,
     **options: Any,
 ) -> Networks:
-    """Networks on images as vectors, with the cross-entropy.
+    """Networks on images as vectors, with the cross-entropy, each on a draw of its own.
 
     Args:
-        images: where the images come from, or the images themselves.
+        images: where the images come from; or the images themselves, the same for all members.
         model: from the numbers of features and of classes to what `train.Ensemble` makes networks
             of: a module that all of them start from, one for each, or a function of a generator.
         members: a network's seed and hyperparameters each.
+        data_seeds: one for each member, by which its images are split and drawn as by `data.load`;
+            by default the member's own seed. Members with one seed see the same images.
+        label_noise: share of each member's training labels that its data seed draws at random.
+        test_size: how many images each member is tested on; None for all that are there.
         options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
+
+    Raises:
+        ValueError: not one data seed for each member, or any of them, noise or a size of the test
+            for images that were loaded already.
     """
+    import torch
     from torch.nn import functional
 
     from undertow.data import Images
     from undertow.train import Ensemble
 
-    loaded = images.load() if isinstance(images, Images) else images
-    dtype = options.get("dtype", loaded.train_inputs.dtype)
-    inputs, test_inputs = (
-        own.flatten(1).to(dtype) for own in (loaded.train_inputs, loaded.test_inputs)
-    )
-    targets = loaded.train_targets
-    made = model(inputs.shape[1], loaded.num_classes)
-    ensemble = Ensemble(made, functional.cross_entropy, (inputs, targets), members, **options)
-    test = (test_inputs, loaded.test_targets)
-    return Networks(ensemble, inputs, targets, test, loaded.num_classes)
+    if isinstance(images, Images):
+        seeds = [member.seed for member in members] if data_seeds is None else list(data_seeds)
+        if len(seeds) != len(members):
+            raise ValueError(
+                f"data_seeds must be one for each of the {len(members)} members, got {len(seeds)}"
+            )
+        drawn = images.draw(seeds, label_noise=label_noise, test_size=test_size)
+        inputs, targets, train, held_out = drawn.inputs, drawn.targets, drawn.train, drawn.test
+        num_classes = drawn.num_classes
+    else:
+        if data_seeds is not None or label_noise or test_size is not None:
+            raise ValueError(
+                "data_seeds, label_noise and test_size are for images that are yet to be drawn; "
+                "give Images rather than a Dataset"
+            )
+        inputs = torch.cat([images.train_inputs, images.test_inputs])
+        targets = torch.cat([images.train_targets, images.test_targets])
+        num_classes = images.num_classes
+        shown = len(images.train_targets)
+        rows = torch.arange(len(targets)).expand(len(members), -1)
+        train, held_out = rows[:, :shown], rows[:, shown:]
+    pool = inputs.flatten(1).to(options.get("dtype", inputs.dtype)), targets
+    made = model(pool[0].shape[1], num_classes)
+    ensemble = Ensemble(made, functional.cross_entropy, pool, members, samples=train, **options)
+    return Networks(ensemble, pool, train, held_out, num_classes)
 
 
 def perceptrons(
@@ -94,17 +143,17 @@ def perceptrons(
     init_seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> Networks:
-    """Networks of these hidden widths on images as vectors, with the cross-entropy.
+    """Networks of these hidden widths on images as vectors, each on a draw of its own.
 
     Args:
-        images: where the images come from, or the images themselves.
+        images: where the images come from; or the images themselves, the same for all members.
         hidden: the widths of the hidden layers.
         members: a network's seed and hyperparameters each.
         activation: as `models.mlp` names it.
         bias: whether layers have biases.
         init_seeds: one for each member, of the generators of initial weights; by default those are
             decided by the members' own seeds.
-        options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
+        options: of `networks` (`data_seeds`, `label_noise`, `test_size`) and `train.Ensemble`.
     """
     import torch
 

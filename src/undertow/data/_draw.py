@@ -63,3 +63,15 @@ def random_labels(
     chosen = torch.rand(len(labels), generator=generator) < label_noise
     drawn = torch.randint(num_classes, (int(chosen.sum()),), generator=generator)
     return labels.masked_scatter(chosen.to(labels.device), drawn.to(labels))
+
+
+def stream(seed: int, purpose: str = "") -> int:
+    """The seed of what is drawn for one purpose: no other purpose has it.
+
+    Nor has anything else that derives from the same seed by `numpy.random.SeedSequence.spawn`.
+    """
+    import numpy as np
+
+    key = (int.from_bytes(purpose.encode(), "big"),) if purpose else ()
+    sequence = np.random.SeedSequence(seed, spawn_key=key)
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)

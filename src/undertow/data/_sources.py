@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from undertow.data._load import Dataset, Windows
+    from collections.abc import Sequence
+
+    from undertow.data._load import Dataset, Draws
+    from undertow.data._text import Windows
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class Images:
         sizes = {"train_size": self.train_size, "image_size": self.image_size}
         return load(self.data, root=self.data_root, **(sizes | more))
 
+    def draw(self, seeds: Sequence[int], **more: Any) -> Draws:
+        """A split a seed, as `undertow.data.draw` gives them; `more` are its other arguments."""
+        from undertow.data._load import draw
+
+        sizes = {"train_size": self.train_size, "image_size": self.image_size}
+        return draw(self.data, seeds=seeds, root=self.data_root, **(sizes | more))
+
 
 @dataclass(frozen=True)
 class Text:
@@ -68,7 +78,7 @@ class Text:
 
     def load(self, **more: Any) -> Windows:
         """The windows, as `undertow.data.load_text` gives them; `more` are its other arguments."""
-        from undertow.data._load import load_text
+        from undertow.data._text import load_text
 
         sizes = {"context": self.context, "train_size": self.windows}
         return load_text(self.text, root=self.text_root, **(sizes | more))

@@ -41,7 +41,6 @@ class Run:
     epochs: int
     factor: int
     scaling: str
-    data_seed: int
     seed: int
 
 
@@ -75,7 +74,6 @@ class Limit:
     level: int
     limit_steps: int
     replicas: int
-    data_seed: int
     seed: int
 
 
@@ -92,7 +90,7 @@ class Oscillator:
 
 def experiments(knobs: AdaptiveSde, seed: int) -> dict[str, Experiment]:
     """Batch sizes first, as they take longest; then SVAG on the network and the oscillator."""
-    text = {"series": "text", "epochs": knobs.text_epochs, "data_seed": seed}
+    text = {"series": "text", "epochs": knobs.text_epochs}
     make = partial(grid, TextRun, knobs, cell=[text], seed=seeds(seed, knobs.text_seeds))
     base = make(factor=[1], scaling=["base"])  # which on text is most of the cost
     runs = base + make(factor=knobs.text_factors, scaling=SCALINGS)
@@ -115,7 +113,7 @@ def _image_runs(knobs: AdaptiveSde, seed: int) -> list[ImageRun]:
     }
     runs = []
     for name, (own, factors, scalings) in series.items():
-        cell = own | {"series": name, "data_seed": seed}
+        cell = own | {"series": name}
         make = partial(grid, ImageRun, knobs, cell=[cell], seed=seeds(seed, knobs.seeds))
         runs += make(factor=[1], scaling=["base", "other order"])
         runs += make(factor=factors, scaling=scalings)
@@ -125,7 +123,7 @@ def _image_runs(knobs: AdaptiveSde, seed: int) -> list[ImageRun]:
 def _limits(knobs: AdaptiveSde, seed: int) -> list[Limit]:
     *_, before, last = levels = knobs.limit_levels
     inits = seeds(seed, knobs.inits)
-    make = partial(grid, Limit, knobs, optimizer=OPTIMIZERS, data_seed=[seed], seed=inits)
+    make = partial(grid, Limit, knobs, optimizer=OPTIMIZERS, seed=inits)
     clean = make(label_noise=[0.0], weights=["svag"], level=levels[::-1])
     clean += make(label_noise=[0.0], weights=["too weak"], level=[before])
     return clean + make(weights=["svag"], level=[last, levels[0]])
@@ -200,7 +198,8 @@ def limit_curves(trials: Sequence[Limit]) -> list[Rows]:
     members = [
         Member(seed * 1_000 + place % first.replicas, **fixed) for place, seed in enumerate(starts)
     ]
-    found = of_images(first, 32)(members, init_seeds=starts, batch_size=4, rule=rule)
+    own_seeds: dict[str, Any] = {"init_seeds": starts, "data_seeds": starts}
+    found = of_images(first, 32)(members, batch_size=4, rule=rule, **own_seeds)
     losses = []
     for time in times(first):
         found.ensemble.train(round(time * rule.steps_per_step) - found.ensemble.steps_taken)
@@ -214,8 +213,9 @@ def limit_curves(trials: Sequence[Limit]) -> list[Rows]:
 
 def of_images(trial: Limit | ImageRun, hidden: int) -> Callable[..., Networks]:
     """Perceptrons on images, of which a share has labels drawn at random."""
-    loaded = trial.images.load(seed=trial.data_seed, label_noise=trial.label_noise)
-    return partial(perceptrons, loaded, (hidden,), path="fused")
+    return partial(
+        perceptrons, trial.images, (hidden,), label_noise=trial.label_noise, path="fused"
+    )
 
 
 def on_images(trials: Sequence[ImageRun]) -> list[Rows]:
@@ -224,24 +224,36 @@ def on_images(trials: Sequence[ImageRun]) -> list[Rows]:
 
 
 def text_networks(
-    trial: TextRun, members: Sequence[Member], *, init_seeds: Sequence[int], **options: Any
+    trial: TextRun,
+    members: Sequence[Member],
+    *,
+    init_seeds: Sequence[int],
+    data_seeds: Sequence[int],
+    **options: Any,
 ) -> Networks:
-    """Small causal transformers, whose weights come from these seeds."""
+    """Small causal transformers, whose weights and windows come from these seeds."""
     import torch
     from torch.nn import functional
 
     from undertow import models
     from undertow.train import Ensemble
 
-    text = trial.text.load(test_size=512, seed=trial.data_seed)
-    train, test = (text.train_inputs, text.train_targets), (text.test_inputs, text.test_targets)
-    sizes = (len(text.characters), train[0].shape[1])
+    own = sorted(set(data_seeds))
+    texts = [trial.text.load(test_size=512, seed=seed) for seed in own]
+    pool = (
+        torch.cat([part for text in texts for part in (text.train_inputs, text.test_inputs)]),
+        torch.cat([part for text in texts for part in (text.train_targets, text.test_targets)]),
+    )
+    rows = torch.arange(len(pool[0])).view(len(own), -1)[[own.index(seed) for seed in data_seeds]]
+    train, held_out = rows.tensor_split([len(texts[0].train_inputs)], dim=1)
+    sizes = (len(texts[0].characters), pool[0].shape[1])
     made = [
         models.transformer(*sizes, width=32, depth=1, generator=torch.Generator().manual_seed(seed))
         for seed in init_seeds
     ]
-    ensemble = Ensemble(made, functional.cross_entropy, train, members, path="vmap", **options)
-    return Networks(ensemble, *train, test, sizes[0])
+    options |= {"path": "vmap", "samples": train}
+    ensemble = Ensemble(made, functional.cross_entropy, pool, members, **options)
+    return Networks(ensemble, pool, train, held_out, sizes[0])
 
 
 def on_text(trials: Sequence[TextRun]) -> list[Rows]:
@@ -275,9 +287,10 @@ def at_batch_size(
         for trial, values in zip(trials, settings, strict=True)
     ]
     starts = [trial.seed for trial in trials]
-    networks = kind(members, init_seeds=starts, batch_size=batch_size, rule=rule)
-    ensemble, seen = networks.ensemble, (networks.inputs[:shown], networks.targets[:shown])
-    steps = len(networks.inputs) * first.epochs // batch_size
+    own_seeds: dict[str, Any] = {"init_seeds": starts, "data_seeds": starts}
+    networks = kind(members, batch_size=batch_size, rule=rule, **own_seeds)
+    ensemble, seen = networks.ensemble, networks.train[:, :shown]
+    steps = networks.train.shape[1] * first.epochs // batch_size
     losses, noise = [], {}
     for reading in range(readings + 1):
         ensemble.train(steps * reading // readings - ensemble.steps_taken)
@@ -285,7 +298,7 @@ def at_batch_size(
             base = [run for run in ensemble.alive if trials[run].scaling == "base"]
             found = {run: measure.gradient_noise(networks.objective(run)) for run in base}
             noise = {run: own.noise_to_signal / first.batch_size for run, own in found.items()}
-        losses.append(ensemble.evaluate(*seen).loss.double().log())
+        losses.append(ensemble.evaluate(*networks.pool, samples=seen).loss.double().log())
     tested = networks.tested()
     facts = {
         "diverged": [run not in ensemble.alive for run in range(len(trials))],

@@ -12,7 +12,7 @@ from undertow.data import Images
 from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64
+    from jaxtyping import Float64, Int64
     from torch import Tensor
 
     from undertow.train import Ensemble
@@ -51,7 +51,7 @@ class OnGaussian(Regression):
 
 @dataclass(frozen=True)
 class OnImages(Regression):
-    """The labels of images, one-hot; the same for all seeds."""
+    """The labels of images, one-hot."""
 
     images: Images
 
@@ -92,7 +92,6 @@ def experiments(knobs: Janus, seed: int) -> dict[str, Experiment]:
     )
     return {
         "deep": Experiment(deep, train_deep, together=("weight_decay", "seed"), group_size=64),
-        # Gaussian data are a seed's own; the images are the same for all.
         "gaussian": Experiment(gaussian, on_gaussian, together=("weight_decay",)),
         "images": Experiment(images, on_images, together=("weight_decay", "seed"), group_size=64),
     }
@@ -126,16 +125,19 @@ def on_gaussian(trials: Sequence[OnGaussian]) -> list[Rows]:
 
 
 def on_images(trials: Sequence[OnImages]) -> list[Rows]:
-    """Regressions on the same images."""
+    """Regressions on images, of each seed its own."""
     from torch.nn.functional import one_hot
 
-    loaded = trials[0].images.load()
-    targets = one_hot(loaded.train_targets, loaded.num_classes).double()
-    return regress(trials, loaded.train_inputs.flatten(1).double(), targets)
+    drawn = trials[0].images.draw([trial.seed for trial in trials])
+    targets = one_hot(drawn.targets, drawn.num_classes).double()
+    return regress(trials, drawn.inputs.flatten(1).double(), targets, drawn.train)
 
 
 def regress(
-    trials: Sequence[Regression], inputs: Float64[Tensor, "n d"], targets: Float64[Tensor, "n k"]
+    trials: Sequence[Regression],
+    inputs: Float64[Tensor, "rows d"],
+    targets: Float64[Tensor, "rows k"],
+    samples: Int64[Tensor, "E n"] | None = None,
 ) -> list[Rows]:
     """What is left of the null space on the way, and the fluctuation at the end."""
     import torch
@@ -154,15 +156,21 @@ def regress(
         [Member(trial.seed, trial.lr, trial.weight_decay, order=trial.order) for trial in trials],
         batch_size=first.batch_size,
         path="fused",
+        samples=samples,
         dtype=torch.float64,
     )
-    projector, start = measure.null_projector(inputs), ensemble.parameters()[_FIRST]
+    if samples is None:
+        count, projector = len(inputs), measure.null_projector(inputs)
+    else:
+        count = samples.shape[1]
+        projector = torch.stack([measure.null_projector(inputs[rows]) for rows in samples])
+    start = ensemble.parameters()[_FIRST]
     read = []
     for step in ensemble.read_at(round(fraction * first.steps) for fraction in _READINGS):
         facts = null_space(trials, projector, start, ensemble)
-        facts |= {"step": step, "epochs": step * first.batch_size / len(inputs)}
+        facts |= {"step": step, "epochs": step * first.batch_size / count}
         read.append(rows_of(facts | {"final": step == first.steps}))
-    end, seen = ensemble.parameters()[_FIRST], torch.eye(len(projector)).double() - projector
+    end, seen = ensemble.parameters()[_FIRST], torch.eye(inputs.shape[1]).double() - projector
     stable = end.square().sum((1, 2)) / torch.linalg.matrix_norm(end, 2).square()
     late = ensemble.read_at(range(first.steps, first.steps + _LATE + 1))
     path = torch.stack([ensemble.parameters()[_FIRST] @ seen for _ in late])
@@ -185,7 +193,8 @@ def train_deep(trials: Sequence[Deep]) -> list[Rows]:
     networks = perceptrons(
         first.images, (first.width,) * 2, members, batch_size=first.batch_size, **options
     )
-    ensemble, projector = networks.ensemble, measure.null_projector(networks.inputs)
+    ensemble = networks.ensemble
+    projector = torch.stack([measure.null_projector(own) for own in networks.inputs])
     start = ensemble.parameters()[_FIRST]
     ensemble.train(first.steps)
     facts = null_space(trials, projector, start, ensemble)
@@ -198,7 +207,7 @@ def train_deep(trials: Sequence[Deep]) -> list[Rows]:
 
 def null_space(
     trials: Sequence[Regression | Deep],
-    projector: Float64[Tensor, "d d"],
+    projector: Float64[Tensor, "*E d d"],
     start: Float64[Tensor, "E k d"],
     ensemble: Ensemble,
 ) -> dict[str, Any]:
@@ -211,7 +220,7 @@ def null_space(
     before, left = (torch.linalg.norm(own @ projector, dim=(1, 2)) for own in (start, now))
     return {
         "diverged": ensemble.diverged,
-        "null_dimension": round(float(projector.trace())),
+        "null_dimension": projector.diagonal(dim1=-2, dim2=-1).sum(-1).round(),
         "null_ratio": left / before,
         "null_predicted": [null_space_decay(t.lr, t.weight_decay, steps) for t in trials],
     }

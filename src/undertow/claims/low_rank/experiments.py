@@ -111,7 +111,7 @@ def train(trials: Sequence[Training]) -> list[Rows]:
     ensemble = networks.ensemble
     names = [name for name in ensemble.parameters() if name.endswith("weight")][1:-1]
     start = {name: ensemble.parameters()[name].double().cpu() for name in names}
-    total = first.epochs * -(-len(networks.inputs) // first.steps_as)
+    total = first.epochs * -(-networks.train.shape[1] // first.steps_as)
     rows: list[Rows] = [[] for _ in trials]
     for step in ensemble.read_at(round(part * total) for part in _SNAPSHOTS):
         fit, test = networks.fit(), networks.tested()
@@ -217,16 +217,17 @@ def _in_double(trials: Sequence[Identity]) -> tuple[Ensemble, int]:
     first, options = trials[0], _options(trials) | {"dtype": torch.float64}
     if first.network == "mlp":
         return perceptrons(first.images, first.widths, path="fused", **options).ensemble, 1
-    loaded = first.images.load()
-    inputs = loaded.train_inputs
+    drawn = first.images.draw([trial.seed for trial in trials])
+    inputs = drawn.inputs
     while inputs.shape[-1] > 8:  # a larger image has too many positions to bound anything
         inputs = functional.avg_pool2d(inputs, 2, ceil_mode=True)
     (_, channels, side, _), half = inputs.shape, math.ceil(inputs.shape[-1] / 2)
-    make = partial(models.conv_net, (channels, side, side), (16, 64), loaded.num_classes)
+    make = partial(models.conv_net, (channels, side, side), (16, 64), drawn.num_classes)
     ensemble = Ensemble(
         lambda generator: make(generator=generator),
         functional.cross_entropy,
-        (inputs, loaded.train_targets),
+        (inputs, drawn.targets),
+        samples=drawn.train,
         path="loop",
         **options,
     )

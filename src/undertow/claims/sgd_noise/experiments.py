@@ -79,12 +79,14 @@ def come_to_rest(trials: Sequence[Rest]) -> list[Rows]:
         path="fused",
         dtype=torch.float64,
     )
-    ensemble, data = networks.ensemble.train(first.steps), (networks.inputs, networks.targets)
+    ensemble = networks.ensemble.train(first.steps)
     accuracy = networks.fit().accuracy.tolist()
     records: list[Rows] = [[{"diverged": True, "train_accuracy": own}] for own in accuracy]
     for e in ensemble.alive:
         facts = {"diverged": False, "train_accuracy": accuracy[e]}
-        records[e] = [facts | row for row in at_floor(trials[e], ensemble.module(e), data)]
+        records[e] = [
+            facts | row for row in at_floor(trials[e], ensemble.module(e), networks.data_of(e))
+        ]
     return records
 
 
@@ -136,7 +138,7 @@ def displace(trial: Shrinking) -> Rows:
 
     options: dict[str, Any] = {"batch_size": SHRINK_BATCH, "path": "fused", "dtype": torch.float64}
     fit = perceptrons(trial.images, (64, 64), [Member(trial.seed, LR)], **options)
-    data, own, decay = (fit.inputs, fit.targets), [trial.seed], trial.weight_decay
+    data, own, decay = fit.data_of(0), [trial.seed], trial.weight_decay
 
     def onward(model: nn.Module, orders: Sequence[int], order: Any) -> Ensemble:
         members = [Member(seed, LR, decay, order=order) for seed in orders]

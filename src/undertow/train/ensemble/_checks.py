@@ -11,6 +11,8 @@ from torch import Tensor
 from undertow.objective import whole_number
 from undertow.train.ensemble._sampling import Order
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 
 class Ordered(Protocol):
     """Anything that visits data in some order."""
@@ -48,6 +50,24 @@ def check_data(
                 "those samples"
             )
     return inputs.to(device), targets.to(device)
+
+
+def check_samples(samples: Tensor, members: int, available: int) -> Tensor:
+    """Each member's own rows of the data, `[E, n]`, as int64 on the CPU."""
+    if not isinstance(samples, Tensor) or samples.dtype not in _WHOLE:
+        given = samples.dtype if isinstance(samples, Tensor) else type(samples).__name__
+        raise TypeError(f"samples must be a tensor of whole numbers, rows of the data, got {given}")
+    if samples.ndim != 2 or len(samples) != members or samples.shape[1] == 0:
+        raise ValueError(
+            f"samples must hold rows of the data for each of the {members} members, [E, n], got "
+            f"shape {tuple(samples.shape)}"
+        )
+    if int(samples.min()) < 0 or int(samples.max()) >= available:
+        raise ValueError(
+            f"samples must lie between 0 and {available - 1}, as the data have {available} rows, "
+            f"got {int(samples.min())} to {int(samples.max())}"
+        )
+    return samples.to("cpu", torch.int64)
 
 
 def batch_shape(members: Sequence[Ordered], batch_size: int, num_samples: int) -> tuple[Order, int]:

@@ -13,14 +13,14 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from undertow.objective import whole_number
 from undertow.train import rules
 from undertow.train.ensemble import _losses
-from undertow.train.ensemble._checks import batch_shape, check_data
+from undertow.train.ensemble._checks import batch_shape, check_data, check_samples
 from undertow.train.ensemble._engines import Engine, Job, LoopEngine, VmapEngine
 from undertow.train.ensemble._evaluation import Evaluation
 from undertow.train.ensemble._fused import FusedEngine
@@ -65,16 +65,21 @@ class Ensemble:
             (`torch.func.vmap`; modules without randomness), `loop` (one after another; anything),
             or `auto`, which times the first steps on each path that can run the module and keeps
             the fastest. Fix the path where records must be the same to the last bit.
+        samples: each member's own rows of `data`, by which it trains on nothing else: what it does
+            is what it would do on `(inputs[samples[e]], targets[samples[e]])`. Rows may be shared
+            between members and repeat; the data are not copied. None: all rows, for all members.
         dtype: the floating-point type to train in.
         device: where to train. Initial weights and data order are drawn on the CPU, so that they
             do not depend on it.
 
     Raises:
         ValueError: the data hold NaN, a label is out of range, the batch size exceeds the number
-            of samples, members disagree on the batch shape, there are more or fewer modules than
-            members, or the path cannot run the module.
-        TypeError: `model` is neither a module, nor modules, nor a function that makes one, or the
-            rule's label noise is for targets of another kind.
+            of samples, `samples` are not rows of the data for each member, members disagree on the
+            batch shape, there are more or fewer modules than members, or the path cannot run the
+            module.
+        TypeError: `model` is neither a module, nor modules, nor a function that makes one,
+            `samples` are no whole numbers, or the rule's label noise is for targets of another
+            kind.
 
     Notes:
         Batch norm trains in train mode; of a rule that needs several batches a step, each is
@@ -93,6 +98,7 @@ class Ensemble:
         batch_size: int,
         rule: Rule = rules.sgd,
         path: Path = "auto",
+        samples: Int[Tensor, "E n"] | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -111,7 +117,12 @@ class Ensemble:
         self._loss = _losses.named_module(loss)
         inputs, targets = check_data(data, dtype, device)
         targets = _losses.cast_targets(self._loss, targets, dtype)
+        rows: Sequence[Tensor | None] = [None] * len(self.members)
         count = len(inputs)
+        if samples is not None:
+            rows = list(check_samples(samples, len(rows), count))
+            count = samples.shape[1]
+        self._num_samples = count
         self._order, self.batch_size = batch_shape(self.members, batch_size, count)
         # For weights, order, forward pass, label noise; then order and noise of each further batch.
         spawned = [
@@ -129,8 +140,8 @@ class Ensemble:
             self._loss, outputs.to(device), targets, perturbed=rule.perturb is not None
         )
         self._streams = [
-            BatchStream(member.order, count, self.batch_size, generator)
-            for member, own in zip(self.members, spawned, strict=True)
+            BatchStream(member.order, count, self.batch_size, generator, own_rows)
+            for member, own, own_rows in zip(self.members, spawned, rows, strict=True)
             for generator in (own[1], *own[4::2])
         ]
         self._noisy: list[NoisyStream] = []
@@ -221,8 +232,16 @@ class Ensemble:
         load_member(module, self._tensors(), member)
         return module
 
-    def predict(self, inputs: Float[Tensor, "n ..."]) -> Float[Tensor, "E n ..."]:
-        """Every member's outputs, in eval mode (batch norm uses its running statistics)."""
+    def predict(
+        self, inputs: Float[Tensor, "rows ..."], *, samples: Int[Tensor, "E n"] | None = None
+    ) -> Float[Tensor, "E n ..."]:
+        """Every member's outputs, in eval mode (batch norm uses its running statistics).
+
+        Args:
+            inputs: what all members are shown.
+            samples: the rows of `inputs` that each member is shown instead.
+        """
+        rows = self._rows_of(samples, len(inputs))
         inputs = inputs.to(self._job.inputs.device, self._job.inputs.dtype)
         tensors = self._tensors()
         template = copy.deepcopy(self._template).eval()
@@ -230,31 +249,45 @@ class Ensemble:
         for e, state in enumerate(self._random_states):
             own = {name: value[e] for name, value in tensors.items()}
             with random_state(state), torch.no_grad():
-                outputs.append(functional_call(template, own, (inputs,)))
+                outputs.append(functional_call(template, own, (inputs[rows[e]],)))
         return torch.stack(outputs)
 
-    def evaluate(self, inputs: Float[Tensor, "n ..."], targets: Tensor) -> Evaluation:
+    def evaluate(
+        self,
+        inputs: Float[Tensor, "rows ..."],
+        targets: Tensor,
+        *,
+        samples: Int[Tensor, "E n"] | None = None,
+    ) -> Evaluation:
         """Mean loss and accuracy of every member on some data.
 
+        Args:
+            inputs: what all members are shown.
+            targets: as many.
+            samples: the rows of both that each member is shown instead.
+
         Raises:
-            ValueError: the data hold NaN, differ in length, or a label is out of range.
+            ValueError: the data hold NaN, differ in length, a label is out of range, or `samples`
+                are not rows of the data for each member.
+            TypeError: `samples` are no whole numbers.
         """
         dtype, device = self._dtype, self._job.inputs.device
         inputs, targets = check_data((inputs, targets), dtype, device)
         targets = _losses.cast_targets(self._loss, targets, dtype)
-        outputs = self.predict(inputs)
+        outputs, rows = self.predict(inputs, samples=samples), self._rows_of(samples, len(inputs))
         loss = outputs.new_full((len(self.members),), float("nan"))
         accuracy = loss.clone()
         ignored = getattr(self._loss, "ignore_index", None)
         counted = torch.ones_like(targets) == 1 if ignored is None else targets != ignored
         for e, own in enumerate(outputs):
             if self.diverged_at[e] is None:
-                total, count = self._job.loss.sum_and_count(own, targets, len(inputs))
+                own_targets = targets[rows[e]]
+                total, count = self._job.loss.sum_and_count(own, own_targets, len(own))
                 loss[e] = total / count
                 if own.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
-                    right = (own.argmax(1) == targets)[counted]
+                    right = (own.argmax(1) == own_targets)[counted[rows[e]]]
                     accuracy[e] = right.to(loss.dtype).mean()
-        return Evaluation(loss, accuracy, len(inputs))
+        return Evaluation(loss, accuracy, outputs.shape[1])
 
     def __repr__(self) -> str:
         lost = sum(step is not None for step in self.diverged_at)
@@ -264,6 +297,13 @@ class Ensemble:
         )
 
     # ---- inside
+
+    def _rows_of(self, samples: Tensor | None, available: int) -> Sequence[slice | Tensor]:
+        """Each member's rows of some data; all of them, as a view, where none are given."""
+        if samples is None:
+            return [slice(None)] * len(self.members)
+        own = check_samples(samples, len(self.members), available)
+        return list(own.to(self._job.inputs.device))
 
     def _steps_at_once(self, count: int) -> int:
         """How many of the steps to draw at once, as perturbed targets take memory."""
@@ -275,7 +315,7 @@ class Ensemble:
     def _take(self, count: int) -> list[Batch]:
         """The batches of the next `count` steps."""
         sizes = batch_sizes(
-            self._order, len(self._job.inputs), self.batch_size, self.steps_taken, count
+            self._order, self._num_samples, self.batch_size, self.steps_taken, count
         )
         if not self._noisy:
             index = torch.stack([stream.take(sum(sizes)) for stream in self._streams])

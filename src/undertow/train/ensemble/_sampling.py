@@ -42,15 +42,22 @@ class BatchStream:
     `epochs` visits every sample once an epoch in a fresh shuffle, `cyclic` in one shuffle kept for
     good, `replacement` draws independently, `full` takes every sample each step. Where the batch
     size does not divide the number of samples, the last batch of an epoch is the smaller rest.
+    Where `rows` are given, sample i is row i of them, and it is rows that come out.
     """
 
     def __init__(
-        self, order: Order, num_samples: int, batch_size: int, generator: torch.Generator
+        self,
+        order: Order,
+        num_samples: int,
+        batch_size: int,
+        generator: torch.Generator,
+        rows: Int[Tensor, " num_samples"] | None = None,
     ) -> None:
         self.order = order
         self.num_samples = num_samples
         self.batch_size = batch_size
         self._generator = generator
+        self._rows = rows
         self._permutation: Tensor | None = None
         self._buffer = torch.empty(0, dtype=torch.int64)
 
@@ -59,7 +66,7 @@ class BatchStream:
         pieces, have = [self._buffer], len(self._buffer)
         while have < count:
             piece = self._draw()
-            pieces.append(piece)
+            pieces.append(piece if self._rows is None else self._rows[piece])
             have += len(piece)
         stream = torch.cat(pieces) if len(pieces) > 1 else self._buffer
         self._buffer = stream[count:]

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -56,21 +57,25 @@ def load_text(
     train_size: int | None = None,
     test_size: int | None = None,
     seed: int = 0,
+    characters: str | None = None,
 ) -> Windows:
     """Load a text by name, cut into windows, all of them or a seeded subset.
 
     `python-docs` is the language reference that comes with Python for its `help()`, 0.5 million
-    characters; it differs a little between Python versions. `austen` is Jane Austen's six novels,
-    4 million characters, from the Debian package r-cran-janeaustenr: installed, or in the folder
-    `root` or UNDERTOW_DATA; its checksum is verified.
+    characters, and `python-code` the source of some modules of its standard library, 1.4 million;
+    both differ a little between Python versions. `austen` is Jane Austen's six novels, 4 million
+    characters, from the Debian package r-cran-janeaustenr: installed, or in the folder `root` or
+    UNDERTOW_DATA; its checksum is verified.
 
     Args:
-        name: `python-docs` or `austen`.
+        name: `python-docs`, `python-code` or `austen`.
         context: characters in a window.
         root: the folder that holds the file, or the folder above it.
         train_size: how many training windows to keep; None keeps all, in the text's order.
         test_size: the same for the test windows.
         seed: chooses the subsets. For one seed a smaller subset is part of a larger one.
+        characters: those that a network knows, in ascending order: `Windows.characters` of the text
+            that it was trained on. Windows with others are left out. None: those of this text.
 
     Raises:
         ValueError: an unknown name, a number out of range, or a damaged file.
@@ -79,9 +84,8 @@ def load_text(
     if name not in TEXT_READERS:
         raise ValueError(f"name={name!r} is no text here; choose one of {', '.join(TEXT_READERS)}.")
     text, source = TEXT_READERS[name](None if root is None else Path(root))
-    characters = "".join(sorted(set(text)))
-    place = {character: position for position, character in enumerate(characters)}
-    encoded = torch.tensor([place[character] for character in text])
+    characters = "".join(sorted(set(text))) if characters is None else characters
+    encoded = _encoded(text, characters)
     boundary = len(encoded) * 4 // 5
     longest = (len(encoded) - boundary) - 1
     if not 1 <= context <= longest:
@@ -94,6 +98,13 @@ def load_text(
     return Windows(name, *train, *test, characters=characters, source=source)
 
 
+def _encoded(text: str, characters: str) -> Int[Tensor, " length"]:
+    """Positions in `characters`, -1 for others."""
+    codes, known = (np.frombuffer(own.encode("utf-32-le"), np.uint32) for own in (text, characters))
+    places = np.searchsorted(known, codes).clip(max=len(known) - 1)
+    return torch.from_numpy(np.where(known[places] == codes, places, -1))
+
+
 def _windows(
     text: Int[Tensor, " length"],
     context: int,
@@ -101,14 +112,17 @@ def _windows(
     seed: int,
     argument: str,
 ) -> tuple[Int[Tensor, "windows context"], Int[Tensor, "windows context"]]:
-    """Windows of a text and the same one character on."""
-    available = (len(text) - 1) // context
+    """Windows of a text and the same one character on, but for those with unknown characters."""
+    whole = (len(text) - 1) // context
+    inputs = text[: whole * context].view(whole, context)
+    targets = text[1 : whole * context + 1].view(whole, context)
+    known = (torch.minimum(inputs, targets) >= 0).all(1)
+    inputs, targets = inputs[known], targets[known]
+    available = len(inputs)
     kept = torch.arange(available)
     if size is not None:
         if not 1 <= size <= available:
             raise ValueError(f"{argument}={size} is out of range: give 1 to {available:,}.")
         generator = torch.Generator().manual_seed(seed)
         kept = torch.randperm(available, generator=generator)[:size].sort().values
-    inputs = text[: available * context].view(available, context)
-    targets = text[1 : available * context + 1].view(available, context)
     return inputs[kept], targets[kept]

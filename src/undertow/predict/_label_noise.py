@@ -22,7 +22,7 @@ def label_noise_drift(
     imbalance: float,
     time: float,
 ) -> float:
-    """log D(time) / D(0) of the imbalance D = u^2 - v^2 of the network x -> u v x, on a label at x = 1.
+    """Log D(time) / D(0) of the imbalance D = u^2 - v^2 of the network x -> u v x at x = 1.
 
     Trained on (u v - product - noise z)^2 / 2 with z of mean 0 and variance 1, fresh at each step,
     from a minimum u v = product. A step of plain SGD with residual r multiplies D by 1 - lr^2 r^2,
@@ -54,7 +54,11 @@ def label_noise_drift(
     kept = coefficient("momentum", momentum)
     variance, start, end = (
         positive(name, value) ** power
-        for name, value, power in (("noise", noise, 2), ("imbalance", imbalance, 1), ("time", time, 1))
+        for name, value, power in (
+            ("noise", noise, 2),
+            ("imbalance", imbalance, 1),
+            ("time", time, 1),
+        )
     )
     room = 2 * (1 + kept)
 
@@ -67,8 +71,8 @@ def label_noise_drift(
     first = math.log(start)
     if (1 - kept) * lr * sharpness(first) >= room:
         raise ValueError(
-            f"lr must be below {room / (1 - kept) / sharpness(first):.4g}, where the minimum at the "
-            f"start loses its stability, got {lr:g}"
+            f"lr must be below {room / (1 - kept) / sharpness(first):.4g}, where the minimum at "
+            f"the start loses its stability, got {lr:g}"
         )
     place, step = first, end / _STEPS
     for _ in range(_STEPS):

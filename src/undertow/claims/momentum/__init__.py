@@ -1,8 +1,8 @@
 """The marginal value of momentum (Wang, Malladi, Wang, Lyu, Li, 2023; arXiv 2307.15196).
 
-In the small-step regime heavy-ball momentum is plain SGD at another learning rate: over 1 / lr steps
-with a weak error of known order, over 1 / lr^2 steps along minima, and tuned against tuned where
-noise sets the best rate. Where stability sets it the two part, and smaller steps close the gap.
+With small steps heavy-ball momentum is plain SGD at another learning rate: over 1 / lr steps, with
+a weak error of known order, over 1 / lr^2 steps along minima, and tuned against tuned where noise
+sets the best rate. Where stability sets it the two part, and smaller steps close the gap.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ class Momentum(Knobs):
     # l of the runs with finer steps at large_lr, plain and by SVAG.
     levels: Annotated[tuple[int, ...], above(1), some(), DISTINCT] = (2, 4, 8)
     # Batches of the tuned runs where labels are noisy; the last is that of clean labels, too.
-    tuned_batches: Annotated[tuple[int, ...], at_least(1), some(), DISTINCT] = (8, 32)
+    tuned_batches: Annotated[tuple[int, ...], at_least(1), some(), DISTINCT] = (8, 16)
     tuned_lrs: Rates = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # effective ones, of which one is best
     epochs: Count = 10  # of the tuned runs
     label_noise: Share = 0.4  # share of labels drawn at random where noise is to set the rate
+    tuned_seeds: Seeds = 48
     text: Text = Text(context=16)  # on which the language model is trained first
     # On a few windows of which it is tuned; as long as the first text's.
     tuning_text: Text = Text("python-code", windows=256, context=16)
@@ -108,11 +109,12 @@ CLAIM = Claim(
             steps=40,
             lrs=(0.05, 2.0),
             levels=(2,),
-            tuned_batches=(32,),
+            tuned_batches=(16,),
             tuned_lrs=(0.2, 0.8, 3.2),
             epochs=2,
             pretrain_steps=10,
             tuning_text=Text("python-code", windows=32, context=16),
+            tuned_seeds=2,
             text_seeds=2,
             seeds=2,
         ),
@@ -134,6 +136,7 @@ CLAIM = Claim(
             tuning_text=Text("python-code", windows=2_048, context=64),
             pretrain_steps=10_000,
             tuning_lrs=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+            tuned_seeds=100,
             text_seeds=24,
             seeds=50,
         ),

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from undertow.train.rules import Rule
 
 ORDERS = {0.0: 0.5, 0.5: 2.0, 1.0: 8.0}  # 1 - momentum = scale x lr^alpha: the scale by alpha
-NOISES = ("additive", "state-dependent")
 CURVATURES = (0.1, 0.5, 1.0, 1.5)  # lr x sharpness of the stationary runs
 PAIR = ("sgd", "momentum")
 # Along minima under label noise: from u^2 - v^2 = 4 at u v = 1, over 1 / lr^2 steps.
@@ -25,14 +24,6 @@ TUNING_BATCH, TUNING_EPOCHS = 8, 8  # of the language models
 TIMES = 4  # equal parts of the horizon at which moments of paths are compared
 
 Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Recursion:
-    """E x^2 of both methods on x^2 / 2, by the exact recursion of second moments."""
-
-    noise: str
-    exponents: tuple[int, ...] = (8, 10, 12, 14, 16, 18, 20)  # lr = 2^-n
 
 
 @dataclass(frozen=True)
@@ -123,7 +114,8 @@ def experiments(knobs: Momentum, seed: int) -> dict[str, Experiment]:
     networks += grid(Network, knobs, lr=knobs.lrs, method=(*PAIR, "raw"), seed=own)
     noisy = [{"batch_size": size} for size in knobs.tuned_batches]
     cells = [*noisy, noisy[-1] | {"label_noise": 0.0}]
-    tuned = grid(Tuned, knobs, cell=cells, lr=knobs.tuned_lrs, method=PAIR, seed=own)
+    more = seeds(seed, knobs.tuned_seeds)
+    tuned = grid(Tuned, knobs, cell=cells, lr=knobs.tuned_lrs, method=PAIR, seed=more)
     size = knobs.regression_size or knobs.images.train_size
     fewer = replace(knobs.images, train_size=size)
     stationary = grid(Stationary, knobs, images=[fewer], order=("replacement", "epochs"), seed=own)
@@ -135,29 +127,12 @@ def experiments(knobs: Momentum, seed: int) -> dict[str, Experiment]:
         "paths": Experiment(grid(Paths, knobs, seed=own), simulate),
         "long": Experiment(grid(Long, knobs, seed=own), along_minima),
         "stationary": Experiment(stationary, stationary_variances),
-        "recursions": Experiment(grid(Recursion, knobs, noise=NOISES), recursions),
     }
 
 
 def momenta(lr: float) -> dict[float, float]:
     """The momentum at a learning rate, by alpha."""
     return {alpha: 1 - scale * lr**alpha for alpha, scale in ORDERS.items()}
-
-
-def recursions(trial: Recursion) -> Rows:
-    """The exact gap at each rate, for every alpha."""
-    from undertow.predict import momentum_gap
-
-    spread = 0.5 if trial.noise == "state-dependent" else 0.0
-    return [
-        {
-            "exact_gap": momentum_gap(2.0**-exponent, kept, spread=spread),
-            "exponent": exponent,
-            "alpha": alpha,
-        }
-        for exponent in trial.exponents
-        for alpha, kept in momenta(2.0**-exponent).items()
-    ]
 
 
 def simulate(trial: Paths) -> Rows:
@@ -227,7 +202,11 @@ def along_minima(trial: Long) -> Rows:
     kept = trial.momentum
     rows = []
     for exponent in trial.long_exponents:
-        for method, beta, raw in (("sgd", 0.0, 1.0), ("momentum", kept, 1.0), ("raw", kept, 1 - kept)):
+        for method, beta, raw in (
+            ("sgd", 0.0, 1.0),
+            ("momentum", kept, 1.0),
+            ("raw", kept, 1 - kept),
+        ):
             lr = 2.0**-exponent
             ends = label_noise_imbalances(
                 (beta,), lr=lr / raw, steps=4**exponent, **settings, **ALONG_MINIMA
@@ -302,10 +281,11 @@ def by_method(
 
 def at_the_end(networks: Networks) -> dict[str, Any]:
     """What is compared of trained networks."""
-    tested = networks.tested()
+    fit, tested = networks.fit(), networks.tested()
     return {
         "diverged": networks.ensemble.diverged,
-        "loss": networks.fit().loss,
+        "loss": fit.loss,
+        "log_loss": fit.loss.double().log(),
         "test_loss": tested.loss,
         "accuracy": tested.accuracy,
     }
@@ -313,34 +293,28 @@ def at_the_end(networks: Networks) -> dict[str, Any]:
 
 def fine_tune(trials: Sequence[LanguageModel]) -> list[Rows]:
     """Each model is trained on a text by Adam, and tuned on the same windows at every rate."""
-    import torch
-
-    from undertow import models
     from undertow.train import Member, rules, schedules
 
-    first = trials[0]
-    text = first.text.load()
-    made = [
-        models.transformer(
-            len(text.characters),
-            first.text.context,
-            depth=1,
-            generator=torch.Generator().manual_seed(trial.seed),
-        )
-        for trial in trials
-    ]
-    adam = [Member(trial.seed, 3e-3) for trial in trials]
-    known = language_models([text] * len(trials), made, adam, batch_size=16, rule=rules.adam)
+    first, count = trials[0], len(trials)
+    own = [trial.seed for trial in trials]
+    adam = [Member(seed, 3e-3) for seed in own]
+    known = language_models(
+        *(first.text, adam), init_seeds=own, data_seeds=[0] * count, batch_size=16, rule=rules.adam
+    )
     known.ensemble.train(first.pretrain_steps)
-    starts = [known.ensemble.module(e) for e in range(len(trials))]
-    more = {"test_size": 512, "characters": text.characters}
-    windows = [trial.tuning_text.load(seed=trial.seed, **more) for trial in trials]
-    falling = schedules.Cosine(len(windows[0].train_inputs) * TUNING_EPOCHS // TUNING_BATCH)
+    taught: dict[str, Any] = {
+        "modules": [known.ensemble.module(e) for e in range(count)],
+        "characters": first.text.load().characters,
+        "data_seeds": own,
+    }
+    shown = len(first.tuning_text.load().train_inputs)
+    falling = schedules.Cosine(shown * TUNING_EPOCHS // TUNING_BATCH)
     cells = [(method, lr) for lr in first.tuning_lrs for method in PAIR]
     rows: list[Rows] = [[] for _ in trials]
     for method, lr in (*cells, ("raw", first.tuning_lrs[0])):
         rule, members = by_method(trials, method, lr, schedule=falling)
-        networks = language_models(windows, starts, members, batch_size=TUNING_BATCH, rule=rule)
+        taught |= {"batch_size": TUNING_BATCH, "rule": rule}
+        networks = language_models(first.tuning_text, members, **taught)
         networks.ensemble.train(falling.total)
         facts = at_the_end(networks) | {"method": method, "lr": lr}
         for own, row in zip(rows, rows_of(facts), strict=True):

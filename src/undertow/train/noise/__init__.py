@@ -6,4 +6,10 @@ from undertow.train.noise._momentum_noise import momentum_paths as momentum_path
 from undertow.train.noise._momentum_noise import stationary_variance as stationary_variance
 from undertow.train.noise._oscillator import NoisyOscillator as NoisyOscillator
 
-__all__ = ["CommitteeMachine", "NoisyOscillator", "label_noise_imbalances", "momentum_paths", "stationary_variance"]
+__all__ = [
+    "CommitteeMachine",
+    "NoisyOscillator",
+    "label_noise_imbalances",
+    "momentum_paths",
+    "stationary_variance",
+]

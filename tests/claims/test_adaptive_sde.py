@@ -40,7 +40,7 @@ KNOBS = replace(
     TINY,
     levels=(1, 2, 4),
     limit_levels=(1, 2, 4),
-    factors=(4, 16),
+    factors=(4, 8, 16),
     text=Text(windows=64, context=4),
     text_factors=(4, 16),
     blocks=12,

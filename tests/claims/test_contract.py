@@ -134,6 +134,36 @@ def test_few_seeds_promise_no_verdict(contract: Contract) -> None:
     assert judged(contract, few, seeds=3).outcome == "inconclusive"
 
 
+@each_claim
+def test_a_verdict_counts_the_seeds_that_survived(contract: Contract) -> None:
+    """Not those of the knobs: of seven that are left of more, no effect is evidence."""
+    verdict = judged(contract, seeds=7)
+    assert contract.knobs.seeds > 7
+    assert verdict.outcome == "inconclusive"
+    assert not any(check.refuted for check in verdict.checks)
+
+
+@each_claim
+def test_a_list_that_knobs_cut_promises_no_verdict(
+    contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = claims.get(contract.claim)
+    part = claim.part("predictions")
+    whole = part.predictions
+
+    def cut(knobs: Any) -> dict[str, lab.Prediction]:
+        found = dict(whole(knobs))
+        if knobs == contract.knobs:
+            found.pop(next(name for name, own in found.items() if not own.control))
+        return found
+
+    monkeypatch.setattr(part, "predictions", cut)
+    if len(cut(contract.knobs)) < len(whole(claim.presets["small"])):
+        verdict = judged(contract)
+        assert verdict.outcome == "inconclusive"
+        assert "checks promise no verdict" in verdict.summary
+
+
 # ---- a whole run
 
 

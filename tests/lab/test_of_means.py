@@ -7,6 +7,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 
 from undertow import lab
 from undertow.lab import of, of_means
@@ -14,10 +15,13 @@ from undertow.lab import of, of_means
 LEVELS = (1, 2, 4)
 
 
-def records(seeds: int, noise: float = 0.5) -> dict[str, pl.DataFrame]:
-    """Errors 1 / level with noise that only the mean over seeds is free of."""
-    draw = np.random.default_rng(0).normal(0, noise, (seeds, len(LEVELS)))
-    draw -= draw.mean(0)
+def records(
+    seeds: int, noise: float = 0.5, generator: int | None = None
+) -> dict[str, pl.DataFrame]:
+    """Errors 1 / level with noise, which only the mean over seeds is free of by default."""
+    draw = np.random.default_rng(generator or 0).normal(0, noise, (seeds, len(LEVELS)))
+    if generator is None:
+        draw -= draw.mean(0)
     rows = [
         {"seed": seed, "level": level, "error": 1 / level + draw[seed, place]}
         for seed in range(seeds)
@@ -47,16 +51,21 @@ def test_curves_come_as_curves() -> None:
     assert flat(records(20)) == apart
 
 
-def test_of_a_mean_it_is_the_bootstrap_of_whole_seeds() -> None:
+def test_of_a_mean_it_is_students_interval() -> None:
     (reading,) = READINGS[:1]
     effect = of_means([reading], lambda means: float(means[0]))(records(12))
-    values = np.array(list(reading(records(12)).values.values()))
+    expected = scipy.stats.ttest_1samp(list(reading(records(12)).values.values()), 0)
+    assert effect.interval == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert effect.seeds == effect.count == 12
 
-    def mean(chosen: np.ndarray) -> float:
-        return float(values[chosen.astype(int)].mean())
 
-    expected = lab.bootstrap_interval(np.arange(12), mean, resamples=1000)
-    assert effect.interval == pytest.approx(expected.interval)
+def test_it_covers_what_bends() -> None:
+    """The power of the level that errors fall with, of noisy means."""
+    hits = 0
+    for seed in range(300):
+        low, high = of_means(READINGS, slope)(records(12, 0.1, seed)).interval
+        hits += low <= -1 <= high
+    assert 0.92 <= hits / 300 <= 0.98
 
 
 def test_seeds_that_one_reading_lacks_take_no_part_and_a_nan_leaves_it_unknown() -> None:

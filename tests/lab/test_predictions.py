@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -188,3 +190,86 @@ def test_nothing_predicted_supports_nothing() -> None:
     control = no_less(1, reads(2, 2, 2), control=True)
     for predictions in ({}, {"control": control}):
         assert decide(check_all(predictions, {})).outcome == "inconclusive"
+
+
+AGAINST: list[Any] = [
+    lambda read, against: at_most(0.65, read, "why", against=against),
+    lambda read, against: near(0, 0.65, read, "why", against=against),
+    lambda read, against: no_less(1.5, read, "why", against=against),
+    lambda read, against: at_most_times(0.65, read.then(by_seed), read.then(ones), against=against),
+]
+
+
+def by_seed(effect: lab.Effect) -> PerSeed:
+    """Nine seeds within an interval."""
+    return PerSeed(dict(enumerate(np.linspace(*effect.interval, 9))))
+
+
+def ones(effect: lab.Effect) -> PerSeed:
+    return PerSeed(dict.fromkeys(range(9), 1.0))
+
+
+@pytest.mark.parametrize("make", AGAINST)
+def test_a_missed_threshold_is_no_evidence_against_the_paper(make: Any) -> None:
+    """A ratio of 0.7 misses 0.65, and only one above 1 has the wrong sign."""
+    above = make is not AGAINST[2]
+    missed = reads(0.68, 0.69, 0.7) if above else reads(1.2, 1.2, 1.3)
+    wrong = reads(1.1, 1.2, 1.3) if above else reads(0.68, 0.69, 0.7)
+    assert checked(make(missed, None)).refuted
+    assert not checked(make(missed, 1)).refuted
+    assert checked(make(wrong, 1)).refuted
+    for read in (missed, wrong):
+        assert not checked(make(read, math.inf)).refuted
+        assert not checked(make(read, math.inf)).passed
+
+
+def test_outside_of_a_pair_a_range_is_refuted() -> None:
+    for low, refuted in ((0.7, False), (1.1, True), (-1.3, True)):
+        read = reads(low, low, low + 0.1)
+        assert checked(within(0, 0.65, read, against=(-1, 1))).refuted is refuted
+        assert not checked(within(0, 0.65, read, against=math.inf)).refuted
+
+
+def test_the_rule_says_what_would_refute_it() -> None:
+    read = reads(0, 0, 0)
+    assert at_most(0.65, read, "why", against=1).words == "at most 0.65 (refuted above 1): why"
+    assert no_less(2, read, against=1).words == "at least 2 (refuted below 1)"
+    assert near(1, 0.1, read, against=1).words == ("within 0.1 of 1 (refuted below 0 or above 2)")
+    assert at_most(0.65, read, against=math.inf).words == "at most 0.65 (a miss refutes nothing)"
+    assert at_most(0.65, read, control=True, against=1).words == "at most 0.65"
+    with pytest.raises(ValueError, match="against must not lie within the rule, at most 1"):
+        at_most(1, read, against=0.5)
+
+
+def test_a_control_is_never_refuted() -> None:
+    """It passes or it cannot tell; evidence against a claim comes from its checks."""
+    assert not checked(at_most(1, reads(2, 2, 2), control=True)).refuted
+    assert checked(at_most(1, reads(2, 2, 2), control=True)).result == "not passed"
+
+
+def test_what_rests_on_too_few_surviving_seeds_neither_passes_nor_refutes() -> None:
+    seven = PerSeed(dict.fromkeys(range(7), 1.0))
+    frame = pl.DataFrame({"seed": [0, 1, 2] * 2, "x": [1.0, 2.0, 3.0, 2.0, 3.0, 4.0]})
+    few = [
+        Reading(lambda records: seven),
+        Reading(lambda records: seven / seven),
+        Reading(lambda records: seven.share()),
+        lab.worst([Reading(lambda records: seven), reads(1, 1, 1)]),
+        lab.greatest([Reading(lambda records: seven)] * 2),
+        lab.slope_of("runs", "x", "x"),
+        lab.of_means([lab.of("runs", "x")], lambda means: float(means[0])),
+    ]
+    for read in few:
+        for prediction in (no_less(-9, read), at_most(-9, read), every_seed(read, exact=True)):
+            check = prediction.check("it", {"runs": frame}, least_seeds=8)
+            assert check.result == "not passed"
+    without_seeds = no_less(-9, reads(1, 1, 1)).check("it", {}, least_seeds=8)
+    assert without_seeds.passed
+    assert no_less(-9, few[0]).check("it", {}, least_seeds=7).passed
+
+
+def test_in_every_seed_reads_what_holds_of_each() -> None:
+    found = Reading(lambda records: PerSeed({seed: 0.1 * seed for seed in range(9)}))
+    assert checked(every_seed(found <= 0.81)).passed
+    assert checked(every_seed(found < 0.8)).value == pytest.approx(8 / 9)
+    assert checked(no_seed(found > 0.81)).passed

@@ -58,7 +58,8 @@ class Claim:
         presets: `smoke`, `small` and `paper` instances of the claim's `lab.Knobs`.
         costs: what each preset costs, in words.
         home: the module that defines it: `__name__`, in its file.
-        least_seeds: with fewer (of the knob `seeds`) no verdict is promised.
+        least_seeds: with fewer (of the knob `seeds`) no verdict is promised, and an effect that
+            rests on fewer, since the others diverged, neither passes nor refutes.
         source: where the claim was found: built in, an entry point, or a path.
 
     Raises:
@@ -119,16 +120,25 @@ class Claim:
         return _named("predictions", self.part("predictions").predictions(knobs), Prediction)
 
     def judge(self, records: Records, knobs: Any) -> lab.Verdict:
-        """The verdict that the predictions give on records."""
+        """The verdict that the predictions give on records; its summary says why none is promised.
+
+        A list shorter than that of `small` promises none: what the knobs cut away was not tested.
+        """
         from undertow import lab
 
-        part = self.part("predictions")
+        part, predictions = self.part("predictions"), self.predictions(knobs)
         summary = part.summary(records, knobs) if hasattr(part, "summary") else ""
-        promised = knobs.seeds >= self.least_seeds and (
-            not hasattr(part, "promises_verdict") or part.promises_verdict(records, knobs)
-        )
-        checks = lab.check_all(self.predictions(knobs), records)
-        return lab.decide(checks, summary, promises_verdict=promised)
+        whole = len(self.predictions(self.presets["small"]))
+        why = ""
+        if knobs.seeds < self.least_seeds:
+            why = f"{knobs.seeds} seeds promise no verdict; {self.least_seeds} would."
+        elif len(predictions) < whole:
+            why = f"{len(predictions)} checks promise no verdict; these knobs cut some of {whole}."
+        elif hasattr(part, "promises_verdict") and not part.promises_verdict(records, knobs):
+            why = "Runs that are so few or so short promise no verdict."
+        checks = lab.check_all(predictions, records, least_seeds=self.least_seeds)
+        summary = " ".join(filter(None, (summary, why)))
+        return lab.decide(checks, summary, promises_verdict=not why)
 
     def figures(self, records: Records, knobs: Any) -> tuple[lab.Figure, ...]:
         """The charts of the report."""

@@ -103,8 +103,8 @@ def _rules(claim: Claim, preset: str) -> lab.Document:
 _RULES = (
     "These are the rules by which a run is judged, written before it. A prediction holds where the"
     " whole 95% interval over seeds, unless it says otherwise, keeps to its rule, and is refuted"
-    " where the whole interval is outside. In a control the cause is taken away: its rule says how"
-    " the effect must be gone."
+    " where the whole interval is outside, or beyond what its rule says would refute it. In a"
+    " control the cause is taken away: its rule says how the effect must be gone."
 )
 
 

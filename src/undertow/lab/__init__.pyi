@@ -67,7 +67,6 @@ from ._readings import lost as lost
 from ._readings import of as of
 from ._readings import of_means as of_means
 from ._readings import per_seed as per_seed
-from ._readings import resampled as resampled
 from ._readings import share as share
 from ._readings import slope_of as slope_of
 from ._readings import unknown as unknown
@@ -75,6 +74,7 @@ from ._readings import worst as worst
 from ._statistics import Equivalence as Equivalence
 from ._statistics import bootstrap_interval as bootstrap_interval
 from ._statistics import equivalence_test as equivalence_test
+from ._statistics import median_interval as median_interval
 from ._statistics import paired_ratio as paired_ratio
 from ._statistics import paired_sign_test as paired_sign_test
 from ._statistics import proportion as proportion

@@ -25,6 +25,7 @@ class Effect:
         count: the number of values, pairs or points it rests on.
         method: how it was computed.
         note: what to know before relying on it; empty when nothing is unusual.
+        seeds: how many seeds it rests on; None of what no seed had a part in.
     """
 
     value: float
@@ -33,6 +34,7 @@ class Effect:
     count: int
     method: str
     note: str = ""
+    seeds: int | None = None
 
     def __repr__(self) -> str:
         low, high = self.interval

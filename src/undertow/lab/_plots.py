@@ -9,6 +9,7 @@ A frame with columns `low` and `high` gets an interval at each point. Charts are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,8 @@ def intervals(readings: Mapping[Any, PerSeed], *columns: str, value: str = "valu
 
     Args:
         readings: a key of as many parts as there are columns (one part: itself) to one number a
-            seed. Those whose effect is unknown are left out.
+            seed. Those whose effect is unknown are left out, and an interval without end, of few
+            seeds, is drawn as none.
         columns: what the parts of a key are called.
         value: what the effect's column is called.
     """
@@ -101,7 +103,8 @@ def intervals(readings: Mapping[Any, PerSeed], *columns: str, value: str = "valu
         effect = reading.effect()
         if effect.value == effect.value:  # not NaN
             parts = key if isinstance(key, tuple) else (key,)
-            rows.append((*parts, effect.value, *effect.interval))
+            ends = (end if math.isfinite(end) else effect.value for end in effect.interval)
+            rows.append((*parts, effect.value, *ends))
     return pl.DataFrame(rows, schema=[*columns, value, "low", "high"], orient="row")
 
 

@@ -27,7 +27,8 @@ class Check:
     """One thing that was predicted, with what was measured.
 
     `interval` is the 95% confidence interval of `value`. `rule` is the threshold in words.
-    `refuted` is true when the evidence is against the prediction, not only short of it.
+    `refuted` is true when the evidence is against what the paper says, not only short of the
+    threshold; of a control, never.
     A control has `control=True`; its `passed` means that it failed, as it must.
     """
 
@@ -90,8 +91,11 @@ def decide(checks: Sequence[Check], summary: str = "", *, promises_verdict: bool
 class Prediction:
     """That a reading lies in a range, its whole 95% interval within it.
 
-    It is refuted where the whole interval lies outside. Made by `at_most`, `no_less`, `near`,
-    `within`, `outside`, `at_most_times`, `every_seed` and `no_seed`.
+    It is refuted where the whole interval lies beyond what would be `against` the paper: by
+    default, outside of the range, which is right only where its bounds are the theory's own. Where
+    a bound was set by hand, `against` is the value from which on the evidence speaks against the
+    statement (a ratio above 1, a wrong sign), and `math.inf` where none does. Made by `at_most`,
+    `no_less`, `near`, `within`, `outside`, `at_most_times`, `every_seed` and `no_seed`.
 
     Attributes:
         read: from the records to one number a seed, or to an effect.
@@ -105,31 +109,55 @@ class Prediction:
     judge: Callable[[Effect], tuple[bool, bool]]
     control: bool = False
 
-    def check(self, name: str, records: Records) -> Check:
-        """Hold the prediction against records."""
+    def check(self, name: str, records: Records, *, least_seeds: int = 0) -> Check:
+        """Hold the prediction against records.
+
+        What is unknown, and what rests on fewer than `least_seeds` of the seeds that it is taken
+        over, neither passes nor is refuted.
+        """
         effect = Reading(self.read).effect(records)
-        known = not math.isnan(effect.value)
+        enough = effect.seeds is None or effect.seeds >= least_seeds
+        known = enough and not math.isnan(effect.value)
         passed, refuted = self.judge(effect) if known else (False, False)
+        refuted = refuted and not self.control
         return Check(name, effect.value, effect.interval, self.words, passed, refuted, self.control)
 
 
-def check_all(predictions: Mapping[str, Prediction], records: Records) -> list[Check]:
-    """Each prediction held against the records, in order."""
-    return [prediction.check(name, records) for name, prediction in predictions.items()]
+def check_all(
+    predictions: Mapping[str, Prediction], records: Records, *, least_seeds: int = 0
+) -> list[Check]:
+    """Each prediction held against the records, in order; see `Prediction.check`."""
+    return [
+        prediction.check(name, records, least_seeds=least_seeds)
+        for name, prediction in predictions.items()
+    ]
 
 
 def at_most(
-    high: float, read: Callable[[Records], object], note: str = "", *, control: bool = False
+    high: float,
+    read: Callable[[Records], object],
+    note: str = "",
+    *,
+    control: bool = False,
+    against: float | None = None,
 ) -> Prediction:
-    """That it is `high` or less."""
-    return _ranged(-math.inf, high, f"at most {_number(high)}", read, note, control)
+    """That it is `high` or less; refuted where it is above `against`, by default above `high`."""
+    beyond = (-math.inf, high if against is None else against)
+    return _ranged((-math.inf, high), beyond, f"at most {_number(high)}", read, note, control)
 
 
 def no_less(
-    low: float, read: Callable[[Records], object], note: str = "", *, control: bool = False
+    low: float,
+    read: Callable[[Records], object],
+    note: str = "",
+    *,
+    control: bool = False,
+    against: float | None = None,
 ) -> Prediction:
-    """That it is `low` or more."""
-    return _ranged(low, math.inf, f"at least {_number(low)}", read, note, control)
+    """That it is `low` or more; refuted where it is below `against`, by default below `low`."""
+    least = low if against is None else -math.inf if math.isinf(against) else against
+    words = f"at least {_number(low)}"
+    return _ranged((low, math.inf), (least, math.inf), words, read, note, control)
 
 
 def within(
@@ -139,9 +167,16 @@ def within(
     note: str = "",
     *,
     control: bool = False,
+    against: tuple[float, float] | float | None = None,
 ) -> Prediction:
-    """That it lies between two bounds."""
-    return _ranged(low, high, f"{_number(low)} to {_number(high)}", read, note, control)
+    """That it lies between two bounds.
+
+    Refuted where it lies outside of the pair `against`, by default of these bounds; of `math.inf`,
+    nowhere.
+    """
+    pair = against if isinstance(against, tuple) else (-math.inf, math.inf)
+    beyond = (low, high) if against is None else pair
+    return _ranged((low, high), beyond, f"{_number(low)} to {_number(high)}", read, note, control)
 
 
 def near(
@@ -151,10 +186,12 @@ def near(
     note: str = "",
     *,
     control: bool = False,
+    against: float | None = None,
 ) -> Prediction:
-    """That it lies within `by` of `target`."""
-    words = f"within {_number(by)} of {_number(target)}"
-    return _ranged(target - by, target + by, words, read, note, control)
+    """That it lies within `by` of `target`; refuted farther than `against` off, or than `by`."""
+    words, far = f"within {_number(by)} of {_number(target)}", by if against is None else against
+    bounds, beyond = (target - by, target + by), (target - far, target + far)
+    return _ranged(bounds, beyond, words, read, note, control)
 
 
 def at_most_times(
@@ -165,14 +202,15 @@ def at_most_times(
     *,
     below: float = 0.01,
     least: int = 10,
+    against: float | None = None,
 ) -> Prediction:
     """That it is at most `factor` times another, pair by pair: by the ratio, and by signed ranks.
 
-    A geometric mean of ratios can be small because of few seeds that have small numbers. So where
-    there are `least` pairs, Wilcoxon's one-sided signed-rank test must find it less than `factor`
-    times the other, too, with a p-value `below` this. It alone does not refute.
+    A median of ratios can be small though the largest pairs are not. So where there are `least`
+    pairs, Wilcoxon's one-sided signed-rank test must find it less than `factor` times the other,
+    too, with a p-value `below` this. It alone does not refute; a ratio above `against` does.
     """
-    ratio = at_most(factor, lambda records: read(records) / other(records), note)
+    ratio = at_most(factor, lambda records: read(records) / other(records), note, against=against)
 
     def both(records: Records) -> Effect:
         from scipy.stats import wilcoxon
@@ -189,6 +227,7 @@ def at_most_times(
         return passed and (effect.p_value is None or effect.p_value < below), refuted
 
     words = f"at most {_number(factor)}, with p < {below:g} by signed ranks of {least} runs or more"
+    words += "" if against is None else _refuted((-math.inf, against))
     return Prediction(both, _with(words, note), judge)
 
 
@@ -220,8 +259,10 @@ def every_seed(
 ) -> Prediction:
     """That something holds in every seed: of a share of seeds, that it is one.
 
-    One seed that breaks it leaves it open, unless it is `exact`: then that refutes it. It is
-    refuted where the share is below one half, with its whole interval.
+    It is read as a share, or as one number a seed that is not zero where it holds, such as
+    `of("runs", "error", how="max") <= 1e-6`. One seed that breaks it leaves it open, unless it is
+    `exact`: then that refutes it. It is refuted where the share is below one half, with its whole
+    interval.
     """
     return _share(1.0, "in every seed", read, note, control, exact)
 
@@ -251,22 +292,42 @@ def _share(
         against = high < 0.5 if share else low > 0.5
         return passed, not passed and (exact or against)
 
-    return Prediction(read, _with(words, note), judge, control)
+    def shared(records: Records) -> object:
+        found = read(records)
+        return found.share() if isinstance(found, PerSeed) else found
+
+    return Prediction(shared, _with(words, note), judge, control)
 
 
 def _ranged(
-    low: float,
-    high: float,
+    bounds: tuple[float, float],
+    beyond: tuple[float, float],
     words: str,
     read: Callable[[Records], object],
     note: str,
     control: bool,
 ) -> Prediction:
+    """Passed with the whole interval within the bounds, refuted with the whole beyond others."""
+    (low, high), (lowest, highest) = bounds, beyond
+    if lowest > low or highest < high:
+        raise ValueError(f"against must not lie within the rule, {words}, got {beyond}")
+
     def judge(effect: Effect) -> tuple[bool, bool]:
         least, most = effect.interval
-        return low <= least and most <= high, most < low or least > high
+        return low <= least and most <= high, most < lowest or least > highest
 
+    if bounds != beyond and not control:
+        words += _refuted(beyond)
     return Prediction(read, _with(words, note), judge, control)
+
+
+def _refuted(beyond: tuple[float, float]) -> str:
+    """What would be evidence against the statement, in words."""
+    low, high = beyond
+    ends = [f"below {_number(low)}"] * (low > -math.inf) + [f"above {_number(high)}"] * (
+        high < math.inf
+    )
+    return f" (refuted {' or '.join(ends)})" if ends else " (a miss refutes nothing)"
 
 
 def _with(words: str, note: str) -> str:

@@ -2,24 +2,24 @@
 
     loss = of("networks", "loss", method="momentum") - of("networks", "loss", method="sgd")
 
-The unit of every interval is the seed. One policy holds for all readings:
+The unit of every interval is the seed, and the effect of numbers by seed their median, with an
+interval that one odd seed cannot throw. One policy holds for all readings:
 
 - what is null is not there; a seed without a value takes no part, and pairs are seeds with both;
 - an experiment without records has no seeds;
 - a value that is NaN or infinite makes the effect unknown, unless `known()` leaves it out;
-- a ratio is the geometric mean of ratios within seeds; a zero counts as the smallest number there
-  is, so that a rank of zero has a ratio too, and one negative ratio makes the effect unknown; what
-  is divided by one number for all seeds is unknown where that is zero;
-- fewer than two seeds leave the effect unknown, a share too.
+- a ratio is taken within seeds: zero over anything is zero, anything over zero is infinite, and
+  zero over zero unknown; so is what is divided by one number for all seeds where that is zero;
+- fewer than two seeds leave the effect unknown, a share too; fewer than six have a median without
+  end, since no interval of so few covers 95%.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +27,8 @@ import polars as pl
 
 from undertow.lab._association import slope
 from undertow.lab._effect import UNKNOWN, Effect
-from undertow.lab._statistics import bootstrap_interval, paired_ratio, proportion
+from undertow.lab._intervals import student_quantile
+from undertow.lab._statistics import median_interval, proportion
 
 Records = Mapping[str, pl.DataFrame]
 
@@ -38,7 +39,7 @@ How = Literal["mean", "median", "min", "max", "first", "last", "all", "any"]
 
 def unknown(count: int = 0, why: str = "too few runs are left") -> Effect:
     """An effect of which nothing is known."""
-    return Effect(math.nan, UNKNOWN, None, count, why)
+    return Effect(math.nan, UNKNOWN, None, count, why, seeds=count)
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class PerSeed:
     """One number a seed.
 
     Arithmetic is within seeds: with another `PerSeed`, of the seeds that both have. The quotient of
-    two is a ratio, also when scaled, and its effect a geometric mean; of anything else it is the
-    mean.
+    two is a ratio, also when scaled: its median is taken in logarithms, so that exchanging the two
+    inverts it. A comparison with a number says of each seed whether it holds, for a share.
     """
 
     values: Mapping[int, float]
@@ -67,6 +68,18 @@ class PerSeed:
             return self._with(other or math.nan, operator.truediv)
         return PerSeed(self._with(other, _quotient).values, is_ratio=True)
 
+    def __le__(self, bound: float) -> PerSeed:
+        return self._holds(operator.le, bound)
+
+    def __lt__(self, bound: float) -> PerSeed:
+        return self._holds(operator.lt, bound)
+
+    def __ge__(self, bound: float) -> PerSeed:
+        return self._holds(operator.ge, bound)
+
+    def __gt__(self, bound: float) -> PerSeed:
+        return self._holds(operator.gt, bound)
+
     def __neg__(self) -> PerSeed:
         return self.map(operator.neg)
 
@@ -79,10 +92,6 @@ class PerSeed:
     def map(self, function: Callable[[float], float]) -> PerSeed:
         """The function of each seed's number."""
         return PerSeed({seed: function(value) for seed, value in self.values.items()})
-
-    def plain(self) -> PerSeed:
-        """The same numbers, whose effect is their mean also where they are ratios."""
-        return PerSeed(self.values)
 
     def known(self, least: float = 0.0, of: int | None = None) -> PerSeed:
         """Without the seeds whose value is NaN or infinite.
@@ -100,28 +109,30 @@ class PerSeed:
 
     def share(self) -> Effect:
         """The share of seeds whose number is not zero, with its exact interval."""
-        if (unfit := self._unfit()) is not None:
+        if (unfit := self._unfit(math.isfinite)) is not None:
             return unfit
-        return proportion(sum(map(bool, self.values.values())), len(self.values))
+        found = proportion(sum(map(bool, self.values.values())), len(self))
+        return replace(found, seeds=len(self))
 
     def effect(self) -> Effect:
-        """The mean, or of ratios the geometric mean, with its 95% interval over seeds."""
-        if (unfit := self._unfit()) is not None:
+        """The median with its 95% interval over seeds; a ratio may be zero or infinite."""
+        fit = _is_number if self.is_ratio else math.isfinite
+        if (unfit := self._unfit(fit)) is not None:
             return unfit
         array = np.array([self.values[seed] for seed in sorted(self.values)], dtype=np.float64)
-        if not self.is_ratio:
-            return bootstrap_interval(array)
-        if (array <= 0).any():
-            return unknown(len(array), "a ratio is not positive")
-        return paired_ratio(array, np.ones_like(array))
+        return replace(median_interval(array, ratios=self.is_ratio), seeds=len(self))
 
-    def _unfit(self) -> Effect | None:
-        """What is unknown of seeds that are too few, or not all finite."""
+    def _unfit(self, fit: Callable[[float], bool]) -> Effect | None:
+        """What is unknown of seeds that are too few, or not all fit."""
         count = len(self.values)
         if count < 2:
             return unknown(count)
-        odd = sum(not math.isfinite(value) for value in self.values.values())
+        odd = sum(not fit(value) for value in self.values.values())
         return unknown(count, f"{odd} of {count} seeds have no finite value") if odd else None
+
+    def _holds(self, compare: Callable[[float, float], bool], bound: float) -> PerSeed:
+        """Whether it holds, as a number; NaN of NaN, of which nothing holds and nothing fails."""
+        return self.map(lambda value: float(compare(value, bound)) if value == value else math.nan)
 
     def _with(self, other: PerSeed | float, combine: Callable[[float, float], float]) -> PerSeed:
         if not isinstance(other, PerSeed):
@@ -133,10 +144,13 @@ class PerSeed:
 
 
 def _quotient(first: float, second: float) -> float:
-    if not (math.isfinite(first) and math.isfinite(second)):
+    if not (math.isfinite(first) and math.isfinite(second)) or first == second == 0:
         return math.nan
-    found = (first or sys.float_info.min) / (second or sys.float_info.min)
-    return min(max(found, -sys.float_info.max), sys.float_info.max)
+    return first / second if second else math.copysign(math.inf, first)
+
+
+def _is_number(value: float) -> bool:
+    return not math.isnan(value)
 
 
 @dataclass(frozen=True)
@@ -159,6 +173,18 @@ class Reading:
 
     def __truediv__(self, other: Reading | float) -> Reading:
         return self._with(other, operator.truediv)
+
+    def __le__(self, bound: float) -> Reading:
+        return self.then(lambda found: found <= bound)
+
+    def __lt__(self, bound: float) -> Reading:
+        return self.then(lambda found: found < bound)
+
+    def __ge__(self, bound: float) -> Reading:
+        return self.then(lambda found: found >= bound)
+
+    def __gt__(self, bound: float) -> Reading:
+        return self.then(lambda found: found > bound)
 
     def __neg__(self) -> Reading:
         return self.then(operator.neg)
@@ -255,40 +281,78 @@ def lost(records: Records, *experiments: str) -> tuple[int, int]:
 def share(
     experiment: str, holds: pl.Expr | str, *conditions: pl.Expr | str, **where: Any
 ) -> Reading:
-    """The share of seeds in all of whose rows something holds, with its exact interval."""
-    return of(experiment, holds, *conditions, how="all", **where).then(PerSeed.share)
+    """The share of seeds in all of whose rows something holds, with its exact interval.
+
+    Unknown where something that is compared is NaN: polars itself takes NaN for the greatest number
+    there is, so that `NaN > x` is true.
+    """
+
+    def read(records: Records) -> Effect:
+        frame, expression = _of(records, experiment), _expression(holds)
+        odd = [part.is_nan() for part in _compared(expression, frame)]
+        truth = expression.cast(pl.Float64)
+        if odd:
+            truth = pl.when(pl.any_horizontal(odd)).then(math.nan).otherwise(truth)
+        return per_seed(frame, truth, *conditions, how="min", **where).share()
+
+    return Reading(read)
+
+
+def _compared(expression: pl.Expr, frame: pl.DataFrame) -> list[pl.Expr]:
+    """The parts of a condition that are floats themselves: what it compares."""
+    if frame.is_empty():
+        return []
+    (kind,) = frame.lazy().select(expression).collect_schema().dtypes()
+    if kind.is_float():
+        return [expression]
+    parts = expression.meta.pop() if kind == pl.Boolean else []
+    return [found for part in parts for found in _compared(part, frame)]
 
 
 def greatest(readings: Iterable[Reading]) -> Reading:
-    """Of several readings the greatest number of each seed; NaN where one of them is."""
+    """Of several readings the greatest number of each seed; NaN where one of them is.
+
+    A seed counts that any of them has; where one of them has none at all, neither has this.
+    """
     every = list(readings)
 
     def read(records: Records) -> PerSeed:
+        found: list[PerSeed] = [reading(records) for reading in every]
+        if not all(map(len, found)):
+            return PerSeed({})
         values: dict[int, list[float]] = {}
-        for reading in every:
-            for seed, value in reading(records).values.items():
+        for own in found:
+            for seed, value in own.values.items():
                 values.setdefault(seed, []).append(value)
-        return PerSeed({seed: float(np.max(found)) for seed, found in sorted(values.items())})
+        return PerSeed({seed: float(np.max(own)) for seed, own in sorted(values.items())})
 
     return Reading(read)
 
 
 def worst(readings: Iterable[Reading], target: float = 0.0, *, of_ratios: bool = False) -> Reading:
-    """Of several readings the effect that lies farthest from its target; the unknown first.
+    """Of several readings the effect whose interval reaches farthest from the target.
 
-    Of ratios by the factor between the two: half of the target is as far as twice.
+    One that is unknown is worse than any, and it rests on the fewest seeds of them. Of ratios by
+    the factor between the two: half of the target is as far as twice.
     """
     every = list(readings)
 
-    def distance(effect: Effect) -> float:
-        return abs(math.log(effect.value / target) if of_ratios else effect.value - target)
+    def distance(end: float) -> float:
+        if not of_ratios:
+            return abs(end - target)
+        return abs(math.log(end / target)) if 0 < end < math.inf else math.inf
+
+    def reach(effect: Effect) -> tuple[float, float]:
+        return max(map(distance, effect.interval)), distance(effect.value)
 
     def read(records: Records) -> Effect:
         effects = [reading.effect(records) for reading in every]
+        found = max(effects, key=reach, default=unknown())
         for effect in effects:
             if any(map(math.isnan, (effect.value, *effect.interval))):
-                return effect
-        return max(effects, key=distance, default=unknown())
+                found = effect
+        seeds = [effect.seeds for effect in effects if effect.seeds is not None]
+        return replace(found, seeds=min(seeds, default=found.seeds))
 
     return Reading(read)
 
@@ -300,9 +364,10 @@ def slope_of(
     *conditions: pl.Expr | str,
     **where: Any,
 ) -> Reading:
-    """The least-squares slope of y on x over the rows that meet the conditions, seeds as clusters.
+    """The median of the seeds' own least-squares slopes of y on x, over rows that meet conditions.
 
-    Unknown where a value is not finite, or where fewer than two x or two seeds are left.
+    Unknown where a value is not finite, where a seed has fewer than two x, or of fewer than two
+    seeds.
     """
 
     def read(records: Records) -> Effect:
@@ -322,48 +387,23 @@ def slope_of(
     return Reading(read)
 
 
-def resampled(
-    frame: pl.DataFrame,
-    statistic: Callable[[pl.DataFrame], float],
-    *,
-    least: int = 8,
-    resamples: int = 1000,
-) -> Effect:
-    """A statistic of all seeds together, with its interval from resampling whole seeds.
-
-    Args:
-        frame: with a column `seed`.
-        statistic: from rows to a number; it may be given a seed's rows several times.
-        least: of fewer seeds than this there is no interval.
-        resamples: how many times the seeds are drawn anew.
-    """
-    parts: Sequence[pl.DataFrame] = frame.partition_by("seed", maintain_order=True)
-    if not parts:
-        return unknown()
-
-    def of_chosen(chosen: np.ndarray) -> float:
-        return statistic(pl.concat([parts[int(index)] for index in chosen]))
-
-    return _over_seeds(len(parts), of_chosen, least, resamples)
-
-
 def of_means(
     readings: Sequence[Reading] | Sequence[Sequence[Reading]],
     statistic: Callable[[np.ndarray], float],
     *,
     least: int = 4,
-    resamples: int = 1000,
 ) -> Reading:
     """A statistic of the means of several readings, over the seeds that all of them have.
 
-    Its interval is from resampling whole seeds, for what no single seed has: the slope of a mean
-    curve, the distance between two.
+    For what no single seed has: the slope of a mean curve, the distance between two. Its interval
+    is the jackknife's: Student's, about the statistic, with the standard error from leaving out
+    each seed in turn (Tukey 1958). Like any of a mean, it needs seeds without long tails, such as
+    blocks of many runs.
 
     Args:
         readings: each to one number a seed; or curves of them, as many in each.
         statistic: from their means, `[readings]` or `[curves, readings]`, to a number.
         least: of fewer seeds than this there is no interval.
-        resamples: how many times the seeds are drawn anew.
     """
     placed = np.array(readings, dtype=object)
 
@@ -377,19 +417,22 @@ def of_means(
         if odd:
             return unknown(len(seeds), f"{odd} of {len(seeds)} seeds have no finite value")
 
-        def of_chosen(chosen: np.ndarray) -> float:
-            return statistic(values[chosen.astype(int)].mean(axis=0).reshape(placed.shape))
+        def of_mean(means: np.ndarray) -> float:
+            return float(statistic(means.reshape(placed.shape)))
 
-        return _over_seeds(len(seeds), of_chosen, least, resamples)
+        return _jackknifed(values, of_mean, least)
 
     return Reading(read)
 
 
-def _over_seeds(
-    count: int, of_chosen: Callable[[np.ndarray], float], least: int, resamples: int
-) -> Effect:
-    """A statistic of the seeds whose places it is given."""
-    every = np.arange(count)
-    if count < least:
-        return Effect(of_chosen(every), UNKNOWN, None, count, "too few seeds")
-    return bootstrap_interval(every, of_chosen, resamples=resamples)
+def _jackknifed(values: np.ndarray, statistic: Callable[[np.ndarray], float], least: int) -> Effect:
+    """A statistic of the mean of rows, with an interval from leaving each of them out."""
+    count, total = len(values), values.sum(axis=0)
+    value = statistic(total / count)
+    if count < max(least, 2):
+        return Effect(value, UNKNOWN, None, count, "too few seeds", seeds=count)
+    without = np.array([statistic((total - own) / (count - 1)) for own in values])
+    error = math.sqrt((count - 1) * float(without.var()))
+    half = student_quantile(0.95, count - 1) * error
+    method = "statistic of means, jackknife"
+    return Effect(value, (value - half, value + half), None, count, method, seeds=count)

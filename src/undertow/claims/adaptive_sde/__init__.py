@@ -119,5 +119,5 @@ CLAIM = Claim(
     },
     costs={"smoke": "10 s", "small": "3 min on two cores", "paper": "days on two cores"},
     home=__name__,
-    least_seeds=10,
+    least_seeds=8,
 )

@@ -29,7 +29,7 @@ def floor(knobs: SgdNoise) -> dict[str, Prediction]:
     """Networks at rest that have fitted, as a collapsed one has no rank to speak of."""
     fitted, decays = at_rest(knobs), sorted(knobs.weight_decay)
     hidden = (*fitted, _DECAYED, _FLOOR > 0, pl.col("batch_size") == 1, pl.col("layer") == 2)
-    quiet = (noise(knobs, 0.0) / noise(knobs, decays[1])).then(PerSeed.plain)
+    quiet = noise(knobs, 0.0) / noise(knobs, decays[1])
     resting = of("rest", pl.col("residual") / _LEAST, *fitted, _DECAYED, how="max")
     doubled = lab.share("rest", _LEAST < 2 * _FLOOR, *hidden)
     tight = of("rest", _LEAST / _FLOOR, *hidden)
@@ -61,7 +61,7 @@ def displacements(knobs: SgdNoise) -> dict[str, Prediction]:
     noisy = pl.col("noise") / moved
     reference = knobs.shrink_decay * LR * (knobs.shrink_samples // SHRINK_BATCH)
     same, nearer = (
-        (epoch(of_what, when, "SGD") / epoch(of_what, when, "GD")).then(PerSeed.plain)
+        epoch(of_what, when, "SGD") / epoch(of_what, when, "GD")
         for of_what, when in ((moved, 0), (sideways, late))
     )
     undecayed = of("displacement", moved / reference, KEPT, method="SGD", weight_decay=0.0)

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -22,16 +22,17 @@ from undertow.train import rules
 from undertow.train.ensemble import _losses
 from undertow.train.ensemble._checks import batch_shape, check_data, check_samples
 from undertow.train.ensemble._engines import Engine, Job, LoopEngine, VmapEngine
-from undertow.train.ensemble._evaluation import Evaluation
+from undertow.train.ensemble._evaluation import Evaluation, score
 from undertow.train.ensemble._fused import FusedEngine
 from undertow.train.ensemble._layers import recognise
-from undertow.train.ensemble._member import Member, stacked_hyper
+from undertow.train.ensemble._member import Member, learning_rates, stacked_hyper
 from undertow.train.ensemble._networks import Model, initialise, load_member, probe, random_state
 from undertow.train.ensemble._sampling import (
     Batch,
     BatchStream,
     NoisyStream,
     batch_sizes,
+    by_step,
     spawn_generators,
 )
 from undertow.train.rules import Rule
@@ -242,8 +243,7 @@ class Ensemble:
             samples: the rows of `inputs` that each member is shown instead.
         """
         rows = self._rows_of(samples, len(inputs))
-        inputs = inputs.to(self._job.inputs.device, self._job.inputs.dtype)
-        tensors = self._tensors()
+        inputs, tensors = inputs.to(self._job.inputs), self._tensors()
         template = copy.deepcopy(self._template).eval()
         outputs = []
         for e, state in enumerate(self._random_states):
@@ -275,18 +275,10 @@ class Ensemble:
         inputs, targets = check_data((inputs, targets), dtype, device)
         targets = _losses.cast_targets(self._loss, targets, dtype)
         outputs, rows = self.predict(inputs, samples=samples), self._rows_of(samples, len(inputs))
-        loss = outputs.new_full((len(self.members),), float("nan"))
-        accuracy = loss.clone()
         ignored = getattr(self._loss, "ignore_index", None)
-        counted = torch.ones_like(targets) == 1 if ignored is None else targets != ignored
-        for e, own in enumerate(outputs):
-            if self.diverged_at[e] is None:
-                own_targets = targets[rows[e]]
-                total, count = self._job.loss.sum_and_count(own, own_targets, len(own))
-                loss[e] = total / count
-                if own.ndim == 2 and targets.ndim == 1 and not targets.is_floating_point():
-                    right = (own.argmax(1) == own_targets)[counted[rows[e]]]
-                    accuracy[e] = right.to(loss.dtype).mean()
+        loss, accuracy = outputs.new_full((2, len(self.members)), float("nan"))
+        for e in self.alive:
+            loss[e], accuracy[e] = score(self._job.loss, outputs[e], targets[rows[e]], ignored)
         return Evaluation(loss, accuracy, outputs.shape[1])
 
     def __repr__(self) -> str:
@@ -317,46 +309,17 @@ class Ensemble:
         sizes = batch_sizes(
             self._order, self._num_samples, self.batch_size, self.steps_taken, count
         )
+        members, device = len(self.members), self._job.inputs.device
         if not self._noisy:
             index = torch.stack([stream.take(sum(sizes)) for stream in self._streams])
-            return [Batch(own) for own in self._by_step(index, sizes)]
-        taken = [stream.take(sum(sizes)) for stream in self._noisy]
-        index, targets = (torch.stack(part) for part in zip(*taken, strict=True))
-        both = zip(self._by_step(index, sizes), self._by_step(targets, sizes), strict=True)
-        return [Batch(own, own_targets) for own, own_targets in both]
-
-    def _by_step(
-        self, flat: Shaped[Tensor, "streams total ..."], sizes: Sequence[int]
-    ) -> Sequence[Shaped[Tensor, "E batches size ..."]]:
-        """What the streams gave, divided into steps."""
-        flat = flat.to(self._job.inputs.device).unflatten(0, (len(self.members), -1))
-        if len(set(sizes)) == 1:
-            blocks = flat.unflatten(2, (len(sizes), sizes[0])).movedim(2, 0).contiguous()
-            return blocks.unbind(0)
-        return [piece.contiguous() for piece in flat.split(list(sizes), dim=2)]
+            return [Batch(own) for own in by_step(index.to(device), members, sizes)]
+        taken = zip(*(stream.take(sum(sizes)) for stream in self._noisy), strict=True)
+        both = (by_step(torch.stack(own).to(device), members, sizes) for own in taken)
+        return [Batch(*own) for own in zip(*both, strict=True)]
 
     def _rates(self, count: int) -> Float[Tensor, "steps E"]:
-        steps = np.arange(self.steps_taken, self.steps_taken + count)
-        shown = np.floor(steps / self.rule.steps_per_step).astype(np.int64)
-        columns = []
-        for member, lost in zip(self.members, self.diverged_at, strict=True):
-            factors = np.ones(count)
-            if member.schedule is not None:
-                factors = np.asarray(member.schedule(shown), dtype=np.float64)
-            if factors.shape != (count,):
-                raise ValueError(
-                    f"a schedule must return one factor for each of the {count} steps that it is "
-                    f"given, got shape {factors.shape}"
-                )
-            columns.append(member.lr * factors * (lost is None))
-        rates = np.stack(columns, axis=1)
-        decay = np.array([member.weight_decay for member in self.members])
-        if not (np.isfinite(rates).all() and (rates >= 0).all() and (rates * decay < 1).all()):
-            raise ValueError(
-                "a schedule gave a learning rate that is negative, not finite, or at least "
-                f"1 / weight_decay, between steps {steps[0]} and {steps[-1]}"
-            )
-        return torch.from_numpy(rates).to(self._job.inputs.device)
+        scales = learning_rates(self.members, self.steps_taken, count, self.rule.steps_per_step)
+        return torch.from_numpy(scales * ~np.array(self.diverged)).to(self._job.inputs.device)
 
     def _build(self, path: str) -> Engine:
         params, fixed = self._initial

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from undertow.objective import whole_number
@@ -62,3 +64,34 @@ def stacked_hyper(members: Sequence[Member], device: torch.device | str) -> Hype
         shared = name in ("beta1", "beta2", "eps") and len(set(own)) == 1
         values[name] = own[0] if shared else torch.tensor(own, dtype=torch.float64, device=device)
     return Hyper(**values)
+
+
+def learning_rates(
+    members: Sequence[Member], first_step: int, steps: int, steps_per_step: float
+) -> Float64[np.ndarray, "steps E"]:
+    """Every member's learning rate at each of `steps` steps from number `first_step` on.
+
+    Raises:
+        ValueError: a schedule gave another number of factors, or a rate that cannot be stepped at.
+    """
+    numbers = np.arange(first_step, first_step + steps)
+    shown = np.floor(numbers / steps_per_step).astype(np.int64)
+    columns = []
+    for member in members:
+        factors = np.ones(steps)
+        if member.schedule is not None:
+            factors = np.asarray(member.schedule(shown), dtype=np.float64)
+        if factors.shape != (steps,):
+            raise ValueError(
+                f"a schedule must return one factor for each of the {steps} steps that it is "
+                f"given, got shape {factors.shape}"
+            )
+        columns.append(member.lr * factors)
+    rates = np.stack(columns, axis=1)
+    decay = np.array([member.weight_decay for member in members])
+    if not (np.isfinite(rates).all() and (rates >= 0).all() and (rates * decay < 1).all()):
+        raise ValueError(
+            "a schedule gave a learning rate that is negative, not finite, or at least "
+            f"1 / weight_decay, between steps {numbers[0]} and {numbers[-1]}"
+        )
+    return rates

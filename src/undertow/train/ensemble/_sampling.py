@@ -6,7 +6,7 @@ is asked for, so its data order and its label noise depend on its seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -154,3 +154,14 @@ def batch_sizes(
     return [
         rest if (first_step + step + 1) % per_epoch == 0 else batch_size for step in range(steps)
     ]
+
+
+def by_step(
+    flat: Shaped[Tensor, "streams total ..."], members: int, sizes: Sequence[int]
+) -> Sequence[Shaped[Tensor, "E batches size ..."]]:
+    """What the streams gave, a member's streams after another's, divided into steps."""
+    flat = flat.unflatten(0, (members, -1))
+    if len(set(sizes)) == 1:
+        blocks = flat.unflatten(2, (len(sizes), sizes[0])).movedim(2, 0).contiguous()
+        return blocks.unbind(0)
+    return [piece.contiguous() for piece in flat.split(list(sizes), dim=2)]

@@ -71,6 +71,8 @@ from ._readings import share as share
 from ._readings import slope_of as slope_of
 from ._readings import unknown as unknown
 from ._readings import worst as worst
+from ._replication import Replication as Replication
+from ._replication import replication as replication
 from ._statistics import Equivalence as Equivalence
 from ._statistics import bootstrap_interval as bootstrap_interval
 from ._statistics import equivalence_test as equivalence_test

@@ -7,20 +7,44 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 Trial = TypeVar("Trial")
 
 _APART = 10_000  # seeds of one base seed
+_SEEDS = 2**63  # what a generator of PyTorch and a column of integers take
 
 
 def seeds(base: int, count: int) -> list[int]:
     """`count` seeds that no other base seed gives; the first of a longer list are a shorter one.
 
+    They are from 0 to 2^63 - 1, as the base is. Above 9 x 10^14 there are too few numbers for
+    10,000 of each base's own: the seeds are then hashes, which differ almost surely.
+
     Raises:
-        ValueError: more seeds than a base seed has, which is 10,000.
+        TypeError: a base that is no whole number.
+        ValueError: one out of range, or more seeds than a base seed has, which is 10,000.
     """
+    check_seed(base, "base")
     if count > _APART:
         raise ValueError(f"count must be at most {_APART:,}, the seeds of one base, got {count:,}")
+    if base >= _SEEDS // _APART:
+        hashes = np.random.SeedSequence(base).generate_state(_APART, np.uint64)[:count]
+        return [int(found >> np.uint64(1)) for found in hashes]
     return [base * _APART + index for index in range(count)]
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Refuse what seeds no generator.
+
+    Raises:
+        TypeError: no whole number.
+        ValueError: one below 0, or of more than 63 bits.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"{name} must be a whole number, got {seed!r}")
+    if not 0 <= seed < _SEEDS:
+        raise ValueError(f"{name} must be from 0 to 2^63 - 1, got {seed}")
 
 
 def grid(kind: type[Trial], knobs: Any, **axes: Iterable[Any]) -> list[Trial]:

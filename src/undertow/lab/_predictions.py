@@ -18,6 +18,7 @@ import numpy as np
 from undertow.lab._cells import format_number
 from undertow.lab._effect import Effect
 from undertow.lab._readings import PerSeed, Reading, Records
+from undertow.lab._signed_rank import signed_rank_below
 
 Outcome = Literal["supported", "refuted", "inconclusive"]
 
@@ -59,12 +60,13 @@ class Verdict:
     """Supported when every check and control passed; refuted when a check's evidence is against it.
 
     Anything else is inconclusive, a control that did not fail as it must included: then the
-    experiment cannot tell.
+    experiment cannot tell. Where none was `promised`, it is so whatever was seen.
     """
 
     outcome: Outcome
     checks: tuple[Check, ...]
     summary: str
+    promised: bool = True
 
     def __repr__(self) -> str:
         passed = sum(check.passed for check in self.checks)
@@ -84,7 +86,7 @@ def decide(checks: Sequence[Check], summary: str = "", *, promises_verdict: bool
             outcome = "refuted"
         elif all(check.passed for check in checks):
             outcome = "supported"
-    return Verdict(outcome, tuple(checks), summary)
+    return Verdict(outcome, tuple(checks), summary, promises_verdict)
 
 
 @dataclass(frozen=True)
@@ -213,14 +215,12 @@ def at_most_times(
     ratio = at_most(factor, lambda records: read(records) / other(records), note, against=against)
 
     def both(records: Records) -> Effect:
-        from scipy.stats import wilcoxon
-
         first, second = read(records), other(records)
         margin = list((first - second * factor).values.values())
         effect = (first / second).effect()
         if len(margin) < least or not np.isfinite(margin).all():
             return replace(effect, p_value=None)
-        return replace(effect, p_value=float(wilcoxon(margin, alternative="less").pvalue))
+        return replace(effect, p_value=signed_rank_below(margin))
 
     def judge(effect: Effect) -> tuple[bool, bool]:
         passed, refuted = ratio.judge(effect)

@@ -21,7 +21,9 @@ Advance = Callable[[int], None]
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[Advance]:
+def progress_bar(
+    title: str, *, total: int, done: int, shown: bool, what: str = "trials"
+) -> Iterator[Advance]:
     """Yields a function to call with the number of trials that just finished.
 
     Args:
@@ -29,6 +31,7 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
         total: how many trials there are.
         done: how many of them are finished already.
         shown: when false, nothing is written.
+        what: they are called, where they are no trials.
     """
     if not shown:
         yield lambda count: None
@@ -47,7 +50,7 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
     console = _console()
     if not console.is_terminal:
         before = f", {done} of them stored already" if done else ""
-        _line(console, f"{title}: {total} trials{before}")
+        _line(console, f"{title}: {total} {what}{before}")
         start = time.monotonic()
         finished = done
 
@@ -56,14 +59,14 @@ def progress_bar(title: str, *, total: int, done: int, shown: bool) -> Iterator[
             finished += count
 
         yield advance
-        how = "finished" if finished == total else f"{finished} of {total} trials"
+        how = "finished" if finished == total else f"{finished} of {total} {what}"
         _line(console, f"{title}: {how} in {time.monotonic() - start:.1f} s")
         return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("trials"),
+        TextColumn(what),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from undertow.claims import Networks, perceptrons
+from undertow.claims import Networks, language_models, perceptrons
 from undertow.data import Images
 from undertow.train import Member
 
@@ -91,3 +91,20 @@ def test_they_are_tested_on_the_images_that_were_kept_back() -> None:
     assert float(found.tested().loss[0]) == pytest.approx(float(kept_back), rel=1e-5)
     assert float(found.fit().loss[0]) == pytest.approx(float(found.objective(0).value()), rel=1e-5)
     assert float(found.fit().loss[0]) < float(found.tested().loss[0])
+
+
+def test_language_models_are_trained_and_tested_on_windows_of_their_own() -> None:
+    text = Text(windows=20, context=4)
+    members = [Member(seed, 0.1) for seed in (1, 2, 1)]
+    first = language_models(text, members, init_seeds=[5, 5, 6], test_size=8, batch_size=4)
+    loaded = text.load(seed=2, test_size=8)
+    assert torch.equal(first.inputs[1], loaded.train_inputs)
+    assert torch.equal(first.test[1][1], loaded.test_targets)
+    assert torch.equal(first.inputs[0], first.inputs[2])
+    starts = first.fit().loss.tolist()
+    assert starts[0] != starts[2]
+    first.ensemble.train(5)
+    modules = [first.ensemble.module(1)] * 3
+    options = {"characters": loaded.characters, "test_size": 8, "batch_size": 4}
+    again = language_models(text, members, modules=modules, data_seeds=[2, 2, 2], **options)
+    assert again.tested().loss.tolist() == pytest.approx([first.tested().loss[1].item()] * 3)

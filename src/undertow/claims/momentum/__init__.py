@@ -17,6 +17,8 @@ from undertow.lab import DISTINCT, Count, Knobs, Seeds, Share, above, at_least, 
 
 BATCH = 32  # of the stationary runs
 
+# Learning rates 2^-n.
+Exponents = Annotated[tuple[int, ...], at_least(3), some(2), DISTINCT]
 Rates = Annotated[tuple[float, ...], above(0), some(3), DISTINCT]
 
 
@@ -28,11 +30,9 @@ class Momentum(Knobs):
     # Training images of the stationary runs, whose shuffled epochs must be short; None for all.
     regression_size: Annotated[int | None, at_least(BATCH)] = None
     momentum: Share = 0.9  # beta, of all but the weak errors
-    replicas: Count = 40_000  # simulated paths a seed
-    # Learning rates 2^-n of the simulated paths.
-    path_exponents: Annotated[tuple[int, ...], at_least(3), some(2), DISTINCT] = (6, 7, 8, 9, 10)
-    # Learning rates 2^-n of the runs of 1 / lr^2 steps.
-    long_exponents: Annotated[tuple[int, ...], at_least(3), some(2), DISTINCT] = (5, 6, 7)
+    replicas: Count = 80_000  # simulated paths a seed
+    path_exponents: Exponents = (5, 6, 7, 8)  # of the simulated paths
+    long_exponents: Exponents = (5, 6, 7)  # of the runs of 1 / lr^2 steps
     long_replicas: Count = 500  # networks a seed there
     width: Count = 64  # of the network's hidden layer
     batch_size: Count = 64  # of the network

@@ -59,34 +59,33 @@ class Long:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class Trained:
     """A network trained by sgd, by momentum at lr x (1 - beta), or by raw: momentum at lr."""
 
     images: Images
     width: int
     batch_size: int
-    steps: int
     momentum: float
     lr: float
     method: str
-    kind: str = "plain"  # steps of lr / l, those of svag, or full batches
-    level: int = 1
     seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tuned:
-    """A network trained to the end, with a learning rate that falls to zero."""
+class Network(Trained):
+    """At a constant rate; with l times as many steps of lr / l, those of svag, or full batches."""
 
-    images: Images
-    width: int
-    batch_size: int
+    steps: int
+    kind: str = "plain"
+    level: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned(Trained):
+    """To the end, at a rate that falls to zero."""
+
     epochs: int
     label_noise: float
-    momentum: float
-    lr: float
-    method: str
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -219,37 +218,27 @@ def along_minima(trial: Long) -> Rows:
 
 
 def train(trials: Sequence[Network]) -> list[Rows]:
-    """One cell: all seeds, with the loss that SGD had where momentum's lag leaves it."""
-    from undertow import measure, predict
+    """One cell: all seeds, with lr x sharpness a quarter of the way."""
+    from undertow import measure
     from undertow.train import rules
 
     first = trials[0]
-    level = first.level
-    finer = level if first.kind == "plain" else 1
     # Independent batches, as the theory has them: over shuffled epochs noise cancels.
     order = "full" if first.kind == "full batch" else "replacement"
+    finer = first.level if first.kind == "plain" else 1
     rule, members = by_method(trials, first.method, first.lr / finer, order=order)
     if first.kind == "svag":
-        rule = rules.svag(rule, level)
-    networks = perceptrons(
-        first.images, (first.width,), members, batch_size=first.batch_size, rule=rule, path="fused"
-    )
-    ensemble, steps = networks.ensemble, first.steps * level
-    moved = predict.averaged_lr([(1 - first.momentum) * first.lr] * steps, first.momentum)
-    # In short runs with much momentum the lag is longer than what follows the first quarter.
-    behind = round(float(moved.sum()) / first.lr) if first.method == "sgd" else None
-    early = steps // 4 if level == 1 and first.kind == "plain" else None
+        rule = rules.svag(rule, first.level)
+    networks = _perceptrons(first, members, rule=rule)
     facts: dict[str, Any] = {}
-    for step in ensemble.read_at(step for step in (early, behind) if step is not None):
-        if step == early:
-            edges: list[float | None] = [None] * len(trials)
-            for e in ensemble.alive:
-                sharpest = measure.sharpness(networks.objective(e), rtol=0.05).eigenvalues[0]
-                edges[e] = first.lr * float(sharpest)
-            facts["edge"] = edges
-        if step == behind:
-            facts["lagged_loss"] = networks.fit().loss
-    ensemble.train(steps - ensemble.steps_taken)
+    networks.ensemble.train(first.steps // 4)
+    if (first.kind, first.level) == ("plain", 1):
+        edges: list[float | None] = [None] * len(trials)
+        for e in networks.ensemble.alive:
+            sharpest = measure.sharpness(networks.objective(e), rtol=0.05).eigenvalues[0]
+            edges[e] = first.lr * float(sharpest)
+        facts["edge"] = edges
+    networks.ensemble.train(first.steps * first.level - first.steps // 4)
     return [[row] for row in rows_of(facts | at_the_end(networks))]
 
 
@@ -258,13 +247,17 @@ def train_to_the_end(trials: Sequence[Tuned]) -> list[Rows]:
     from undertow.train import schedules
 
     first = trials[0]
-    shown = {"label_noise": first.label_noise, "batch_size": first.batch_size, "path": "fused"}
     size = first.images.train_size or len(first.images.load().train_targets)
     steps = max(first.epochs * size // first.batch_size, 1)
     rule, members = by_method(trials, first.method, first.lr, schedule=schedules.Cosine(steps))
-    networks = perceptrons(first.images, (first.width,), members, rule=rule, **shown)
+    networks = _perceptrons(first, members, rule=rule, label_noise=first.label_noise)
     networks.ensemble.train(steps)
     return [[row] for row in rows_of(at_the_end(networks))]
+
+
+def _perceptrons(trial: Trained, members: Sequence[Member], **options: Any) -> Networks:
+    shown = {"batch_size": trial.batch_size, "path": "fused"} | options
+    return perceptrons(trial.images, (trial.width,), members, **shown)
 
 
 def by_method(

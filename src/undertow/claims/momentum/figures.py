@@ -11,7 +11,7 @@ from undertow import predict
 from undertow.claims import Records
 from undertow.claims.momentum import Momentum
 from undertow.claims.momentum.experiments import CURVATURES, ORDERS, momenta
-from undertow.claims.momentum.predictions import gap, largest_gap, log_gap, value, variance
+from undertow.claims.momentum.predictions import PLAIN, largest_gap, log_gap, variance
 from undertow.lab import Charts, beside, figure, intervals, kept, labels, means
 
 NAMES = {"sgd": "SGD", "momentum": "momentum, lr x (1 - beta)", "raw": "momentum, same raw lr"}
@@ -71,38 +71,23 @@ def variances(records: Records, knobs: Momentum) -> Any:
 
 @figure("On a network: alike while steps are small, then only momentum is stable", "networks")
 def network(records: Records, knobs: Momentum) -> Any:
-    """Train loss after {steps} steps, mean over seeds. Right: what is left between the two, cut off
-    where SGD fails, and the lag predicted from SGD itself, stopped beta / (1 - beta) steps earlier.
-    Without the factor 1 - beta nothing agrees.
+    """Train loss after {steps} steps, mean over seeds. Right: log train loss of momentum minus that
+    of SGD at effective learning rate {large_lr:g}, with 95% intervals, by l times as many steps of
+    lr / l, and by SVAG, which keeps the noise meanwhile.
     """
-    runs = kept(records["networks"]).filter(kind="plain", level=1)
-    losses = means(runs, ("method", "lr"), ("loss",))
-    named = losses.with_columns(pl.col("method").replace_strict(NAMES))
-    lag = pl.col("lagged_loss") - pl.col("loss")
-    left = {("measured", lr): gap("networks", lr=lr) for lr in knobs.lrs}
-    left |= {("by the lag", lr): value("networks", lag, "sgd", lr=lr) for lr in knobs.lrs}
-    read = {cell: reading(records) for cell, reading in left.items()}
-    gaps = intervals(read, "what", "lr", value="gap")
+    losses = means(
+        kept(records["networks"]).filter(**PLAIN), ("method", "lr"), ("loss",)
+    ).with_columns(pl.col("method").replace_strict(NAMES))
+    kinds, large = {"plain": "plain steps", "svag": "SVAG"}, knobs.large_lr
+    cells = {(name, 1): log_gap(large)(records) for name in kinds.values()}
+    for kind, name in kinds.items():
+        for level in sorted(knobs.levels):
+            cells[name, level] = log_gap(large, level, kind)(records)
+    finer = intervals(cells, "steps", "level", value="gap")
     return beside(
-        draw.lines(named, "lr", "loss", "method", log="xy"),
-        draw.lines(gaps, "lr", "gap", "what", log="x", domain=(-0.05, 0.03)),
+        draw.lines(losses, "lr", "loss", "method", log="xy"),
+        draw.lines(finer, "level", "gap", "steps", log="x"),
     )
-
-
-@figure("Smaller steps close the gap, and sooner without SVAG's noise", "networks")
-def finer(records: Records, knobs: Momentum) -> Any:
-    """Log train loss of momentum minus that of SGD at effective learning rate {large_lr:g}, with
-    95% intervals: by l times as many steps of lr / l, and by SVAG, which keeps the noise meanwhile.
-    """
-    kinds = {"plain": "plain steps", "svag": "SVAG"}
-    cells = {("plain steps", 1): log_gap(knobs.large_lr)(records)}
-    cells |= {("SVAG", 1): cells["plain steps", 1]}
-    cells |= {
-        (name, level): log_gap(knobs.large_lr, level, kind)(records)
-        for kind, name in kinds.items()
-        for level in sorted(knobs.levels)
-    }
-    return draw.lines(intervals(cells, "steps", "level", value="gap"), "level", "gap", "steps")
 
 
 @figure("Tuned: the same where noise sets the best rate, not where stability does", "tuned")
@@ -125,14 +110,13 @@ def tuned(records: Records, knobs: Momentum) -> Any:
     return beside(*lines, shared="color")
 
 
-FIGURES = (order, variances, network, finer, tuned)
+FIGURES = (order, variances, network, tuned)
 
 
 def table(records: Records, knobs: Momentum) -> pl.DataFrame:
     """Loss, accuracy and lr x sharpness of the networks, by learning rate, steps and method."""
     columns = {
         "loss": "train loss",
-        "lagged_loss": "loss at momentum's lag",
         "accuracy": "accuracy",
         "edge": "lr x sharpness",
     }

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from undertow.claims import Networks, language_models, perceptrons
-from undertow.data import Images
+from undertow.data import Images, Text
 from undertow.train import Member
 
 pytestmark = pytest.mark.fast

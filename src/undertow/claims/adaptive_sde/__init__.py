@@ -33,10 +33,10 @@ class AdaptiveSde(Knobs):
 
     images: Images = Images(train_size=1280)
     text: Text = Text(windows=2048, context=8)
-    levels: Levels = (1, 2, 4, 8)  # SVAG's l on the oscillator; to 4 times as far for SGD
-    paths: Count = 2**16  # of the oscillator, in each of its blocks; 8 times as many for SGD
+    levels: Levels = (1, 2, 4, 8)  # SVAG's l on the oscillator
+    paths: Count = 2**16  # of the oscillator in each of its blocks, times l
     blocks: Count = 10  # repetitions of the oscillator
-    limit_levels: Levels = (1, 2, 4, 8)  # on the network; the last stands for the SDE
+    limit_levels: Levels = (1, 2, 3, 6)  # on the network; the last stands for the SDE
     limit_steps: Count = 64  # Adam's own steps there
     replicas: Count = 48  # runs from the same initial weights, whose mean curve is taken
     inits: Count = 8  # initial weights
@@ -57,11 +57,6 @@ class AdaptiveSde(Knobs):
             f"{size}": size is not None and not any(size % (batch * k) for k in factors)
             for name, (size, batch, factors) in {"train_size": images, "windows": text}.items()
         }
-
-    def levels_of(self, process: str) -> tuple[int, ...]:
-        """On the oscillator: farther for SGD, of which a time costs l steps instead of l^2."""
-        last = self.levels[-1]
-        return (*self.levels, 2 * last, 4 * last) if process == "sgd" else self.levels
 
 
 CLAIM = Claim(

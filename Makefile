@@ -6,8 +6,9 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --co
 SOURCES := pyproject.toml constraints.txt
 
 SCALE ?= 1
+SEEDS ?= 1 2 3 4 5
 
-.PHONY: demo test fast slow bounds lint types docs bench clean
+.PHONY: demo test fast slow bounds lint types docs seeds bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/undertow reproduce low-rank
@@ -38,6 +39,10 @@ docs: $(VENV)/.installed-docs
 	$(BIN)/python -m website.claims
 	$(BIN)/python -m zensical build --strict --clean
 	$(BIN)/python -m website.check site
+
+# Every claim on five base seeds, for hours; killed, the same command goes on.
+seeds: $(VENV)/.installed-dev
+	$(BIN)/python -m website.seeds --seeds $(SEEDS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks

@@ -57,12 +57,13 @@ def global_rng_untouched() -> Iterator[None]:
 def toy_claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Claim:
     """A claim of coins, with a second like it, in a temporary current folder.
 
-    It draws no figures, which take a second each; `toy.CLAIM` does.
+    It draws no figures, which take a second each; `toy.CLAIM` does. Seeds are redrawn ten times.
     """
     import toy
-    from undertow.claims import _registry
+    from undertow.claims import _registry, _reproduce
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_reproduce, "DRAWS", 10)
     monkeypatch.setattr(_registry, "ALL", ("toy", "coin"))
     for name in ("toy", "coin"):
         module = ModuleType(name)

@@ -1,4 +1,4 @@
-"""Reference networks that claims train: perceptrons, deep ones, a convolutional net, a transformer.
+"""Reference networks that claims train: perceptrons, convolutional, residual, a transformer.
 
 `nn.Sequential`s of PyTorch's own layers (the transformer adds one block of its own), with PyTorch's
 own initial distribution where no other is asked for, drawn from an explicit generator.
@@ -118,6 +118,63 @@ def conv_net(
     features = fan_in * height * width
     layers.append(_drawn(nn.Linear, features, num_classes, bias=bias, generator=generator))
     return nn.Sequential(*layers)
+
+
+def residual_net(
+    input_shape: tuple[int, int, int],
+    channels: int,
+    blocks: int,
+    num_classes: int,
+    *,
+    groups: int = 4,
+    shortcuts: bool = True,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """A convolution of stride 2, blocks of two of stride 1 with a shortcut, then one linear layer.
+
+    Kernels are 3 x 3, without bias, each followed by a `GroupNorm`. A block is relu(x + branch(x)),
+    with a ReLU within the branch; without shortcuts it is relu(branch(x)): a plain network.
+    `residual_net((1, 8, 8), 32, 2, 10)` maps `[batch, 1, 8, 8]` to `[batch, 10]` logits.
+
+    Args:
+        input_shape: `(channels, height, width)` of one image.
+        channels: of every convolution's output.
+        blocks: how many there are.
+        num_classes: outputs of the linear layer, which sees all positions.
+        groups: of each norm; must divide the channels.
+        shortcuts: whether a block adds its input.
+        generator: draws the initial weights (PyTorch's default); None starts a new one from 0.
+
+    Raises:
+        ValueError: a number below 1, or groups that do not divide the channels.
+    """
+    if min(*input_shape, channels, blocks, num_classes, groups) < 1 or channels % groups:
+        raise ValueError(
+            f"input_shape={input_shape}, channels={channels}, blocks={blocks}, groups={groups},"
+            f" num_classes={num_classes} would not do: each must be at least 1, and groups divide"
+            " channels."
+        )
+    generator = _or_new(generator)
+
+    def normed(fan_in: int, stride: int = 1) -> list[nn.Module]:
+        shape: dict[str, Any] = {"stride": stride, "padding": 1, "bias": False}
+        convolution = _drawn(nn.Conv2d, fan_in, channels, 3, **shape, generator=generator)
+        return [convolution, nn.GroupNorm(groups, channels)]
+
+    block = _Residual if shortcuts else nn.Sequential
+    layers = [*normed(input_shape[0], 2), nn.ReLU()]
+    for _ in range(blocks):
+        layers += [block(*normed(channels), nn.ReLU(), *normed(channels)), nn.ReLU()]
+    positions = math.prod(-(-side // 2) for side in input_shape[1:])
+    head = _drawn(nn.Linear, channels * positions, num_classes, bias=True, generator=generator)
+    return nn.Sequential(*layers, nn.Flatten(), head)
+
+
+class _Residual(nn.Sequential):
+    """x -> x + branch(x)."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return x + super().forward(x)
 
 
 def deep_plain_mlp(

@@ -56,11 +56,12 @@ def test_a_run_leaves_verdict_report_figures_and_store(toy_claim: Claim) -> None
 def test_the_json_is_the_specified_object() -> None:
     found = run(seed=3).as_json()
     assert list(found) == [
-        *("claim", "preset", "seed", "verdict", "checks"),
+        *("claim", "preset", "seed", "verdict", "checks", "replication"),
         *("trials", "failed", "alone", "seconds", "out"),
     ]
     first, control = found["checks"]
-    assert list(first) == ["name", "value", "interval", "rule", "passed", "control"]
+    assert list(first) == ["name", "value", "interval", "rule", "passed", "control", "replicates"]
+    assert list(found["replication"]) == ["probability", "interval", "weakest"]
     assert control["interval"] == [1.0, 1.0]
     assert control["control"] is True
     json.dumps(found, allow_nan=False)

@@ -65,3 +65,18 @@ def test_more_seeds_than_a_base_seed_has_are_refused() -> None:
     assert not set(seeds(0, 10_000)) & set(seeds(1, 10_000))
     with pytest.raises(ValueError, match=r"count must be at most 10,000, .* got 10,001"):
         seeds(0, 10_001)
+
+
+@pytest.mark.parametrize("base", [0, 1, 2**63 // 10_000 - 1, 2**63 // 10_000, 2**62, 2**63 - 1])
+def test_seeds_of_any_base_fit_a_generator_and_are_its_own(base: int) -> None:
+    found = seeds(base, 100)
+    assert all(0 <= seed < 2**63 for seed in found)
+    assert len(set(found)) == 100
+    assert found[:7] == seeds(base, 7)
+    assert not set(found) & set(seeds(base - 1 if base else 1, 100))
+
+
+def test_a_base_that_is_no_seed_is_refused() -> None:
+    for base, kind in ((-1, ValueError), (2**63, ValueError), (0.5, TypeError), (True, TypeError)):
+        with pytest.raises(kind, match="base must be"):
+            seeds(base, 2)  # type: ignore[arg-type]

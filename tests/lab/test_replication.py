@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from undertow import lab
-from undertow.lab import Check, Verdict, decide
+from undertow.lab import Check, Verdict, _replication, decide
 from undertow.lab._replication import _Parted
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -165,7 +165,10 @@ def test_what_cannot_be_judged_is_another_outcome_in_which_nothing_passed() -> N
     assert f"{found.unjudged} of which could not be judged" in repr(found)
 
 
-def test_one_seed_gives_one_answer_in_one_process_or_several() -> None:
+def test_one_seed_gives_one_answer_in_one_process_or_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_replication, "_WORTH_WORKERS", 0.0)
     values = np.random.default_rng(2).normal(0, 1, 12)
     records = {"runs": frame(range(12), value=values)}
     judge = partial(mean_above, float(values.mean()) + 0.05)
@@ -182,10 +185,11 @@ def ends_the_process(parent: int, records: dict[str, pl.DataFrame]) -> Verdict:
     return decide([check("there", True)])
 
 
-def test_a_worker_that_dies_is_told() -> None:
+def test_a_worker_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_replication, "_WORTH_WORKERS", 0.0)
     records = {"runs": frame(range(4), origin=range(4))}
     with pytest.raises(RuntimeError, match=r"judging redrawn seeds failed: worker process died"):
-        lab.replication(partial(ends_the_process, os.getpid()), records, draws=2, workers=1 + 1)
+        lab.replication(partial(ends_the_process, os.getpid()), records, draws=2, workers=2)
 
 
 @pytest.mark.parametrize(

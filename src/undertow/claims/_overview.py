@@ -113,7 +113,10 @@ def _facts(claim: Claim, last: Mapping[str, Any]) -> dict[str, str]:
     facts = {"paper": claim.paper, "costs": costs}
     if claim.name in last:
         verdict = last[claim.name]
-        facts["last"] = f"{verdict['verdict']} ({verdict['preset']}), in {verdict['out']}"
+        last_one = f"{verdict['verdict']} ({verdict['preset']}), in {verdict['out']}"
+        if replication := verdict.get("replication"):  # of a run before there was one, none
+            last_one += f"; replicates in {lab.percent(replication['probability'])}"
+        facts["last"] = last_one
     return facts
 
 

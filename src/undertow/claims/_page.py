@@ -34,6 +34,7 @@ class Facts:
     failures: tuple[lab.Failure, ...]
     seconds: float
     environment: Mapping[str, Any]
+    replication: lab.Replication | None
 
 
 def claim_document(
@@ -61,10 +62,11 @@ def claim_document(
             **_counted("stored", facts.stored, facts.trials),
             **_counted("failed", len(facts.failures), facts.trials),
             **_counted("alone", facts.alone, facts.trials),
+            **({} if facts.replication is None else {"replicates": facts.replication.words()}),
         },
         sections=(
             lab.Section("The claim", (claim.statement, claim.paper), page_only=True),
-            lab.Section("Checks", (_checks(verdict),)),
+            lab.Section("Checks", (_checks(verdict, facts.replication),)),
             *(
                 lab.Section(
                     figure.title, (lab.Chart(figure.chart, figure.caption),), page_only=True
@@ -93,28 +95,47 @@ _CHECKS = (
     "Each rule was fixed before the run. An interval is the 95% confidence interval of its value. A"
     " control is an experiment in which the effect must be absent: it passes when it is."
 )
+_REPLICATES = (
+    " What replicates is the share of draws of whole seeds, with replacement, in which the check"
+    " passes again."
+)
 _FAILURES = "They are left out of everything above; their tracebacks are in `failures/`."
 
 
-def _checks(verdict: lab.Verdict) -> lab.Table:
+def _checks(verdict: lab.Verdict, found: lab.Replication | None) -> lab.Table:
+    table = checks_table(verdict).select("result", "check", "value", "95% interval", "rule")
+    if found is not None:
+        shares = pl.Series("replicates", [found.checks[check.name] for check in verdict.checks])
+        table.insert_column(1, shares)
     return lab.Table(
-        checks_table(verdict).select("result", "check", "value", "95% interval", "rule"),
-        caption=_CHECKS,
+        table,
+        caption=_CHECKS if found is None else _CHECKS + _REPLICATES,
+        formats={} if found is None else {"replicates": lab.percent},
         tones={"passed": "good", "refuted": "bad", "not passed": "unsure"},
         # Names and rules are sentences: under each other, they leave 80 columns readable.
-        terminal=("result", ("check", "rule"), ("value", "95% interval")),
+        terminal=(
+            "result" if found is None else ("result", "replicates"),
+            ("check", "rule"),
+            ("value", "95% interval"),
+        ),
     )
 
 
 def checks_table(verdict: lab.Verdict) -> pl.DataFrame:
-    """One row a check: `check`, `value`, `95% interval`, `rule` and `result`."""
+    """One row a check: `check`, `value`, `95% interval`, `rule` and `result`.
+
+    Where no verdict is promised, nothing is refuted: what did not pass is `–`.
+    """
     return pl.DataFrame(
         {
             "check": [("control: " if c.control else "") + c.name for c in verdict.checks],
             "value": [check.value for check in verdict.checks],
             "95% interval": [list(check.interval) for check in verdict.checks],
             "rule": [check.rule for check in verdict.checks],
-            "result": [check.result for check in verdict.checks],
+            "result": [
+                check.result if verdict.promised or check.passed else "–"
+                for check in verdict.checks
+            ],
         },
         schema_overrides={"check": pl.String, "value": pl.Float64},
     )

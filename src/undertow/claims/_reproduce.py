@@ -6,15 +6,16 @@ report can be made again without running anything.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,13 @@ import polars as pl
 
 from undertow import lab
 from undertow.claims._claim import BUILT_IN, Claim, errors_of
+from undertow.claims._needs import check_needs
 from undertow.claims._overview import REPORT, RUNS, VERDICT
 from undertow.claims._page import Facts, claim_document
 from undertow.claims._registry import by_value, get
 from undertow.claims._reproduction import Reproduction
+
+DRAWS = 200  # of whole seeds, for the replication of a verdict
 
 
 def reproduce(
@@ -39,11 +43,13 @@ def reproduce(
     overrides: Mapping[str, Any] | None = None,
     workers: int | None = None,
     timeout: float | None = None,
+    replicate: int | None = None,
     progress: bool = True,
 ) -> Reproduction:
     """Run a claim's trials, judge it, and write its report.
 
-    Trials that the folder already holds are read, not run again.
+    Trials that the folder already holds are read, not run again. What the trials need, such as a
+    data set or a device, is looked for before any of them runs.
 
     Args:
         claim: a claim or its name.
@@ -57,6 +63,8 @@ def reproduce(
         overrides: knobs by name, to use in place of the preset's.
         workers: how many worker processes; None for one a core.
         timeout: seconds that a trial may take before it is ended and has failed.
+        replicate: how many times whole seeds are drawn anew and judged, see `lab.replication`; 0
+            for none, None for 200. A preset that promises no verdict has none to replicate.
         progress: show progress on standard error.
 
     Raises:
@@ -64,13 +72,15 @@ def reproduce(
             number from 0 to 2^63 - 1.
         RuntimeError: every trial failed (the message quotes the first failure), or a claim of one's
             own raised (the message says in which line).
-        OSError: the folder cannot be written, or holds something else or another run.
+        OSError: the folder cannot be written, or holds something else or another run; or a data
+            set is not there.
     """
+    _check_draws(replicate)
     plan = _plan(get(claim) if isinstance(claim, str) else claim, preset, seed, overrides or {})
     store = lab.Store(plan.default_out() if out is None else Path(out))
     _refuse_another(plan, store, replace=replace)
     how = {"engine": engine, "workers": workers, "timeout": timeout, "progress": progress}
-    return _run(plan, store, how)
+    return _run(plan, store, how, replicate)
 
 
 def resume(
@@ -79,6 +89,7 @@ def resume(
     engine: str = "local",
     workers: int | None = None,
     timeout: float | None = None,
+    replicate: int | None = None,
     progress: bool = True,
 ) -> Reproduction:
     """Go on with the run that a folder holds; a finished one is judged and reported again.
@@ -87,21 +98,36 @@ def resume(
         OSError: there is no such run.
         ValueError, RuntimeError: as in `reproduce`.
     """
+    _check_draws(replicate)
     store = lab.Store(Path(out), create=False)
     how = {"engine": engine, "workers": workers, "timeout": timeout, "progress": progress}
-    return _run(_stored_plan(store), store, how)
+    return _run(_stored_plan(store), store, how, replicate)
 
 
-def report(out: str | os.PathLike[str]) -> Reproduction:
+def report(
+    out: str | os.PathLike[str],
+    *,
+    replicate: int | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Reproduction:
     """Judge the records that a folder holds, and write its report again; nothing is run.
+
+    Args:
+        out: the folder.
+        replicate: as in `reproduce`.
+        workers: how many processes judge redrawn seeds; by default as many as pay.
+        progress: report on standard error where that takes long.
 
     Raises:
         OSError: there is no such run.
         ValueError: trials are missing; the message says how many, and how to run them.
     """
+    _check_draws(replicate)
     store = lab.Store(Path(out), create=False)
     plan = _stored_plan(store)
-    return _conclude(plan, store, lab.stored(plan.study, store))
+    how = {"workers": workers, "progress": progress}
+    return _conclude(plan, store, lab.stored(plan.study, store), how, replicate)
 
 
 # --- from knobs to trials -------------------------------------------------------------------
@@ -145,10 +171,7 @@ class _Plan:
 
 
 def _plan(claim: Claim, preset: str, seed: int, overrides: Mapping[str, Any]) -> _Plan:
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"seed must be a whole number, got {seed!r}")
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+    lab.check_seed(seed)
     base = claim.preset(preset)
     try:
         knobs = base.with_values(overrides)
@@ -187,8 +210,10 @@ def _as_knob(value: Any) -> Any:
 # --- from trials to a verdict ---------------------------------------------------------------
 
 
-def _run(plan: _Plan, store: lab.Store, how: dict[str, Any]) -> Reproduction:
-    return _conclude(plan, store, lab.run(plan.study, store, again=_resume(store), **how))
+def _run(plan: _Plan, store: lab.Store, how: dict[str, Any], replicate: int | None) -> Reproduction:
+    check_needs(plan.study, store)
+    results = lab.run(plan.study, store, again=_resume(store), **how)
+    return _conclude(plan, store, results, how, replicate)
 
 
 def _resume(store: lab.Store) -> str:
@@ -224,13 +249,52 @@ def _as_stored(value: Any) -> Any:
     return json.loads(json.dumps(value), parse_constant=str)
 
 
-def _conclude(plan: _Plan, store: lab.Store, results: lab.Results) -> Reproduction:
+def _conclude(
+    plan: _Plan,
+    store: lab.Store,
+    results: lab.Results,
+    how: Mapping[str, Any],
+    replicate: int | None,
+) -> Reproduction:
     if results.missing > 0:
         raise ValueError(
             f"{results.missing} of the {len(plan.study)} trials in {store.path} have not been run"
             f" yet; run them with: {_resume(store)}"
         )
+    with _told_how_to_go_on(store):
+        return _concluded(plan, store, results, how, DRAWS if replicate is None else replicate)
+
+
+def _check_draws(draws: int | None) -> None:
+    if draws is not None and draws < 0:
+        raise ValueError(f"replicate must be at least 0, got {draws}")
+
+
+@contextlib.contextmanager
+def _told_how_to_go_on(store: lab.Store) -> Iterator[None]:
+    """Give an interrupt the command that ends what it stopped; the records are stored already."""
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if not stopped.args:
+            stopped.args = (
+                f"stopped: all trials are stored in {store.path}, the report is not written; to go"
+                f" on: {_resume(store)}",
+            )
+        raise
+
+
+def _concluded(
+    plan: _Plan, store: lab.Store, results: lab.Results, how: Mapping[str, Any], draws: int
+) -> Reproduction:
     verdict, figures, table = _judged(plan, store, results)
+    replication = None
+    if draws and verdict.promised and not results.failures:
+        judge = partial(plan.claim.judge, knobs=plan.knobs)
+        workers = 1 if how.get("engine") == "inline" else how["workers"]
+        replication = lab.replication(
+            judge, results.records, draws=draws, workers=workers, progress=how["progress"]
+        )
     facts = Facts(
         preset=plan.preset,
         seed=plan.seed,
@@ -243,6 +307,7 @@ def _conclude(plan: _Plan, store: lab.Store, results: lab.Results) -> Reproducti
         failures=results.failures,
         seconds=results.seconds,
         environment=store.environment,
+        replication=replication,
     )
     reproduction = Reproduction(
         claim=plan.claim.name,
@@ -255,6 +320,7 @@ def _conclude(plan: _Plan, store: lab.Store, results: lab.Results) -> Reproducti
         trials=len(plan.study),
         failures=results.failures,
         alone=results.alone,
+        replication=replication,
         report=store.path / REPORT,
         _document=claim_document(plan.claim, verdict, figures, table, facts),
     )
@@ -298,6 +364,9 @@ def _judged(
             raise
         some = f"{len(failures)} of {len(plan.study)}"
         raise _cannot_judge(plan, store, failures, some) from error
+    if plan.preset == "smoke":
+        said = f"smoke promises no verdict. {verdict.summary}".rstrip()
+        verdict = dataclasses.replace(verdict, outcome="inconclusive", promised=False, summary=said)
     if failures:
         verdict = dataclasses.replace(
             verdict,

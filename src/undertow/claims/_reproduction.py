@@ -27,6 +27,8 @@ class Reproduction:
         out: the folder with `report.html`, `verdict.json`, `figures/` and the store.
         trials: how many there are.
         failures: of the trials that gave no records, and are left out of everything.
+        replication: how often redrawn seeds are judged alike; None where that was not asked for,
+            where no verdict was promised, or where trials failed.
         alone: how many trials ran without the others of their group, since one of those took it
             down; their last digits may differ from those of a whole group.
         report: `report.html`, or None where the folder cannot be written.
@@ -42,6 +44,7 @@ class Reproduction:
     trials: int
     failures: tuple[lab.Failure, ...] = field(repr=False)
     alone: int
+    replication: lab.Replication | None = field(repr=False)
     report: Path | None
     _document: lab.Document = field(repr=False, compare=False)
 
@@ -57,6 +60,7 @@ class Reproduction:
 
     def as_json(self) -> dict[str, Any]:
         """The object of `undertow reproduce --json`; a number that JSON cannot hold is None."""
+        shares = {} if self.replication is None else self.replication.checks
         return {
             "claim": self.claim,
             "preset": self.preset,
@@ -70,15 +74,27 @@ class Reproduction:
                     "rule": check.rule,
                     "passed": bool(check.passed),
                     "control": bool(check.control),
+                    "replicates": shares.get(check.name),
                 }
                 for check in self.verdict.checks
             ],
+            "replication": _as_json(self.replication),
             "trials": self.trials,
             "failed": len(self.failures),
             "alone": self.alone,
             "seconds": _finite(round(self.seconds, 3)),
             "out": str(self.out),
         }
+
+
+def _as_json(found: lab.Replication | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "probability": found.probability,
+        "interval": list(found.interval),
+        "weakest": found.weakest[0],
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -71,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _ended_by_signals():
             status = _status(words or ["--help"])
             return finish_output() or status
-    except _Ended as ended:
-        return 128 + ended.number
-    except KeyboardInterrupt:  # `lab.run` has said how to go on
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as stopped:  # of trials, `lab.run` has said how to go on
+        if stopped.args:
+            complain(stopped)
+        return 128 + (stopped.number if isinstance(stopped, _Ended) else signal.SIGINT)
 
 
 def _status(words: Sequence[str]) -> int:

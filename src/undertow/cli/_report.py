@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from undertow.cli._fields import Shown
-from undertow.cli._reproduce import Expected, finish
+from undertow.cli._reproduce import Draws, Expected, Workers, finish
 from undertow.cli._words import arguments, parse
 
 SYNOPSIS = "DIR"
@@ -23,6 +23,10 @@ class Options:
 
     directory: Annotated[Path, Shown("DIR", positional=True)]
     """Folder of the run."""
+    replicate: Draws = None
+    """Draws of whole seeds that are judged; 200 by default, 0 for none."""
+    workers: Workers = None
+    """Processes that judge them; one a core by default."""
     expect: Expected = None
     """Exit with 3 on any other verdict."""
     json: bool = False

@@ -45,6 +45,7 @@ PARAMETERS = {"trial_timeout": "timeout"}  # claims and their knobs are `claim` 
 Outcome = Literal["supported", "refuted", "inconclusive"]
 Expected = Annotated[Outcome | None, Shown("VERDICT")]
 Workers = Annotated[int | None, at_least(1)]
+Draws = Annotated[int | None, at_least(0)]
 Seconds = Annotated[
     float | None,
     Shown("S"),

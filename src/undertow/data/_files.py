@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -307,3 +308,25 @@ TEXT_READERS: dict[str, Callable[[Path | None], tuple[str, str]]] = {
     "python-code": _read_python_code,
     "austen": _read_austen,
 }
+
+
+# --- by name ----------------------------------------------------------------------------------
+
+
+def read_images(name: str, root: str | os.PathLike[str] | None) -> RawData:
+    """A dataset as its files hold it.
+
+    Raises:
+        ValueError: an unknown name, or a damaged file.
+        FileNotFoundError: the files are not there; the message says how to get them.
+    """
+    if name not in READERS:
+        raise ValueError(f"name={name!r} is no dataset here; choose one of {', '.join(READERS)}.")
+    return READERS[name](None if root is None else Path(root))
+
+
+def read_text(name: str, root: str | os.PathLike[str] | None) -> tuple[str, str]:
+    """A text, and where it came from. Raises as `read_images` does."""
+    if name not in TEXT_READERS:
+        raise ValueError(f"name={name!r} is no text here; choose one of {', '.join(TEXT_READERS)}.")
+    return TEXT_READERS[name](None if root is None else Path(root))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +16,8 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from undertow.data._draw import random_labels, stream
-from undertow.data._files import READERS
+from undertow.data._files import read_images
+from undertow.data._raw import check_side, check_subset
 
 _BLOCK = 8192  # images scaled at once
 
@@ -186,11 +186,9 @@ def draw(
         ValueError: an unknown name, no seed, a size or share out of range, or a damaged file.
         FileNotFoundError: the files are not there; the message says how to get them.
     """
-    if name not in READERS:
-        raise ValueError(f"name={name!r} is no dataset here; choose one of {', '.join(READERS)}.")
     if not len(seeds):
         raise ValueError("seeds must name at least one draw, got none")
-    raw = READERS[name](None if root is None else Path(root))
+    raw = read_images(name, root)
     parts = [raw.train] if raw.test is None else [raw.train, raw.test]
     images, labels = (np.concatenate(own) for own in zip(*parts, strict=True))
     num_classes = int(raw.train[1].max()) + 1
@@ -242,11 +240,7 @@ def _subset(
     available = len(labels)
     if size is None:
         return np.arange(available)
-    if not num_classes <= size <= available:
-        raise ValueError(
-            f"{argument}={size} is out of range: give {num_classes} (one image a class)"
-            f" to {available:,} (all there are)."
-        )
+    check_subset(argument, size, num_classes, available)
     counts = np.bincount(labels, minlength=num_classes)
     share = size * counts / available
     quota = np.floor(share).astype(int)
@@ -315,10 +309,5 @@ def _downsample(
     if image_size is None:
         return images
     side = images.shape[-1]
-    if image_size < 1 or side % image_size:
-        divisors = [str(d) for d in range(1, side + 1) if side % d == 0]
-        raise ValueError(
-            f"image_size={image_size} does not divide the images' {side}; give one of"
-            f" {', '.join(divisors)}."
-        )
+    check_side(image_size, side)
     return torch.nn.functional.avg_pool2d(images, side // image_size)

@@ -45,6 +45,22 @@ class Images:
         sizes = {"train_size": self.train_size, "image_size": self.image_size}
         return load(self.data, root=self.data_root, **(sizes | more))
 
+    def check(self) -> None:
+        """See that the images can be loaded, before anything is begun for them; without torch.
+
+        Raises:
+            ValueError: an unknown name, a size that they do not have, or a damaged file.
+            FileNotFoundError: they are not there, and could not be downloaded.
+        """
+        from undertow.data._files import read_images
+        from undertow.data._raw import check_side, check_subset
+
+        raw = read_images(self.data, self.data_root)
+        images, labels = raw.train
+        available = len(labels) if raw.test is not None else len(labels) * 4 // 5
+        check_subset("train_size", self.train_size, int(labels.max()) + 1, available)
+        check_side(self.image_size, images.shape[-1])
+
     def draw(self, seeds: Sequence[int], **more: Any) -> Draws:
         """A split a seed, as `undertow.data.draw` gives them; `more` are its other arguments."""
         from undertow.data._load import draw
@@ -82,6 +98,15 @@ class Text:
 
         sizes = {"context": self.context, "train_size": self.windows}
         return load_text(self.text, root=self.text_root, **(sizes | more))
+
+    def check(self) -> None:
+        """See that the windows can be loaded. Raises as `Images.check` does."""
+        from undertow.data._files import read_text
+        from undertow.data._raw import check_context, check_windows
+
+        text, _ = read_text(self.text, self.text_root)
+        boundary = check_context(self.context, len(text))
+        check_windows("train_size", self.windows, self.context, boundary)
 
 
 def _check_sizes(**sizes: int | None) -> None:

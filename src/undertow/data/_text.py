@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from undertow.data._draw import stream
-from undertow.data._files import TEXT_READERS
+from undertow.data._files import read_text
+from undertow.data._raw import check_context, check_windows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,17 +81,10 @@ def load_text(
         ValueError: an unknown name, a number out of range, or a damaged file.
         FileNotFoundError: the text is not there; the message says how to get it.
     """
-    if name not in TEXT_READERS:
-        raise ValueError(f"name={name!r} is no text here; choose one of {', '.join(TEXT_READERS)}.")
-    text, source = TEXT_READERS[name](None if root is None else Path(root))
+    text, source = read_text(name, root)
     characters = "".join(sorted(set(text))) if characters is None else characters
     encoded = _encoded(text, characters)
-    boundary = len(encoded) * 4 // 5
-    longest = (len(encoded) - boundary) - 1
-    if not 1 <= context <= longest:
-        raise ValueError(
-            f"context={context} is out of range: give 1 to {longest:,} (one test window)."
-        )
+    boundary = check_context(context, len(encoded))
     train_seed, test_seed = (stream(seed, part) for part in ("train", "test"))
     train = _windows(encoded[:boundary], context, train_size, train_seed, "train_size")
     test = _windows(encoded[boundary:], context, test_size, test_seed, "test_size")
@@ -118,11 +111,9 @@ def _windows(
     targets = text[1 : whole * context + 1].view(whole, context)
     known = (torch.minimum(inputs, targets) >= 0).all(1)
     inputs, targets = inputs[known], targets[known]
-    available = len(inputs)
+    available = check_windows(argument, size, context, len(inputs) * context + 1)
     kept = torch.arange(available)
     if size is not None:
-        if not 1 <= size <= available:
-            raise ValueError(f"{argument}={size} is out of range: give 1 to {available:,}.")
         generator = torch.Generator().manual_seed(seed)
         kept = torch.randperm(available, generator=generator)[:size].sort().values
     return inputs[kept], targets[kept]

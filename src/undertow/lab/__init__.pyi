@@ -6,6 +6,7 @@ from ._as_text import print_document as print_document
 from ._association import slope as slope
 from ._association import spearman as spearman
 from ._best import best_elsewhere as best_elsewhere
+from ._cells import percent as percent
 from ._cells import printable as printable
 from ._charts import draw_chart as draw_chart
 from ._charts import save_chart as save_chart
@@ -21,6 +22,7 @@ from ._files import StoreError as StoreError
 from ._files import write_atomically as write_atomically
 from ._fits import means as means
 from ._fits import slopes as slopes
+from ._grid import check_seed as check_seed
 from ._grid import grid as grid
 from ._grid import rows_of as rows_of
 from ._grid import seeds as seeds

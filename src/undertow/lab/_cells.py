@@ -68,6 +68,13 @@ def format_number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def percent(share: float) -> str:
+    """A share in percent, three digits: 99.5%; what is not all is never 100%, nor some 0%."""
+    if share in (0, 1):
+        return f"{share:.0%}"
+    return f"{min(max(100 * share, 0.1), 99.9):.3g}%"
+
+
 def printable(text: str) -> str:
     """Text in one line; control characters and marks that turn its direction are written out."""
     if text.isascii() and text.isprintable():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from undertow.lab._cells import percent
 from undertow.lab._engine import run_groups
 from undertow.lab._grid import check_seed
 from undertow.lab._group import Failed, Group
@@ -53,17 +54,19 @@ class Replication:
     unjudged: int = 0
 
     def __repr__(self) -> str:
-        return f"replicates in {self.words()}"
+        return f"replicates {self.words()}"
 
     def words(self) -> str:
         """The probability with its interval, and the weakest check: for a line of a report."""
         low, high = self.interval
-        said = f"{_percent(self.probability)} of {self.draws} redrawn seeds"
-        said += f" [{_percent(low)}, {_percent(high)}]"
+        said = f"in {percent(self.probability)} of {self.draws} redraws of the seeds"
+        said += f" [{percent(low)}, {percent(high)}]"
         if self.unjudged:
             said += f", {self.unjudged} of which could not be judged"
         name, share = self.weakest
-        return f"{said}; weakest check: {name} ({_percent(share)})"
+        if share == 1:
+            return f"{said}; every check passed in all of them"
+        return f"{said}; weakest check: {name} ({percent(share)})"
 
 
 def replication(
@@ -94,8 +97,9 @@ def replication(
         records: by experiment.
         draws: how many times the seeds are drawn. Of 200, one in which a check fails is 0.5%.
         seed: from 0 to 2^63 - 1; draw i depends on it and i alone.
-        workers: how many processes; None for this one alone where it is quick, else one a core.
-        progress: whether to report on standard error, where it is not quick.
+        workers: how many processes, at most; one a core by default. What would take less than some
+            seconds is judged here, without any.
+        progress: whether to report on standard error where it takes longer.
 
     Raises:
         ValueError: fewer than one draw or worker, a seed out of range, or records without a seed.
@@ -109,7 +113,7 @@ def replication(
     verdict = judge(records)
     took = time.monotonic() - start
     redrawing = _Redrawing(judge, _Parted(records), seed)
-    several = workers != 1 and (workers is not None or took * draws > _WORTH_WORKERS)
+    several = workers != 1 and took * draws > _WORTH_WORKERS
     with progress_bar(
         "replication", total=draws, done=0, shown=progress and several, what="draws"
     ) as advance:
@@ -129,12 +133,6 @@ def _summary(verdict: Verdict, found: Sequence[_Judged]) -> Replication:
     checks = {name: sum(name in passed for _, passed in known) / draws for name in names}
     weakest = min(checks.items(), key=lambda item: item[1], default=("none", 1.0))
     return Replication(same.value, same.interval, weakest, checks, draws, draws - len(known))
-
-
-def _percent(share: float) -> str:
-    """A share in percent: no share that is not all is printed as all, none as none."""
-    percent = 100 * share
-    return f"{percent:.0f}%" if percent in (0, 100) else f"{min(max(percent, 0.1), 99.9):.3g}%"
 
 
 # --- a draw -----------------------------------------------------------------------------------

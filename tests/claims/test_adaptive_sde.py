@@ -293,11 +293,6 @@ def test_an_order_is_that_of_the_leading_term() -> None:
     assert other == pytest.approx(plain, abs=0.1)
 
 
-def test_orders_are_those_of_the_errors() -> None:
-    records = world()
-    assert named(records, "weak order of SVAG, Adam").value == pytest.approx(-2, abs=0.05)
-
-
 def test_diverged_runs_are_counted_and_left_out() -> None:
     one = pl.col("scaling").eq("linear") & pl.col("seed").eq(30_000)
     lost = changed(world(), "text", one, "diverged", pl.lit(value=True))

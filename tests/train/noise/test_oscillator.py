@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,7 @@ def test_the_order_of_svag_is_one_for_sgd_and_two_for_the_others(
         for level in levels
     ]
     # In whole powers of the step of time, 1 / l^order: without the second, that of the first.
-    first, second = (
-        4**order * fine - coarse for coarse, fine in zip(errors, errors[1:], strict=False)
-    )
+    first, second = (4**order * fine - coarse for coarse, fine in pairwise(errors))
     assert math.log2(first / second) == pytest.approx(order, abs=0.01)
 
 

@@ -88,7 +88,9 @@ def _of_limits(knobs: AdaptiveSde) -> dict[str, Prediction]:
 
 def _of_rule(knobs: AdaptiveSde) -> dict[str, Prediction]:
     whole, largest = "square root", max(knobs.factors)
-    factors = dict.fromkeys(("noisy labels", "RMSprop"), (FACTOR, largest))
+    factors: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("noisy labels", "RMSprop"), (FACTOR, largest)
+    )
     # At the largest batch signal dominates in these: the rule is then the best of three bad ones.
     factors |= {name + more: (FACTOR,) for name in ("clean labels", "CNN") for more in WITH}
     cells = [(s, k, rival) for s, own in factors.items() for k in own for rival in RIVALS]

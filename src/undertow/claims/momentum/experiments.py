@@ -19,7 +19,7 @@ ORDERS = {0.0: 0.5, 0.5: 2.0, 1.0: 8.0}  # 1 - momentum = scale x lr^alpha: the 
 CURVATURES = (0.1, 0.5, 1.0, 1.5)  # lr x sharpness of the stationary runs
 PAIR = ("sgd", "momentum")
 # Along minima under label noise: from u^2 - v^2 = 4 at u v = 1, over 1 / lr^2 steps.
-ALONG_MINIMA = {"noise": 1.0, "product": 1.0, "imbalance": 4.0}
+ALONG_MINIMA: dict[str, Any] = {"noise": 1.0, "product": 1.0, "imbalance": 4.0}
 TUNING_BATCH, TUNING_EPOCHS = 8, 8  # of the language models
 TIMES = 4  # equal parts of the horizon at which moments of paths are compared
 
@@ -256,7 +256,7 @@ def train_to_the_end(trials: Sequence[Tuned]) -> list[Rows]:
 
 
 def _perceptrons(trial: Trained, members: Sequence[Member], **options: Any) -> Networks:
-    shown = {"batch_size": trial.batch_size, "path": "fused"} | options
+    shown: dict[str, Any] = {"batch_size": trial.batch_size, "path": "fused"} | options
     return perceptrons(trial.images, (trial.width,), members, **shown)
 
 
@@ -310,6 +310,6 @@ def fine_tune(trials: Sequence[LanguageModel]) -> list[Rows]:
         networks = language_models(first.tuning_text, members, **taught)
         networks.ensemble.train(falling.total)
         facts = at_the_end(networks) | {"method": method, "lr": lr}
-        for own, row in zip(rows, rows_of(facts), strict=True):
-            own.append(row)
+        for found, row in zip(rows, rows_of(facts), strict=True):
+            found.append(row)
     return rows

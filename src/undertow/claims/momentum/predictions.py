@@ -17,7 +17,7 @@ from undertow.lab import Prediction, Reading, at_most, near, no_less, of, of_mea
 
 LOSS, ACCURACY = 0.02, 0.01  # within which two are equivalent
 SEEN = ("loss", "test_loss", "accuracy")
-PLAIN = {"kind": "plain", "level": 1}  # of the networks
+PLAIN: dict[str, Any] = {"kind": "plain", "level": 1}  # of the networks
 
 
 def predictions(knobs: Momentum) -> dict[str, Prediction]:

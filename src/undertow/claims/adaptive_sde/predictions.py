@@ -231,16 +231,20 @@ def nearer(optimizer: str, weights: str, knobs: AdaptiveSde) -> Reading:
 
 
 def share_of_drop(optimizer: str, knobs: AdaptiveSde) -> Reading:
-    """The bare optimizer's distance where noise dominates, over the drop in log loss."""
+    """How far the bare optimizer's mean curve lies to one side of the finest, over the drop.
+
+    The difference is averaged over time with its sign, so that what replicas leave of noise is not
+    taken for distance.
+    """
     noise = knobs.label_noise
-    curves = [curve(optimizer, at, knobs, noise=noise) for at in (1, knobs.limit_levels[-1])]
+    start = of("limits", "log_loss", label_noise=noise, time=0.0, optimizer=optimizer, level=1)
+    bare, fine = (curve(optimizer, at, knobs, noise=noise) for at in (1, knobs.limit_levels[-1]))
 
-    def read(records: Records) -> lab.Effect:
-        start = of("limits", "log_loss", label_noise=noise, time=0.0)(records).mean()
-        share = of_means(curves, lambda c: distance(*c) / float(start - c[1, -1]))
-        return share.effect(records)
+    def share(means: np.ndarray) -> float:
+        begin, first, second = means[0, 0], means[1], means[2]
+        return float(abs((first - second).mean()) / (begin - second[-1]))
 
-    return Reading(read)
+    return of_means([[start] * len(bare), bare, fine], share)
 
 
 # ---- readings of batch sizes

@@ -146,7 +146,6 @@ CONTRACT = Contract(
         ({"near_gap": 1.3}, "Adam, SVAG(2) over SVAG(1)"),
         ({"near_gap": 1.3}, "RMSprop, SVAG(2) over SVAG(1)"),
         ({"noisy_gap": 0.4}, "Adam's own distance"),
-        ({"noisy_gap": 0.4}, "RMSprop's own distance"),
         ({"rule": 0.1}, "noisy labels, k = 4: square root over linear"),
         ({"rule": 0.1}, "RMSprop, k = 16: square root over no scaling"),
         ({"rule": 0.1}, "text, k = 4: square root over no scaling"),

@@ -38,7 +38,7 @@ class AdaptiveSde(Knobs):
     blocks: Count = 10  # repetitions of the oscillator
     limit_levels: Levels = (1, 2, 3, 6)  # on the network; the last stands for the SDE
     limit_steps: Count = 64  # Adam's own steps there
-    replicas: Count = 64  # runs from the same initial weights, whose mean curve is taken
+    replicas: Count = 48  # runs from the same initial weights, whose mean curve is taken
     inits: Count = 12  # initial weights
     label_noise: Share = 0.6  # share of labels drawn at random, where noise is to dominate
     epochs: Count = 20  # of the runs at several batch sizes, on images
@@ -76,8 +76,8 @@ CLAIM = Claim(
         "RMSprop from v = 0 without bias correction has no SDE to tend to: noise over sqrt(v), "
         "which grows as sqrt(t), has a variance of the integral of dt / t. Each doubling of l adds "
         "to it. The network's limit is therefore tested with the bias corrected.",
-        "The power -2 is that of the error's leading term. Between l = 1 and 8 the next one, 1/l^4, "
-        "still bends the curve: the raw slopes of the oscillator run from -3.3 to -2.1.",
+        "The power -2 is that of the error's leading term. Between l = 1 and 8 the next one still "
+        "bends the curve: the raw slopes of the oscillator run from -3.3 to -2.1.",
         "k = 1 / (1 - beta1) ends what the rule can be written down for, but is no cliff: with "
         "beta1 cut off at 0 beyond it, the deviation goes on growing as it did before.",
     ),

@@ -141,11 +141,11 @@ def _image_runs(knobs: AdaptiveSde, seed: int) -> list[ImageRun]:
 
 def _limits(knobs: AdaptiveSde, seed: int) -> list[Limit]:
     *_, before, last = levels = knobs.limit_levels
-    inits = seeds(seed, knobs.inits)
-    make = partial(grid, Limit, knobs, optimizer=OPTIMIZERS, seed=inits)
-    clean = make(label_noise=[0.0], weights=["svag"], level=levels[::-1])
-    clean += make(label_noise=[0.0], weights=["too weak"], level=[before])
-    return clean + make(weights=["svag"], level=[last, levels[0]])
+    make = partial(grid, Limit, knobs, seed=seeds(seed, knobs.inits))
+    clean = {"optimizer": OPTIMIZERS, "label_noise": [0.0]}
+    found = make(**clean, weights=["svag"], level=levels[::-1])
+    found += make(**clean, weights=["too weak"], level=[before])
+    return found + make(optimizer=["adam"], weights=["svag"], level=[last, levels[0]])
 
 
 def _oscillators(knobs: AdaptiveSde, seed: int) -> list[Oscillator]:

@@ -79,11 +79,12 @@ def _of_limits(knobs: AdaptiveSde) -> dict[str, Prediction]:
                 0.4, right, "the trajectories converge", against=1
             ),
             f"{name} with weaker noise: the same": no_less(1, weak, weaker, control=True),
-            f"{name}'s own distance from its SDE, noisy labels": at_most(
-                0.1, share_of_drop(optimizer, knobs), "of the drop in log loss", against=0.5
-            ),
         }
-    return found
+    return found | {
+        "Adam's own distance from its SDE, noisy labels": at_most(
+            0.1, share_of_drop("adam", knobs), "of the drop in log loss", against=0.5
+        )
+    }
 
 
 def _of_rule(knobs: AdaptiveSde) -> dict[str, Prediction]:

@@ -55,7 +55,6 @@ CLAIM = claims.get("adaptive-sde")
 class Broken:
     """What differs from a world in which every prediction holds."""
 
-    sgd_order: float = 1.0
     adaptive_order: float = 2.0
     weak_error: float = 0.2  # of weaker noise on the oscillator
     near_gap: float = 0.25  # of the network's level before the last, over that of level 1
@@ -71,8 +70,8 @@ class Broken:
     lost_accuracy: float = 0.8  # without scaling
 
     def oscillator(self, trial: Any, jitter: float) -> list[dict[str, Any]]:
-        order = self.sgd_order if trial.process == "sgd" else self.adaptive_order
-        error = self.weak_error if trial.weights == "too weak" else 0.1 / trial.level**order
+        far = 0.1 / trial.level**self.adaptive_order
+        error = self.weak_error if trial.weights == "too weak" else far
         return [{"moment": 0.5 + error * jitter, "sde": 0.5}]
 
     def limit(self, trial: Limit, jitter: float) -> list[dict[str, Any]]:
@@ -95,7 +94,7 @@ class Broken:
             "none": self.slow,
         }
         gap = gaps.get(trial.scaling, 0.0) * jitter
-        if trial.scaling == "square root" and trial.series == "clean labels":
+        if trial.series.startswith("clean labels"):
             gap *= self.clean
         if trial.scaling == "square root" and trial.series == "short memory":
             gap *= (trial.factor / 4) ** self.short
@@ -142,28 +141,27 @@ CONTRACT = Contract(
     world=world,
     knobs=KNOBS,
     refuted=[
-        ({"sgd_order": 0.5}, "weak order of SVAG, SGD"),
-        ({"adaptive_order": 1.0}, "weak order of SVAG, RMSprop"),
-        ({"adaptive_order": 1.0}, "weak order of SVAG, Adam"),
-        ({"near_gap": 0.8}, "Adam, SVAG(2) over SVAG(1)"),
-        ({"near_gap": 0.8}, "RMSprop, SVAG(2) over SVAG(1)"),
-        ({"noisy_gap": 0.1}, "Adam's own distance"),
-        ({"noisy_gap": 0.1}, "RMSprop's own distance"),
-        ({"rule": 0.05}, "noisy labels, k = 4: square root over linear"),
-        ({"rule": 0.05}, "RMSprop, k = 16: square root over no scaling"),
-        ({"rule": 0.05}, "text, k = 4: square root over no scaling"),
-        ({"rule": 0.05}, "text, k = 16: square root over linear"),
-        ({"slow": 0.15}, "no scaling, k = 4: predicted over measured"),
+        ({"adaptive_order": 0.5}, "weak order of SVAG, RMSprop"),
+        ({"adaptive_order": 0.5}, "weak order of SVAG, Adam"),
+        ({"near_gap": 1.3}, "Adam, SVAG(2) over SVAG(1)"),
+        ({"near_gap": 1.3}, "RMSprop, SVAG(2) over SVAG(1)"),
+        ({"noisy_gap": 0.4}, "Adam's own distance"),
+        ({"rule": 0.1}, "noisy labels, k = 4: square root over linear"),
+        ({"rule": 0.1}, "RMSprop, k = 16: square root over no scaling"),
+        ({"rule": 0.1}, "text, k = 4: square root over no scaling"),
+        ({"rule": 0.1}, "text, k = 16: square root over linear"),
+        ({"rule": 0.1}, "CNN, RMSprop, k = 4: square root over linear"),
+        ({"rule": 0.1}, "clean labels, k = 4: square root over linear"),
+        ({"slow": 0.2}, "no scaling, k = 4: predicted over measured"),
         ({"kept_accuracy": 0.8}, "change of test accuracy, square root"),
-        ({"rate_only": 0.003}, "betas of 0.998 and 0.9995"),
-        ({"rate_only": 0.003}, "RMSprop, k = 4: learning rate only"),
-        ({"rate_only": 0.003}, "text, k = 4: learning rate only"),
-        ({"half_life": 0.006}, "k = 16: beta^k over 1 - k (1 - beta)"),
-        ({"half_life": 0.006}, "RMSprop, k = 16: beta^k over 1 - k (1 - beta)"),
-        ({"rate_only": 0.003}, "text, k = 16: betas kept over beta^k"),
+        ({"rate_only": 0.002}, "betas of 0.998 and 0.9995"),
+        ({"rate_only": 0.002}, "RMSprop, k = 4: learning rate only"),
+        ({"rate_only": 0.002}, "text, k = 4: learning rate only"),
+        ({"half_life": 0.008}, "k = 16: beta^k over 1 - k (1 - beta)"),
+        ({"half_life": 0.008}, "RMSprop, k = 16: beta^k over 1 - k (1 - beta)"),
+        ({"rate_only": 0.002}, "text, k = 16: betas kept over beta^k"),
     ],
     left_open=[
-        ({"weak_error": 1e-3}, "error kept with weaker noise, SGD"),
         ({"weak_error": 1e-3}, "error kept with weaker noise, RMSprop"),
         ({"weak_error": 1e-3}, "error kept with weaker noise, Adam"),
         ({"weak_gap": 0.1}, "Adam with weaker noise"),
@@ -205,17 +203,15 @@ def named(records: Records, start: str) -> lab.Check:
 
 
 def test_weaker_noise_has_the_variance_that_it_says() -> None:
-    for rule, power in ((rules.sgd, 1), (rules.adam, 2)):
-        for level in (1, 3):
-            right, weak = (
-                np.array(experiments.noisier(rule, level, weights).batch_weights)
-                for weights in ("svag", "too weak")
-            )
-            assert right.sum() == pytest.approx(1)
-            assert weak.sum() == pytest.approx(1)
-            assert (right**2).sum() == pytest.approx(level**power)
-            expected = (1 + level) / 2 if power == 1 else level
-            assert (weak**2).sum() == pytest.approx(expected)
+    for level in (1, 3):
+        right, weak = (
+            np.array(experiments.noisier(rules.adam, level, weights).batch_weights)
+            for weights in ("svag", "too weak")
+        )
+        assert right.sum() == pytest.approx(1)
+        assert weak.sum() == pytest.approx(1)
+        assert (right**2).sum() == pytest.approx(level**2)
+        assert (weak**2).sum() == pytest.approx(level)
 
 
 def scaled(scaling: str, factor: int = 4, **own: Any) -> tuple[dict[str, Any], bool]:
@@ -287,17 +283,20 @@ def test_the_transformer_learns_text() -> None:
 # ---- the verdict
 
 
-def test_orders_are_those_of_the_errors() -> None:
+def test_an_order_is_that_of_the_leading_term() -> None:
     records = world()
-    assert named(records, "weak order of SVAG, SGD").value == pytest.approx(-1, abs=0.02)
-    assert named(records, "weak order of SVAG, Adam").value == pytest.approx(-2, abs=0.05)
+    next_term = pl.col("moment") + 0.2 / pl.col("level") ** 4
+    bent = changed(records, "oscillators", pl.col("weights").eq("svag"), "moment", next_term)
+    plain, other = (named(each, "weak order of SVAG, RMSprop").value for each in (records, bent))
+    assert plain == pytest.approx(-2, abs=0.05)
+    assert other == pytest.approx(plain, abs=0.1)
 
 
 def test_diverged_runs_are_counted_and_left_out() -> None:
     one = pl.col("scaling").eq("linear") & pl.col("seed").eq(30_000)
     lost = changed(world(), "text", one, "diverged", pl.lit(value=True))
     verdict = CLAIM.judge(lost, KNOBS)
-    assert verdict.summary.startswith("2 training runs diverged")
+    assert verdict.summary.startswith("4 training runs diverged")
     assert verdict.outcome == "supported"
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from undertow.claims import Networks, networks, perceptrons
-from undertow.data import Images
+from undertow.claims import Networks, language_models, networks, perceptrons
+from undertow.data import Images, Text
 from undertow.train import Member
 
 pytestmark = pytest.mark.fast
@@ -111,3 +111,20 @@ def test_images_may_keep_their_shape_and_be_of_a_few_classes() -> None:
         assert torch.equal(inputs, whole.train_inputs[chosen])
         assert torch.equal(targets, whole.train_targets[chosen])
         assert torch.equal(found.test[1][place], whole.test_targets[whole.test_targets < 3])
+
+
+def test_language_models_are_trained_and_tested_on_windows_of_their_own() -> None:
+    text = Text(windows=20, context=4)
+    members = [Member(seed, 0.1) for seed in (1, 2, 1)]
+    first = language_models(text, members, init_seeds=[5, 5, 6], test_size=8, batch_size=4)
+    loaded = text.load(seed=2, test_size=8)
+    assert torch.equal(first.inputs[1], loaded.train_inputs)
+    assert torch.equal(first.test[1][1], loaded.test_targets)
+    assert torch.equal(first.inputs[0], first.inputs[2])
+    starts = first.fit().loss.tolist()
+    assert starts[0] != starts[2]
+    first.ensemble.train(5)
+    modules = [first.ensemble.module(1)] * 3
+    options = {"characters": loaded.characters, "test_size": 8, "batch_size": 4}
+    again = language_models(text, members, modules=modules, data_seeds=[2, 2, 2], **options)
+    assert again.tested().loss.tolist() == pytest.approx([first.tested().loss[1].item()] * 3)

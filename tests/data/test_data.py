@@ -188,6 +188,19 @@ def test_train_and_test_windows_are_the_text_in_order() -> None:
         assert torch.equal(whole[: len(windows)], windows)
 
 
+def test_a_text_in_the_characters_of_another_leaves_out_what_has_others() -> None:
+    known = data.load_text("python-docs", context=16).characters
+    own, other = (
+        data.load_text("python-code", context=16, characters=characters)
+        for characters in (None, known)
+    )
+    read = {other.decode(window) for window in other.train_inputs[:500]}
+    assert other.characters == known
+    assert read <= {own.decode(window) for window in own.train_inputs}
+    assert 0.9 * len(own.train_inputs) < len(other.train_inputs) < len(own.train_inputs)
+    assert "def " in own.decode(own.train_inputs[:1000].flatten())
+
+
 @given(size=st.integers(1, 500), seed=st.integers(0, 2**32))
 @settings(max_examples=5, deadline=None)
 def test_a_smaller_subset_of_a_text_is_part_of_a_larger_one(size: int, seed: int) -> None:
@@ -203,7 +216,10 @@ def test_a_smaller_subset_of_a_text_is_part_of_a_larger_one(size: int, seed: int
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "moby-dick"}, r"'moby-dick' is no text here; choose one of python-docs, austen"),
+        (
+            {"name": "moby-dick"},
+            r"'moby-dick' is no text here; choose one of python-docs, python-code, austen",
+        ),
         ({"context": 0}, r"context=0 .* give 1 to"),
         ({"train_size": 0}, r"train_size=0 .* give 1 to"),
         ({"test_size": 10**9}, r"test_size=1000000000 .* give 1 to"),

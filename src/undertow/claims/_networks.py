@@ -1,4 +1,4 @@
-"""The networks that most claims train: perceptrons on images, side by side as one program."""
+"""The networks that most claims train, side by side as one program: on images, and on text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int, Shaped
     from torch import Generator, Tensor, nn
 
-    from undertow.data import Dataset, Draws, Images
+    from undertow.data import Dataset, Draws, Images, Text
     from undertow.objective import Objective
     from undertow.train import Ensemble, Evaluation, Member
 
@@ -211,3 +211,59 @@ def perceptrons(
         return [drawn(torch.Generator().manual_seed(seed)) for seed in init_seeds]
 
     return networks(images, model, members, **options)
+
+
+def language_models(
+    text: Text,
+    members: Sequence[Member],
+    *,
+    modules: Sequence[nn.Module] | None = None,
+    init_seeds: Sequence[int] | None = None,
+    data_seeds: Sequence[int] | None = None,
+    characters: str | None = None,
+    test_size: int = 512,
+    **options: Any,
+) -> Networks:
+    """Causal transformers of one block of width 32, each on windows of its own.
+
+    Args:
+        text: where the windows come from.
+        members: a network's seed and hyperparameters each.
+        modules: what each starts from; by default, transformers drawn anew.
+        init_seeds: one for each member, of the generators of initial weights; by default the
+            member's own seed.
+        data_seeds: one for each member, by which its windows are drawn; by default the member's
+            own seed. Members with one seed see the same windows.
+        characters: as of `data.load_text`: those that the modules know.
+        test_size: windows of the text's last fifth on which each is tested.
+        options: of `train.Ensemble`: `batch_size`, `rule`, `dtype`, `device`.
+    """
+    import torch
+    from torch.nn import functional
+
+    from undertow import models
+    from undertow.train import Ensemble
+
+    own = [member.seed for member in members]
+    data_seeds = own if data_seeds is None else data_seeds
+    drawn = sorted(set(data_seeds))
+    windows = [text.load(test_size=test_size, seed=seed, characters=characters) for seed in drawn]
+    inputs, targets = (
+        torch.cat(
+            [getattr(each, f"{part}_{kind}") for each in windows for part in ("train", "test")]
+        )
+        for kind in ("inputs", "targets")
+    )
+    rows = torch.arange(len(inputs)).view(len(drawn), -1)[[drawn.index(s) for s in data_seeds]]
+    train, held_out = rows.tensor_split([len(windows[0].train_inputs)], dim=1)
+    known = len(windows[0].characters)
+    if modules is None:
+        modules = [
+            models.transformer(
+                *(known, text.context), depth=1, generator=torch.Generator().manual_seed(seed)
+            )
+            for seed in (own if init_seeds is None else init_seeds)
+        ]
+    pool, options = (inputs, targets), {"path": "vmap", "samples": train} | options
+    ensemble = Ensemble(modules, functional.cross_entropy, pool, members, **options)
+    return Networks(ensemble, pool, train, held_out, known)

@@ -37,6 +37,12 @@ _FASHION_MIRRORS = (
 )
 _FASHION_FOLDERS = ("datasets/fashion-mnist", "dataset-fashion-mnist", "fashion-mnist")
 _DEBIAN_PACKAGE = "dataset-fashion-mnist"
+# Single files of the standard library that all supported versions have.
+_PYTHON_MODULES = (
+    *("argparse", "ast", "dataclasses", "difflib", "doctest", "inspect", "optparse", "pdb"),
+    *("pickle", "pickletools", "platform", "statistics", "subprocess", "tarfile", "turtle"),
+    *("typing", "uuid"),
+)
 # Of Rdata.rdb in janeaustenr 1.0.0.
 _AUSTEN_MD5 = "51f7db053902045d33739c77703dffeb"
 _LARGEST = 2**26  # the largest file takes 47 MB inflated
@@ -235,6 +241,23 @@ def _read_python_docs(root: Path | None) -> tuple[str, str]:
     return "\n\n".join(topics[name] for name in sorted(topics)), f"Python {version}'s help texts"
 
 
+def _read_python_code(root: Path | None) -> tuple[str, str]:
+    """The source of some modules of the standard library, in alphabetical order."""
+    if root is not None:
+        raise ValueError(f"root={str(root)!r}: python-code comes with Python; leave root out.")
+    sources = []
+    for name in _PYTHON_MODULES:
+        found = importlib.util.find_spec(name)
+        if found is None or not (path := Path(found.origin or "")).is_file():
+            raise FileNotFoundError(
+                f"this Python was installed without the source of {name}: use a Python from "
+                "elsewhere."
+            )
+        sources.append(path.read_text(encoding="utf-8"))
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return "\n\n".join(sources), f"the source of Python {version}'s standard library"
+
+
 def _read_austen(root: Path | None) -> tuple[str, str]:
     """Jane Austen's six novels, from the data of R's package janeaustenr; R is not needed."""
     installed = [
@@ -282,6 +305,7 @@ def _r_string_vectors(content: bytes) -> list[str]:
 
 TEXT_READERS: dict[str, Callable[[Path | None], tuple[str, str]]] = {
     "python-docs": _read_python_docs,
+    "python-code": _read_python_code,
     "austen": _read_austen,
 }
 

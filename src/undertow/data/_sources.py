@@ -74,7 +74,7 @@ class Text:
     """Windows of a text, character by character.
 
     Attributes:
-        text: python-docs or austen.
+        text: python-docs, python-code or austen.
         text_root: Folder of a text that you have.
         windows: Training windows; None for all.
         context: Characters in a window.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -56,35 +57,45 @@ def load_text(
     train_size: int | None = None,
     test_size: int | None = None,
     seed: int = 0,
+    characters: str | None = None,
 ) -> Windows:
     """Load a text by name, cut into windows, all of them or a seeded subset.
 
     `python-docs` is the language reference that comes with Python for its `help()`, 0.5 million
-    characters; it differs a little between Python versions. `austen` is Jane Austen's six novels,
-    4 million characters, from the Debian package r-cran-janeaustenr: installed, or in the folder
-    `root` or UNDERTOW_DATA; its checksum is verified.
+    characters, and `python-code` the source of some modules of its standard library, 1.4 million;
+    both differ a little between Python versions. `austen` is Jane Austen's six novels, 4 million
+    characters, from the Debian package r-cran-janeaustenr: installed, or in the folder `root` or
+    UNDERTOW_DATA; its checksum is verified.
 
     Args:
-        name: `python-docs` or `austen`.
+        name: `python-docs`, `python-code` or `austen`.
         context: characters in a window.
         root: the folder that holds the file, or the folder above it.
         train_size: how many training windows to keep; None keeps all, in the text's order.
         test_size: the same for the test windows.
         seed: chooses the subsets. For one seed a smaller subset is part of a larger one.
+        characters: those that a network knows, in ascending order: `Windows.characters` of the text
+            that it was trained on. Windows with others are left out. None: those of this text.
 
     Raises:
         ValueError: an unknown name, a number out of range, or a damaged file.
         FileNotFoundError: the text is not there; the message says how to get it.
     """
     text, source = read_text(name, root)
-    characters = "".join(sorted(set(text)))
-    place = {character: position for position, character in enumerate(characters)}
-    encoded = torch.tensor([place[character] for character in text])
+    characters = "".join(sorted(set(text))) if characters is None else characters
+    encoded = _encoded(text, characters)
     boundary = check_context(context, len(encoded))
     train_seed, test_seed = (stream(seed, part) for part in ("train", "test"))
     train = _windows(encoded[:boundary], context, train_size, train_seed, "train_size")
     test = _windows(encoded[boundary:], context, test_size, test_seed, "test_size")
     return Windows(name, *train, *test, characters=characters, source=source)
+
+
+def _encoded(text: str, characters: str) -> Int[Tensor, " length"]:
+    """Positions in `characters`, -1 for others."""
+    codes, known = (np.frombuffer(own.encode("utf-32-le"), np.uint32) for own in (text, characters))
+    places = np.searchsorted(known, codes).clip(max=len(known) - 1)
+    return torch.from_numpy(np.where(known[places] == codes, places, -1))
 
 
 def _windows(
@@ -94,12 +105,15 @@ def _windows(
     seed: int,
     argument: str,
 ) -> tuple[Int[Tensor, "windows context"], Int[Tensor, "windows context"]]:
-    """Windows of a text and the same one character on."""
-    available = check_windows(argument, size, context, len(text))
+    """Windows of a text and the same one character on, but for those with unknown characters."""
+    whole = (len(text) - 1) // context
+    inputs = text[: whole * context].view(whole, context)
+    targets = text[1 : whole * context + 1].view(whole, context)
+    known = (torch.minimum(inputs, targets) >= 0).all(1)
+    inputs, targets = inputs[known], targets[known]
+    available = check_windows(argument, size, context, len(inputs) * context + 1)
     kept = torch.arange(available)
     if size is not None:
         generator = torch.Generator().manual_seed(seed)
         kept = torch.randperm(available, generator=generator)[:size].sort().values
-    inputs = text[: available * context].view(available, context)
-    targets = text[1 : available * context + 1].view(available, context)
     return inputs[kept], targets[kept]

@@ -5,6 +5,7 @@ from ._as_text import as_text as as_text
 from ._as_text import print_document as print_document
 from ._association import slope as slope
 from ._association import spearman as spearman
+from ._best import best_elsewhere as best_elsewhere
 from ._cells import percent as percent
 from ._cells import printable as printable
 from ._charts import draw_chart as draw_chart

@@ -10,6 +10,7 @@ from undertow.predict._equilibrium import equilibrium as equilibrium
 from undertow.predict._equilibrium import equilibrium_steps as equilibrium_steps
 from undertow.predict._families import FAMILIES as FAMILIES
 from undertow.predict._families import Family as Family
+from undertow.predict._label_noise import label_noise_drift as label_noise_drift
 from undertow.predict._local_sgd import SyncRounds as SyncRounds
 from undertow.predict._local_sgd import local_drift_multiplier as local_drift_multiplier
 from undertow.predict._local_sgd import sync_period as sync_period
@@ -79,6 +80,7 @@ __all__ = [
     "greedy_exponents",
     "initial_spectrum",
     "initial_std",
+    "label_noise_drift",
     "largest_batch",
     "local_drift_multiplier",
     "minimiser_shift",

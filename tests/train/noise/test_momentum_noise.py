@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from undertow import predict
-from undertow.train import momentum_paths, stationary_variance
+from undertow.train import label_noise_imbalances, momentum_paths, stationary_variance
 
 
 def generator() -> torch.Generator:
@@ -97,3 +97,24 @@ def test_an_argument_out_of_range_is_named() -> None:
         variance(regression(), steps=0)
     with pytest.raises(ValueError, match=r"lr must be finite and above 0, got 0.0"):
         ends((0.5,), 0.0, (1,), lr=0.0)
+
+
+ALONG_MINIMA = {"noise": 1.0, "product": -0.7, "imbalance": 2.0}
+
+
+def test_a_step_of_sgd_shrinks_the_imbalance_by_its_residual() -> None:
+    lr, replicas = 0.1, 50
+    after = label_noise_imbalances(
+        (0.0,), lr=lr, steps=1, replicas=replicas, generator=generator(), **ALONG_MINIMA
+    )
+    # From a minimum the residual is the noise alone, -1 or 1.
+    assert after[0].tolist() == pytest.approx([2.0 * (1 - lr**2)] * replicas)
+
+
+def test_over_one_by_lr_squared_steps_the_imbalance_falls_as_predicted() -> None:
+    lr = 1 / 32
+    options = {"steps": 32**2, "replicas": 800, "generator": generator(), **ALONG_MINIMA}
+    left = label_noise_imbalances((0.0, 0.9), lr=lr, **options) / 2.0
+    for own, momentum in zip(left.log().mean(1).tolist(), (0.0, 0.9), strict=True):
+        law = predict.label_noise_drift(lr, momentum, time=1.0, **ALONG_MINIMA)
+        assert own == pytest.approx(law, abs=0.01)

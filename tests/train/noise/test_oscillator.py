@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,20 @@ def test_the_moment_of_sgd_is_that_of_its_recursion(l: int) -> None:  # noqa: E7
     rule = rules.svag(rules.sgd, l)
     assert SGD.linear_moment(rule) == pytest.approx(moment)
     assert simulated(SGD, rule) == pytest.approx(moment, abs=0.01)
+
+
+@pytest.mark.parametrize(("oscillator", "order"), [(SGD, 1), (RMSPROP, 2), (ADAM, 2)])
+def test_the_order_of_svag_is_one_for_sgd_and_two_for_the_others(
+    oscillator: NoisyOscillator, order: int
+) -> None:
+    levels = (4, 8, 16)
+    errors = [
+        oscillator.linear_moment(rules.svag(oscillator.rule, level)) - oscillator.sde_moment()
+        for level in levels
+    ]
+    # In whole powers of the step of time, 1 / l^order: without the second, that of the first.
+    first, second = (4**order * fine - coarse for coarse, fine in pairwise(errors))
+    assert math.log2(first / second) == pytest.approx(order, abs=0.01)
 
 
 @EACH

@@ -33,13 +33,13 @@ class AdaptiveSde(Knobs):
 
     images: Images = Images(train_size=1280)
     text: Text = Text(windows=2048, context=8)
-    levels: Levels = (1, 2, 4, 8)  # SVAG's l on the oscillator; to 4 times as far for SGD
-    paths: Count = 2**16  # of the oscillator, in each of its blocks; 8 times as many for SGD
+    levels: Levels = (1, 2, 4, 8)  # SVAG's l on the oscillator
+    paths: Count = 2**16  # of the oscillator in each of its blocks, times l
     blocks: Count = 10  # repetitions of the oscillator
-    limit_levels: Levels = (1, 2, 4, 8)  # on the network; the last stands for the SDE
+    limit_levels: Levels = (1, 2, 3, 6)  # on the network; the last stands for the SDE
     limit_steps: Count = 64  # Adam's own steps there
     replicas: Count = 48  # runs from the same initial weights, whose mean curve is taken
-    inits: Count = 8  # initial weights
+    inits: Count = 12  # initial weights
     label_noise: Share = 0.6  # share of labels drawn at random, where noise is to dominate
     epochs: Count = 20  # of the runs at several batch sizes, on images
     factors: Factors = (4, 8, 16)  # by which the batch grows
@@ -57,11 +57,6 @@ class AdaptiveSde(Knobs):
             f"{size}": size is not None and not any(size % (batch * k) for k in factors)
             for name, (size, batch, factors) in {"train_size": images, "windows": text}.items()
         }
-
-    def levels_of(self, process: str) -> tuple[int, ...]:
-        """On the oscillator: farther for SGD, of which a time costs l steps instead of l^2."""
-        last = self.levels[-1]
-        return (*self.levels, 2 * last, 4 * last) if process == "sgd" else self.levels
 
 
 CLAIM = Claim(
@@ -81,6 +76,8 @@ CLAIM = Claim(
         "RMSprop from v = 0 without bias correction has no SDE to tend to: noise over sqrt(v), "
         "which grows as sqrt(t), has a variance of the integral of dt / t. Each doubling of l adds "
         "to it. The network's limit is therefore tested with the bias corrected.",
+        "The power -2 is that of the error's leading term. Between l = 1 and 8 the next one still "
+        "bends the curve: the raw slopes of the oscillator run from -3.3 to -2.1.",
         "k = 1 / (1 - beta1) ends what the rule can be written down for, but is no cliff: with "
         "beta1 cut off at 0 beyond it, the deviation goes on growing as it did before.",
     ),
@@ -117,7 +114,7 @@ CLAIM = Claim(
             text_seeds=20,
         ),
     },
-    costs={"smoke": "10 s", "small": "3 min on two cores", "paper": "days on two cores"},
+    costs={"smoke": "10 s", "small": "4 min on two cores", "paper": "days on two cores"},
     home=__name__,
     least_seeds=8,
 )

@@ -8,8 +8,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from undertow.claims import Networks, perceptrons
-from undertow.claims.adaptive_sde import IMAGE_BATCH, SHORT_FACTORS, TEXT_BATCH, AdaptiveSde
+from undertow.claims import Networks, language_models, networks, perceptrons
+from undertow.claims.adaptive_sde import (
+    FACTOR,
+    IMAGE_BATCH,
+    SHORT_FACTORS,
+    TEXT_BATCH,
+    AdaptiveSde,
+)
 from undertow.data import Images, Text
 from undertow.lab import Experiment, grid, rows_of, seeds
 
@@ -21,8 +27,12 @@ if TYPE_CHECKING:
 AVERAGES = ("square root", "half-life", "learning rate only")
 SCALINGS = (*AVERAGES, "linear", "none")
 OPTIMIZERS = {"adam": "Adam", "rmsprop": "RMSprop"}
-PROCESSES = {"sgd": "SGD", "rmsprop": "RMSprop", "adam": "Adam"}
+JUDGED = ("square root", "linear", "none")
+# From v = 0 uncorrected, RMSprop has no SDE; with its bias corrected it is what the rule is for.
+CORRECTED = {"optimizer": "corrected rmsprop"}
+TEXTS: dict[str, dict[str, Any]] = {"text": {}, "text, RMSprop": CORRECTED}
 LONG = {"lr": 3e-4, "beta1": 0.998, "beta2": 0.9995}
+CNN = {"network": "CNN", "label_noise": 0.3, "lr": 3e-4}  # half as noisy as the perceptron's labels
 UNJUDGED = {"adam from step 0": "Adam from step 0"}
 
 Rows = list[dict[str, Any]]
@@ -46,10 +56,11 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRun(Run):
-    """Of a perceptron on images, of which a share has labels drawn at random."""
+    """Of a network on images, of which a share has labels drawn at random."""
 
     images: Images
     label_noise: float
+    network: str = "perceptron"
     lr: float = 1e-4
     batch_size: int = IMAGE_BATCH
 
@@ -90,12 +101,15 @@ class Oscillator:
 
 def experiments(knobs: AdaptiveSde, seed: int) -> dict[str, Experiment]:
     """Batch sizes first, as they take longest; then SVAG on the network and the oscillator."""
-    text = {"series": "text", "epochs": knobs.text_epochs}
-    make = partial(grid, TextRun, knobs, cell=[text], seed=seeds(seed, knobs.text_seeds))
-    base = make(factor=[1], scaling=["base"])  # which on text is most of the cost
-    runs = base + make(factor=knobs.text_factors, scaling=SCALINGS)
+    text = []
+    for name, own in TEXTS.items():
+        cell = own | {"series": name, "epochs": knobs.text_epochs}
+        make = partial(grid, TextRun, knobs, cell=[cell], seed=seeds(seed, knobs.text_seeds))
+        # Base runs first, which are most of the cost.
+        text += make(factor=[1], scaling=["base"])
+        text += make(factor=knobs.text_factors, scaling=JUDGED if own else SCALINGS)
     return {
-        "text": Experiment(runs, on_text, ("scaling", "seed"), 64),
+        "text": Experiment(text, on_text, ("scaling", "seed"), 64),
         "images": Experiment(_image_runs(knobs, seed), on_images, ("scaling", "seed"), 64),
         "limits": Experiment(_limits(knobs, seed), limit_curves, ("seed",), 64),
         "oscillators": Experiment(_oscillators(knobs, seed), oscillate),
@@ -104,10 +118,15 @@ def experiments(knobs: AdaptiveSde, seed: int) -> dict[str, Experiment]:
 
 def _image_runs(knobs: AdaptiveSde, seed: int) -> list[ImageRun]:
     half = {"epochs": max(knobs.epochs // 2, 1)}
+    clean, cnn = {"label_noise": 0.0}, CNN | {"epochs": max(knobs.epochs // 4, 1)}
+    one = (FACTOR,)
     series: dict[str, tuple[dict[str, Any], Sequence[int], Sequence[str]]] = {
         "noisy labels": ({}, knobs.factors, SCALINGS),
-        "clean labels": ({"label_noise": 0.0}, knobs.factors, SCALINGS),
+        "clean labels": (clean, knobs.factors, SCALINGS),
         "RMSprop": ({"optimizer": "rmsprop"}, knobs.factors, SCALINGS),
+        "clean labels, RMSprop": (clean | CORRECTED, one, JUDGED),
+        "CNN": (cnn, one, JUDGED),
+        "CNN, RMSprop": (cnn | CORRECTED, one, JUDGED),
         "long memory": (half | LONG, knobs.factors, AVERAGES),
         "short memory": (half | {"beta1": 0.9}, SHORT_FACTORS, AVERAGES),
     }
@@ -122,34 +141,41 @@ def _image_runs(knobs: AdaptiveSde, seed: int) -> list[ImageRun]:
 
 def _limits(knobs: AdaptiveSde, seed: int) -> list[Limit]:
     *_, before, last = levels = knobs.limit_levels
-    inits = seeds(seed, knobs.inits)
-    make = partial(grid, Limit, knobs, optimizer=OPTIMIZERS, seed=inits)
-    clean = make(label_noise=[0.0], weights=["svag"], level=levels[::-1])
-    clean += make(label_noise=[0.0], weights=["too weak"], level=[before])
-    return clean + make(weights=["svag"], level=[last, levels[0]])
+    make = partial(grid, Limit, knobs, seed=seeds(seed, knobs.inits))
+    clean = {"optimizer": OPTIMIZERS, "label_noise": [0.0]}
+    found = make(**clean, weights=["svag"], level=levels[::-1])
+    found += make(**clean, weights=["too weak"], level=[before])
+    return found + make(optimizer=["adam"], weights=["svag"], level=[last, levels[0]])
 
 
 def _oscillators(knobs: AdaptiveSde, seed: int) -> list[Oscillator]:
-    made = []
-    for process in PROCESSES | UNJUDGED:
-        # SGD's moment is taken as it is, not as a small difference, so that it needs more paths.
-        cell = {"process": process, "paths": knobs.paths * (8 if process == "sgd" else 1)}
-        make = partial(grid, Oscillator, knobs, cell=[cell], seed=seeds(seed, knobs.blocks))
-        levels = knobs.levels_of(process)
-        made += make(weights=["svag"], level=levels[::-1])
-        if process in PROCESSES:
-            made += make(weights=["too weak"], level=levels[-1:])
-    return made
+    make = partial(grid, Oscillator, knobs, seed=seeds(seed, knobs.blocks))
+    # The finer, the smaller is the error; the orders are those of the three finest.
+    finer = [{"level": level, "paths": knobs.paths * level} for level in knobs.levels[::-1]]
+    made = make(process=OPTIMIZERS, weights=["svag"], cell=finer)
+    made += make(process=UNJUDGED, weights=["svag"], level=knobs.levels[::-1])
+    return made + make(process=OPTIMIZERS, weights=["too weak"], level=knobs.levels[-1:])
+
+
+def rule_of(optimizer: str) -> Rule:
+    """Adam, PyTorch's RMSprop, or RMSprop with its bias corrected.
+
+    From v = 0 uncorrected, noise over sqrt(v) ~ sqrt(t) has a variance of the integral of dt / t.
+    """
+    from undertow.train import rules
+
+    known = {"adam": rules.adam, "rmsprop": rules.rmsprop}
+    return known[optimizer] if optimizer in known else rules.adaptive(mean=False)
 
 
 def noisier(rule: Rule, level: int, weights: str) -> Rule:
-    """SVAG; or with noise too weak: its variance is (1 + l) / 2 for SGD's l, and l for l^2."""
+    """SVAG; or with noise too weak, whose variance is l instead of l^2."""
     from undertow.train import rules
 
     amplified = rules.svag(rule, level)
     if weights == "svag" or level == 1:
         return amplified
-    spread = math.sqrt(level if rule.name == "sgd" else 2 * level - 1)
+    spread = math.sqrt(2 * level - 1)
     return replace(amplified, batch_weights=((1 + spread) / 2, (1 - spread) / 2))
 
 
@@ -157,10 +183,8 @@ def oscillator(process: str) -> NoisyOscillator:
     """Coarse, with sigma lr = 1, (1 - beta) / lr^2 = 2 and eps = sigma / 10."""
     from undertow.train import NoisyOscillator, rules
 
-    if process == "sgd":
-        return NoisyOscillator(rules.sgd, rules.Hyper(0.5), noise=1.0, start=1.0, end=2.0)
     rule = rules.rmsprop if process == "rmsprop" else rules.adam
-    hyper, warm = rules.Hyper(0.5, beta1=0.5, beta2=0.5, eps=0.2), process in PROCESSES
+    hyper, warm = rules.Hyper(0.5, beta1=0.5, beta2=0.5, eps=0.2), process in OPTIMIZERS
     return NoisyOscillator(rule, hyper, noise=2.0, start=0.0, end=2.0, warm=warm)
 
 
@@ -184,12 +208,10 @@ def limit_curves(trials: Sequence[Limit]) -> list[Rows]:
     """The log loss of a perceptron, of each start averaged over its replicas; coarse on purpose."""
     import torch
 
-    from undertow.train import Member, rules
+    from undertow.train import Member
 
     first = trials[0]
-    # RMSprop with its bias corrected: from v = 0 uncorrected, noise over sqrt(v) ~ sqrt(t) has a
-    # variance of the integral of dt / t, so that there is no SDE to tend to.
-    own = rules.adam if first.optimizer == "adam" else rules.adaptive(mean=False)
+    own = rule_of("adam" if first.optimizer == "adam" else "corrected rmsprop")
     rule = noisier(own, first.level, first.weights)
     # With replacement: batches of one shuffle are not independent, and SVAG would see the same
     # shuffle in a shorter time.
@@ -219,47 +241,36 @@ def of_images(trial: Limit | ImageRun, hidden: int) -> Callable[..., Networks]:
 
 
 def on_images(trials: Sequence[ImageRun]) -> list[Rows]:
-    """A perceptron, read once an epoch."""
-    return at_batch_size(trials, of_images(trials[0], 64), trials[0].epochs)
+    """A perceptron or a convolutional network, read once an epoch."""
+    first = trials[0]
+    kind = convolutional(first) if first.network == "CNN" else of_images(first, 64)
+    return at_batch_size(trials, kind, first.epochs)
 
 
-def text_networks(
-    trial: TextRun,
-    members: Sequence[Member],
-    *,
-    init_seeds: Sequence[int],
-    data_seeds: Sequence[int],
-    **options: Any,
-) -> Networks:
-    """Small causal transformers, whose weights and windows come from these seeds."""
+def convolutional(trial: ImageRun) -> Callable[..., Networks]:
+    """Two convolutions and a linear layer, of 2,000 weights on 8 x 8 pixels."""
     import torch
-    from torch.nn import functional
+    from torch import nn
 
     from undertow import models
-    from undertow.train import Ensemble
 
-    own = sorted(set(data_seeds))
-    texts = [trial.text.load(test_size=512, seed=seed) for seed in own]
-    pool = (
-        torch.cat([part for text in texts for part in (text.train_inputs, text.test_inputs)]),
-        torch.cat([part for text in texts for part in (text.train_targets, text.test_targets)]),
-    )
-    rows = torch.arange(len(pool[0])).view(len(own), -1)[[own.index(seed) for seed in data_seeds]]
-    train, held_out = rows.tensor_split([len(texts[0].train_inputs)], dim=1)
-    sizes = (len(texts[0].characters), pool[0].shape[1])
-    made = [
-        models.transformer(*sizes, width=32, depth=1, generator=torch.Generator().manual_seed(seed))
-        for seed in init_seeds
-    ]
-    options |= {"path": "vmap", "samples": train}
-    ensemble = Ensemble(made, functional.cross_entropy, pool, members, **options)
-    return Networks(ensemble, pool, train, held_out, sizes[0])
+    shape = trial.images.load().input_shape
+
+    def made(members: Sequence[Member], *, init_seeds: Sequence[int], **options: Any) -> Networks:
+        def model(features: int, classes: int) -> list[nn.Module]:
+            own = [torch.Generator().manual_seed(seed) for seed in init_seeds]
+            nets = [models.conv_net(shape, (8, 16), classes, generator=each) for each in own]
+            return [nn.Sequential(nn.Unflatten(1, shape), *net) for net in nets]
+
+        return networks(trial.images, model, members, **options)
+
+    return partial(made, label_noise=trial.label_noise, path="vmap")
 
 
 def on_text(trials: Sequence[TextRun]) -> list[Rows]:
     """A small causal transformer, read four times an epoch."""
     # 512 windows are enough to tell curves apart.
-    kind = partial(text_networks, trials[0])
+    kind = partial(language_models, trials[0].text)
     return at_batch_size(trials, kind, 4 * trials[0].epochs, shown=512)
 
 
@@ -276,10 +287,10 @@ def at_batch_size(
     import torch
 
     from undertow import measure
-    from undertow.train import Member, rules
+    from undertow.train import Member
 
     first = trials[0]
-    batch_size, rule = first.batch_size * first.factor, getattr(rules, first.optimizer)
+    batch_size, rule = first.batch_size * first.factor, rule_of(first.optimizer)
     settings, clipped = zip(*map(hyper, trials), strict=True)
     # One shuffle for every batch size: a larger batch is the union of smaller ones.
     members = [
@@ -288,18 +299,18 @@ def at_batch_size(
     ]
     starts = [trial.seed for trial in trials]
     own_seeds: dict[str, Any] = {"init_seeds": starts, "data_seeds": starts}
-    networks = kind(members, batch_size=batch_size, rule=rule, **own_seeds)
-    ensemble, seen = networks.ensemble, networks.train[:, :shown]
-    steps = networks.train.shape[1] * first.epochs // batch_size
+    found = kind(members, batch_size=batch_size, rule=rule, **own_seeds)
+    ensemble, seen = found.ensemble, found.train[:, :shown]
+    steps = found.train.shape[1] * first.epochs // batch_size
     losses, noise = [], {}
     for reading in range(readings + 1):
         ensemble.train(steps * reading // readings - ensemble.steps_taken)
         if reading == readings // 2:
             base = [run for run in ensemble.alive if trials[run].scaling == "base"]
-            found = {run: measure.gradient_noise(networks.objective(run)) for run in base}
-            noise = {run: own.noise_to_signal / first.batch_size for run, own in found.items()}
-        losses.append(ensemble.evaluate(*networks.pool, samples=seen).loss.double().log())
-    tested = networks.tested()
+            measured = {run: measure.gradient_noise(found.objective(run)) for run in base}
+            noise = {run: own.noise_to_signal / first.batch_size for run, own in measured.items()}
+        losses.append(ensemble.evaluate(*found.pool, samples=seen).loss.double().log())
+    tested = found.tested()
     facts = {
         "diverged": [run not in ensemble.alive for run in range(len(trials))],
         "clipped": clipped,
@@ -323,7 +334,8 @@ def hyper(trial: Run) -> tuple[dict[str, Any], bool]:
         return own | {"lr": trial.lr * math.sqrt(trial.factor)}, False
     halved = trial.scaling == "half-life"
     clipped = trial.optimizer == "adam" and trial.factor * (1 - trial.beta1) >= 1 and not halved
-    kind: Any = "rmsprop" if clipped else trial.optimizer  # Adam without a mean is RMSprop
+    # Adam without a mean is RMSprop.
+    kind: Any = "adam" if trial.optimizer == "adam" and not clipped else "rmsprop"
     if kind == "rmsprop":
         del own["beta1"]
     moved = predict.rescale(

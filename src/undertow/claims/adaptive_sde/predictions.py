@@ -11,9 +11,20 @@ import polars as pl
 from undertow import lab
 from undertow.claims import Records
 from undertow.claims.adaptive_sde import FACTOR, SHORT_FACTORS, AdaptiveSde
-from undertow.claims.adaptive_sde.experiments import OPTIMIZERS, PROCESSES, times
-from undertow.lab import Prediction, Reading, at_most, at_most_times, no_less, of, of_means, within
+from undertow.claims.adaptive_sde.experiments import OPTIMIZERS, TEXTS, times
+from undertow.lab import (
+    Prediction,
+    Reading,
+    at_most,
+    at_most_times,
+    near,
+    no_less,
+    of,
+    of_means,
+    within,
+)
 
+WITH = ("", ", RMSprop")
 RIVALS = {"linear": "linear", "none": "no scaling"}
 APART = dict.fromkeys(("deviation", "share", "predicted", "predicted_share"), pl.Float64)
 BETAS = {"long memory": "betas of 0.998 and 0.9995", "RMSprop": "RMSprop", "text": "text"}
@@ -47,12 +58,11 @@ def summary(records: Records, knobs: AdaptiveSde) -> str:
 
 
 def _of_oscillators(knobs: AdaptiveSde) -> dict[str, Prediction]:
-    bounds = dict.fromkeys(PROCESSES, (-2.6, -1.6, "order 1/l^2, over l of at least 2"))
-    bounds["sgd"] = (-1.25, -0.85, "order 1/l, the slope of log error on log l")
     orders, controls = {}, {}
-    for process, name in PROCESSES.items():
-        low, high, why = bounds[process]
-        orders[f"weak order of SVAG, {name}"] = within(low, high, order(process, knobs), why)
+    for process, name in OPTIMIZERS.items():
+        orders[f"weak order of SVAG, {name}"] = near(
+            -2, 0.25, order(process, knobs), "1/l^2, with the next order eliminated", against=1
+        )
         read, why = kept_error(process, knobs), "of the bare rule's error at the finest l"
         controls[f"error kept with weaker noise, {name}"] = no_less(0.5, read, why, control=True)
     return orders | controls
@@ -66,25 +76,32 @@ def _of_limits(knobs: AdaptiveSde) -> dict[str, Prediction]:
         right, weak = (nearer(optimizer, weights, knobs) for weights in ("svag", "too weak"))
         found |= {
             f"{name}, SVAG({before}) over SVAG(1): distance from SVAG({last})": at_most(
-                0.4, right, "the trajectories converge"
+                0.4, right, "the trajectories converge", against=1
             ),
             f"{name} with weaker noise: the same": no_less(1, weak, weaker, control=True),
-            f"{name}'s own distance from its SDE, noisy labels": at_most(
-                0.1, share_of_drop(optimizer, knobs), "of the drop in log loss"
-            ),
         }
-    return found
+    return found | {
+        "Adam's own distance from its SDE, noisy labels": at_most(
+            0.1, share_of_drop("adam", knobs), "of the drop in log loss", against=0.5
+        )
+    }
 
 
 def _of_rule(knobs: AdaptiveSde) -> dict[str, Prediction]:
     whole, largest = "square root", max(knobs.factors)
-    factors = {"noisy labels": (FACTOR, largest), "RMSprop": (FACTOR, largest)}
+    factors: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("noisy labels", "RMSprop"), (FACTOR, largest)
+    )
+    # At the largest batch signal dominates in these: the rule is then the best of three bad ones.
+    factors |= {name + more: (FACTOR,) for name in ("clean labels", "CNN") for more in WITH}
     cells = [(s, k, rival) for s, own in factors.items() for k in own for rival in RIVALS]
     # At k = 4 text's linear runs lie within what the order of the data alone does to a curve.
-    cells += [("text", FACTOR, "none"), *(("text", max(knobs.text_factors), r) for r in RIVALS)]
+    last = max(knobs.text_factors)
+    for series in TEXTS:
+        cells += [(series, FACTOR, "none"), *((series, last, rival) for rival in RIVALS)]
     found = {
         f"{series}, k = {k}: square root over {RIVALS[rival]}": at_most_times(
-            0.5, scaled(series, k, whole), scaled(series, k, rival)
+            0.5, scaled(series, k, whole), scaled(series, k, rival), against=1
         )
         for series, k, rival in cells
     }
@@ -97,9 +114,13 @@ def _of_rule(knobs: AdaptiveSde) -> dict[str, Prediction]:
     accuracy = "change of test accuracy"
     return found | {
         f"no scaling, k = {FACTOR}: predicted over measured deviation": within(
-            0.8, 1.25, slower / measured, "it is the base curve, sqrt(k) times slower"
+            *(0.8, 1.25, slower / measured),
+            "it is the base curve, sqrt(k) times slower",
+            against=(0.5, 2),
         ),
-        f"{accuracy}, square root, k = {largest}": at_most(0.02, kept, "on noisy labels"),
+        f"{accuracy}, square root, k = {largest}": at_most(
+            0.02, kept, "on noisy labels", against=0.05
+        ),
         f"{accuracy}, no scaling, k = {largest}": no_less(0.05, lost, "it shows", control=True),
     }
 
@@ -120,7 +141,7 @@ def _of_edges() -> dict[str, Prediction]:
     for series, name in BETAS.items():
         ratio = scaled(series, FACTOR, "learning rate only") / scaled(series, FACTOR, whole)
         found[f"{name}, k = {FACTOR}: learning rate only over the whole rule"] = no_less(
-            1.5, ratio, "the betas must scale, too; a ratio of deviations"
+            1.5, ratio, "the betas must scale, too; a ratio of deviations", against=1
         )
     return found
 
@@ -139,11 +160,13 @@ def _of_averages(knobs: AdaptiveSde) -> dict[str, Prediction]:
             for scaling in ("half-life", "square root", "learning rate only")
         )
         found[f"{name}: beta^k over 1 - k (1 - beta)"] = within(
-            0.8, 1.25, halved / whole, "they agree to first order; a ratio of deviations"
+            *(0.8, 1.25, halved / whole),
+            "they agree to first order; a ratio of deviations",
+            against=(0.5, 2),
         )
         if series != "noisy labels":
             found[f"{name}: betas kept over beta^k"] = no_less(
-                1.5, kept / halved, "a long memory must scale; a ratio of deviations"
+                1.5, kept / halved, "a long memory must scale; a ratio of deviations", against=1
             )
     return found
 
@@ -158,18 +181,24 @@ def error(process: str, level: int, weights: str = "svag") -> Reading:
 
 
 def order(process: str, knobs: AdaptiveSde) -> Reading:
-    """The slope of log |mean error| on log l, for adaptive rules over levels of at least 2."""
-    levels = knobs.levels_of(process)[process != "sgd" :]
+    """The power of l in the error's leading term, from the three finest levels.
 
-    def slope(errors: np.ndarray) -> float:
-        return float(np.polyfit(np.log(levels), np.log(np.abs(errors)), 1)[0])
+    In the step of time, lr^2 / l^2, the weak error has whole powers: it is C / l^2 + D / l^4 + ...
+    Two levels a and b = r a give (r^4 e(b) - e(a)) / (r^2 - 1) = C / a^2, without D.
+    """
+    levels = np.array(knobs.levels[-3:], dtype=float)
 
-    return of_means([error(process, level) for level in levels], slope)
+    def power(errors: np.ndarray) -> float:
+        ratios = levels[1:] / levels[:-1]
+        leading = np.abs((ratios**4 * errors[1:] - errors[:-1]) / (ratios**2 - 1))
+        return float(np.log(leading[1] / leading[0]) / np.log(levels[1] / levels[0]))
+
+    return of_means([error(process, int(level)) for level in levels], power)
 
 
 def kept_error(process: str, knobs: AdaptiveSde) -> Reading:
     """|Error| at the finest level with noise that is too weak, over that of the bare rule."""
-    weak = error(process, knobs.levels_of(process)[-1], "too weak")
+    weak = error(process, knobs.levels[-1], "too weak")
     return of_means([weak, error(process, 1)], lambda errors: abs(errors[0] / errors[1]))
 
 
@@ -203,16 +232,20 @@ def nearer(optimizer: str, weights: str, knobs: AdaptiveSde) -> Reading:
 
 
 def share_of_drop(optimizer: str, knobs: AdaptiveSde) -> Reading:
-    """The bare optimizer's distance where noise dominates, over the drop in log loss."""
+    """How far the bare optimizer's mean curve lies to one side of the finest, over the drop.
+
+    The difference is averaged over time with its sign, so that what replicas leave of noise is not
+    taken for distance.
+    """
     noise = knobs.label_noise
-    curves = [curve(optimizer, at, knobs, noise=noise) for at in (1, knobs.limit_levels[-1])]
+    start = of("limits", "log_loss", label_noise=noise, time=0.0, optimizer=optimizer, level=1)
+    bare, fine = (curve(optimizer, at, knobs, noise=noise) for at in (1, knobs.limit_levels[-1]))
 
-    def read(records: Records) -> lab.Effect:
-        start = of("limits", "log_loss", label_noise=noise, time=0.0)(records).mean()
-        share = of_means(curves, lambda c: distance(*c) / float(start - c[1, -1]))
-        return share.effect(records)
+    def share(means: np.ndarray) -> float:
+        begin, first, second = means[0, 0], means[1], means[2]
+        return float(abs((first - second).mean()) / (begin - second[-1]))
 
-    return Reading(read)
+    return of_means([[start] * len(bare), bare, fine], share)
 
 
 # ---- readings of batch sizes
@@ -220,7 +253,7 @@ def share_of_drop(optimizer: str, knobs: AdaptiveSde) -> Reading:
 
 def scaled(series: str, factor: int, scaling: str, column: str = "deviation") -> Reading:
     """A column of `deviations`."""
-    experiment = "text" if series == "text" else "images"
+    experiment = "text" if series in TEXTS else "images"
     where: dict[str, Any] = {"series": series, "factor": factor, "scaling": scaling}
     return Reading(lambda found: lab.per_seed(deviations(found[experiment]), column, **where))
 

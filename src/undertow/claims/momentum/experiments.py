@@ -1,31 +1,29 @@
-"""Recursions and simulated paths, least squares on real inputs, and networks, with and without."""
+"""Recursions, paths, least squares, two layers, networks and language models, with and without."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from undertow.claims import Networks, perceptrons
+from undertow.claims import Networks, language_models, perceptrons
 from undertow.claims.momentum import BATCH, Momentum
-from undertow.data import Images
+from undertow.data import Images, Text
 from undertow.lab import Experiment, grid, rows_of, seeds
 
+if TYPE_CHECKING:
+    from undertow.train import Member
+    from undertow.train.rules import Rule
+
 ORDERS = {0.0: 0.5, 0.5: 2.0, 1.0: 8.0}  # 1 - momentum = scale x lr^alpha: the scale by alpha
-NOISES = ("additive", "state-dependent")
 CURVATURES = (0.1, 0.5, 1.0, 1.5)  # lr x sharpness of the stationary runs
 PAIR = ("sgd", "momentum")
+# Along minima under label noise: from u^2 - v^2 = 4 at u v = 1, over 1 / lr^2 steps.
+ALONG_MINIMA: dict[str, Any] = {"noise": 1.0, "product": 1.0, "imbalance": 4.0}
+TUNING_BATCH, TUNING_EPOCHS = 8, 8  # of the language models
 TIMES = 4  # equal parts of the horizon at which moments of paths are compared
 
 Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Recursion:
-    """E x^2 of both methods on x^2 / 2, by the exact recursion of second moments."""
-
-    noise: str
-    exponents: tuple[int, ...] = (8, 9, 10, 11, 12, 13, 14)  # lr = 2^-n
 
 
 @dataclass(frozen=True)
@@ -51,57 +49,89 @@ class Stationary:
 
 
 @dataclass(frozen=True)
-class Network:
+class Long:
+    """Two layers under label noise for 1 / lr^2 steps; by both methods, and at the same raw lr."""
+
+    momentum: float
+    long_exponents: tuple[int, ...]
+    long_replicas: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
     """A network trained by sgd, by momentum at lr x (1 - beta), or by raw: momentum at lr."""
 
     images: Images
     width: int
     batch_size: int
-    steps: int
     momentum: float
     lr: float
     method: str
-    level: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network(Trained):
+    """At a constant rate; with l times as many steps of lr / l, those of svag, or full batches."""
+
+    steps: int
+    kind: str = "plain"
+    level: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned(Trained):
+    """To the end, at a rate that falls to zero."""
+
+    epochs: int
+    label_noise: float
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A transformer trained on one text, and from there on a few windows of another."""
+
+    text: Text
+    tuning_text: Text
+    pretrain_steps: int
+    tuning_lrs: tuple[float, ...]
+    momentum: float
     seed: int
 
 
 def experiments(knobs: Momentum, seed: int) -> dict[str, Experiment]:
-    """The networks, and for every seed paths and stationary runs; the exact recursions."""
+    """The longest first: language models and networks; and for every seed what is small."""
     own = seeds(seed, knobs.seeds)
-    svag = [{"lr": knobs.large_lr, "level": level} for level in sorted(knobs.svag_levels)[::-1]]
-    plain = [{"lr": lr, "level": 1} for lr in knobs.lrs]
+    finer = [
+        {"lr": knobs.large_lr, "level": level, "kind": kind}
+        for kind in ("svag", "plain")
+        for level in sorted(knobs.levels)[::-1]
+    ]
+    finer += [{"lr": knobs.large_lr, "kind": "full batch"}]
+    networks = grid(Network, knobs, cell=finer, method=PAIR, seed=own)
+    networks += grid(Network, knobs, lr=knobs.lrs, method=(*PAIR, "raw"), seed=own)
+    noisy = [{"batch_size": size} for size in knobs.tuned_batches]
+    cells = [*noisy, noisy[-1] | {"label_noise": 0.0}]
+    more = seeds(seed, knobs.tuned_seeds)
+    tuned = grid(Tuned, knobs, cell=cells, lr=knobs.tuned_lrs, method=PAIR, seed=more)
     size = knobs.regression_size or knobs.images.train_size
     fewer = replace(knobs.images, train_size=size)
-    networks = grid(Network, knobs, cell=svag, method=PAIR, seed=own)
-    networks += grid(Network, knobs, cell=plain, method=(*PAIR, "raw"), seed=own)
     stationary = grid(Stationary, knobs, images=[fewer], order=("replacement", "epochs"), seed=own)
+    models = grid(LanguageModel, knobs, seed=seeds(seed, knobs.text_seeds))
     return {
-        "networks": Experiment(networks, train, together=("seed",)),
+        "language": Experiment(models, fine_tune, ("seed",), 6),
+        "networks": Experiment(networks, train, ("seed",)),
+        "tuned": Experiment(tuned, train_to_the_end, ("seed",)),
         "paths": Experiment(grid(Paths, knobs, seed=own), simulate),
+        "long": Experiment(grid(Long, knobs, seed=own), along_minima),
         "stationary": Experiment(stationary, stationary_variances),
-        "recursions": Experiment(grid(Recursion, knobs, noise=NOISES), recursions),
     }
 
 
 def momenta(lr: float) -> dict[float, float]:
     """The momentum at a learning rate, by alpha."""
     return {alpha: 1 - scale * lr**alpha for alpha, scale in ORDERS.items()}
-
-
-def recursions(trial: Recursion) -> Rows:
-    """The exact gap at each rate, for every alpha."""
-    from undertow.predict import momentum_gap
-
-    spread = 0.5 if trial.noise == "state-dependent" else 0.0
-    return [
-        {
-            "exact_gap": momentum_gap(2.0**-exponent, kept, spread=spread),
-            "exponent": exponent,
-            "alpha": alpha,
-        }
-        for exponent in trial.exponents
-        for alpha, kept in momenta(2.0**-exponent).items()
-    ]
 
 
 def simulate(trial: Paths) -> Rows:
@@ -159,45 +189,127 @@ def stationary_variances(trial: Stationary) -> Rows:
     )
 
 
+def along_minima(trial: Long) -> Rows:
+    """How much of u^2 - v^2 is left, as the mean log over replicas, and what theory leaves."""
+    import torch
+
+    from undertow import predict
+    from undertow.train import label_noise_imbalances
+
+    generator = torch.Generator().manual_seed(trial.seed)
+    settings: dict[str, Any] = {"generator": generator, "replicas": trial.long_replicas}
+    kept = trial.momentum
+    rows = []
+    for exponent in trial.long_exponents:
+        for method, beta, raw in (
+            ("sgd", 0.0, 1.0),
+            ("momentum", kept, 1.0),
+            ("raw", kept, 1 - kept),
+        ):
+            lr = 2.0**-exponent
+            ends = label_noise_imbalances(
+                (beta,), lr=lr / raw, steps=4**exponent, **settings, **ALONG_MINIMA
+            )
+            # What is balanced has no logarithm; a thousandth of the start stands for it.
+            left = (ends[0] / ALONG_MINIMA["imbalance"]).clamp_min(1e-3).log().mean()
+            law = predict.label_noise_drift(lr, beta, time=1.0, **ALONG_MINIMA)
+            rows.append({"method": method, "lr": lr, "log_left": float(left), "predicted": law})
+    return rows
+
+
 def train(trials: Sequence[Network]) -> list[Rows]:
-    """One cell: all seeds, with the loss that SGD had where momentum's lag leaves it."""
-    from undertow import measure, predict
-
-    first, networks = trials[0], _networks(trials)
-    ensemble, steps = networks.ensemble, first.steps * first.level
-    moved = predict.averaged_lr([(1 - first.momentum) * first.lr] * steps, first.momentum)
-    # In short runs with much momentum the lag is longer than what follows the first quarter.
-    behind = round(float(moved.sum()) / first.lr) if first.method == "sgd" else None
-    early = steps // 4 if first.level == 1 else None
-    facts: dict[str, Any] = {}
-    for step in ensemble.read_at(step for step in (early, behind) if step is not None):
-        if step == early:
-            edges: list[float | None] = [None] * len(trials)
-            for e in ensemble.alive:
-                sharpest = measure.sharpness(networks.objective(e), rtol=0.05).eigenvalues[0]
-                edges[e] = first.lr * float(sharpest)
-            facts["edge"] = edges
-        if step == behind:
-            facts["lagged_loss"] = networks.fit().loss
-    ensemble.train(steps - ensemble.steps_taken)
-    facts |= {
-        "diverged": ensemble.diverged,
-        "loss": networks.fit().loss,
-        "accuracy": networks.tested().accuracy,
-    }
-    return [[row] for row in rows_of(facts)]
-
-
-def _networks(trials: Sequence[Network]) -> Networks:
-    from undertow.train import Member, rules
+    """One cell: all seeds, with lr x sharpness a quarter of the way."""
+    from undertow import measure
+    from undertow.train import rules
 
     first = trials[0]
-    kept = 0.0 if first.method == "sgd" else first.momentum
-    lr = first.lr if first.method == "raw" else (1 - kept) * first.lr
-    rule = rules.sgd if first.method == "sgd" else rules.momentum
     # Independent batches, as the theory has them: over shuffled epochs noise cancels.
-    members = [Member(trial.seed, lr, momentum=kept, order="replacement") for trial in trials]
-    options: dict[str, Any] = {"rule": rules.svag(rule, first.level), "path": "fused"}
-    return perceptrons(
-        first.images, (first.width,), members, batch_size=first.batch_size, **options
+    order = "full" if first.kind == "full batch" else "replacement"
+    finer = first.level if first.kind == "plain" else 1
+    rule, members = by_method(trials, first.method, first.lr / finer, order=order)
+    if first.kind == "svag":
+        rule = rules.svag(rule, first.level)
+    networks = _perceptrons(first, members, rule=rule)
+    facts: dict[str, Any] = {}
+    networks.ensemble.train(first.steps // 4)
+    if (first.kind, first.level) == ("plain", 1):
+        edges: list[float | None] = [None] * len(trials)
+        for e in networks.ensemble.alive:
+            sharpest = measure.sharpness(networks.objective(e), rtol=0.05).eigenvalues[0]
+            edges[e] = first.lr * float(sharpest)
+        facts["edge"] = edges
+    networks.ensemble.train(first.steps * first.level - first.steps // 4)
+    return [[row] for row in rows_of(facts | at_the_end(networks))]
+
+
+def train_to_the_end(trials: Sequence[Tuned]) -> list[Rows]:
+    """One cell, with the batches of one shuffle an epoch, as is usual, and half a cosine."""
+    from undertow.train import schedules
+
+    first = trials[0]
+    size = first.images.train_size or len(first.images.load().train_targets)
+    steps = max(first.epochs * size // first.batch_size, 1)
+    rule, members = by_method(trials, first.method, first.lr, schedule=schedules.Cosine(steps))
+    networks = _perceptrons(first, members, rule=rule, label_noise=first.label_noise)
+    networks.ensemble.train(steps)
+    return [[row] for row in rows_of(at_the_end(networks))]
+
+
+def _perceptrons(trial: Trained, members: Sequence[Member], **options: Any) -> Networks:
+    shown: dict[str, Any] = {"batch_size": trial.batch_size, "path": "fused"} | options
+    return perceptrons(trial.images, (trial.width,), members, **shown)
+
+
+def by_method(
+    trials: Sequence[Network | Tuned | LanguageModel], method: str, lr: float, **options: Any
+) -> tuple[Rule, list[Member]]:
+    """A method's rule, and members with this effective learning rate."""
+    from undertow.train import Member, rules
+
+    kept = 0.0 if method == "sgd" else trials[0].momentum
+    own = lr if method == "raw" else (1 - kept) * lr
+    rule = rules.sgd if method == "sgd" else rules.momentum
+    return rule, [Member(trial.seed, own, momentum=kept, **options) for trial in trials]
+
+
+def at_the_end(networks: Networks) -> dict[str, Any]:
+    """What is compared of trained networks."""
+    fit, tested = networks.fit(), networks.tested()
+    return {
+        "diverged": networks.ensemble.diverged,
+        "loss": fit.loss,
+        "log_loss": fit.loss.double().log(),
+        "test_loss": tested.loss,
+        "accuracy": tested.accuracy,
+    }
+
+
+def fine_tune(trials: Sequence[LanguageModel]) -> list[Rows]:
+    """Each model is trained on a text by Adam, and tuned on the same windows at every rate."""
+    from undertow.train import Member, rules, schedules
+
+    first, count = trials[0], len(trials)
+    own = [trial.seed for trial in trials]
+    adam = [Member(seed, 3e-3) for seed in own]
+    known = language_models(
+        *(first.text, adam), init_seeds=own, data_seeds=[0] * count, batch_size=16, rule=rules.adam
     )
+    known.ensemble.train(first.pretrain_steps)
+    taught: dict[str, Any] = {
+        "modules": [known.ensemble.module(e) for e in range(count)],
+        "characters": first.text.load().characters,
+        "data_seeds": own,
+    }
+    shown = len(first.tuning_text.load().train_inputs)
+    falling = schedules.Cosine(shown * TUNING_EPOCHS // TUNING_BATCH)
+    cells = [(method, lr) for lr in first.tuning_lrs for method in PAIR]
+    rows: list[Rows] = [[] for _ in trials]
+    for method, lr in (*cells, ("raw", first.tuning_lrs[0])):
+        rule, members = by_method(trials, method, lr, schedule=falling)
+        taught |= {"batch_size": TUNING_BATCH, "rule": rule}
+        networks = language_models(first.tuning_text, members, **taught)
+        networks.ensemble.train(falling.total)
+        facts = at_the_end(networks) | {"method": method, "lr": lr}
+        for found, row in zip(rows, rows_of(facts), strict=True):
+            found.append(row)
+    return rows

@@ -1,4 +1,4 @@
-"""The figures of momentum: orders, stationary variances, networks, and SVAG."""
+"""The figures of momentum: orders, variances at rest, networks, finer steps, and tuned rates."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import polars as pl
 from undertow import predict
 from undertow.claims import Records
 from undertow.claims.momentum import Momentum
-from undertow.claims.momentum.experiments import CURVATURES, NOISES, ORDERS
-from undertow.claims.momentum.predictions import gap, largest_gap, log_gap, value, variance
+from undertow.claims.momentum.experiments import CURVATURES, ORDERS, momenta
+from undertow.claims.momentum.predictions import PLAIN, largest_gap, log_gap, variance
 from undertow.lab import Charts, beside, figure, intervals, kept, labels, means
 
 NAMES = {"sgd": "SGD", "momentum": "momentum, lr x (1 - beta)", "raw": "momentum, same raw lr"}
@@ -20,39 +20,31 @@ draw = Charts(
     gap="momentum - SGD",
     moments="largest gap of E x^2",
     loss="train loss",
+    test_loss="test loss",
     curvature="learning rate x sharpness",
     ratio="variance ratio",
-    level="l of SVAG",
+    level="l",
 )
 
 
 @figure("The weak error falls as lr^(1 - alpha), and not at all at alpha = 1")
 def order(records: Records, knobs: Momentum) -> Any:
     """Largest difference of E x^2 between momentum and SGD at equal effective learning rate, with
-    1 - momentum in proportion to lr^alpha and noise of variance 1 / lr. Dashed: the order
-    1 - alpha. The theorem guarantees half of it.
+    1 - momentum in proportion to lr^alpha and noise of variance 1 / lr: simulated (points), and
+    exactly on a quadratic loss (dashed). The order is 1 - alpha; the theorem guarantees half of it.
     """
-    exact = records["recursions"].filter(noise=NOISES[1])
-    simulated = [
-        {"alpha": alpha, "exponent": n, "moments": largest_gap(records, alpha, n)}
-        for alpha in ORDERS
-        for n in knobs.path_exponents
-    ]
-    parts = {
-        "exact, quadratic": exact.select("alpha", "exponent", moments="exact_gap"),
-        "simulated, not quadratic": pl.DataFrame(simulated),
-    }
-    rows = pl.concat(
-        part.with_columns(what=pl.lit(name), lr=0.5 ** pl.col("exponent"))
-        for name, part in parts.items()
+    cells = [(alpha, n) for alpha in ORDERS for n in knobs.path_exponents]
+    rows = pl.DataFrame(
+        {
+            "alpha": [alpha for alpha, _ in cells],
+            "lr": [0.5**n for _, n in cells],
+            "moments": [largest_gap(records, alpha, n) for alpha, n in cells],
+            "law": [predict.momentum_gap(0.5**n, momenta(0.5**n)[a], spread=0.5) for a, n in cells],
+        }
     ).with_columns(order=labels("alpha = {:g}", "alpha"))
-    finest = rows.filter(what="exact, quadratic").sort("alpha", "lr")
-    law = finest.with_columns(
-        moments=pl.col("moments").first().over("alpha")
-        * (pl.col("lr") / pl.col("lr").first().over("alpha")).pow(1 - pl.col("alpha"))
-    )
+    law = rows.select("lr", "order", moments="law")
     lines = draw.lines(law, "lr", "moments", "order", dash=True, log="xy")
-    return lines + draw.points(rows, "lr", "moments", "order", shape="what", log="xy")
+    return lines + draw.points(rows, "lr", "moments", "order", log="xy")
 
 
 @figure("What momentum does to the stationary noise is set by lr x sharpness")
@@ -79,44 +71,53 @@ def variances(records: Records, knobs: Momentum) -> Any:
 
 @figure("On a network: alike while steps are small, then only momentum is stable", "networks")
 def network(records: Records, knobs: Momentum) -> Any:
-    """Train loss after {steps} steps, mean over seeds. Right: what is left between the two, cut off
-    where SGD fails, and the lag predicted from SGD itself, stopped beta / (1 - beta) steps earlier.
-    Without the factor 1 - beta nothing agrees.
+    """Train loss after {steps} steps, mean over seeds. Right: log train loss of momentum minus that
+    of SGD at effective learning rate {large_lr:g}, with 95% intervals, by l times as many steps of
+    lr / l, and by SVAG, which keeps the noise meanwhile.
     """
-    runs = kept(records["networks"]).filter(level=1)
-    losses = means(runs, ("method", "lr"), ("loss",))
-    named = losses.with_columns(pl.col("method").replace_strict(NAMES))
-    lag = pl.col("lagged_loss") - pl.col("loss")
-    left = {("measured", lr): gap("loss", lr) for lr in knobs.lrs}
-    left |= {("predicted by the lag", lr): value(lag, lr, method="sgd") for lr in knobs.lrs}
-    read = {cell: reading(records) for cell, reading in left.items()}
-    gaps = intervals(read, "what", "lr", value="gap")
+    losses = means(
+        kept(records["networks"]).filter(**PLAIN), ("method", "lr"), ("loss",)
+    ).with_columns(pl.col("method").replace_strict(NAMES))
+    kinds, large = {"plain": "plain steps", "svag": "SVAG"}, knobs.large_lr
+    cells = {(name, 1): log_gap(large)(records) for name in kinds.values()}
+    for kind, name in kinds.items():
+        for level in sorted(knobs.levels):
+            cells[name, level] = log_gap(large, level, kind)(records)
+    finer = intervals(cells, "steps", "level", value="gap")
     return beside(
-        draw.lines(named, "lr", "loss", "method", log="xy"),
-        draw.lines(gaps, "lr", "gap", "what", log="x", domain=(-0.05, 0.03)),
+        draw.lines(losses, "lr", "loss", "method", log="xy"),
+        draw.lines(finer, "level", "gap", "steps", log="x"),
     )
 
 
-@figure("SVAG closes the gap")
-def svag(records: Records, knobs: Momentum) -> Any:
-    """Log train loss of momentum minus that of SGD at effective learning rate {large_lr:g}, with
-    95% intervals. SVAG divides what curvature adds to a step by l and leaves the noise.
+@figure("Tuned: the same where noise sets the best rate, not where stability does", "tuned")
+def tuned(records: Records, knobs: Momentum) -> Any:
+    """Train loss at the end by effective learning rate, mean over seeds: with {label_noise:.0%} of
+    the labels drawn at random, with clean labels, and test loss of the tuned language model.
     """
-    levels = (1, *sorted(knobs.svag_levels))
-    gaps = {level: log_gap(knobs.large_lr, level)(records) for level in levels}
-    closing = intervals(gaps, "level", value="gap")
-    return draw.lines(closing, "level", "gap", log="x")
+    runs = kept(records["tuned"]).filter(batch_size=knobs.tuned_batches[-1])
+    panels = []
+    for noise, title in ((knobs.label_noise, "noisy labels"), (0.0, "clean labels")):
+        losses = means(runs.filter(label_noise=noise), ("method", "lr"), ("loss",))
+        panels.append((losses, "loss", title))
+    models = kept(records["language"]).filter(pl.col("method") != "raw")
+    panels.append((means(models, ("method", "lr"), ("test_loss",)), "test_loss", "language model"))
+    lines = []
+    for rows, column, title in panels:
+        named = rows.with_columns(pl.col("method").replace_strict(NAMES))
+        line = draw.lines(named, "lr", column, "method", log="xy")
+        lines.append(line if line is None else line.properties(title=title))
+    return beside(*lines, shared="color")
 
 
-FIGURES = (order, variances, network, svag)
+FIGURES = (order, variances, network, tuned)
 
 
 def table(records: Records, knobs: Momentum) -> pl.DataFrame:
-    """Loss, accuracy and lr x sharpness of the networks, by learning rate, level and method."""
+    """Loss, accuracy and lr x sharpness of the networks, by learning rate, steps and method."""
     columns = {
         "loss": "train loss",
-        "lagged_loss": "loss at momentum's lag",
         "accuracy": "accuracy",
         "edge": "lr x sharpness",
     }
-    return means(kept(records["networks"]), ("level", "lr", "method"), columns)
+    return means(kept(records["networks"]), ("kind", "level", "lr", "method"), columns)

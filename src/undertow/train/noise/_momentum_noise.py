@@ -68,6 +68,53 @@ def momentum_paths(
         yield place.clone()
 
 
+def label_noise_imbalances(
+    momenta: Sequence[float],
+    *,
+    lr: float,
+    steps: int,
+    noise: float,
+    product: float,
+    imbalance: float,
+    generator: torch.Generator,
+    replicas: int = 1000,
+) -> Float64[Tensor, "momenta replicas"]:
+    """u^2 - v^2 after these steps of the network x -> u v x under label noise, from a minimum.
+
+    The loss is (u v - product - noise z)^2 / 2 with z of -1 or 1, as a coin falls.
+    `predict.label_noise_drift` says what becomes of it over 1 / lr^2 steps.
+
+    Args:
+        momenta: beta of each row, in [0, 1).
+        lr: effective learning rate of all of them, constant.
+        steps: how many.
+        noise: standard deviation of the label's noise.
+        product: the label without noise, u v at the start.
+        imbalance: u^2 - v^2 at the start.
+        generator: of the coins; a replica's are the same for every beta.
+        replicas: networks of each beta.
+
+    Raises:
+        TypeError: a count is no whole number.
+        ValueError: a momentum or a count out of range.
+    """
+    steps = whole_number("steps", steps, least=0)
+    replicas = whole_number("replicas", replicas, least=1)
+    kept = _momenta(momenta)[:, None]
+    sharpness = math.hypot(imbalance, 2 * product)
+    first = math.sqrt((sharpness + imbalance) / 2)
+    second = math.copysign(math.sqrt((sharpness - imbalance) / 2), product)
+    layers = torch.tensor([first, second], dtype=torch.float64).view(2, 1, 1)
+    layers = layers.repeat(1, len(kept), replicas)
+    velocity = torch.zeros_like(layers)
+    for _ in range(steps):
+        coins = torch.randint(0, 2, (replicas,), generator=generator, dtype=torch.int8)
+        residual = layers[0] * layers[1] - product - noise * coins.double().mul_(2).sub_(1)
+        velocity.mul_(kept).addcmul_(residual * layers.flip(0), 1 - kept)
+        layers.sub_(velocity, alpha=lr)
+    return layers[0].square() - layers[1].square()
+
+
 def stationary_variance(
     inputs: Float[Tensor, "n features"],
     targets: Float[Tensor, " n"],

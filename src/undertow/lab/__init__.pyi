@@ -65,6 +65,7 @@ from ._predictions import outside as outside
 from ._predictions import within as within
 from ._readings import KEPT as KEPT
 from ._readings import Reading as Reading
+from ._readings import agreement_of as agreement_of
 from ._readings import greatest as greatest
 from ._readings import kept as kept
 from ._readings import lost as lost

@@ -271,6 +271,37 @@ def slope_of(
     return Reading(read)
 
 
+def agreement_of(
+    experiment: str,
+    x: str | pl.Expr,
+    y: str | pl.Expr,
+    *conditions: pl.Expr | str,
+    **where: Any,
+) -> Reading:
+    """Each seed's own rank correlation of x and y, Kendall's tau-b, over rows that meet conditions.
+
+    From -1 to 1: of pairs of rows, the share that x and y order alike less the share that they
+    order differently, both of those that neither ties. NaN where a seed has fewer than two rows,
+    equal x or equal y throughout, or a value that is NaN.
+    """
+
+    def read(records: Records) -> PerSeed:
+        from scipy.stats import kendalltau
+
+        frame = _of(records, experiment)
+        if frame.is_empty():
+            return PerSeed({})
+        rows = frame.filter(*conditions, **where)
+        points = rows.select("seed", x=_expression(x), y=_expression(y)).drop_nulls()
+        found = {}
+        for own in points.sort("seed").partition_by("seed"):
+            tau = kendalltau(own["x"], own["y"]).statistic if len(own) > 1 else math.nan
+            found[own["seed"][0]] = float(tau)
+        return PerSeed(found)
+
+    return Reading(read)
+
+
 def of_means(
     readings: Sequence[Reading] | Sequence[Sequence[Reading]],
     statistic: Callable[[np.ndarray], float],

@@ -99,9 +99,9 @@ def experiments(knobs: SquareLoss, seed: int) -> dict[str, Experiment]:
     least, *_, largest = ({"initial_rho": rho} for rho in knobs.initial_rho)
     none, middle, strongest = (decays[own] for own in (0.0, knobs.middle, knobs.rho_decay[-1]))
     noisy = (least | none, largest | none, least | middle, least | strongest)
-    starts = knobs.initial_rho
-    flows = grid(Flow, knobs, flipped=[0.0], initial_rho=starts, decay=decays.values(), seed=own)
-    flows += grid(Flow, knobs, cell=noisy, seed=own)  # a share of the labels flipped, as the knob
+    plain: dict[str, Any] = {"flipped": [0.0], "initial_rho": knobs.initial_rho}
+    flows = grid(Flow, knobs, **plain, decay=decays.values(), seed=own)
+    flows += grid(Flow, knobs, cell=noisy, seed=own)  # where as many are flipped as the knob says
     sizes, ends = (knobs.batch_size, ALL), (0.0, knobs.network_decay)
     trained = grid(Network, knobs, batch_size=sizes, weight_decay=ends, seed=own)
     collapse = grid(Collapse, knobs, seed=own, weight_decay=(0.0, knobs.collapse_decay))
@@ -205,6 +205,12 @@ def train_networks(trials: Sequence[Network]) -> list[Rows]:
         path="fused",
         dtype=torch.float64,
     )
+    if full:
+        batches = [torch.arange(count)[None]] * len(trials)
+    else:
+        draws = [torch.Generator().manual_seed(_LABELS + own.seed) for own in trials]
+        shape = (_DRAWN_BATCHES, first.batch_size)
+        batches = [torch.randint(count, shape, generator=own) for own in draws]
     fractions = {round(part * first.network_steps): part for part in NETWORK_READINGS}
     rows: list[Rows] = [[] for _ in trials]
     for step in ensemble.read_at(fractions):
@@ -222,15 +228,10 @@ def train_networks(trials: Sequence[Network]) -> list[Rows]:
             "unrest": squares.sum(1).rsqrt(),
         }
         for e, row in enumerate(rows_of(facts)):
-            generator = torch.Generator().manual_seed(_LABELS + trials[e].seed)
-            shape = (_DRAWN_BATCHES, first.batch_size)
-            batches = torch.randint(count, shape, generator=generator)
-            if full:
-                batches = torch.arange(count)[None]
             if not row["diverged"]:
                 own = Objective(ensemble.module(e), loss, (inputs[e], labels[e, :, None]))
                 decay = trials[e].weight_decay
-                norms = measure.batch_gradient_norms(own, batches, weight_decay=decay)
+                norms = measure.batch_gradient_norms(own, batches[e], weight_decay=decay)
                 lengths = torch.stack([*norms.values()]).square().sum(0)
                 row["unrest"] *= float(lengths.mean().sqrt())
             rows[e].append(row)

@@ -81,7 +81,8 @@ def experiments(knobs: LowRank, seed: int) -> dict[str, Experiment]:
     training = grid(Training, knobs, classes=[None], cell=cells + rules, seed=own)
     fewer = {"images": replace(knobs.images, train_size=knobs.conv_images)}
     compared = [fewer | at for at in conv_cells(knobs).values()]
-    kernels = grid(Convolution, knobs, network=NETWORKS, cell=compared, seed=own)
+    half = own[: (len(own) + 1) // 2]
+    kernels = grid(Convolution, knobs, network=NETWORKS, cell=compared, seed=half)
     wide = grid(Training, knobs, cell=wide_cells(knobs).values(), seed=own)
     alike = ("seed", "lr", "weight_decay")
     return {

@@ -109,6 +109,12 @@ def test_a_conv_net_maps_images_to_logits(
     assert kinds(model).count("BatchNorm2d") == len(channels) * batch_norm
 
 
+def test_a_scale_is_of_the_initial_weights_and_not_of_the_biases() -> None:
+    plain, larger = (conv_net((1, 4, 4), (2, 3), 5, scale=scale) for scale in (1.0, 2.0))
+    for (name, weight), other in zip(plain.named_parameters(), larger.parameters(), strict=True):
+        assert torch.equal(other, weight if "bias" in name else 2 * weight)
+
+
 def test_digits_and_mnist_shapes() -> None:
     assert conv_net((1, 8, 8), (8, 16), 10)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     model = conv_net((1, 28, 28), (8, 16), 10)

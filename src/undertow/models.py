@@ -75,6 +75,7 @@ def conv_net(
     activation: str = "relu",
     batch_norm: bool = False,
     bias: bool = True,
+    scale: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
     """Convolutions padded by half their kernel, each with an activation, then one linear layer.
@@ -91,6 +92,7 @@ def conv_net(
         activation: relu, leaky_relu, tanh, gelu, softplus or identity.
         batch_norm: put a `BatchNorm2d` between each convolution and its activation.
         bias: whether the convolutions and the linear layer have one.
+        scale: of the initial weights, in parts of PyTorch's; biases are as they are.
         generator: draws the initial weights (uniform within `1 / sqrt(fan_in)`, PyTorch's default);
             None starts a new generator from 0.
 
@@ -106,17 +108,17 @@ def conv_net(
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size={kernel_size} is even; give an odd one, such as 3.")
     between = _activation(activation)
-    generator = _or_new(generator)
+    drawn: dict[str, Any] = {"bias": bias, "scale": scale, "generator": _or_new(generator)}
     fan_in, height, width = input_shape
     layers: list[nn.Module] = []
     for fan_out in channels:
-        shape: dict[str, Any] = {"stride": stride, "padding": kernel_size // 2, "bias": bias}
-        layers.append(_drawn(nn.Conv2d, fan_in, fan_out, kernel_size, **shape, generator=generator))
+        shape: dict[str, Any] = {"stride": stride, "padding": kernel_size // 2} | drawn
+        layers.append(_drawn(nn.Conv2d, fan_in, fan_out, kernel_size, **shape))
         layers += [nn.BatchNorm2d(fan_out)] * batch_norm + between()
         fan_in, height, width = fan_out, math.ceil(height / stride), math.ceil(width / stride)
     layers.append(nn.Flatten())
     features = fan_in * height * width
-    layers.append(_drawn(nn.Linear, features, num_classes, bias=bias, generator=generator))
+    layers.append(_drawn(nn.Linear, features, num_classes, **drawn))
     return nn.Sequential(*layers)
 
 
@@ -394,13 +396,18 @@ def _or_new(generator: torch.Generator | None) -> torch.Generator:
 
 
 def _drawn(
-    layer: type[nn.Linear] | type[nn.Conv2d], *sizes: int, generator: torch.Generator, **shape: Any
+    layer: type[nn.Linear] | type[nn.Conv2d],
+    *sizes: int,
+    generator: torch.Generator,
+    scale: float = 1.0,
+    **shape: Any,
 ) -> nn.Module:
     """A layer with PyTorch's default initial weights, drawn without touching the global state."""
     module = nn.utils.skip_init(layer, *sizes, **shape)
     fan_in = module.weight[0].numel()
     # sqrt(5) is how PyTorch spells a bound of 1 / sqrt(fan_in).
     nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+    module.weight.detach().mul_(scale)
     if module.bias is not None:
         bound = 1 / math.sqrt(fan_in)
         nn.init.uniform_(module.bias, -bound, bound, generator=generator)

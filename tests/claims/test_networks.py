@@ -113,6 +113,33 @@ def test_images_may_keep_their_shape_and_be_of_a_few_classes() -> None:
         assert torch.equal(found.test[1][place], whole.test_targets[whole.test_targets < 3])
 
 
+def test_draws_are_one_for_each_member() -> None:
+    drawn = IMAGES.load().draws([7, 8], 2)
+    members = [Member(seed, 0.1) for seed in (1, 2)]
+    found = perceptrons(drawn, (5,), members, batch_size=8)
+    assert torch.equal(found.inputs[1], drawn.inputs[drawn.train[1]].flatten(1))
+    assert torch.equal(found.test[1], drawn.targets[drawn.test])
+    with pytest.raises(ValueError, match="a draw for each of the 1 members, got 2 draws"):
+        perceptrons(drawn, (5,), members[:1], batch_size=8)
+    with pytest.raises(ValueError, match="give Images rather than a Draws"):
+        perceptrons(drawn, (5,), members, batch_size=8, data_seeds=[1, 2])
+
+
+def test_the_square_loss_is_of_one_hot_labels_and_knows_what_is_right() -> None:
+    found = made((1, 2), loss="square")
+    found.ensemble.train(20)
+    for member, fit in enumerate(found.fit().loss.tolist()):
+        inputs, labels = found.data_of(member)
+        outputs = found.ensemble.module(member)(inputs).detach()
+        ideal = nn.functional.one_hot(labels, 10)
+        assert fit == pytest.approx(float((outputs - ideal).square().mean()))
+        right = (outputs.argmax(1) == labels).double().mean()
+        assert float(found.fit().accuracy[member]) == pytest.approx(float(right))
+    assert found.tested().num_samples == 360
+    with pytest.raises(ValueError, match="loss must be one of cross-entropy, square, got 'hinge'"):
+        made((1,), loss="hinge")
+
+
 def test_language_models_are_trained_and_tested_on_windows_of_their_own() -> None:
     text = Text(windows=20, context=4)
     members = [Member(seed, 0.1) for seed in (1, 2, 1)]

@@ -60,3 +60,33 @@ def test_noise_is_in_the_training_labels_only() -> None:
 def test_a_share_above_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"label_noise must be from 0 to 1, got 1\.5"):
         data.load("digits", label_noise=1.5)
+
+
+def test_a_seed_draws_so_many_of_each_class_and_is_tested_on_all_others_of_them() -> None:
+    images = data.load("digits")
+    drawn = images.draws([3, 4, 3], 5, (8, 2))
+    labels = torch.cat([images.train_targets, images.test_targets])
+    for place, seed in enumerate((3, 4, 3)):
+        train, test = drawn.train[place], drawn.test[place]
+        assert torch.equal(train, data.per_class(labels, (8, 2), 5, seed=seed))
+        assert drawn.targets[train].tolist() == [8] * 5 + [2] * 5
+        both = torch.cat([train, test]).sort().values
+        assert torch.equal(both, torch.isin(labels, torch.tensor([2, 8])).nonzero()[:, 0])
+    assert not torch.equal(drawn.train[0], drawn.train[1])
+    assert torch.equal(drawn.split(0).test_inputs, drawn.inputs[drawn.test[0]])
+    assert images.draws([0], 1).train.shape == (1, 10)
+    with pytest.raises(ValueError, match="seeds must name at least one draw"):
+        images.draws([], 1)
+
+
+def test_other_labels_are_of_the_training_images_of_their_seed_alone() -> None:
+    plain = data.load("digits").draws([3, 3], 2, (0, 1))
+    given = torch.tensor([[5, 5, 5, 5], [6, 7, 8, 9]])
+    other = plain.relabelled(given)
+    assert torch.equal(other.targets[other.train], given)
+    assert torch.equal(other.inputs[other.train], plain.inputs[plain.train])
+    assert torch.equal(other.targets[other.test], plain.targets[plain.test])
+    assert torch.equal(other.inputs[other.test], plain.inputs[plain.test])
+    assert plain.targets[plain.train].tolist() == [[0, 0, 1, 1]] * 2
+    with pytest.raises(ValueError, match=r"targets must be \(2, 4\), .*, got \(4,\)"):
+        plain.relabelled(given[0])

@@ -15,6 +15,7 @@ from undertow.lab import (
     KEPT,
     PerSeed,
     Reading,
+    agreement_of,
     greatest,
     kept,
     lost,
@@ -238,6 +239,28 @@ def test_a_slope_over_seeds_is_the_median_of_their_own_and_may_be_unknown() -> N
     assert kept.effect({"runs": lost}).value == pytest.approx(2)
 
 
+def test_agreement_is_of_pairs_and_of_ranks_alone() -> None:
+    rows = pl.DataFrame(
+        {
+            "seed": [2, 1, 1, 1, 2, 2, 3, 4, 4],
+            "x": [3.0, 1.0, 2.0, 3.0, 2.0, 1.0, 1.0, 1.0, 1.0],
+            "y": [3.0, 1.0, 3.0, 2.0, 2.0, 1.0, 1.0, 1.0, 2.0],
+            "good": [True] * 8 + [False],
+        }
+    )
+    records = {"runs": rows}
+    found = agreement_of("runs", "x", "y")(records).values
+    assert [found[seed] for seed in (1, 2)] == pytest.approx([1 / 3, 1])
+    assert math.isnan(found[3])  # one point
+    assert math.isnan(found[4])  # x is constant
+    curved = agreement_of("runs", pl.col("x").exp(), -(pl.col("y") ** 3), seed=1)(records)
+    assert curved.values == pytest.approx({1: -1 / 3})
+    assert len(agreement_of("runs", "x", "y", "good", seed=4)(records)) == 1
+    assert len(agreement_of("runs", "x", "y", seed=7)(records)) == 0
+    nothing = {"runs": pl.DataFrame(schema={"trial": pl.String})}
+    assert len(agreement_of("runs", "x", "y")(nothing)) == 0
+
+
 def test_an_experiment_without_records_has_no_seeds() -> None:
     records = {"runs": pl.DataFrame(schema={"trial": pl.String})}
     read = of("runs", "loss", ~pl.col("diverged"), lr=0.1)
@@ -322,6 +345,7 @@ def test_the_worst_is_one_without_an_interval() -> None:
 
 
 def test_an_experiment_that_there_is_not_is_named() -> None:
-    for read in (of("rnus", "value"), slope_of("rnus", "value", "value")):
+    pair = ("rnus", "value", "value")
+    for read in (of(*pair[:2]), slope_of(*pair), agreement_of(*pair)):
         with pytest.raises(ValueError, match="no experiment is called 'rnus'; there are runs"):
             read({"runs": FRAME})

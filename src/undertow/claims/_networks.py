@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int, Shaped
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from undertow.train import Ensemble, Evaluation, Member
 
     Model = nn.Module | Sequence[nn.Module] | Callable[[Generator], nn.Module]
+
+Loss = Literal["cross-entropy", "square"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Networks:
         train: each member's training data, as rows of the pool.
         held_out: those that were kept back from it.
         num_classes: labels run from 0 to one less.
+        loss: what they are trained on.
     """
 
     ensemble: Ensemble
@@ -34,6 +37,7 @@ class Networks:
     train: Int[Tensor, "E n"]
     held_out: Int[Tensor, "E m"]
     num_classes: int
+    loss: Loss = "cross-entropy"
 
     @property
     def inputs(self) -> Float[Tensor, "E n ..."]:
@@ -57,14 +61,14 @@ class Networks:
 
     def fit(self) -> Evaluation:
         """Every member's loss and accuracy on what it is trained on."""
-        return self.ensemble.evaluate(*self.pool, samples=self.train)
+        return self._evaluation(self.train)
 
     def tested(self) -> Evaluation:
         """Every member's loss and accuracy on what was kept back from it."""
-        return self.ensemble.evaluate(*self.pool, samples=self.held_out)
+        return self._evaluation(self.held_out)
 
     def objective(self, member: int) -> Objective:
-        """One member's loss on its own training data, as a function of its parameters."""
+        """One member's cross-entropy on its own training data, as a function of its parameters."""
         from torch.nn import functional
 
         from undertow.objective import Objective
@@ -72,9 +76,19 @@ class Networks:
         module = self.ensemble.module(member)
         return Objective(module, functional.cross_entropy, self.data_of(member))
 
+    def _evaluation(self, rows: Int[Tensor, "E n"]) -> Evaluation:
+        inputs, labels = self.pool
+        shown = _as_shown(self.loss, labels, self.num_classes, inputs)
+        found = self.ensemble.evaluate(inputs, shown, samples=rows)
+        if self.loss == "cross-entropy":
+            return found
+        right = self.ensemble.predict(inputs, samples=rows).argmax(2) == labels[rows]
+        accuracy = right.double().mean(1).masked_fill(found.loss.isnan(), float("nan"))
+        return replace(found, accuracy=accuracy)
+
 
 def networks(
-    images: Images | Dataset,
+    images: Images | Dataset | Draws,
     model: Callable[[Any, int], Model],
     members: Sequence[Member],
     *,
@@ -84,12 +98,14 @@ def networks(
     data_seeds: Sequence[int] | None = None,
     label_noise: float = 0.0,
     test_size: int | None = None,
+    loss: Loss = "cross-entropy",
     **options: Any,
 ) -> Networks:
-    """Networks on images, with the cross-entropy, each on a draw of its own.
+    """Networks on images, each on a draw of its own.
 
     Args:
-        images: where the images come from; or the images themselves, the same for all members.
+        images: where the images come from; the images themselves, the same for all members; or
+            draws of them, one for each.
         model: from the number of features (the shape of an image if not `flat`) and that of classes
             to what `train.Ensemble` makes networks of: a module that all of them start from, one
             for each, or a function of a generator.
@@ -101,17 +117,24 @@ def networks(
             by default the member's own seed. Members with one seed see the same images.
         label_noise: share of each member's training labels that its data seed draws at random.
         test_size: how many images each member is tested on; None for all that are there.
+        loss: of the labels; `square` is the mean square of the outputs less the one-hot labels.
         options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
 
     Raises:
-        ValueError: not one data seed for each member, or any of them, noise or a size of the test
-            for images that were loaded already.
+        ValueError: not one data seed or one draw for each member; any data seeds, noise or a size
+            of the test for images that were loaded or drawn already; or another loss.
     """
     from torch.nn import functional
 
-    from undertow.data import Images
+    from undertow.data import Draws, Images
     from undertow.train import Ensemble
 
+    losses: dict[str, Any] = {
+        "cross-entropy": functional.cross_entropy,
+        "square": functional.mse_loss,
+    }
+    if loss not in losses:
+        raise ValueError(f"loss must be one of {', '.join(losses)}, got {loss!r}")
     if isinstance(images, Images):
         seeds = [member.seed for member in members] if data_seeds is None else list(data_seeds)
         if len(seeds) != len(members):
@@ -123,9 +146,14 @@ def networks(
         if data_seeds is not None or label_noise or test_size is not None:
             raise ValueError(
                 "data_seeds, label_noise and test_size are for images that are yet to be drawn; "
-                "give Images rather than a Dataset"
+                f"give Images rather than a {type(images).__name__}"
             )
-        drawn = _alike(images, len(members))
+        drawn = images if isinstance(images, Draws) else _alike(images, len(members))
+        if len(drawn.train) != len(members):
+            raise ValueError(
+                f"images must be a draw for each of the {len(members)} members, got "
+                f"{len(drawn.train)} draws"
+            )
     if classes is not None:
         drawn = _of_classes(drawn, classes)
     targets, num_classes = drawn.targets, drawn.num_classes
@@ -135,10 +163,18 @@ def networks(
     pool = inputs.to(options.get("dtype", inputs.dtype)), targets
     shape = tuple(inputs.shape[1:])
     made = model(shape[0] if flat else shape, num_classes)
-    ensemble = Ensemble(
-        made, functional.cross_entropy, pool, members, samples=drawn.train, **options
-    )
-    return Networks(ensemble, pool, drawn.train, drawn.test, num_classes)
+    data = pool[0], _as_shown(loss, targets, num_classes, pool[0])
+    ensemble = Ensemble(made, losses[loss], data, members, samples=drawn.train, **options)
+    return Networks(ensemble, pool, drawn.train, drawn.test, num_classes, loss)
+
+
+def _as_shown(loss: Loss, labels: Tensor, num_classes: int, inputs: Tensor) -> Tensor:
+    """Labels as the loss takes them."""
+    if loss == "cross-entropy":
+        return labels
+    from torch.nn import functional
+
+    return functional.one_hot(labels, num_classes).to(inputs)
 
 
 def _alike(images: Dataset, count: int) -> Draws:
@@ -174,7 +210,7 @@ def _of_classes(drawn: Draws, classes: int) -> Draws:
 
 
 def perceptrons(
-    images: Images | Dataset,
+    images: Images | Dataset | Draws,
     hidden: Sequence[int],
     members: Sequence[Member],
     *,
@@ -186,7 +222,7 @@ def perceptrons(
     """Networks of these hidden widths on images as vectors, each on a draw of its own.
 
     Args:
-        images: where the images come from; or the images themselves, the same for all members.
+        images: as of `networks`.
         hidden: the widths of the hidden layers.
         members: a network's seed and hyperparameters each.
         activation: as `models.mlp` names it.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from undertow.data._draw import random_labels, stream
+from undertow.data._draw import per_class, random_labels, stream
 from undertow.data._files import read_images
 from undertow.data._raw import check_side, check_subset
 
@@ -59,6 +59,42 @@ class Dataset:
         if centered:
             vectors = vectors - vectors.mean(0)
         return torch.nn.functional.normalize(vectors), self.train_targets
+
+    def draws(
+        self, seeds: Sequence[int], count: int, classes: Sequence[int] | None = None
+    ) -> Draws:
+        """So many training images of each class for every seed; to test on, all others of them.
+
+        They are drawn from the training and the test images together, as by `per_class`.
+
+        Args:
+            seeds: one for each draw.
+            count: training images of each class.
+            classes: which ones, in the order in which they come; by default all.
+
+        Raises:
+            ValueError: no seed, or a class has fewer images.
+        """
+        if not len(seeds):
+            raise ValueError("seeds must name at least one draw, got none")
+        labels = torch.cat([self.train_targets, self.test_targets])
+        classes = range(self.num_classes) if classes is None else classes
+        there = torch.isin(labels, torch.tensor(classes))
+        train, test = [], []
+        for seed in seeds:
+            train.append(per_class(labels, classes, count, seed=seed))
+            left = there.clone()
+            left[train[-1]] = False
+            test.append(left.nonzero()[:, 0])
+        return Draws(
+            name=self.name,
+            inputs=torch.cat([self.train_inputs, self.test_inputs]),
+            targets=labels,
+            train=torch.stack(train),
+            test=torch.stack(test),
+            num_classes=self.num_classes,
+            source=self.source,
+        )
 
     def __repr__(self) -> str:
         shape = "x".join(str(side) for side in self.input_shape)
@@ -106,6 +142,26 @@ class Draws:
             num_classes=self.num_classes,
             input_shape=(channels, height, width),
             source=self.source,
+        )
+
+    def relabelled(self, targets: Int[Tensor, "seeds train"]) -> Draws:
+        """The same images with other labels of the training images, each seed's own.
+
+        Raises:
+            ValueError: not one label for each training image of each seed.
+        """
+        if targets.shape != self.train.shape:
+            raise ValueError(
+                f"targets must be {tuple(self.train.shape)}, one a training image of each draw, "
+                f"got {tuple(targets.shape)}"
+            )
+        own = self.train.flatten()
+        return replace(
+            self,
+            inputs=torch.cat([self.inputs[own], self.inputs]),
+            targets=torch.cat([targets.flatten().to(self.targets), self.targets]),
+            train=torch.arange(len(own)).view_as(self.train),
+            test=self.test + len(own),
         )
 
     def __repr__(self) -> str:

@@ -41,6 +41,8 @@ from ._knobs import one_of as one_of
 from ._knobs import some as some
 from ._knobs import up_to as up_to
 from ._once import once as once
+from ._per_seed import PerSeed as PerSeed
+from ._per_seed import unknown as unknown
 from ._plots import Charts as Charts
 from ._plots import Drawing as Drawing
 from ._plots import Figure as Figure
@@ -62,8 +64,8 @@ from ._predictions import no_seed as no_seed
 from ._predictions import outside as outside
 from ._predictions import within as within
 from ._readings import KEPT as KEPT
-from ._readings import PerSeed as PerSeed
 from ._readings import Reading as Reading
+from ._readings import agreement_of as agreement_of
 from ._readings import greatest as greatest
 from ._readings import kept as kept
 from ._readings import lost as lost
@@ -72,7 +74,6 @@ from ._readings import of_means as of_means
 from ._readings import per_seed as per_seed
 from ._readings import share as share
 from ._readings import slope_of as slope_of
-from ._readings import unknown as unknown
 from ._readings import worst as worst
 from ._replication import Replication as Replication
 from ._replication import replication as replication

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from undertow.lab._readings import PerSeed, Reading, Records
+from undertow.lab._per_seed import PerSeed
+from undertow.lab._readings import Reading, Records
 
 
 def best_elsewhere(

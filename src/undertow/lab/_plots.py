@@ -16,7 +16,8 @@ from typing import Any
 
 import polars as pl
 
-from undertow.lab._readings import PerSeed, Records, kept
+from undertow.lab._per_seed import PerSeed
+from undertow.lab._readings import Records, kept
 
 _WIDE, _PANEL = (560, 290), (265, 250)
 _ABREAST = 4  # panels that fit in a row

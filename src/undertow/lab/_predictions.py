@@ -17,7 +17,8 @@ import numpy as np
 
 from undertow.lab._cells import format_number
 from undertow.lab._effect import Effect
-from undertow.lab._readings import PerSeed, Reading, Records
+from undertow.lab._per_seed import PerSeed
+from undertow.lab._readings import Reading, Records
 from undertow.lab._signed_rank import signed_rank_below
 
 Outcome = Literal["supported", "refuted", "inconclusive"]

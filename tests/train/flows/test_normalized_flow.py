@@ -105,6 +105,31 @@ def test_readings_are_those_of_the_network_of_unit_layers() -> None:
         assert path.stable_ranks[run, 0].tolist() == pytest.approx(ranks)
 
 
+def test_facts_are_numbers_of_the_margins_and_of_rho() -> None:
+    inputs, labels, layers = random_runs(7)
+    ones, times = numbers(1, 1, 1), numbers(0, 0.01, 0.02).expand(3, 3)
+    facts = normalized_flow(inputs, labels, layers, ones, decay=ones, times=times).facts()
+    path = normalized_flow(inputs, labels, layers, ones, decay=ones, times=times)
+    for run in range(3):
+        for at in range(3):
+            own = {name: float(value[run, at]) for name, value in facts.items()}
+            rho, margins = float(path.rho[run, at]), labels[run] * path.outputs[run, at]
+            assert own["rho"] == rho
+            assert own["margin"] == pytest.approx(float(margins.mean()))
+            assert own["least_margin"] == float(margins.min())
+            spread = float((margins - margins.mean()).square().mean().sqrt())
+            assert own["margin_cv"] == pytest.approx(spread / abs(own["margin"]))
+            assert own["fitted"] == sum(margins > 0) / len(margins)
+            residuals = rho * path.outputs[run, at] - labels[run]
+            assert own["loss"] == pytest.approx(float(residuals.square().mean()))
+            before = float(path.rho[run, at - 1]) if at else 0.0
+            moved = abs(math.log(rho / before)) if before else math.inf
+            assert own["moved"] == pytest.approx(moved)
+            assert not own["diverged"]
+    short = normalized_flow(inputs, labels, layers, ones, decay=ones, times=times, max_steps=1)
+    assert short.facts()["diverged"].tolist() == [[False, True, True]] * 3
+
+
 def test_other_inputs_are_shown_to_the_layers_of_the_end() -> None:
     inputs, labels, layers = random_runs(7)
     times, ones = torch.full((3, 1), 2.0, dtype=DOUBLE), numbers(1, 1, 1)

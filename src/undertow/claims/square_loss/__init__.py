@@ -93,8 +93,8 @@ CLAIM = Claim(
         "stop well short of collapse.",
         "A smaller rho is no better by itself: on clean labels decay takes hardly anything off the "
         "flow's test error, and on noisy ones, without decay, the larger rho tests better.",
-        "Low rank is no mark of SGD: full-batch descent with the same decay loses as much of it, "
-        "and a small start lowers the stable rank at lambda = 0 too.",
+        "Low rank is no mark of SGD: decay takes at least half of the rank in full-batch descent, "
+        "too, and a small start lowers the stable rank at lambda = 0.",
         "Layer norms become equal under full-batch descent; under SGD they stay some way apart.",
         "The bounds exceed 1 by far, and rank only networks from one initial scale: a net on true "
         "labels from larger weights has a larger bound than one on random labels.",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from undertow.claims import networks, perceptrons
 from undertow.claims.square_loss import SquareLoss
-from undertow.data import Images, per_class, random_labels
+from undertow.data import Images, random_labels
 from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from undertow.data import Draws
     from undertow.train import Member
 
 # Fractions of the time, and of the steps, at which flows and networks are read.
@@ -97,60 +98,30 @@ def experiments(knobs: SquareLoss, seed: int) -> dict[str, Experiment]:
     }
     least, *_, largest = ({"initial_rho": rho} for rho in knobs.initial_rho)
     none, middle, strongest = (decays[own] for own in (0.0, knobs.middle, knobs.rho_decay[-1]))
-    noisy = [cell | {"flipped": knobs.flipped} for cell in (least | none, largest | none)]
-    noisy += [least | decay | {"flipped": knobs.flipped} for decay in (middle, strongest)]
-    axes: dict[str, Any] = {"initial_rho": knobs.initial_rho, "decay": decays.values()}
-    flows = grid(Flow, knobs, flipped=[0.0], **axes, seed=own)
-    flows += grid(Flow, knobs, cell=noisy, seed=own)
+    noisy = (least | none, largest | none, least | middle, least | strongest)
+    plain: dict[str, Any] = {"flipped": [0.0], "initial_rho": knobs.initial_rho}
+    flows = grid(Flow, knobs, **plain, decay=decays.values(), seed=own)
+    flows += grid(Flow, knobs, cell=noisy, seed=own)  # where as many are flipped as the knob says
     sizes, ends = (knobs.batch_size, ALL), (0.0, knobs.network_decay)
-    networks = grid(Network, knobs, batch_size=sizes, weight_decay=ends, seed=own)
+    trained = grid(Network, knobs, batch_size=sizes, weight_decay=ends, seed=own)
     collapse = grid(Collapse, knobs, seed=own, weight_decay=(0.0, knobs.collapse_decay))
-    cells = [
-        {"label_noise": 0.0, "scale": scale, "weight_decay": decay}
-        for scale in knobs.bound_scales
-        for decay in (0.0, knobs.bound_decay)
-    ]
-    first = knobs.bound_scales[0]
-    cells += [
-        {"label_noise": noise, "scale": first, "weight_decay": 0.0} for noise in knobs.bound_noise
-    ]
-    bounds = grid(Bound, knobs, seed=own, cell=cells)
+    scales, noise, ends = knobs.bound_scales, knobs.bound_noise, (0.0, knobs.bound_decay)
+    bounds = grid(Bound, knobs, label_noise=[0.0], scale=scales, weight_decay=ends, seed=own)
+    random = {"scale": scales[:1], "weight_decay": [0.0]}
+    bounds += grid(Bound, knobs, label_noise=noise[1:], **random, seed=own)
     both, three = ("weight_decay", "seed"), ("label_noise", "scale", "weight_decay", "seed")
+    some_seeds = 3 * (2 * len(scales) + len(noise))  # trials that run together
     return {
         "flows": Experiment(flows, follow, ("rho_decay", "time", "seed"), group_size=48),
-        "networks": Experiment(networks, train_networks, both, group_size=48),
+        "networks": Experiment(trained, train_networks, both, group_size=48),
         "collapse": Experiment(collapse, train_collapse, both, group_size=12),
-        "bounds": Experiment(bounds, train_bounds, three, group_size=3 * len(cells)),
+        "bounds": Experiment(bounds, train_bounds, three, group_size=some_seeds),
     }
 
 
-# ---- what each seed draws
-
-
-def drawn(
-    trials: Sequence[Any], per: int, classes: Sequence[int] | None = None
-) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """All images with their labels; every trial's rows to train on, and all others to test on.
-
-    Args:
-        trials: with the images and their own seeds.
-        per: images of a class to train on.
-        classes: all by default.
-    """
-    import torch
-
-    loaded = trials[0].images.load()
-    inputs = torch.cat([loaded.train_inputs, loaded.test_inputs])
-    labels = torch.cat([loaded.train_targets, loaded.test_targets])
-    classes = range(loaded.num_classes) if classes is None else classes
-    there = torch.isin(labels, torch.tensor(classes))
-    train, test = [], []
-    for trial in trials:
-        train.append(per_class(labels, classes, per, seed=_IMAGES + trial.seed))
-        left = there.clone()
-        left[train[-1]] = False
-        test.append(left.nonzero()[:, 0])
-    return (inputs, labels), torch.stack(train), torch.stack(test)
+def drawn(trials: Sequence[Any], count: int, classes: Sequence[int] | None = None) -> Draws:
+    """So many images of each class for every trial's own seed, and all others to test on."""
+    return trials[0].images.load().draws([_IMAGES + own.seed for own in trials], count, classes)
 
 
 def two_classes(trials: Sequence[Flow | Network]) -> list[Tensor]:
@@ -158,13 +129,10 @@ def two_classes(trials: Sequence[Flow | Network]) -> list[Tensor]:
     import torch
 
     first = trials[0]
-    (images, labels), *rows = drawn(trials, first.samples // 2, first.classes)
-    images = torch.nn.functional.normalize(images.flatten(1).double())
-    signs = torch.where(labels == first.classes[0], 1.0, -1.0).double()
-    return [own[places] for places in rows for own in (images, signs)]
-
-
-# ---- the flow of (rho, V)
+    found = drawn(trials, first.samples // 2, first.classes)
+    images = torch.nn.functional.normalize(found.inputs.flatten(1).double())
+    signs = torch.where(found.targets == first.classes[0], 1.0, -1.0).double()
+    return [own[rows] for rows in (found.train, found.test) for own in (images, signs)]
 
 
 def follow(trials: Sequence[Flow]) -> list[Rows]:
@@ -192,32 +160,16 @@ def follow(trials: Sequence[Flow]) -> list[Rows]:
     path = normalized_flow(
         inputs, labels, layers, rho, decay=decay, times=times, max_steps=MAX_STEPS
     )
-    margins, mean = path.margins, path.margins.mean(2)
     error = (truth * path.predict(unseen) <= 0).double().mean(1)
-    first = torch.full_like(rho[:, None], math.inf)
-    facts = {
+    facts = path.facts() | {
         "at": path.times,
         "fraction": fractions.expand_as(path.rho),
-        "diverged": ~((path.rho > 0) & path.rho.isfinite()),
-        "rho": path.rho,
-        "moved": torch.cat([first, path.rho.log().diff(dim=1).abs()], dim=1),
-        "margin": mean,
-        "least_margin": margins.amin(2),
-        "margin_cv": margins.std(2, correction=0) / mean.abs(),
-        "fitted": (margins > 0).double().mean(2),
-        "loss": (path.rho[..., None] * margins - 1).square().mean(2),
-        "stable_rank": path.stable_ranks[..., 0],
-        "steps_taken": path.steps,
-        # Of V at the end, in the records of every time.
-        "end_error": error[:, None].expand_as(path.rho),
+        "end_error": error[:, None].expand_as(path.rho),  # of V at the end, at every time
     }
     return [rows_of(run) for run in rows_of(facts)]
 
 
-# ---- ordinary training
-
-
-def members(trials: Sequence[Any], lr: float, momentum: float, order: Any) -> list[Member]:
+def members(trials: Sequence[Any], lr: float, order: Any, momentum: float = 0.0) -> list[Member]:
     """A network for each trial, with its own seed and decay."""
     from undertow.train import Member
 
@@ -243,17 +195,22 @@ def train_networks(trials: Sequence[Network]) -> list[Rows]:
     count, full = inputs.shape[1], first.batch_size == ALL
     loss, samples = torch.nn.functional.mse_loss, torch.arange(labels.numel()).view_as(labels)
     pool = inputs.flatten(0, 1), labels.flatten()[:, None]
-    order = "full" if full else "replacement"
     ensemble = Ensemble(
         lambda generator: mlp(sizes, bias=False, generator=generator),
         loss,
         pool,
-        members(trials, _NETWORK_LR, 0.0, order),
+        members(trials, _NETWORK_LR, "full" if full else "replacement"),
         batch_size=count if full else first.batch_size,
         samples=samples,
         path="fused",
         dtype=torch.float64,
     )
+    if full:
+        batches = [torch.arange(count)[None]] * len(trials)
+    else:
+        draws = [torch.Generator().manual_seed(_LABELS + own.seed) for own in trials]
+        shape = (_DRAWN_BATCHES, first.batch_size)
+        batches = [torch.randint(count, shape, generator=own) for own in draws]
     fractions = {round(part * first.network_steps): part for part in NETWORK_READINGS}
     rows: list[Rows] = [[] for _ in trials]
     for step in ensemble.read_at(fractions):
@@ -271,15 +228,10 @@ def train_networks(trials: Sequence[Network]) -> list[Rows]:
             "unrest": squares.sum(1).rsqrt(),
         }
         for e, row in enumerate(rows_of(facts)):
-            generator = torch.Generator().manual_seed(_LABELS + trials[e].seed)
-            shape = (_DRAWN_BATCHES, first.batch_size)
-            batches = torch.randint(count, shape, generator=generator)
-            if full:
-                batches = torch.arange(count)[None]
             if not row["diverged"]:
                 own = Objective(ensemble.module(e), loss, (inputs[e], labels[e, :, None]))
                 decay = trials[e].weight_decay
-                norms = measure.batch_gradient_norms(own, batches, weight_decay=decay)
+                norms = measure.batch_gradient_norms(own, batches[e], weight_decay=decay)
                 lengths = torch.stack([*norms.values()]).square().sum(0)
                 row["unrest"] *= float(lengths.mean().sqrt())
             rows[e].append(row)
@@ -288,109 +240,92 @@ def train_networks(trials: Sequence[Network]) -> list[Rows]:
 
 def train_collapse(trials: Sequence[Collapse]) -> list[Rows]:
     """NC1 to NC4 along training."""
-    import torch
     from torch.nn import functional
 
     from undertow import measure
-    from undertow.models import mlp
-    from undertow.objective import Objective
-    from undertow.train import Ensemble, rules
+    from undertow.train import rules
 
     first = trials[0]
-    (images, labels), chosen, _ = drawn(trials, first.collapse_per_class)
-    classes = int(labels.max()) + 1
+    images = drawn(trials, first.collapse_per_class)
     # Norm 4 rather than 1: at PyTorch's initial scale unit inputs leave the outputs near zero.
-    images = 4 * functional.normalize(images.flatten(1).double()).float()
-    sizes = (images.shape[1], *[first.collapse_width] * 3, classes)
-    ensemble = Ensemble(
-        lambda generator: mlp(sizes, generator=generator),
-        functional.mse_loss,
-        (images, functional.one_hot(labels, classes).float()),
-        members(trials, _COLLAPSE_LR, _MOMENTUM, "full"),
-        batch_size=chosen.shape[1],
-        samples=chosen,
+    inputs = 4 * functional.normalize(images.inputs.flatten(1).double()).float()
+    made = perceptrons(
+        replace(images, inputs=inputs),
+        [first.collapse_width] * 3,
+        members(trials, _COLLAPSE_LR, "full", _MOMENTUM),
+        loss="square",
+        batch_size=images.train.shape[1],
         rule=rules.momentum,
         path="fused",
     )
     fractions = {round(fraction * first.collapse_steps): fraction for fraction in COLLAPSE_READINGS}
     rows: list[Rows] = [[] for _ in trials]
-    for step in ensemble.read_at(fractions):
-        for e, lost in enumerate(ensemble.diverged):
-            row = {"step": step, "fraction": fractions[step], "diverged": lost}
-            rows[e].append(row)
-            if not lost:
-                module, own = ensemble.module(e), (images[chosen[e]], labels[chosen[e]])
-                # Cross-entropy only says how labels are read; no loss is taken.
-                objective = Objective(module, functional.cross_entropy, own)
-                found = measure.neural_collapse(objective)
+    for step in made.ensemble.read_at(fractions):
+        facts = {
+            "step": step,
+            "fraction": fractions[step],
+            "diverged": made.ensemble.diverged,
+            "accuracy": made.fit().accuracy,
+        }
+        for e, row in enumerate(rows_of(facts)):
+            if not row["diverged"]:
+                found = measure.neural_collapse(made.objective(e))
                 row |= {f"nc{k}": getattr(found, f"nc{k}") for k in (1, 2, 3, 4)}
-                with torch.no_grad():
-                    right = module(own[0]).argmax(1) == own[1]
-                row["accuracy"] = float(right.double().mean())
+            rows[e].append(row)
     return rows
 
 
 def train_bounds(trials: Sequence[Bound]) -> list[Rows]:
     """Norm-based bounds and margins of CNNs on labels true and random, and errors on the rest."""
     import torch
-    from torch.nn import functional
 
     from undertow import measure
-    from undertow.objective import Objective
-    from undertow.train import Ensemble, rules
+    from undertow.models import conv_net
+    from undertow.train import rules
+
+    def untrained(shape: tuple[int, int, int], classes: int) -> list[nn.Module]:
+        return [
+            conv_net(
+                shape,
+                trial.bound_channels,
+                classes,
+                bias=False,
+                scale=trial.scale,
+                generator=torch.Generator().manual_seed(trial.seed),
+            )
+            for trial in trials
+        ]
 
     first = trials[0]
-    (images, labels), chosen, left = drawn(trials, first.bound_per_class)
-    classes = int(labels.max()) + 1
-    targets = torch.stack(
-        [
-            random_labels(labels[own], trial.label_noise, classes, seed=_LABELS + trial.seed)
-            for own, trial in zip(chosen, trials, strict=True)
-        ]
-    )
-    networks = [_convolutions(trial, images.shape[1:], classes) for trial in trials]
-    ensemble = Ensemble(
-        networks,
-        functional.mse_loss,
-        (images[chosen.flatten()], functional.one_hot(targets.flatten(), classes).float()),
-        members(trials, _BOUND_LR, _MOMENTUM, "replacement"),
+    images = drawn(trials, first.bound_per_class)
+    labels = [
+        random_labels(own, trial.label_noise, images.num_classes, seed=_LABELS + trial.seed)
+        for own, trial in zip(images.targets[images.train], trials, strict=True)
+    ]
+    made = networks(
+        images.relabelled(torch.stack(labels)),
+        untrained,
+        members(trials, _BOUND_LR, "replacement", _MOMENTUM),
+        flat=False,
+        loss="square",
         batch_size=_BOUND_BATCH,
-        samples=torch.arange(targets.numel()).view_as(targets),
         rule=rules.momentum,
         path="vmap",
-    ).train(first.bound_steps)
-    rows: list[Rows] = []
-    for e, (network, lost) in enumerate(zip(networks, ensemble.diverged, strict=True)):
-        row: dict[str, Any] = {"diverged": lost}
-        rows.append([row])
-        if not lost:
-            own = images[chosen[e]], targets[e]
-            trained = Objective(ensemble.module(e), functional.cross_entropy, own)
-            before = Objective(network, functional.cross_entropy, own)
+    )
+    before = [measure.norm_bounds(made.objective(e)).log_kernel for e in range(len(trials))]
+    ensemble = made.ensemble.train(first.bound_steps)
+    guessed = ensemble.predict(images.inputs, samples=images.test).argmax(2)
+    wrong = guessed != images.targets[images.test]
+    facts = {"diverged": ensemble.diverged, "error": wrong.double().mean(1)}
+    rows = rows_of(facts | {"log_untrained": before})
+    for e, row in enumerate(rows):
+        if not row["diverged"]:
+            trained = made.objective(e)
             bounds, margins = measure.norm_bounds(trained), measure.margins(trained, degree=1)
-            with torch.no_grad():
-                guessed = trained.model(images[left[e]]).argmax(1)
             row |= {
                 "log_kernel": bounds.log_kernel,
                 "log_toeplitz": bounds.log_toeplitz,
-                "log_untrained": measure.norm_bounds(before).log_kernel,
                 "margin": float(margins.per_sample.quantile(MARGIN_QUANTILE)),
                 "fitted": float((margins.per_sample > 0).double().mean()),
-                "error": float((guessed != labels[left[e]]).double().mean()),
             }
-    return rows
-
-
-def _convolutions(trial: Bound, shape: Sequence[int], classes: int) -> nn.Module:
-    import torch
-
-    from undertow.models import conv_net
-
-    generator = torch.Generator().manual_seed(trial.seed)
-    channels, height, width = shape
-    size = (channels, height, width)
-    network = conv_net(size, trial.bound_channels, classes, bias=False, generator=generator)
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.mul_(trial.scale)
-    return network
+    return [[row] for row in rows]

@@ -124,5 +124,4 @@ def table(records: Records, knobs: SquareLoss) -> pl.DataFrame:
     ends = flows.filter(fraction=1.0).with_columns(at_rest=REST)
     columns = ["rho", "at_rest", "margin", "least_margin"]
     columns += ["margin_cv", "stable_rank", "fitted", "end_error"]
-    named = {name: name.replace("_", " ") for name in columns}
-    return means(ends, ("flipped", "rho_decay", "initial_rho"), named)
+    return means(ends, ("flipped", "rho_decay", "initial_rho"), columns)

@@ -7,28 +7,11 @@ from typing import Any
 
 import polars as pl
 
+from undertow import lab
 from undertow.claims import Records
-from undertow.claims.square_loss import SquareLoss
-from undertow.claims.square_loss.experiments import (
-    ALL,
-    COLLAPSE_READINGS,
-    FLOW_READINGS,
-    experiments,
-)
-from undertow.lab import (
-    KEPT,
-    PerSeed,
-    Prediction,
-    Reading,
-    at_most,
-    every_seed,
-    kept,
-    lost,
-    near,
-    no_less,
-    of,
-    per_seed,
-)
+from undertow.claims.square_loss import SquareLoss, experiments
+from undertow.claims.square_loss.experiments import ALL, COLLAPSE_READINGS, FLOW_READINGS
+from undertow.lab import KEPT, Prediction, Reading, at_most, every_seed, kept, near, no_less, of
 
 MOVED = 0.01  # a flow is at rest when rho moved by less than this since the reading before
 REST = pl.col("moved") < MOVED
@@ -140,18 +123,18 @@ def network_rules(knobs: SquareLoss) -> Rules:
         cell: dict[str, Any] = {"batch_size": batch_size, "weight_decay": weight_decay}
         return of("networks", column, KEPT, fitted, when, **cell)
 
-    def unrest(when: pl.Expr, batch_size: int, weight_decay: float) -> Reading:
-        return value("unrest", when, batch_size, weight_decay)
-
-    stays, vanishes = (unrest(LATE, size, own) / unrest(SOON, size, own) for own in (decay, 0.0))
+    late, free_late = (value("unrest", LATE, size, own) for own in (decay, 0.0))
+    stays = late / value("unrest", SOON, size, decay)
+    vanishes = free_late / value("unrest", SOON, size, 0.0)
+    quiet = value("unrest", LATE, ALL, decay) / late
     end = pl.col("fraction") == 1.0
-    spread, free = (value("norm_spread", end, ALL, own) for own in (decay, 0.0))
     left, whole = (
         value("rank", end, own, decay) / value("rank", end, own, 0.0) for own in (size, ALL)
     )
+    spread, free = (value("norm_spread", end, ALL, own) for own in (decay, 0.0))
     return {
         f"steps of SGD late in training, weight decay {decay:g} over none": no_less(
-            5, unrest(LATE, size, decay) / unrest(LATE, size, 0.0), "noise remains", against=1
+            5, late / free_late, "noise remains", against=1
         ),
         "steps of SGD, late over soon, decay over none": no_less(
             1.5, stays / vanishes, "they do not go as those without do", against=1
@@ -160,7 +143,7 @@ def network_rules(knobs: SquareLoss) -> Rules:
             0.7, vanishes, "they go as the labels are interpolated", control=True
         ),
         "steps of full-batch descent over those of SGD, with decay": at_most(
-            0.5, unrest(LATE, ALL, decay) / unrest(LATE, size, decay), "at rest", control=True
+            0.5, quiet, "at rest", control=True
         ),
         "ranks under SGD, decay over none": at_most(
             0.5, left, "of the two hidden layers", against=1
@@ -252,7 +235,7 @@ def bound_rules(knobs: SquareLoss) -> Rules:
 
 def summary(records: Records, knobs: SquareLoss) -> str:
     """How many runs were lost."""
-    gone, _ = lost(records)
+    gone, _ = lab.lost(records)
     left = " and were left out" if gone else ""
     return f"{gone or 'None'} of {planned(knobs)} runs diverged or ran out of steps{left}."
 
@@ -261,14 +244,14 @@ def promises_verdict(records: Records, knobs: SquareLoss) -> bool:
     """Nine in ten of the runs, some of each kind, and half of the flows at rest."""
     if any(kept(frame).is_empty() for frame in records.values()):
         return False
-    (gone, found), ends = lost(records), kept(records["flows"]).filter(fraction=1.0)
+    (gone, found), ends = lab.lost(records), kept(records["flows"]).filter(fraction=1.0)
     enough = found - gone >= 0.9 * planned(knobs)  # a run that failed has no records at all
     return enough and len(ends.filter(REST)) >= len(ends) / 2
 
 
 def planned(knobs: SquareLoss) -> int:
     """How many runs there should be."""
-    return sum(len(experiment.trials) for experiment in experiments(knobs, 0).values())
+    return sum(len(experiment.trials) for experiment in experiments.experiments(knobs, 0).values())
 
 
 # ---- readings
@@ -303,31 +286,16 @@ def rate(knobs: SquareLoss, decay: float) -> Reading:
     return fell / (2 * knobs.horizon * (FALLING - EARLY))
 
 
-def ordered(records: Records) -> PerSeed:
+def ordered(records: Records) -> lab.PerSeed:
     """The share of the scales at which decay moves bound and test error the same way."""
     rows = records["bounds"]
     if rows.is_empty():
-        return PerSeed({})
+        return lab.PerSeed({})
     pairs = rows.filter(*USABLE, label_noise=0.0).group_by("seed", "scale")
     same = (BOUND.arg_max() == pl.col("error").arg_max()).cast(pl.Float64)
-    return per_seed(pairs.agg(same.alias("same"), nets=pl.len()).filter(nets=2), "same")
+    return lab.per_seed(pairs.agg(same.alias("same"), nets=pl.len()).filter(nets=2), "same")
 
 
 def agreement(value: pl.Expr, *conditions: pl.Expr) -> Reading:
     """Kendall's rank correlation of a value and the test error over each seed's CNNs."""
-
-    def read(records: Records) -> PerSeed:
-        from scipy.stats import kendalltau
-
-        rows = records["bounds"]
-        if rows.is_empty():
-            return PerSeed({})
-        rows = rows.filter(*USABLE, *conditions).select("seed", "error", value=value)
-        return PerSeed(
-            {
-                own["seed"][0]: float(kendalltau(own["value"], own["error"]).statistic)
-                for own in rows.partition_by("seed")
-            }
-        )
-
-    return Reading(read)
+    return lab.agreement_of("bounds", value, "error", *USABLE, *conditions)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from undertow.objective import whole_number
@@ -53,6 +53,31 @@ class NormalizedPath:
     def equilibrium(self) -> Float64[Tensor, "runs readings"]:
         """The rho = mu / (M + lambda) at which rho' is zero for the V of that time."""
         return self.margins.mean(2) / (self.outputs.square().mean(2) + self.decay[:, None])
+
+    def facts(self) -> dict[str, Shaped[Tensor, "runs readings"]]:
+        """What each run was at each time, in numbers; margins are y f_V.
+
+        Returns:
+            `diverged` (rho is not a positive number), `rho`, `moved` (by how much its logarithm
+            since the reading before; infinite at the first), `margin` (the mean), `least_margin`,
+            `margin_cv` (standard deviation over |mean|), `fitted` (the share of positive ones),
+            `loss` (the mean square of rho y f_V - 1), `stable_rank` of the first layer, and
+            `steps_taken`.
+        """
+        margins, mean = self.margins, self.margins.mean(2)
+        first = torch.full_like(self.rho[:, :1], math.inf)
+        return {
+            "diverged": ~((self.rho > 0) & self.rho.isfinite()),
+            "rho": self.rho,
+            "moved": torch.cat([first, self.rho.log().diff(dim=1).abs()], dim=1),
+            "margin": mean,
+            "least_margin": margins.amin(2),
+            "margin_cv": margins.std(2, correction=0) / mean.abs(),
+            "fitted": (margins > 0).double().mean(2),
+            "loss": (self.rho[..., None] * margins - 1).square().mean(2),
+            "stable_rank": self.stable_ranks[..., 0],
+            "steps_taken": self.steps,
+        }
 
     def predict(
         self, inputs: Float[Tensor, "runs samples features"]

@@ -129,10 +129,10 @@ _SEEDS = """\
 
 *A verdict is worth what a second seed says.*
 
-Every claim at `small` on base seeds kept for verdicts, which no rule was set on: the verdict, how
-often redrawn seeds give the same one ([Replication](../statistics.md#replication)), and how many of
-its checks passed.
-Each claim's page names those that did not. `python -m website.seeds` runs what is missing.
+Every claim at `small` on base seeds that were kept for verdicts, and were no pilot's: the verdict,
+how often redrawn seeds give the same one ([Replication](../statistics.md#replication)), and how
+many of its checks passed. Each claim's page names those that did not, and says where a rule was
+changed after one of these had run. `python -m website.seeds` runs what is missing.
 """
 
 
@@ -150,10 +150,8 @@ def _same(runs: list[dict[str, Any]]) -> str:
     if not outcomes:
         return "None of the runs on base seeds kept for verdicts could be done."
     most = max(dict.fromkeys(outcomes), key=outcomes.count)
-    return (
-        "On base seeds kept for verdicts, which no rule was set on,"
-        f" {outcomes.count(most)} of {len(runs)} gave **{most}**."
-    )
+    alike = f"{outcomes.count(most)} of {len(runs)} gave **{most}**"
+    return f"Of base seeds that were kept for verdicts, {alike}."
 
 
 def _ended(run: dict[str, Any]) -> tuple[str, str]:

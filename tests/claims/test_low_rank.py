@@ -310,7 +310,7 @@ def test_runs_that_did_not_fit_are_left_out_and_counted() -> None:
     verdict = claims.get("low-rank").judge(spoiled, KNOBS)
     assert verdict.outcome == "supported"
     runs = spoiled["training"]["trial"].n_unique()
-    assert f"{runs // 10} of {runs} perceptrons" in verdict.summary
+    assert f"{runs // 18} of {runs} perceptrons" in verdict.summary
 
 
 def test_where_most_runs_did_not_fit_there_is_no_verdict() -> None:

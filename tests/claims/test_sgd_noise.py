@@ -45,8 +45,6 @@ def world(
     steps: float = 1.1,
     noise_left: float = 0.02,
     noise_left_normed: float = 0.6,
-    radial: float = 0.02,
-    noisy: float = 0.7,
     undecayed_move: float = 0.01,
     lost: int = 0,
 ) -> Records:
@@ -108,8 +106,8 @@ def world(
                     "least": 1.1 * decay if small else None,
                     "rms": drawn(left) if small else None,
                     "displacement": drawn(1.0 if decay else undecayed_move) if small else None,
-                    "radial": -drawn(radial * 2) if small else None,
-                    "noise": drawn(noisy) if small else None,
+                    "radial": -drawn(0.04) if small else None,
+                    "noise": drawn(0.7) if small else None,
                     "shrinkage": 2.0 if small else None,
                 }
                 trained.append(row)
@@ -132,8 +130,6 @@ CONTRACT = Contract(
         ({"noise_left": 1.5}, "noise without decay over with, perceptron"),
         ({"noise_left": 1.5}, "noise without decay over with, convolutions"),
         ({"noise_left": 1.5}, "noise without decay over with, residual"),
-        ({"radial": 1.0}, "radial displacement over shrinkage, decay throughout"),
-        ({"noisy": 0.1}, "noise over displacement, decay throughout"),
     ],
     left_open=[
         ({"undecayed_rms": 0.01}, "noise without decay over weakest decay"),

@@ -13,7 +13,7 @@ import polars as pl
 from undertow import lab
 from undertow.claims import Records
 from undertow.claims.sgd_noise import KINDS, SgdNoise
-from undertow.lab import KEPT, PerSeed, Prediction, Reading, at_most, near, no_less, of
+from undertow.lab import KEPT, PerSeed, Prediction, Reading, at_most, no_less, of
 
 LEARNED = 0.9  # training accuracy of a network that counts: a collapsed one has no rank
 DECAYED, _LEAST, _FLOOR = pl.col("weight_decay") > 0, pl.col("least"), pl.col("floor")
@@ -112,17 +112,8 @@ def noises(knobs: SgdNoise) -> dict[str, Prediction]:
             1 / 3, over, "no decay, no noise", against=1
         )
     moved = trained("perceptron", small, "displacement")
-    radial = trained("perceptron", small, pl.col("radial") / pl.col("shrinkage"))
-    noisy = trained("perceptron", small, pl.col("noise") / pl.col("displacement"))
     still = trained("perceptron", small, "displacement", decayed=False) / moved
     return found | {
-        "radial displacement over shrinkage, decay throughout": near(
-            *(0, 0.25, radial, "the plateau is no shrinkage: decay and gradient balance"),
-            against=math.inf,
-        ),
-        "noise over displacement, decay throughout": no_less(
-            0.5, noisy, "most of it depends on the order of the data"
-        ),
         "displacement in an epoch without decay over with": at_most(
             0.1, still, "no decay, no plateau", control=True
         ),

@@ -227,8 +227,8 @@ def at_most_times(
         return passed and (effect.p_value is None or effect.p_value < below), refuted
 
     words = f"at most {_number(factor)}, with p < {below:g} by signed ranks of {least} runs or more"
-    words += "" if against is None else _refuted((-math.inf, against))
-    return Prediction(both, _with(words, note), judge)
+    refuted = "" if against is None else _refuted((-math.inf, against))
+    return Prediction(both, _with(words, note, refuted), judge)
 
 
 def outside(
@@ -316,9 +316,8 @@ def _ranged(
         least, most = effect.interval
         return low <= least and most <= high, most < lowest or least > highest
 
-    if bounds != beyond and not control:
-        words += _refuted(beyond)
-    return Prediction(read, _with(words, note), judge, control)
+    refuted = _refuted(beyond) if bounds != beyond and not control else ""
+    return Prediction(read, _with(words, note, refuted), judge, control)
 
 
 def _refuted(beyond: tuple[float, float]) -> str:
@@ -330,11 +329,12 @@ def _refuted(beyond: tuple[float, float]) -> str:
     return f" (refuted {' or '.join(ends)})" if ends else " (a miss refutes nothing)"
 
 
-def _with(words: str, note: str) -> str:
+def _with(words: str, note: str, refuted: str = "") -> str:
     """The rule and why; a note such as "of the norm" says what the number is a share of."""
-    if not note:
-        return words
-    return f"{words} {note}" if note.startswith("of ") else f"{words}: {note}"
+    if note.startswith("of "):
+        share, colon, why = note.partition(": ")
+        return f"{words} {share}{refuted}{colon}{why}"
+    return f"{words}{refuted}: {note}" if note else f"{words}{refuted}"
 
 
 def _number(value: float) -> str:

@@ -163,7 +163,7 @@ def network_rules(knobs: SquareLoss) -> Rules:
             0.5, unrest(LATE, ALL, decay) / unrest(LATE, size, decay), "at rest", control=True
         ),
         "ranks under SGD, decay over none": at_most(
-            0.5, left, "of the two hidden layers", against=1
+            0.5, left, "mean of the two hidden layers", against=1
         ),
         "the same under the full batch": at_most(
             0.5, whole, "low rank is of decay, not of SGD", control=True
@@ -227,7 +227,7 @@ def bound_rules(knobs: SquareLoss) -> Rules:
             0.3, agreement(BOUND, true), "over decays and initial scales", against=0
         ),
         "pairs from one start that the bound orders as the errors": no_less(
-            0.75, Reading(ordered), "of decay and none, true labels; chance is half", against=0.5
+            0.75, Reading(ordered), "decay and none, true labels; chance is half", against=0.5
         ),
         "rank correlation of bound and error, all": no_less(
             0.3, agreement(BOUND), "over labels, decays and initial scales", against=0

@@ -30,6 +30,7 @@ from undertow.train.matrix import symmetric_coordinates as symmetric_coordinates
 from undertow.train.matrix import truncated_svd as truncated_svd
 from undertow.train.noise import CommitteeMachine as CommitteeMachine
 from undertow.train.noise import NoisyOscillator as NoisyOscillator
+from undertow.train.noise import exact_stationary_variance as exact_stationary_variance
 from undertow.train.noise import label_noise_imbalances as label_noise_imbalances
 from undertow.train.noise import momentum_paths as momentum_paths
 from undertow.train.noise import stationary_variance as stationary_variance
@@ -48,6 +49,7 @@ __all__ = [
     "NoisyOscillator",
     "SaddleSpectra",
     "completion_loss",
+    "exact_stationary_variance",
     "factored_descent",
     "flows",
     "gaussian_sensors",

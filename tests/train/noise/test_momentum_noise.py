@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from undertow import predict
-from undertow.train import label_noise_imbalances, momentum_paths, stationary_variance
+from undertow.train import (
+    exact_stationary_variance,
+    label_noise_imbalances,
+    momentum_paths,
+    stationary_variance,
+)
 
 
 def generator() -> torch.Generator:
@@ -65,6 +70,29 @@ def test_over_independent_batches_the_ratio_is_the_closed_form() -> None:
     for curvature, (slow, plain) in zip((0.02, 0.5), found.tolist(), strict=True):
         equal = predict.momentum_equivalent(curvature, 0.9, form="ema", sharpness=1.0)
         assert slow / plain == pytest.approx(equal.variance_ratio, rel=0.06)
+
+
+@pytest.mark.parametrize("curvature", [0.5, 1.0])
+def test_where_noise_grows_with_the_weights_the_exact_moments_know(curvature: float) -> None:
+    data, few = regression(), {"curvatures": (curvature,), "batch_size": 8}
+    exact = exact_stationary_variance(*data, (0.9, 0.0), **few)
+    drawn = variance(data, **few, replicas=3000, burn_in=300, steps=200)
+    assert drawn.flatten().tolist() == pytest.approx(exact.flatten().tolist(), rel=0.04)
+    additive = predict.momentum_equivalent(curvature, 0.9, form="ema", sharpness=1.0)
+    assert float(exact[0, 0] / exact[0, 1]) < 0.98 * additive.variance_ratio
+
+
+def test_in_large_batches_the_exact_moments_are_the_closed_form() -> None:
+    exact = exact_stationary_variance(
+        *regression(), (0.9, 0.0), curvatures=(0.5,), batch_size=10**9
+    )
+    additive = predict.momentum_equivalent(0.5, 0.9, form="ema", sharpness=1.0)
+    assert float(exact[0, 0] / exact[0, 1]) == pytest.approx(additive.variance_ratio, rel=1e-6)
+
+
+def test_where_nothing_rests_there_is_no_variance() -> None:
+    with pytest.raises(ValueError, match=r"curvatures must be those at which SGD rests, got 1\.9"):
+        exact_stationary_variance(*regression(), (0.0,), curvatures=(1.9,), batch_size=1)
 
 
 def test_over_shuffled_epochs_momentum_keeps_less_of_the_noise() -> None:

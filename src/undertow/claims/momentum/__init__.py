@@ -30,7 +30,7 @@ class Momentum(Knobs):
     # Training images of the stationary runs, whose shuffled epochs must be short; None for all.
     regression_size: Annotated[int | None, at_least(BATCH)] = None
     momentum: Share = 0.9  # beta, of all but the weak errors
-    replicas: Count = 80_000  # simulated paths a seed
+    replicas: Count = 160_000  # simulated paths a seed
     path_exponents: Exponents = (5, 6, 7, 8)  # of the simulated paths
     long_exponents: Exponents = (5, 6, 7)  # of the runs of 1 / lr^2 steps
     long_replicas: Count = 500  # networks a seed there

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from undertow.train.rules import Rule
 
 ORDERS = {0.0: 0.5, 0.5: 2.0, 1.0: 8.0}  # 1 - momentum = scale x lr^alpha: the scale by alpha
+COUNTED = 800  # steps of the stationary runs that are counted
 CURVATURES = (0.1, 0.5, 1.0, 1.5)  # lr x sharpness of the stationary runs
 PAIR = ("sgd", "momentum")
 # Along minima under label noise: from u^2 - v^2 = 4 at u v = 1, over 1 / lr^2 steps.
@@ -163,28 +164,26 @@ def stationary_variances(trial: Stationary) -> Rows:
     """Ridge regression of the label's parity, the same batches for all settings."""
     import torch
 
-    from undertow import predict, train
+    from undertow import train
 
     loaded = trial.images.load(seed=trial.seed)
     inputs, labels = loaded.train_inputs.flatten(1).double(), loaded.train_targets
-    variances = train.stationary_variance(
+    data = (
         torch.cat([inputs, inputs.new_ones(len(inputs), 1)], dim=1),
         1.0 - 2.0 * (labels % 2).double(),
         (trial.momentum, 0.0),
-        curvatures=CURVATURES,
-        batch_size=BATCH,
-        order=trial.order,
-        generator=torch.Generator().manual_seed(trial.seed),
     )
-    equal = [
-        predict.momentum_equivalent(curvature, trial.momentum, form="ema", sharpness=1.0)
-        for curvature in CURVATURES
-    ]
+    shared: dict[str, Any] = {"curvatures": CURVATURES, "batch_size": BATCH}
+    generator = torch.Generator().manual_seed(trial.seed)
+    measured = train.stationary_variance(
+        *data, **shared, order=trial.order, generator=generator, steps=COUNTED
+    )
+    exact = train.exact_stationary_variance(*data, **shared)
     return rows_of(
         {
             "curvature": CURVATURES,
-            "measured_ratio": variances[:, 0] / variances[:, 1],
-            "predicted_ratio": [own.variance_ratio for own in equal],
+            "measured_ratio": measured[:, 0] / measured[:, 1],
+            "predicted_ratio": exact[:, 0] / exact[:, 1],
         }
     )
 

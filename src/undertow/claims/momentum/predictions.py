@@ -62,7 +62,7 @@ def _of_paths(knobs: Momentum) -> dict[str, Prediction]:
 def _at_rest() -> dict[str, Prediction]:
     independent = worst((variance("replacement", c, "predicted_ratio") for c in CURVATURES), 1)
     return {
-        "stationary variance ratio over its closed form": near(
+        "stationary variance ratio over its exact moments": near(
             1, 0.05, independent, f"at the worst of lr x sharpness {CURVATURES}", against=0.5
         ),
         "stationary variance ratio at lr x sharpness 1": at_most(

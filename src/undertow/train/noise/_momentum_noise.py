@@ -189,6 +189,83 @@ def stationary_variance(
     return total.view(len(curvatures), len(momenta)) / steps
 
 
+def exact_stationary_variance(
+    inputs: Float[Tensor, "n features"],
+    targets: Float[Tensor, " n"],
+    momenta: Sequence[float],
+    *,
+    curvatures: Sequence[float],
+    batch_size: int,
+    ridge: float = 1e-2,
+) -> Float64[Tensor, "curvatures momenta"]:
+    """What `stationary_variance` estimates over independent batches: no draws, nothing fitted.
+
+    The second moments S of w - w* and m at rest solve a linear equation, since a batch's gradient
+    is affine in w. In the Hessian's eigenbasis each pair of directions has a 2 x 2 recursion of its
+    own, driven by the covariance of the gradient's noise, with r the residuals at w*,
+
+        C(S) = (mean_i x_i x_i' (x_i' S x_i + r_i^2) - H S H - r_mean r_mean') / batch_size,
+
+    where H = mean_i x_i x_i' and r_mean = mean_i r_i x_i. C grows with S: the part of the noise
+    that a closed form for additive noise leaves out. Iterated to 1e-12.
+
+    Args:
+        inputs: of the training set, bias column included.
+        targets: of the training set.
+        momenta: the betas.
+        curvatures: learning rate x top eigenvalue.
+        batch_size: samples a step, drawn with replacement.
+        ridge: as in `stationary_variance`.
+
+    Raises:
+        TypeError: the batch size is no whole number.
+        ValueError: a momentum or a batch size out of range, or a rate at which nothing rests.
+    """
+    batch_size, betas = whole_number("batch_size", batch_size, least=1), _momenta(momenta)
+    inputs, targets = inputs.double(), targets.double()
+    count = len(inputs)
+    plain = inputs.T @ inputs / count
+    values, vectors = torch.linalg.eigh(plain)
+    penalty = ridge * float(values[-1])
+    bent = values + penalty
+    turned = inputs @ vectors
+    best = turned.T @ targets / count / bent
+    residuals = turned @ best - targets
+    mean = turned.T @ residuals / count
+    found = []
+    for curvature in curvatures:
+        for beta in betas.tolist():
+            response = _response(bent, curvature / float(bent[-1]), beta)
+            moments, change = torch.zeros_like(plain), math.inf
+            while change > 1e-12:
+                weights = (turned @ moments * turned).sum(1) + residuals.square()
+                noise = turned.T @ (weights[:, None] * turned) / count
+                noise -= values[:, None] * moments * values + torch.outer(mean, mean)
+                later = response * noise / batch_size
+                change = float((later - moments).norm() / later.norm().clamp(min=1e-300))
+                moments = later
+                if not 0 <= float(moments[-1, -1]) < 1e12:
+                    raise ValueError(
+                        f"curvatures must be those at which SGD rests, got {curvature:g} with"
+                        f" momentum {beta:g}"
+                    )
+            found.append(float(moments[-1, -1]))
+    return torch.tensor(found, dtype=torch.float64).view(len(curvatures), len(betas))
+
+
+def _response(
+    bent: Float64[Tensor, " features"], lr: float, beta: float
+) -> Float64[Tensor, "features features"]:
+    """The covariance of w at rest under unit noise, for each pair of eigendirections."""
+    own = torch.zeros(len(bent), 2, 2, dtype=torch.float64)
+    own[:, 0, 0], own[:, 0, 1] = 1 - lr * (1 - beta) * bent, -lr * beta
+    own[:, 1, 0], own[:, 1, 1] = (1 - beta) * bent, beta
+    pushed = torch.tensor([-lr * (1 - beta), 1 - beta], dtype=torch.float64)
+    pairs = torch.einsum("jab,kcd->jkacbd", own, own).reshape(len(bent), len(bent), 4, 4)
+    driven = torch.outer(pushed, pushed).reshape(4, 1).expand(len(bent), len(bent), 4, 1)
+    return torch.linalg.solve(torch.eye(4, dtype=torch.float64) - pairs, driven)[..., 0, 0]
+
+
 def _momenta(momenta: Sequence[float]) -> Float64[Tensor, " momenta"]:
     if not all(0 <= kept < 1 for kept in momenta):
         raise ValueError(f"momenta must be at least 0 and below 1, got {tuple(momenta)}")

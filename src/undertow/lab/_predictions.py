@@ -256,15 +256,16 @@ def every_seed(
     *,
     control: bool = False,
     exact: bool = False,
+    against: float = 0.5,
 ) -> Prediction:
     """That something holds in every seed: of a share of seeds, that it is one.
 
     It is read as a share, or as one number a seed that is not zero where it holds, such as
     `of("runs", "error", how="max") <= 1e-6`. One seed that breaks it leaves it open, unless it is
-    `exact`: then that refutes it. It is refuted where the share is below one half, with its whole
-    interval.
+    `exact`: then that refutes it. It is refuted where the share is below `against`, by default one
+    half, with its whole interval; of `math.inf`, as where its bound was set by hand, nowhere.
     """
-    return _share(1.0, "in every seed", read, note, control, exact)
+    return _share(1.0, "in every seed", read, note, control, exact, against)
 
 
 def no_seed(
@@ -275,7 +276,7 @@ def no_seed(
     exact: bool = False,
 ) -> Prediction:
     """That something holds in no seed: of a share of seeds, that it is zero. As `every_seed`."""
-    return _share(0.0, "in no seed", read, note, control, exact)
+    return _share(0.0, "in no seed", read, note, control, exact, 0.5)
 
 
 def _share(
@@ -285,18 +286,22 @@ def _share(
     note: str,
     control: bool,
     exact: bool,
+    against: float,
 ) -> Prediction:
+    limit = -math.inf if math.isinf(against) else against
+
     def judge(effect: Effect) -> tuple[bool, bool]:
         low, high = effect.interval
         passed = effect.value == share
-        against = high < 0.5 if share else low > 0.5
-        return passed, not passed and (exact or against)
+        beyond = high < limit if share else low > limit
+        return passed, not passed and (exact or beyond)
 
     def shared(records: Records) -> object:
         found = read(records)
         return found.share() if isinstance(found, PerSeed) else found
 
-    return Prediction(shared, _with(words, note), judge, control)
+    refuted = "" if limit == 0.5 or control else _refuted((limit, math.inf))
+    return Prediction(shared, _with(words, note, refuted), judge, control)
 
 
 def _ranged(

@@ -95,7 +95,8 @@ def phases(knobs: MatrixSensing) -> dict[str, Prediction]:
             0.01, worst_phase(LATE, rank), "steps per log(1 / scale)", against=UNPROVEN
         ),
         "greedy learning's phase s against Z_s, worst phase": lab.every_seed(
-            greedy <= 1e-6, "at most 1e-6 of ||Z_s||: it finds the minimisers of each rank"
+            *(greedy <= 1e-6, "at most 1e-6 of ||Z_s||: it finds the minimisers of each rank"),
+            against=UNPROVEN,
         ),
     }
 

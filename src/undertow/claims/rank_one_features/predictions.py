@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import polars as pl
@@ -155,6 +156,7 @@ def sign_rules() -> dict[str, Prediction]:
         "rate against prediction, worst activation and point": every_seed(
             of("signs", off, KEPT, curved, how="max", **heard) <= 0.15,
             "off by at most 0.15 of it, lr x curvature counted",
+            against=math.inf,
         ),
         "phi''' = 0, e-folds over those of the cubic": at_most(
             0.01, flat / cubic, "nothing draws the neurons of a quadratic", control=True

@@ -169,7 +169,8 @@ def network_rules(knobs: SquareLoss) -> Rules:
             0.5, whole, "low rank is of decay, not of SGD", control=True
         ),
         "squared layer norms, largest over least less 1": every_seed(
-            spread <= 0.05, f"at most 0.05, at the full batch and weight decay {decay:g}"
+            *(spread <= 0.05, f"at most 0.05, at the full batch and weight decay {decay:g}"),
+            against=math.inf,
         ),
         "spread of the squared layer norms without decay": no_less(
             0.15, free, "their differences are conserved", control=True

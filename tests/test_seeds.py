@@ -60,11 +60,21 @@ def test_another_rule_is_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "within 0.30" not in path.read_text()
 
 
+def test_other_trials_are_run_again() -> None:
+    ran(("toy",))
+    more = {"overrides": {"seeds": 12}}
+    assert [line.split(": ")[1][:4] for line in ran(("toy",), **more)] == ["Stor", "Stor"]
+    ended = [line.split(": ")[1][:4] for line in ran(("toy",), runs=Path("others"), **more)]
+    assert ended == ["supp", "supp"]
+
+
 def test_a_run_that_fails_is_kept_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(claims, "reproduce", lambda *given, **named: 1 / 0)
         assert "ZeroDivisionError" in ran(("toy",))[0]
-    assert "could not be run" in pages.seeds_of(Path("docs/claims/toy"))
+    said = pages.seeds_of(Path("docs/claims/toy"))
+    assert "could not be run" in said
+    assert "None of the runs" in said
     assert ran(("toy",))[0].startswith("toy, seed 3: supported")
 
 
@@ -90,6 +100,9 @@ def test_results_show_what_replicates_where_it_is_known(tmp_path: Path) -> None:
     old = {name: value for name, value in result.as_json().items() if name != "replication"}
     file.write_text(json.dumps(old))
     assert "replicates" not in pages.results_table(tmp_path)
+    old["checks"][0]["value"] = None  # JSON has no NaN, and no infinity
+    file.write_text(json.dumps(old))
+    assert "| not finite [" in pages.results_table(tmp_path)
 
 
 def test_the_command_refuses_what_is_no_claim_or_seed(capsys: pytest.CaptureFixture[str]) -> None:

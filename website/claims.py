@@ -129,9 +129,10 @@ _SEEDS = """\
 
 *A verdict is worth what a second seed says.*
 
-Every claim at `small` on base seeds that nothing was tuned on: the verdict, how often redrawn seeds
-give the same one ([Replication](../statistics.md#replication)), and how many of its checks passed.
-Each claim's page names those that did not. `python -m website.seeds` runs what is missing.
+Every claim at `small` on base seeds that were kept for verdicts, and were no pilot's: the verdict,
+how often redrawn seeds give the same one ([Replication](../statistics.md#replication)), and how
+many of its checks passed. Each claim's page names those that did not, and says where a rule was
+changed after one of these had run. `python -m website.seeds` runs what is missing.
 """
 
 
@@ -145,10 +146,12 @@ def _seed_runs(stored: Path) -> list[dict[str, Any]]:
 
 def _same(runs: list[dict[str, Any]]) -> str:
     """How many of the runs ended alike."""
-    outcomes = [run.get("verdict") for run in runs]
+    outcomes = [run["verdict"] for run in runs if "error" not in run]
+    if not outcomes:
+        return "None of the runs on base seeds kept for verdicts could be done."
     most = max(dict.fromkeys(outcomes), key=outcomes.count)
     alike = f"{outcomes.count(most)} of {len(runs)} gave **{most}**"
-    return f"Of {len(runs)} base seeds that nothing was tuned on, {alike}."
+    return f"Of base seeds that were kept for verdicts, {alike}."
 
 
 def _ended(run: dict[str, Any]) -> tuple[str, str]:
@@ -214,7 +217,7 @@ def write(docs: Path = DOCS) -> list[Path]:
 
 
 def _number(value: float | None) -> str:
-    return "unbounded" if value is None else f"{value:.3g}"
+    return "not finite" if value is None else f"{value:.3g}"
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

@@ -4,16 +4,17 @@
 
 The runs land in `undertow-runs/seeds`, which git ignores, and what they amount to in
 `docs/claims/NAME/seeds.json`, written after every run. Killed, however, it goes on where it was
-when called again: what has been run and is still judged by the same rules is not done again.
+when called again: what has been run, of the trials of today and by their rules, is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,14 @@ def run_all(
         target = docs / "claims" / name / "seeds.json"
         for seed in seeds:
             out = runs / f"{name}-{preset}-seed{seed}"
-            if _is_done(stored(target), name, preset, seed):
+            trials = _identity(name, preset, seed, how.get("overrides"))
+            if _is_done(stored(target), name, preset, seed, trials):
                 yield f"{name}, seed {seed}: done before"
                 continue
             start = time.monotonic()
             try:
-                found = entry(claims.reproduce(name, seed=seed, out=out, **how).as_json())
+                result = claims.reproduce(name, seed=seed, out=out, **how)
+                found = entry(result.as_json()) | {"identity": trials}
             except Exception as error:  # one that cannot be run does not take the others
                 found = {
                     "seed": seed,
@@ -82,13 +85,25 @@ def keep(target: Path, name: str, found: dict[str, Any]) -> None:
     lab.write_atomically(target, f"{text}\n".encode())
 
 
-def _is_done(runs: Sequence[dict[str, Any]], name: str, preset: str, seed: int) -> bool:
-    """Whether a run of this seed was judged, by the rules as they are today."""
+def _identity(name: str, preset: str, seed: int, overrides: Mapping[str, Any] | None) -> str:
+    """A digest of the trials that a run has today."""
+    claim = claims.get(name)
+    knobs = claim.preset(preset).with_values(overrides or {})
+    study = lab.Study(name, claim.experiments(knobs, seed), {})
+    trials = [f"{kind}/{own}" for kind, ids in study.identities.items() for own in ids]
+    return hashlib.sha256(" ".join(trials).encode()).hexdigest()[:16]
+
+
+def _is_done(
+    runs: Sequence[dict[str, Any]], name: str, preset: str, seed: int, trials: str
+) -> bool:
+    """Whether a run of this seed was judged, of the trials and by the rules as they are today."""
     rules = claims.predictions_table(claims.get(name), preset)
     today = list(zip(rules["prediction"], rules["rule"], strict=True))
     return any(
         run["seed"] == seed
         and run["preset"] == preset
+        and run.get("identity") == trials
         and "error" not in run
         and not run["failed"]
         and [(check["name"], check["rule"]) for check in run["checks"]] == today

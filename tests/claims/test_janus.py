@@ -136,9 +136,8 @@ CONTRACT = Contract(
     knobs=KNOBS,
     refuted=[
         ({"orbit": 1.001}, "fixed order, off its exact periodic orbit"),
-        ({"ridge": 1.2}, "fluctuation over the gradients' at the ridge solution, shuffled"),
-        ({"ordered": 0.8}, "fluctuation over the gradients' at the ridge solution, fixed"),
-        ({"sgd_stable": 0.7}, "stable rank, SGD over GD, same steps"),
+        ({"ridge": 2.5}, "fluctuation over the gradients' at the ridge solution, shuffled"),
+        ({"ordered": 0.4}, "fluctuation over the gradients' at the ridge solution, fixed"),
         ({"deep_shuffled": 3.0}, "deep: fluctuation over the gradients' where GD rests, shuffled"),
         ({"deep_ordered": 0.1}, "deep: fluctuation over the gradients' where GD rests, fixed"),
         ({"chatter": 2.0}, "deep: fluctuation, SGD over GD"),
@@ -146,7 +145,6 @@ CONTRACT = Contract(
         ({"kept": 0.3}, "deep: SGD's fluctuation, end over half-way"),
         ({"grows": -1.0}, "deep: SGD's fluctuation, decay 0.02 over 0.01"),
         ({"epoch_rank": 0.4}, "deep: rank, SGD over GD, same epochs"),
-        ({"sgd_rank": 0.7}, "deep: rank, SGD less GD, same steps"),
         ({"descent_rank": 1.1}, "deep: GD's rank, strongest over no decay"),
     ],
     left_open=[

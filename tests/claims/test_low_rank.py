@@ -135,10 +135,6 @@ CONTRACT = Contract(
         ({"where": same_epochs, "test_accuracy": 0.5}, "test accuracy, small less large"),
         ({"where": {"weight_decay": 0.0}, "test_accuracy": 0.5}, "test accuracy, decay less"),
         ({"where": surviving, "rank": pl.col("rank") + 30}, "rank, small less large batch, same E"),
-        (
-            {"where": surviving | {"final": True}, "rank": 30.0},
-            "rank, small less large batch, same E, at the end",
-        ),
         ({"where": {"rule": "sgd", "final": True}, "rank": 500.0}, "ranks apart at equal E, all"),
         *(
             (

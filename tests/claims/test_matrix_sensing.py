@@ -157,7 +157,6 @@ CONTRACT = Contract(
         ({"power": -0.1}, "closest approach from a start over that from the next smaller"),
         ({"saturation": 1e-5}, "closest approach to Z_s over that to X*_s"),
         ({"step": -100}, "T_1 < T_2"),
-        ({"to_greedy": 0.1}, "greedy learning's phase s against Z_s"),
         ({"narrow_power": -0.1}, "2 columns: closest approach from 1e-16"),
         ({"narrow_step": -100}, "2 columns: T_1 < T_2"),
         ({"shift_power": 0.1}, "||Z_s - X*_s||: power of the number"),

@@ -180,7 +180,7 @@ CONTRACT = Contract(
         ({"half_order": 0.2}, "order of the weak error, alpha = 0.5"),
         ({"drift": 1.6}, "drift along minima over the exact one, momentum"),
         ({"drift_order": -0.5, "raw_drift": 90.0}, "order in lr of the difference"),
-        ({"ratio": 1.2}, "stationary variance ratio over its exact moments"),
+        ({"ratio": 0.4}, "stationary variance ratio over its exact moments"),
         ({"small_gap": 0.15}, "train loss, momentum - SGD, lr 0.05"),
         ({"small_gap": 0.3}, "test accuracy, momentum - SGD, lr 0.05"),
         ({"large_gap": 0.1}, "log train loss, momentum - SGD, lr 2"),

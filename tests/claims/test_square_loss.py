@@ -215,7 +215,6 @@ CONTRACT = Contract(
         ({"noise": 0.003, "soon": 0.003, "full_noise": 1e-4}, "steps of SGD late in training"),
         ({"soon": 0.5}, "steps of SGD, late over soon"),
         ({"rank": 64}, "ranks under SGD"),
-        ({"spread": 0.2}, "squared layer norms"),
         ({"collapse": {"nc1": 1.1}}, "NC1, end over early"),
         ({"collapse": {"nc2": 1.1}}, "NC2 falls further"),
         ({"collapse": {"nc3": 1.4}}, "NC3 at the end, decay"),

@@ -273,3 +273,17 @@ def test_in_every_seed_reads_what_holds_of_each() -> None:
     assert checked(every_seed(found <= 0.81)).passed
     assert checked(every_seed(found < 0.8)).value == pytest.approx(8 / 9)
     assert checked(no_seed(found > 0.81)).passed
+
+
+def test_of_a_bound_of_ones_own_no_share_of_seeds_refutes() -> None:
+    short = reads(0.0, 0.0, 0.37)
+    assert checked(every_seed(short)).refuted
+    own = every_seed(short, "at most 1", against=math.inf)
+    assert own.words == "in every seed (a miss refutes nothing): at most 1"
+    assert not checked(own).passed
+    assert not checked(own).refuted
+    assert every_seed(short, against=0.2).words == "in every seed (refuted below 0.2)"
+    assert not checked(every_seed(short, against=0.2)).refuted
+    assert at_most(1, short, "of it: why", against=2).words == (
+        "at most 1 of it (refuted above 2): why"
+    )

@@ -1,8 +1,8 @@
 """Confidence intervals from few values: of medians between order statistics, of means, of shares.
 
 The median's is Hettmansperger and Sheather's ("Confidence intervals based on interpolated order
-statistics", Statistics & Probability Letters 4, 1986, eq. 2.1): it assumes no distribution, and one
-odd value cannot throw it. What each covers is measured by `python -m benchmarks.coverage`.
+statistics", Statistics & Probability Letters 4, 1986, eq. 2.1): it assumes no distribution, and of
+nine or more no odd value can throw it. Each one's coverage: `python -m benchmarks.coverage`.
 """
 
 from __future__ import annotations

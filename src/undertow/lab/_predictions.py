@@ -228,8 +228,8 @@ def at_most_times(
         return passed and (effect.p_value is None or effect.p_value < below), refuted
 
     words = f"at most {_number(factor)}, with p < {below:g} by signed ranks of {least} runs or more"
-    words += "" if against is None else _refuted((-math.inf, against))
-    return Prediction(both, _with(words, note), judge)
+    refuted = "" if against is None else _refuted((-math.inf, against))
+    return Prediction(both, _with(words, note, refuted), judge)
 
 
 def outside(
@@ -257,15 +257,16 @@ def every_seed(
     *,
     control: bool = False,
     exact: bool = False,
+    against: float = 0.5,
 ) -> Prediction:
     """That something holds in every seed: of a share of seeds, that it is one.
 
     It is read as a share, or as one number a seed that is not zero where it holds, such as
     `of("runs", "error", how="max") <= 1e-6`. One seed that breaks it leaves it open, unless it is
-    `exact`: then that refutes it. It is refuted where the share is below one half, with its whole
-    interval.
+    `exact`: then that refutes it. It is refuted where the share is below `against`, by default one
+    half, with its whole interval; of `math.inf`, as where its bound was set by hand, nowhere.
     """
-    return _share(1.0, "in every seed", read, note, control, exact)
+    return _share(1.0, "in every seed", read, note, control, exact, against)
 
 
 def no_seed(
@@ -276,7 +277,7 @@ def no_seed(
     exact: bool = False,
 ) -> Prediction:
     """That something holds in no seed: of a share of seeds, that it is zero. As `every_seed`."""
-    return _share(0.0, "in no seed", read, note, control, exact)
+    return _share(0.0, "in no seed", read, note, control, exact, 0.5)
 
 
 def _share(
@@ -286,18 +287,22 @@ def _share(
     note: str,
     control: bool,
     exact: bool,
+    against: float,
 ) -> Prediction:
+    limit = -math.inf if math.isinf(against) else against
+
     def judge(effect: Effect) -> tuple[bool, bool]:
         low, high = effect.interval
         passed = effect.value == share
-        against = high < 0.5 if share else low > 0.5
-        return passed, not passed and (exact or against)
+        beyond = high < limit if share else low > limit
+        return passed, not passed and (exact or beyond)
 
     def shared(records: Records) -> object:
         found = read(records)
         return found.share() if isinstance(found, PerSeed) else found
 
-    return Prediction(shared, _with(words, note), judge, control)
+    refuted = "" if limit == 0.5 or control else _refuted((limit, math.inf))
+    return Prediction(shared, _with(words, note, refuted), judge, control)
 
 
 def _ranged(
@@ -317,9 +322,8 @@ def _ranged(
         least, most = effect.interval
         return low <= least and most <= high, most < lowest or least > highest
 
-    if bounds != beyond and not control:
-        words += _refuted(beyond)
-    return Prediction(read, _with(words, note), judge, control)
+    refuted = _refuted(beyond) if bounds != beyond and not control else ""
+    return Prediction(read, _with(words, note, refuted), judge, control)
 
 
 def _refuted(beyond: tuple[float, float]) -> str:
@@ -331,11 +335,12 @@ def _refuted(beyond: tuple[float, float]) -> str:
     return f" (refuted {' or '.join(ends)})" if ends else " (a miss refutes nothing)"
 
 
-def _with(words: str, note: str) -> str:
+def _with(words: str, note: str, refuted: str = "") -> str:
     """The rule and why; a note such as "of the norm" says what the number is a share of."""
-    if not note:
-        return words
-    return f"{words} {note}" if note.startswith("of ") else f"{words}: {note}"
+    if note.startswith("of "):
+        share, colon, why = note.partition(": ")
+        return f"{words} {share}{refuted}{colon}{why}"
+    return f"{words}{refuted}: {note}" if note else f"{words}{refuted}"
 
 
 def _number(value: float) -> str:

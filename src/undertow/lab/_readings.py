@@ -3,7 +3,7 @@
     loss = of("networks", "loss", method="momentum") - of("networks", "loss", method="sgd")
 
 The unit of every interval is the seed, and the effect of numbers by seed their median, with an
-interval that one odd seed cannot throw. One policy holds for all readings:
+interval that one odd seed of nine cannot throw. One policy holds for all readings:
 
 - what is null is not there; a seed without a value takes no part, and pairs are seeds with both;
 - an experiment without records has no seeds;

@@ -53,7 +53,8 @@ def median_interval(values: ArrayLike, *, ratios: bool = False, confidence: floa
 
     It assumes nothing but independent values of one distribution. Interpolated after Hettmansperger
     and Sheather, it covers 94 to 96% at 6 values and more of continuous distributions, and more of
-    values that repeat; no one value can throw it. Fewer than 6 values have no 95% interval: it is
+    values that repeat. Of 9 and more no one value can throw it; of 8 an end goes along with an odd
+    one by 6% of the way, of 7 by 27%, of 6 by 64%. Fewer than 6 values have no 95% interval: it is
     infinite then.
 
     Args:

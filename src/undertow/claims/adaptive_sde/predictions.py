@@ -43,7 +43,7 @@ def predictions(knobs: AdaptiveSde) -> dict[str, Prediction]:
 
 def promises_verdict(records: Records, knobs: AdaptiveSde) -> bool:
     """Whether text, too, has seeds enough."""
-    return knobs.text_seeds >= 5
+    return knobs.text_seeds >= 8
 
 
 def summary(records: Records, knobs: AdaptiveSde) -> str:

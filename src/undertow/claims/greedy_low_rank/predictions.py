@@ -64,7 +64,9 @@ def trajectories(knobs: GreedyLowRank) -> dict[str, Prediction]:
         "distance of every phase falls": lab.every_seed(
             halved, "below half from the largest start to the smallest"
         ),
-        "escape time over ln(1/scale) / (2 lambda_1)": near(1, 0.02, escape, "as a slope"),
+        "escape time over ln(1/scale) / (2 lambda_1)": near(
+            1, 0.02, escape, "as a slope", against=1
+        ),
         "distance at the smallest start, equal eigenvalues": no_less(
             0.2, lost, "without a gap there is no greedy direction to follow", control=True
         ),
@@ -79,7 +81,9 @@ def products(knobs: GreedyLowRank) -> dict[str, Prediction]:
 
     shallow = f"where lambda_2 / lambda_1 = {RATIO}"
     found = {
-        "depth 2: exponent of the second singular value": near(1 - RATIO, 0.02, power(2), shallow)
+        "depth 2: exponent of the second singular value": near(
+            1 - RATIO, 0.02, power(2), shallow, against=1 - RATIO
+        )
     }
     for depth in DEPTHS[1:]:
         found |= {
@@ -87,7 +91,8 @@ def products(knobs: GreedyLowRank) -> dict[str, Prediction]:
                 0.9, power(depth), "1 in theory, where depth 2 has 0.3", against=1 - RATIO
             ),
             f"depth {depth}: exponent of the escape time": near(
-                2 / depth - 1, 0.02, power(depth, "time"), f"-(1 - 2/{depth})"
+                *(2 / depth - 1, 0.02, power(depth, "time"), f"-(1 - 2/{depth})"),
+                against=1 - 2 / depth,
             ),
         }
     two, three = power(2, ratio=1.0), power(3, ratio=1.0)
@@ -131,7 +136,7 @@ def descents(knobs: GreedyLowRank) -> dict[str, Prediction]:
         "descent, 3x3: least trace over the least there is, at any step": no_less(
             APART, low * (rank_one / least), "as the flow", against=1
         ),
-        "descent, 3x3: largest trace over that of rank one": near(1, 0.01, high),
+        "descent, 3x3: largest trace over that of rank one": near(1, 0.01, high, against=math.inf),
         "descent, 3x3: rank one, loss zero": lab.every_seed(
             lab.share("stepped", simple), "at any step"
         ),
@@ -163,10 +168,10 @@ def counterexamples(knobs: GreedyLowRank) -> dict[str, Prediction]:
             "sigma_2 < 1e-4 sigma_1 and loss < 1e-10",
         ),
         "3x3: exponent of sigma_2 / sigma_1 over predicted": within(
-            0.95, 1.05, power, "1 - lambda_2 / lambda_1"
+            0.95, 1.05, power, "1 - lambda_2 / lambda_1", against=KEPT
         ),
         f"4x4 from {smallest:g}: trace over that of rank one": near(
-            1, 0.01, trace(problem="4x4", scale=smallest) / widest
+            1, 0.01, trace(problem="4x4", scale=smallest) / widest, against=1 - wide_least / widest
         ),
         "4x4 from 1e-4: trace over the least": at_most(
             ALIKE, trace(problem="4x4", scale=ORDINARY) / wide_least, alike, control=True

@@ -93,7 +93,7 @@ CLAIM = Claim(
         "Low rank is not SGD's alone: at equal steps the linear model has the same stable rank "
         "under both, and full-batch descent with decay lowers the rank of a deep network as far.",
         "Gradient descent on a ReLU network does not come to rest altogether: it chatters at "
-        "kinks, at a fiftieth of SGD's noise. On a smooth network it does.",
+        "kinks, at a small part of SGD's noise. On a smooth network it does.",
     ),
     presets={
         "smoke": Janus(

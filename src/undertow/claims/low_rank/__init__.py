@@ -70,7 +70,7 @@ CLAIM = Claim(
         "The bound m_l B log(2/eps) / (lr weight_decay) grows with the batch size B, and small "
         "batches do have lower rank at fixed epochs. But they also take more steps. At equal E "
         "perceptrons differ by less than two ranks of 128 until their initial weights are "
-        "forgotten; from then on small batches have the higher rank.",
+        "forgotten, and small batches have no lower rank from then on.",
         "The bound exceeds the width of every perceptron and kernel here by orders of magnitude. "
         "Where lr x weight decay is so large that it does not (batches of one, two classes, width "
         "512) it holds a hundred times over, and larger batches, of which it says nothing, have "

@@ -65,7 +65,7 @@ def _equal_exponents(knobs: LowRank) -> dict[str, Prediction]:
     gap = "rank, small less large batch, same E"
     rules = {
         gap: near(0, few, early, left, against=5 * few),
-        f"{gap}, at the end": no_less(-few, end, "no lower"),
+        f"{gap}, at the end": no_less(-few, end, "no lower", against=math.inf),
         "ranks apart at equal E, all settings": at_most(few, alone, curve, against=5 * few),
     }
     steps = pl.col("step").cast(pl.Float64)

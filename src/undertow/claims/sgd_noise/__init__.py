@@ -92,8 +92,8 @@ CLAIM = Claim(
     statement="With weight decay, weights of rank above m_l B bring no minibatch's regularised "
     "gradient to zero: its norm is at least weight_decay x sqrt(sum over k > m_l B of s_k(W)^2), "
     "for every batch of B, also where full-batch descent is at rest. The noise grows with the "
-    "decay. In perceptrons, convolutional and residual networks it is gone without, and a smaller "
-    "batch leaves weights of smaller rank, with decay throughout and for as many epochs.",
+    "decay. In perceptrons, convolutional and residual networks little of it is left without, and "
+    "a smaller batch leaves weights of smaller rank, with decay throughout and for as many epochs.",
     corrections=(
         "The floor is two lines: W + grad L_S / weight_decay = G_S / weight_decay, and grad L_S "
         "has rank at most m_l B, so G_S / weight_decay is at least as far from zero as W is from "

@@ -14,7 +14,7 @@ from undertow.claims.adaptive_sde.experiments import (
     SCALINGS,
     UNJUDGED,
 )
-from undertow.claims.adaptive_sde.predictions import deviations, error, from_limit
+from undertow.claims.adaptive_sde.predictions import deviations, error, nearer
 from undertow.lab import Charts, beside, figure, kept, means
 
 CELL = ("series", "factor", "scaling")
@@ -25,7 +25,7 @@ Row = tuple[str, int, str, float, float | None]
 draw = Charts(
     level="SVAG's l",
     error="|error of E x²|",
-    distance="distance from the finest level",
+    distance="distance from the finest level, over that of l = 1",
     factor="k",
     share="deviation / drop in log loss",
     loss="training loss",
@@ -52,18 +52,20 @@ def order(records: Records, knobs: AdaptiveSde) -> Any:
 @figure("On a network, too, trajectories converge as the noise takes over")
 def limit(records: Records, knobs: AdaptiveSde) -> Any:
     """Distance of mean log-loss curves on clean images, where plain Adam is far from its SDE, from
-    those of the finest level. Dashed: 1/l², from l = 1. Averages over replicas leave a floor of
-    sampling noise under the last point.
+    those of the finest level, as a share of that at l = 1. Dashed: 1/l². Averages over replicas
+    leave a floor of sampling noise under the last point.
     """
+
+    def far(*cell: Any) -> float:
+        return nearer(*cell, knobs).effect(records).value
+
     rows: list[Row] = []
     *levels, last = knobs.limit_levels
     for optimizer, name in OPTIMIZERS.items():
-        read = {level: from_limit(optimizer, level, "svag", knobs) for level in levels}
-        found = {level: reading.effect(records).value for level, reading in read.items()}
-        scale = found[1] / (1 - last**-2)
-        rows += [(name, at, RIGHT, far, scale * (at**-2 - last**-2)) for at, far in found.items()]
-        weak = from_limit(optimizer, levels[-1], "too weak", knobs).effect(records).value
-        rows.append((name, levels[-1], WEAK, weak, None))
+        for level in levels:
+            law = (level**-2 - last**-2) / (1 - last**-2)
+            rows.append((name, level, RIGHT, far(optimizer, level, "svag"), law))
+        rows.append((name, levels[-1], WEAK, far(optimizer, levels[-1], "too weak"), None))
     return _beside_law(rows, "optimizer", "distance")
 
 

@@ -133,8 +133,9 @@ def test_language_models_are_trained_and_tested_on_windows_of_their_own() -> Non
 
 def test_convolutional_networks_start_from_their_own_seeds() -> None:
     members = [Member(seed, 0.1) for seed in (1, 2)]
-    alike = convolutional(IMAGES, (2, 3), members, init_seeds=[7, 7], data_seeds=[1, 1])
-    own = convolutional(IMAGES, (2, 3), members, data_seeds=[1, 1])
+    seen: dict[str, Any] = {"data_seeds": [1, 1], "batch_size": 8}
+    alike = convolutional(IMAGES, (2, 3), members, init_seeds=[7, 7], **seen)
+    own = convolutional(IMAGES, (2, 3), members, **seen)
     assert alike.inputs.shape == (2, 40, 1, 8, 8)
     assert torch.equal(*alike.fit().loss)
     assert not torch.equal(*own.fit().loss)

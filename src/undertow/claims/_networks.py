@@ -66,6 +66,21 @@ class Networks:
         """Every member's loss and accuracy on what was kept back from it."""
         return self.ensemble.evaluate(*self.pool, samples=self.held_out)
 
+    def results(self) -> dict[str, Any]:
+        """What is compared of trained networks, with a value for each, as `lab.rows_of` takes it.
+
+        `diverged`, `loss` and its logarithm `log_loss` on what each is trained on, `test_loss` and
+        `accuracy` on what was kept back.
+        """
+        fit, tested = self.fit(), self.tested()
+        return {
+            "diverged": self.ensemble.diverged,
+            "loss": fit.loss,
+            "log_loss": fit.loss.double().log(),
+            "test_loss": tested.loss,
+            "accuracy": tested.accuracy,
+        }
+
     def losses_at(
         self, steps: Sequence[int], shown: int | None = None
     ) -> Float[Tensor, "readings E"]:

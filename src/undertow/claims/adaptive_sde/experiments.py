@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,12 @@ if TYPE_CHECKING:
 # Three that scale the learning rate alike and the betas each in its own way, and two other rules.
 AVERAGES = ("square root", "half-life", "learning rate only")
 SCALINGS = (*AVERAGES, "linear", "none")
+# What `predict.rescale` is asked for; linear is the rule in all but the learning rate.
+RESCALED: dict[str, dict[str, Any]] = {
+    "square root": {"betas": "sde"},
+    "half-life": {"betas": "half-life"},
+    "linear": {"betas": "sde", "rule": "linear"},
+}
 OPTIMIZERS = {"adam": "Adam", "rmsprop": "RMSprop"}
 JUDGED = ("square root", "linear", "none")
 # From v = 0 uncorrected, RMSprop has no SDE; with its bias corrected it is what the rule is for.
@@ -300,23 +305,15 @@ def hyper(trial: Run) -> tuple[dict[str, Any], bool]:
     from undertow import predict
 
     own = {"lr": trial.lr, "beta1": trial.beta1, "beta2": trial.beta2, "eps": 1e-8}
-    if trial.scaling in ("base", "other order", "none"):
-        return own, False
-    if trial.scaling == "learning rate only":
-        return own | {"lr": trial.lr * math.sqrt(trial.factor)}, False
-    halved = trial.scaling == "half-life"
-    clipped = trial.optimizer == "adam" and trial.factor * (1 - trial.beta1) >= 1 and not halved
+    asked = RESCALED.get(trial.scaling)
+    if asked is None:
+        power = 0.5 if trial.scaling == "learning rate only" else 0.0
+        return own | {"lr": trial.lr * trial.factor**power}, False
+    adam, ends = trial.optimizer == "adam", trial.factor * (1 - trial.beta1) >= 1
+    clipped = adam and ends and asked["betas"] == "sde"
     # Adam without a mean is RMSprop.
-    kind: Any = "adam" if trial.optimizer == "adam" and not clipped else "rmsprop"
+    kind: Any = "adam" if adam and not clipped else "rmsprop"
     if kind == "rmsprop":
         del own["beta1"]
-    moved = predict.rescale(
-        own,
-        from_batch=1,
-        to_batch=trial.factor,
-        optimizer=kind,
-        betas="half-life" if halved else "sde",
-    ).hyper
-    # Linear is the rule in all but the power of the learning rate.
-    linear = {"lr": trial.lr * trial.factor} if trial.scaling == "linear" else {}
-    return {"beta1": 0.0, **moved, **linear}, clipped
+    batches = {"from_batch": 1, "to_batch": trial.factor}
+    return {"beta1": 0.0, **predict.rescale(own, optimizer=kind, **batches, **asked).hyper}, clipped

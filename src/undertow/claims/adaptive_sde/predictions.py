@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,6 @@ from undertow.lab import (
 WITH = ("", ", RMSprop")
 RULE = "square root"
 RIVALS = {"linear": "linear", "none": "no scaling"}
-APART = ("deviation", "predicted")
 BETAS = {"long memory": "betas of 0.998 and 0.9995", "RMSprop": "RMSprop", "text": "text"}
 
 
@@ -249,33 +249,28 @@ def deviations(runs: pl.DataFrame) -> pl.DataFrame:
     rule's over sqrt(k), and where noise is averaged out over the path only the speed of the drift
     matters, so that the run is the base run, sqrt(k) times as slow.
     """
-    keys = ["series", "seed"]
-    facts = pl.col("factor", "scaling", "clipped", "accuracy", "test_log_loss", "noise_to_signal")
-    trials = lab.kept(runs).sort("epoch").group_by("trial", *keys, maintain_order=True)
-    curves = trials.agg(facts.first(), pl.col("epoch", "log_loss"))
-    base = curves.filter(scaling="base")
-    pairs = curves.filter(pl.col("scaling") != "base").join(base, on=keys, suffix="_base")
-    curve = pl.struct("scaling", "factor", "epoch", "log_loss", "log_loss_base")
-    apart = curve.map_elements(_apart, return_dtype=pl.Struct(dict.fromkeys(APART, pl.Float64)))
-    drop = pl.col("log_loss_base").list.first() - pl.col("log_loss_base").list.last()
-    return (
-        pairs.with_columns(apart.alias("apart"))
-        .unnest("apart")
-        .select(
-            *("trial", "series", "factor", "scaling", "seed", "clipped", *APART),
-            share=pl.col("deviation") / drop,
-            predicted_share=pl.col("predicted") / drop,
-            accuracy_change=(pl.col("accuracy") - pl.col("accuracy_base")).abs(),
-            test_change=(pl.col("test_log_loss") - pl.col("test_log_loss_base")).abs(),
-            noise=pl.col("noise_to_signal_base") / pl.col("factor"),
-        )
+    rows, keys = lab.kept(runs), ("series", "seed", "epoch")
+    own, base = rows.filter(pl.col("scaling") != "base"), rows.filter(scaling="base")
+    pairs = own.join(base, on=keys, suffix="_base").sort("epoch")
+    log_loss, loss_base = pl.col("log_loss"), pl.col("log_loss_base")
+    slowed = pl.map_groups(
+        ["epoch", "log_loss_base", "factor"], _slowed, pl.Float64, returns_scalar=True
     )
+    drop = loss_base.first() - loss_base.last()
+    facts = ["trial", "series", "factor", "scaling", "seed", "clipped"]
+    found = pairs.group_by(facts, maintain_order=True).agg(
+        deviation=(log_loss - loss_base).slice(1).abs().mean(),
+        predicted=pl.when(pl.col("scaling").first() == "none").then(slowed),
+        drop=drop,
+        accuracy_change=(pl.col("accuracy") - pl.col("accuracy_base")).first().abs(),
+        test_change=(pl.col("test_log_loss") - pl.col("test_log_loss_base")).first().abs(),
+        noise=(pl.col("noise_to_signal_base") / pl.col("factor")).first(),
+    )
+    shares = {"share": "deviation", "predicted_share": "predicted"}
+    return found.with_columns(**{name: pl.col(of) / pl.col("drop") for name, of in shares.items()})
 
 
-def _apart(run: dict[str, Any]) -> dict[str, float]:
-    epochs, own, base = (np.array(run[name]) for name in ("epoch", "log_loss", "log_loss_base"))
-    found = {"deviation": distance(own[1:], base[1:])}
-    if run["scaling"] == "none":
-        slow = np.interp(epochs / math.sqrt(run["factor"]), epochs, base)
-        found["predicted"] = distance(slow[1:], base[1:])
-    return found
+def _slowed(curve: Sequence[pl.Series]) -> float:
+    """How far a base run's curve is from itself sqrt(k) times slower."""
+    epochs, base, factors = (column.to_numpy() for column in curve)
+    return distance(np.interp(epochs / math.sqrt(factors[0]), epochs, base)[1:], base[1:])

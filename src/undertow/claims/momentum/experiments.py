@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from undertow.claims import Networks, language_models, perceptrons
@@ -163,7 +164,7 @@ def stationary_variances(trial: Stationary) -> Rows:
     """Ridge regression of the label's parity, the same batches for all settings."""
     import torch
 
-    from undertow import predict, train
+    from undertow import train
 
     loaded = trial.images.load(seed=trial.seed)
     inputs, labels = loaded.train_inputs.flatten(1).double(), loaded.train_targets
@@ -176,17 +177,22 @@ def stationary_variances(trial: Stationary) -> Rows:
         order=trial.order,
         generator=torch.Generator().manual_seed(trial.seed),
     )
-    equal = [
-        predict.momentum_equivalent(curvature, trial.momentum, form="ema", sharpness=1.0)
-        for curvature in CURVATURES
-    ]
     return rows_of(
         {
             "curvature": CURVATURES,
             "measured_ratio": variances[:, 0] / variances[:, 1],
-            "predicted_ratio": [own.variance_ratio for own in equal],
+            "predicted_ratio": [variance_ratio(own, trial.momentum) for own in CURVATURES],
         }
     )
+
+
+def variance_ratio(curvature: float, momentum: float) -> float:
+    """The closed form of the ratio of stationary variances, by lr x sharpness."""
+    from undertow import predict
+
+    equal = predict.momentum_equivalent(curvature, momentum, form="ema", sharpness=1.0)
+    assert equal.variance_ratio is not None  # there is a sharpness
+    return equal.variance_ratio
 
 
 def along_minima(trial: Long) -> Rows:
@@ -198,22 +204,17 @@ def along_minima(trial: Long) -> Rows:
 
     generator = torch.Generator().manual_seed(trial.seed)
     settings: dict[str, Any] = {"generator": generator, "replicas": trial.long_replicas}
-    kept = trial.momentum
-    rows = []
-    for exponent in trial.long_exponents:
-        for method, beta, raw in (
-            ("sgd", 0.0, 1.0),
-            ("momentum", kept, 1.0),
-            ("raw", kept, 1 - kept),
-        ):
-            lr = 2.0**-exponent
-            ends = label_noise_imbalances(
-                (beta,), lr=lr / raw, steps=4**exponent, **settings, **ALONG_MINIMA
-            )
-            # What is balanced has no logarithm; a thousandth of the start stands for it.
-            left = (ends[0] / ALONG_MINIMA["imbalance"]).clamp_min(1e-3).log().mean()
-            law = predict.label_noise_drift(lr, beta, time=1.0, **ALONG_MINIMA)
-            rows.append({"method": method, "lr": lr, "log_left": float(left), "predicted": law})
+    kept, rows = {"sgd": 0.0, "momentum": trial.momentum, "raw": trial.momentum}, []
+    for exponent, (method, beta) in product(trial.long_exponents, kept.items()):
+        lr = 2.0**-exponent
+        own = lr / (1 - beta) if method == "raw" else lr
+        ends = label_noise_imbalances(
+            (beta,), lr=own, steps=4**exponent, **settings, **ALONG_MINIMA
+        )
+        # What is balanced has no logarithm; a thousandth of the start stands for it.
+        left = (ends[0] / ALONG_MINIMA["imbalance"]).clamp_min(1e-3).log().mean()
+        law = predict.label_noise_drift(lr, beta, time=1.0, **ALONG_MINIMA)
+        rows.append({"method": method, "lr": lr, "log_left": float(left), "predicted": law})
     return rows
 
 
@@ -239,7 +240,7 @@ def train(trials: Sequence[Network]) -> list[Rows]:
             edges[e] = first.lr * float(sharpest)
         facts["edge"] = edges
     networks.ensemble.train(first.steps * first.level - first.steps // 4)
-    return [[row] for row in rows_of(facts | at_the_end(networks))]
+    return [[row] for row in rows_of(facts | networks.results())]
 
 
 def train_to_the_end(trials: Sequence[Tuned]) -> list[Rows]:
@@ -252,7 +253,7 @@ def train_to_the_end(trials: Sequence[Tuned]) -> list[Rows]:
     rule, members = by_method(trials, first.method, first.lr, schedule=schedules.Cosine(steps))
     networks = _perceptrons(first, members, rule=rule, label_noise=first.label_noise)
     networks.ensemble.train(steps)
-    return [[row] for row in rows_of(at_the_end(networks))]
+    return [[row] for row in rows_of(networks.results())]
 
 
 def _perceptrons(trial: Trained, members: Sequence[Member], **options: Any) -> Networks:
@@ -272,44 +273,25 @@ def by_method(
     return rule, [Member(trial.seed, own, momentum=kept, **options) for trial in trials]
 
 
-def at_the_end(networks: Networks) -> dict[str, Any]:
-    """What is compared of trained networks."""
-    fit, tested = networks.fit(), networks.tested()
-    return {
-        "diverged": networks.ensemble.diverged,
-        "loss": fit.loss,
-        "log_loss": fit.loss.double().log(),
-        "test_loss": tested.loss,
-        "accuracy": tested.accuracy,
-    }
-
-
 def fine_tune(trials: Sequence[LanguageModel]) -> list[Rows]:
     """Each model is trained on a text by Adam, and tuned on the same windows at every rate."""
     from undertow.train import Member, rules, schedules
 
-    first, count = trials[0], len(trials)
-    own = [trial.seed for trial in trials]
-    adam = [Member(seed, 3e-3) for seed in own]
-    known = language_models(
-        *(first.text, adam), init_seeds=own, data_seeds=[0] * count, batch_size=16, rule=rules.adam
-    )
+    first = trials[0]
+    learning: dict[str, Any] = {"data_seeds": [0] * len(trials), "rule": rules.adam}
+    adam = [Member(trial.seed, 3e-3) for trial in trials]
+    known = language_models(first.text, adam, batch_size=16, **learning)
     known.ensemble.train(first.pretrain_steps)
-    taught: dict[str, Any] = {
-        "modules": [known.ensemble.module(e) for e in range(count)],
-        "characters": first.text.load().characters,
-        "data_seeds": own,
-    }
     shown = len(first.tuning_text.load().train_inputs)
     falling = schedules.Cosine(shown * TUNING_EPOCHS // TUNING_BATCH)
-    cells = [(method, lr) for lr in first.tuning_lrs for method in PAIR]
+    cells = [*product(first.tuning_lrs, PAIR), (first.tuning_lrs[0], "raw")]
     rows: list[Rows] = [[] for _ in trials]
-    for method, lr in (*cells, ("raw", first.tuning_lrs[0])):
+    for lr, method in cells:
         rule, members = by_method(trials, method, lr, schedule=falling)
-        taught |= {"batch_size": TUNING_BATCH, "rule": rule}
-        networks = language_models(first.tuning_text, members, **taught)
+        tuning: dict[str, Any] = {"batch_size": TUNING_BATCH, "rule": rule, "after": known}
+        networks = language_models(first.tuning_text, members, **tuning)
         networks.ensemble.train(falling.total)
-        facts = at_the_end(networks) | {"method": method, "lr": lr}
+        facts = networks.results() | {"method": method, "lr": lr}
         for found, row in zip(rows, rows_of(facts), strict=True):
             found.append(row)
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -194,10 +193,10 @@ def drift(method: str, lr: float, column: str = "log_left") -> Reading:
 
 
 def order_of_drifts(knobs: Momentum) -> Reading:
-    """The slope, on log lr, of the log difference of SGD's drift and momentum's."""
+    """The power of lr in the difference of SGD's drift and momentum's."""
     rates = [2.0**-exponent for exponent in sorted(knobs.long_exponents)]
     apart = [drift("sgd", lr) - drift("momentum", lr) for lr in rates]
-    return of_means(apart, lambda far: float(np.polyfit(np.log(rates), np.log(np.abs(far)), 1)[0]))
+    return of_means(apart, lambda far: power(rates, far))
 
 
 def variance(order: str, curvature: float, over: str | None = None) -> Reading:
@@ -207,24 +206,18 @@ def variance(order: str, curvature: float, over: str | None = None) -> Reading:
 
 
 def simulated_order(alpha: float, knobs: Momentum) -> Reading:
-    """The slope of log gap on log lr, averaged over seeds before the largest gap is taken."""
-    exponents = knobs.path_exponents
-    log_lr = -math.log(2) * np.array(exponents)
+    """The power of lr in the gap, averaged over seeds before the largest over time is taken."""
+    rates = [2.0**-exponent for exponent in knobs.path_exponents]
+    gaps = [path_gaps(alpha, exponent) for exponent in knobs.path_exponents]
+    return of_means(gaps, lambda means: power(rates, abs(means).max(1)), least=8)
 
-    def slope(gaps: np.ndarray) -> float:
-        largest = abs(gaps.reshape(len(exponents), TIMES)).max(1)
-        return float(np.polyfit(log_lr, np.log(largest), 1)[0])
 
-    gaps = [gap for exponent in exponents for gap in path_gaps(alpha, exponent)]
-    return of_means(gaps, slope, least=8)
+def power(rates: Sequence[float], far: np.ndarray) -> float:
+    """Of the rates, by which |far| grows: the slope of the logarithms."""
+    return float(np.polyfit(np.log(rates), np.log(np.abs(far)), 1)[0])
 
 
 def path_gaps(alpha: float, exponent: int) -> list[Reading]:
     """The gap of the simulated paths at each of the times."""
     gaps = (pl.col("path_gaps").list.get(time) for time in range(TIMES))
     return [of("paths", gap, alpha=alpha, exponent=exponent) for gap in gaps]
-
-
-def largest_gap(records: Records, alpha: float, exponent: int) -> float:
-    """The largest over the times, of means over seeds."""
-    return max(abs(gap(records).mean()) for gap in path_gaps(alpha, exponent))

@@ -259,7 +259,7 @@ def convolutional(
     """
     from undertow import models
 
-    def model(shape: tuple[int, ...], classes: int) -> Model:
+    def model(shape: tuple[int, int, int], classes: int) -> Model:
         return _started(partial(models.conv_net, shape, channels, classes), init_seeds)
 
     return networks(images, model, members, flat=False, **{"path": "vmap"} | options)

@@ -315,5 +315,5 @@ def hyper(trial: Run) -> tuple[dict[str, Any], bool]:
     kind: Any = "adam" if adam and not clipped else "rmsprop"
     if kind == "rmsprop":
         del own["beta1"]
-    batches = {"from_batch": 1, "to_batch": trial.factor}
-    return {"beta1": 0.0, **predict.rescale(own, optimizer=kind, **batches, **asked).hyper}, clipped
+    moved = predict.rescale(own, from_batch=1, to_batch=trial.factor, optimizer=kind, **asked)
+    return {"beta1": 0.0, **moved.hyper}, clipped

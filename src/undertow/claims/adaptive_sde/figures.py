@@ -56,8 +56,8 @@ def limit(records: Records, knobs: AdaptiveSde) -> Any:
     leave a floor of sampling noise under the last point.
     """
 
-    def far(*cell: Any) -> float:
-        return nearer(*cell, knobs).effect(records).value
+    def far(optimizer: str, level: int, weights: str) -> float:
+        return nearer(optimizer, level, weights, knobs).effect(records).value
 
     rows: list[Row] = []
     *levels, last = knobs.limit_levels

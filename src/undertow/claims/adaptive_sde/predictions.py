@@ -92,6 +92,7 @@ def _of_rule(knobs: AdaptiveSde) -> dict[str, Prediction]:
     """The rule beside its rivals; at k = 4 text's linear runs are as near as another data order."""
     largest, last = max(knobs.factors), max(knobs.text_factors)
     # At the largest batch signal dominates in the others: the rule is then the best of three bad.
+    factors: dict[str, tuple[int, ...]]
     factors = dict.fromkeys(("noisy labels", "RMSprop"), (FACTOR, largest))
     factors |= {name + more: (FACTOR,) for name in ("clean labels", "CNN") for more in WITH}
     cells = [(s, k, rival) for s, own in factors.items() for k in own for rival in RIVALS]

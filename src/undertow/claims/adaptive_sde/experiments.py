@@ -170,7 +170,7 @@ def rule_of(optimizer: str) -> Rule:
     from undertow.train import rules
 
     known = {"adam": rules.adam, "rmsprop": rules.rmsprop}
-    return known[optimizer] if optimizer in known else rules.adaptive(mean=False)
+    return known.get(optimizer, rules.adaptive(mean=False))
 
 
 def noisier(rule: Rule, level: int, weights: str) -> Rule:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,7 @@ from undertow import lab
 from undertow.claims import Records
 from undertow.claims.adaptive_sde import FACTOR, SHORT_FACTORS, AdaptiveSde
 from undertow.claims.adaptive_sde.experiments import OPTIMIZERS, TEXTS, times
-from undertow.lab import (
-    Prediction,
-    Reading,
-    at_most,
-    at_most_times,
-    near,
-    no_less,
-    of,
-    of_means,
-    within,
-)
+from undertow.lab import Prediction, Reading, at_most, at_most_times, near, no_less, of, of_means
 
 WITH = ("", ", RMSprop")
 RULE = "square root"
@@ -33,13 +24,7 @@ BETAS = {"long memory": "betas of 0.998 and 0.9995", "RMSprop": "RMSprop", "text
 
 def predictions(knobs: AdaptiveSde) -> dict[str, Prediction]:
     """Of the oscillator, the network under SVAG, and batch sizes; thresholds are the pilots'."""
-    return (
-        _of_oscillators(knobs)
-        | _of_limits(knobs)
-        | _of_rule(knobs)
-        | _of_edges()
-        | _of_averages(knobs)
-    )
+    return _of_svag(knobs) | _of_rule(knobs) | _of_edges() | _of_averages(knobs)
 
 
 def promises_verdict(records: Records, knobs: AdaptiveSde) -> bool:
@@ -58,30 +43,24 @@ def summary(records: Records, knobs: AdaptiveSde) -> str:
     )
 
 
-def _of_oscillators(knobs: AdaptiveSde) -> dict[str, Prediction]:
-    orders, controls = {}, {}
+def _of_svag(knobs: AdaptiveSde) -> dict[str, Prediction]:
+    """Its order on the oscillator, and the network's trajectories."""
+    *_, before, last = knobs.limit_levels
+    orders, controls, curves = {}, {}, {}
     for process, name in OPTIMIZERS.items():
         orders[f"weak order of SVAG, {name}"] = near(
             -2, 0.25, order(process, knobs), "1/l^2, with the next order eliminated", against=1
         )
         read, why = kept_error(process, knobs), "of the bare rule's error at the finest l"
         controls[f"error kept with weaker noise, {name}"] = no_less(0.5, read, why, control=True)
-    return orders | controls
-
-
-def _of_limits(knobs: AdaptiveSde) -> dict[str, Prediction]:
-    *_, before, last = knobs.limit_levels
-    weaker = "noise whose sd grows as sqrt(l) has another limit"
-    found: dict[str, Prediction] = {}
-    for optimizer, name in OPTIMIZERS.items():
-        right, weak = (nearer(optimizer, before, kind, knobs) for kind in ("svag", "too weak"))
-        found |= {
-            f"{name}, SVAG({before}) over SVAG(1): distance from SVAG({last})": at_most(
-                0.4, right, "the trajectories converge", against=1
-            ),
-            f"{name} with weaker noise: the same": no_less(1, weak, weaker, control=True),
-        }
-    return found | {
+        right, weak = (nearer(process, before, kind, knobs) for kind in ("svag", "too weak"))
+        curves[f"{name}, SVAG({before}) over SVAG(1): distance from SVAG({last})"] = at_most(
+            0.4, right, "the trajectories converge", against=1
+        )
+        curves[f"{name} with weaker noise: the same"] = no_less(
+            1, weak, "noise whose sd grows as sqrt(l) has another limit", control=True
+        )
+    return (orders | controls | curves) | {
         "Adam's own distance from its SDE, noisy labels": at_most(
             0.1, share_of_drop("adam", knobs), "of the drop in log loss", against=0.5
         )
@@ -104,16 +83,13 @@ def _of_rule(knobs: AdaptiveSde) -> dict[str, Prediction]:
         )
         for series, k, rival in cells
     }
-    slower, measured = (
-        scaled("noisy labels", FACTOR, "none", column) for column in ("predicted", "deviation")
-    )
-    kept, lost = (
-        scaled("noisy labels", largest, scaling, "accuracy_change") for scaling in (RULE, "none")
-    )
+    noisy = partial(scaled, "noisy labels")
+    slower = noisy(FACTOR, "none", "predicted") / noisy(FACTOR, "none")
+    kept, lost = (noisy(largest, scaling, "accuracy_change") for scaling in (RULE, "none"))
     accuracy = "change of test accuracy"
     return found | {
         f"no scaling, k = {FACTOR}: predicted over measured deviation": alike(
-            slower / measured, "it is the base curve, sqrt(k) times slower"
+            slower, "it is the base curve, sqrt(k) times slower"
         ),
         f"{accuracy}, square root, k = {largest}": at_most(
             0.02, kept, "on noisy labels", against=0.05
@@ -164,7 +140,7 @@ def _of_averages(knobs: AdaptiveSde) -> dict[str, Prediction]:
 
 def alike(ratio: Reading, why: str) -> Prediction:
     """That two deviations are the same; a factor of two would speak against it."""
-    return within(0.8, 1.25, ratio, why, against=(0.5, 2))
+    return lab.within(0.8, 1.25, ratio, why, against=(0.5, 2))
 
 
 # ---- readings of SVAG
@@ -254,24 +230,24 @@ def deviations(runs: pl.DataFrame) -> pl.DataFrame:
     own, base = rows.filter(pl.col("scaling") != "base"), rows.filter(scaling="base")
     pairs = own.join(base, on=keys, suffix="_base").sort("epoch")
     log_loss, loss_base = pl.col("log_loss"), pl.col("log_loss_base")
-    slowed = pl.map_groups(
-        ["epoch", "log_loss_base", "factor"], _slowed, pl.Float64, returns_scalar=True
-    )
-    drop = loss_base.first() - loss_base.last()
+    given = ["epoch", "log_loss_base", "factor"]
+    slowed = pl.map_groups(given, _slowed, pl.Float64, returns_scalar=True)
     facts = ["trial", "series", "factor", "scaling", "seed", "clipped"]
     found = pairs.group_by(facts, maintain_order=True).agg(
         deviation=(log_loss - loss_base).slice(1).abs().mean(),
         predicted=pl.when(pl.col("scaling").first() == "none").then(slowed),
-        drop=drop,
+        drop=loss_base.first() - loss_base.last(),
         accuracy_change=(pl.col("accuracy") - pl.col("accuracy_base")).first().abs(),
         test_change=(pl.col("test_log_loss") - pl.col("test_log_loss_base")).first().abs(),
         noise=(pl.col("noise_to_signal_base") / pl.col("factor")).first(),
     )
-    shares = {"share": "deviation", "predicted_share": "predicted"}
-    return found.with_columns(**{name: pl.col(of) / pl.col("drop") for name, of in shares.items()})
+    return found.with_columns(
+        share=pl.col("deviation") / pl.col("drop"),
+        predicted_share=pl.col("predicted") / pl.col("drop"),
+    )
 
 
-def _slowed(curve: Sequence[pl.Series]) -> float:
+def _slowed(columns: Sequence[pl.Series]) -> float:
     """How far a base run's curve is from itself sqrt(k) times slower."""
-    epochs, base, factors = (column.to_numpy() for column in curve)
+    epochs, base, factors = (column.to_numpy() for column in columns)
     return distance(np.interp(epochs / math.sqrt(factors[0]), epochs, base)[1:], base[1:])

@@ -50,8 +50,8 @@ def svag(
 
     Args:
         rule: the rule.
-        l: how much finer, a real number of at least 1. At 1 the rule itself is returned, unless with
-            another variance.
+        l: how much finer, a real number of at least 1. At 1 the rule itself is returned where no
+            variance is given.
         variance: by what the covariance of the noise is multiplied, at least 1/2; by default as in
             the table. With any other power of l the limit is another process, if there is one: a
             control, for what the noise does.
@@ -85,8 +85,8 @@ def svag(
     variance = steps if variance is None else variance
     if not (math.isfinite(variance) and variance >= 0.5):
         raise ValueError(
-            f"variance must be finite and at least 1/2, got {variance}: the mean of two batches has "
-            "half of one's, and no weights that keep the mean gradient have less"
+            f"variance must be finite and at least 1/2, got {variance}: the mean of two batches "
+            "has half of one's, and no weights that keep the mean gradient have less"
         )
     spread = math.sqrt(2 * variance - 1)
     return replace(

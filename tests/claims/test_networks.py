@@ -141,6 +141,20 @@ def test_convolutional_networks_start_from_their_own_seeds() -> None:
     assert not torch.equal(*own.fit().loss)
 
 
+def test_what_has_diverged_is_not_measured() -> None:
+    members = [Member(1, 0.1), Member(2, 1e30)]
+    own = perceptrons(IMAGES, (5,), members, batch_size=8, path="fused")
+    assert None not in own.measured(lambda objective: float(objective.value()))
+    assert own.measured(lambda _: 2.0, only=[1]) == [None, 2.0]
+    own.ensemble.train(20)
+    known, lost = own.measured(lambda objective: float(objective.value()))
+    assert known == pytest.approx(own.fit().loss[0].item(), rel=1e-5)
+    assert lost is None
+    results = own.results()
+    assert results["diverged"] == [False, True]
+    assert float(results["log_loss"][0].exp()) == pytest.approx(known, rel=1e-5)
+
+
 def test_losses_are_read_on_the_way_and_the_path_is_the_same() -> None:
     read, straight = made((1, 2)), made((1, 2))
     losses = read.losses_at([0, 4, 10])

@@ -66,6 +66,17 @@ class Networks:
         """Every member's loss and accuracy on what was kept back from it."""
         return self.ensemble.evaluate(*self.pool, samples=self.held_out)
 
+    def measured(
+        self, measure: Callable[[Objective], float], only: Sequence[int] | None = None
+    ) -> list[float | None]:
+        """What is measured of each member's `objective`; None of those that have diverged.
+
+        None too of those that are not among `only`, where it is given.
+        """
+        chosen = set(self.ensemble.alive).intersection(*[] if only is None else [only])
+        members = range(len(self.ensemble.diverged))
+        return [measure(self.objective(e)) if e in chosen else None for e in members]
+
     def results(self) -> dict[str, Any]:
         """What is compared of trained networks, with a value for each, as `lab.rows_of` takes it.
 

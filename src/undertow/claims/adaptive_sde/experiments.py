@@ -282,11 +282,10 @@ def at_batch_size(
     at = [steps * reading // readings for reading in range(readings + 1)]
     half = readings // 2 + 1
     begun = found.losses_at(at[:half], shown)
-    base = [run for run in found.ensemble.alive if trials[run].scaling == "base"]
-    noise: list[float | None] = [None] * len(trials)
-    for run in base:
-        measured = measure.gradient_noise(found.objective(run))
-        noise[run] = measured.noise_to_signal / first.batch_size
+    noise = found.measured(
+        lambda own: measure.gradient_noise(own).noise_to_signal / first.batch_size,
+        only=[run for run, trial in enumerate(trials) if trial.scaling == "base"],
+    )
     losses = torch.cat([begun, found.losses_at(at[half:], shown)]).double().log()
     tested = found.tested()
     facts = {

@@ -25,7 +25,7 @@ Row = tuple[str, int, str, float, float | None]
 draw = Charts(
     level="SVAG's l",
     error="|error of E x²|",
-    distance="distance from the finest level, over that of l = 1",
+    distance="distance, over that at l = 1",
     factor="k",
     share="deviation / drop in log loss",
     loss="training loss",

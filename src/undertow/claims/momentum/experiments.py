@@ -234,11 +234,9 @@ def train(trials: Sequence[Network]) -> list[Rows]:
     facts: dict[str, Any] = {}
     networks.ensemble.train(first.steps // 4)
     if (first.kind, first.level) == ("plain", 1):
-        edges: list[float | None] = [None] * len(trials)
-        for e in networks.ensemble.alive:
-            sharpest = measure.sharpness(networks.objective(e), rtol=0.05).eigenvalues[0]
-            edges[e] = first.lr * float(sharpest)
-        facts["edge"] = edges
+        facts["edge"] = networks.measured(
+            lambda own: first.lr * float(measure.sharpness(own, rtol=0.05).eigenvalues[0])
+        )
     networks.ensemble.train(first.steps * first.level - first.steps // 4)
     return [[row] for row in rows_of(facts | networks.results())]
 

@@ -230,18 +230,18 @@ def deviations(runs: pl.DataFrame) -> pl.DataFrame:
     own, base = rows.filter(pl.col("scaling") != "base"), rows.filter(scaling="base")
     pairs = own.join(base, on=keys, suffix="_base").sort("epoch")
     log_loss, loss_base = pl.col("log_loss"), pl.col("log_loss_base")
-    given = ["epoch", "log_loss_base", "factor"]
-    slowed = pl.map_groups(given, _slowed, pl.Float64, returns_scalar=True)
     facts = ["trial", "series", "factor", "scaling", "seed", "clipped"]
     found = pairs.group_by(facts, maintain_order=True).agg(
         deviation=(log_loss - loss_base).slice(1).abs().mean(),
-        predicted=pl.when(pl.col("scaling").first() == "none").then(slowed),
         drop=loss_base.first() - loss_base.last(),
         accuracy_change=(pl.col("accuracy") - pl.col("accuracy_base")).first().abs(),
         test_change=(pl.col("test_log_loss") - pl.col("test_log_loss_base")).first().abs(),
         noise=(pl.col("noise_to_signal_base") / pl.col("factor")).first(),
     )
-    return found.with_columns(
+    given = ["epoch", "log_loss_base", "factor"]
+    slowed = pl.map_groups(given, _slowed, pl.Float64, returns_scalar=True)
+    unscaled = pairs.filter(scaling="none").group_by("trial").agg(predicted=slowed)
+    return found.join(unscaled, on="trial", how="left", maintain_order="left").with_columns(
         share=pl.col("deviation") / pl.col("drop"),
         predicted_share=pl.col("predicted") / pl.col("drop"),
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from undertow.claims import Networks, language_models, networks, perceptrons
+from undertow.claims import Networks, convolutional, language_models, networks, perceptrons
 from undertow.data import Images, Text
 from undertow.train import Member
 
@@ -151,7 +151,44 @@ def test_language_models_are_trained_and_tested_on_windows_of_their_own() -> Non
     starts = first.fit().loss.tolist()
     assert starts[0] != starts[2]
     first.ensemble.train(5)
-    modules = [first.ensemble.module(1)] * 3
-    options = {"characters": loaded.characters, "test_size": 8, "batch_size": 4}
-    again = language_models(text, members, modules=modules, data_seeds=[2, 2, 2], **options)
-    assert again.tested().loss.tolist() == pytest.approx([first.tested().loss[1].item()] * 3)
+    own: dict[str, Any] = {"data_seeds": [1, 2, 1], "test_size": 8, "batch_size": 4}
+    again = language_models(text, members, after=first, **own)
+    assert again.tested().loss.tolist() == pytest.approx(first.tested().loss.tolist())
+    other = language_models(Text("python-code", windows=20, context=4), members, after=first, **own)
+    assert other.characters == first.characters == loaded.characters
+
+
+def test_convolutional_networks_start_from_their_own_seeds() -> None:
+    members = [Member(seed, 0.1) for seed in (1, 2)]
+    seen: dict[str, Any] = {"data_seeds": [1, 1], "batch_size": 8}
+    alike = convolutional(IMAGES, (2, 3), members, init_seeds=[7, 7], **seen)
+    own = convolutional(IMAGES, (2, 3), members, **seen)
+    assert alike.inputs.shape == (2, 40, 1, 8, 8)
+    assert torch.equal(*alike.fit().loss)
+    assert not torch.equal(*own.fit().loss)
+
+
+def test_what_has_diverged_is_not_measured() -> None:
+    members = [Member(1, 0.1), Member(2, 1e30)]
+    own = perceptrons(IMAGES, (5,), members, batch_size=8, path="fused")
+    assert None not in own.measured(lambda objective: float(objective.value()))
+    assert own.measured(lambda _: 2.0, only=[1]) == [None, 2.0]
+    own.ensemble.train(20)
+    known, lost = own.measured(lambda objective: float(objective.value()))
+    assert known == pytest.approx(own.fit().loss[0].item(), rel=1e-5)
+    assert lost is None
+    results = own.results()
+    assert results["diverged"] == [False, True]
+    assert float(results["log_loss"][0].exp()) == pytest.approx(known, rel=1e-5)
+
+
+def test_losses_are_read_on_the_way_and_the_path_is_the_same() -> None:
+    read, straight = made((1, 2)), made((1, 2))
+    losses = read.losses_at([0, 4, 10])
+    straight.ensemble.train(10)
+    assert losses.shape == (3, 2)
+    assert torch.equal(losses[-1], straight.fit().loss)
+    assert torch.equal(losses[0], made((1, 2)).fit().loss)
+    few = straight.losses_at([10], shown=5)
+    first = straight.ensemble.evaluate(*straight.pool, samples=straight.train[:, :5])
+    assert torch.equal(few[0], first.loss)

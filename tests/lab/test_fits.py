@@ -57,3 +57,21 @@ def test_equal_x_have_no_slope_though_rounding_would_give_one() -> None:
     found = lab.slopes(rows, pl.col("x"), pl.col("y"))
     assert math.isnan(found["slope"][0])
     assert math.isnan(found["misfit"][0])
+
+
+@pytest.mark.parametrize(("sizes", "powers"), [((1, 2, 4), (-2, -4)), ((0.5, 0.3, 0.1), (1, 1.5))])
+def test_the_leading_power_is_free_of_the_next_term(
+    sizes: tuple[float, ...], powers: tuple[float, float]
+) -> None:
+    errors = [3 * x ** powers[0] - 5 * x ** powers[1] for x in sizes]
+    assert lab.leading_power(sizes, errors, powers) == pytest.approx(powers[0])
+    assert lab.leading_power(sizes, [-error for error in errors], powers) == pytest.approx(
+        powers[0]
+    )
+
+
+def test_a_wrong_leading_power_is_found_in_a_geometric_progression() -> None:
+    errors = [x**0.5 for x in (1, 2, 4)]
+    assert lab.leading_power((1, 2, 4), errors, (2, 4)) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="three each"):
+        lab.leading_power((1, 2), errors, (2, 4))

@@ -1,6 +1,7 @@
 from ._claim import Claim as Claim
 from ._claim import Records as Records
 from ._networks import Networks as Networks
+from ._networks import convolutional as convolutional
 from ._networks import language_models as language_models
 from ._networks import networks as networks
 from ._networks import perceptrons as perceptrons

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Networks:
         train: each member's training data, as rows of the pool.
         held_out: those that were kept back from it.
         num_classes: labels run from 0 to one less.
+        characters: those that language models know; none of networks on images.
         loss: what they are trained on.
     """
 
@@ -37,6 +39,7 @@ class Networks:
     train: Int[Tensor, "E n"]
     held_out: Int[Tensor, "E m"]
     num_classes: int
+    characters: str = ""
     loss: Loss = "cross-entropy"
 
     @property
@@ -66,6 +69,49 @@ class Networks:
     def tested(self) -> Evaluation:
         """Every member's loss and accuracy on what was kept back from it."""
         return self._evaluation(self.held_out)
+
+    def measured(
+        self, measure: Callable[[Objective], float], only: Sequence[int] | None = None
+    ) -> list[float | None]:
+        """What is measured of each member's `objective`; None of those that have diverged.
+
+        None too of those that are not among `only`, where it is given.
+        """
+        chosen = set(self.ensemble.alive).intersection(*[] if only is None else [only])
+        members = range(len(self.ensemble.diverged))
+        return [measure(self.objective(e)) if e in chosen else None for e in members]
+
+    def results(self) -> dict[str, Any]:
+        """What is compared of trained networks, with a value for each, as `lab.rows_of` takes it.
+
+        `diverged`, `loss` and its logarithm `log_loss` on what each is trained on, `test_loss` and
+        `accuracy` on what was kept back.
+        """
+        fit, tested = self.fit(), self.tested()
+        return {
+            "diverged": self.ensemble.diverged,
+            "loss": fit.loss,
+            "log_loss": fit.loss.double().log(),
+            "test_loss": tested.loss,
+            "accuracy": tested.accuracy,
+        }
+
+    def losses_at(
+        self, steps: Sequence[int], shown: int | None = None
+    ) -> Float[Tensor, "readings E"]:
+        """Every member's training loss after these numbers of steps; trains to each of them.
+
+        Args:
+            steps: of the rule, all in all since the start; they rise.
+            shown: on how many of its training samples each is read; by default all.
+        """
+        import torch
+
+        losses, samples = [], self.train[:, :shown]
+        for taken in steps:
+            self.ensemble.train(taken - self.ensemble.steps_taken)
+            losses.append(self.ensemble.evaluate(*self.pool, samples=samples).loss)
+        return torch.stack(losses)
 
     def objective(self, member: int) -> Objective:
         """One member's cross-entropy on its own training data, as a function of its parameters."""
@@ -165,7 +211,7 @@ def networks(
     made = model(shape[0] if flat else shape, num_classes)
     data = pool[0], _as_shown(loss, targets, num_classes, pool[0])
     ensemble = Ensemble(made, losses[loss], data, members, samples=drawn.train, **options)
-    return Networks(ensemble, pool, drawn.train, drawn.test, num_classes, loss)
+    return Networks(ensemble, pool, drawn.train, drawn.test, num_classes, loss=loss)
 
 
 def _as_shown(loss: Loss, labels: Tensor, num_classes: int, inputs: Tensor) -> Tensor:
@@ -231,32 +277,57 @@ def perceptrons(
             decided by the members' own seeds.
         options: of `networks` (`classes`, `data_seeds`, ...) and of `train.Ensemble`.
     """
-    import torch
-
     from undertow import models
 
     def model(features: int, classes: int) -> Model:
-        sizes = (features, *hidden, classes)
-        shape: dict[str, Any] = {"activation": activation, "bias": bias}
-
-        def drawn(generator: Generator) -> nn.Module:
-            return models.mlp(sizes, **shape, generator=generator)
-
-        if init_seeds is None:
-            return drawn
-        return [drawn(torch.Generator().manual_seed(seed)) for seed in init_seeds]
+        make = partial(models.mlp, (features, *hidden, classes), activation=activation, bias=bias)
+        return _started(make, init_seeds)
 
     return networks(images, model, members, **options)
+
+
+def convolutional(
+    images: Images | Dataset,
+    channels: Sequence[int],
+    members: Sequence[Member],
+    *,
+    init_seeds: Sequence[int] | None = None,
+    **options: Any,
+) -> Networks:
+    """Networks of so many channels a convolution and a linear layer (`models.conv_net`) on images.
+
+    Args:
+        images: where the images come from; or the images themselves, the same for all members.
+        channels: of each convolution.
+        members: a network's seed and hyperparameters each.
+        init_seeds: one for each member, of the generators of initial weights; by default those are
+            decided by the members' own seeds.
+        options: of `networks` (`classes`, `data_seeds`, ...) and of `train.Ensemble`.
+    """
+    from undertow import models
+
+    def model(shape: tuple[int, int, int], classes: int) -> Model:
+        return _started(partial(models.conv_net, shape, channels, classes), init_seeds)
+
+    return networks(images, model, members, flat=False, **{"path": "vmap"} | options)
+
+
+def _started(make: Callable[..., nn.Module], init_seeds: Sequence[int] | None) -> Model:
+    """What `train.Ensemble` takes: each network drawn by its own seed, or by the member's."""
+    import torch
+
+    if init_seeds is None:
+        return lambda generator: make(generator=generator)
+    return [make(generator=torch.Generator().manual_seed(seed)) for seed in init_seeds]
 
 
 def language_models(
     text: Text,
     members: Sequence[Member],
     *,
-    modules: Sequence[nn.Module] | None = None,
+    after: Networks | None = None,
     init_seeds: Sequence[int] | None = None,
     data_seeds: Sequence[int] | None = None,
-    characters: str | None = None,
     test_size: int = 512,
     **options: Any,
 ) -> Networks:
@@ -265,12 +336,13 @@ def language_models(
     Args:
         text: where the windows come from.
         members: a network's seed and hyperparameters each.
-        modules: what each starts from; by default, transformers drawn anew.
+        after: language models that were trained on another text with windows as long, one for each
+            member, which goes on from it: fine-tuning. What they do not know is left out of the
+            text. By default, transformers drawn anew.
         init_seeds: one for each member, of the generators of initial weights; by default the
             member's own seed.
         data_seeds: one for each member, by which its windows are drawn; by default the member's
             own seed. Members with one seed see the same windows.
-        characters: as of `data.load_text`: those that the modules know.
         test_size: windows of the text's last fifth on which each is tested.
         options: of `train.Ensemble`: `batch_size`, `rule`, `dtype`, `device`.
     """
@@ -281,6 +353,7 @@ def language_models(
     from undertow.train import Ensemble
 
     own = [member.seed for member in members]
+    characters = after.characters if after else None
     data_seeds = own if data_seeds is None else data_seeds
     drawn = sorted(set(data_seeds))
     windows = [text.load(test_size=test_size, seed=seed, characters=characters) for seed in drawn]
@@ -292,14 +365,15 @@ def language_models(
     )
     rows = torch.arange(len(inputs)).view(len(drawn), -1)[[drawn.index(s) for s in data_seeds]]
     train, held_out = rows.tensor_split([len(windows[0].train_inputs)], dim=1)
-    known = len(windows[0].characters)
-    if modules is None:
-        modules = [
-            models.transformer(
-                *(known, text.context), depth=1, generator=torch.Generator().manual_seed(seed)
-            )
-            for seed in (own if init_seeds is None else init_seeds)
-        ]
+    known = windows[0].characters
+    modules = (
+        [after.ensemble.module(member) for member in range(len(members))]
+        if after
+        else _started(
+            partial(models.transformer, len(known), text.context, depth=1),
+            own if init_seeds is None else init_seeds,
+        )
+    )
     pool, options = (inputs, targets), {"path": "vmap", "samples": train} | options
     ensemble = Ensemble(modules, functional.cross_entropy, pool, members, **options)
-    return Networks(ensemble, pool, train, held_out, known)
+    return Networks(ensemble, pool, train, held_out, len(known), characters=known)

@@ -20,6 +20,7 @@ from ._document import Tone as Tone
 from ._effect import Effect as Effect
 from ._files import StoreError as StoreError
 from ._files import write_atomically as write_atomically
+from ._fits import leading_power as leading_power
 from ._fits import means as means
 from ._fits import slopes as slopes
 from ._grid import check_seed as check_seed

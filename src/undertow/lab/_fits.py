@@ -1,4 +1,4 @@
-"""Over the records of each cell: means, and lines such as power laws through logarithms."""
+"""Over the records of each cell: means, and lines such as power laws through logarithms; orders."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 
@@ -63,3 +64,27 @@ def means(
     averaged = [pl.col(column).mean().alias(name) for column, name in names.items()]
     runs = pl.col("trial").n_unique().alias("runs")
     return frame.group_by(by).agg(*averaged, runs).sort(by)
+
+
+def leading_power(
+    sizes: Sequence[float], errors: Sequence[float] | np.ndarray, powers: tuple[float, float]
+) -> float:
+    """The power of x in the leading term of errors C x^p + D x^q, measured without D (Richardson).
+
+    Of two sizes a and b, e(b) (a / b)^q - e(a) = C a^p ((b / a)^(p - q) - 1) is free of D. The
+    slope of its logarithm between two such pairs is p where p and q are as given; the raw errors'
+    own slope is bent by D.
+
+    Args:
+        sizes: three x, such as steps or their reciprocals, from coarse to fine or back.
+        errors: one for each, with its sign.
+        powers: p and q as theory has them. p itself matters only where sizes are no geometric
+            progression.
+    """
+    x, found, (leading, following) = np.asarray(sizes, float), np.asarray(errors), powers
+    if x.shape != (3,) or found.shape != (3,):
+        raise ValueError(f"sizes and errors must be three each, got {x.shape} and {found.shape}")
+    ratios = x[1:] / x[:-1]
+    eliminated = found[1:] * ratios**-following - found[:-1]
+    first, second = np.abs(eliminated / (ratios ** (leading - following) - 1))
+    return float(np.log(second / first) / np.log(ratios[0]))

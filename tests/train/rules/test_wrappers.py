@@ -68,6 +68,22 @@ def test_weights_keep_the_mean_and_amplify_the_covariance(rule: Rule, finer: flo
 
 
 @every
+@pytest.mark.parametrize("variance", [0.5, 1.0, 3.0])
+def test_another_variance_changes_the_weights_and_nothing_else(rule: Rule, variance: float) -> None:
+    own, other = rules.svag(rule, 3), rules.svag(rule, 3, variance=variance)
+    assert sum(other.batch_weights) == pytest.approx(1)
+    assert sum(weight**2 for weight in other.batch_weights) == pytest.approx(variance)
+    assert other.steps_per_step == own.steps_per_step
+    assert repr(replace(other, batch_weights=own.batch_weights)) == repr(own)
+
+
+def test_a_variance_that_no_weights_give_is_refused() -> None:
+    for variance in (0.4, math.nan, math.inf):
+        with pytest.raises(ValueError, match="variance must be finite and at least 1/2"):
+            rules.svag(rules.sgd, 2, variance=variance)
+
+
+@every
 @given(finer=factors)
 @settings(max_examples=20)
 def test_hyperparameters_go_with_the_powers_of_the_paper(rule: Rule, finer: float) -> None:
@@ -138,8 +154,7 @@ def test_with_too_little_noise_the_weak_error_stays() -> None:
     """The control: weights (1 +- sqrt(l)) / 2 make the covariance grow by (1 + l) / 2 only."""
 
     def weak(finer: int) -> Rule:
-        root = math.sqrt(finer)
-        return replace(rules.svag(rules.sgd, finer), batch_weights=((1 + root) / 2, (1 - root) / 2))
+        return rules.svag(rules.sgd, finer, variance=(1 + finer) / 2)
 
     errors = ou_errors(weak, Hyper(0.5), sigma=1.5)
     assert slope(FINER[1:], errors[1:]) > -0.25
@@ -173,8 +188,7 @@ def test_the_weak_error_of_svag_for_rmsprop_falls_at_least_like_one_over_l_squar
     ]
     assert errors[0] > 0.05
     assert slope(finer, errors) < -1.5
-    weights = rules.svag(rules.sgd, 4).batch_weights
-    weak = replace(rules.svag(rules.rmsprop, 4), batch_weights=weights)
+    weak = rules.svag(rules.rmsprop, 4, variance=4)
     assert abs(rmsprop_moment(weak, 4, seed=4) - limit) > 2 * errors[2]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from undertow.claims import Networks, language_models, networks, perceptrons
+from undertow.claims import Networks, convolutional, language_models, perceptrons
 from undertow.claims.adaptive_sde import (
     FACTOR,
     IMAGE_BATCH,
@@ -20,12 +19,18 @@ from undertow.data import Images, Text
 from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
-    from undertow.train import Member, NoisyOscillator
+    from undertow.train import NoisyOscillator
     from undertow.train.rules import Rule
 
 # Three that scale the learning rate alike and the betas each in its own way, and two other rules.
 AVERAGES = ("square root", "half-life", "learning rate only")
 SCALINGS = (*AVERAGES, "linear", "none")
+# What `predict.rescale` is asked for; linear is the rule in all but the learning rate.
+RESCALED: dict[str, dict[str, Any]] = {
+    "square root": {"betas": "sde"},
+    "half-life": {"betas": "half-life"},
+    "linear": {"betas": "sde", "rule": "linear"},
+}
 OPTIMIZERS = {"adam": "Adam", "rmsprop": "RMSprop"}
 JUDGED = ("square root", "linear", "none")
 # From v = 0 uncorrected, RMSprop has no SDE; with its bias corrected it is what the rule is for.
@@ -165,18 +170,14 @@ def rule_of(optimizer: str) -> Rule:
     from undertow.train import rules
 
     known = {"adam": rules.adam, "rmsprop": rules.rmsprop}
-    return known[optimizer] if optimizer in known else rules.adaptive(mean=False)
+    return known.get(optimizer, rules.adaptive(mean=False))
 
 
 def noisier(rule: Rule, level: int, weights: str) -> Rule:
     """SVAG; or with noise too weak, whose variance is l instead of l^2."""
     from undertow.train import rules
 
-    amplified = rules.svag(rule, level)
-    if weights == "svag" or level == 1:
-        return amplified
-    spread = math.sqrt(2 * level - 1)
-    return replace(amplified, batch_weights=((1 + spread) / 2, (1 - spread) / 2))
+    return rules.svag(rule, level, variance=level if weights == "too weak" else None)
 
 
 def oscillator(process: str) -> NoisyOscillator:
@@ -206,8 +207,6 @@ def times(setting: AdaptiveSde | Limit) -> list[float]:
 
 def limit_curves(trials: Sequence[Limit]) -> list[Rows]:
     """The log loss of a perceptron, of each start averaged over its replicas; coarse on purpose."""
-    import torch
-
     from undertow.train import Member
 
     first = trials[0]
@@ -222,11 +221,8 @@ def limit_curves(trials: Sequence[Limit]) -> list[Rows]:
     ]
     own_seeds: dict[str, Any] = {"init_seeds": starts, "data_seeds": starts}
     found = of_images(first, 32)(members, batch_size=4, rule=rule, **own_seeds)
-    losses = []
-    for time in times(first):
-        found.ensemble.train(round(time * rule.steps_per_step) - found.ensemble.steps_taken)
-        losses.append(found.fit().loss.double().log())
-    curves = torch.stack(losses).unflatten(1, (len(trials), -1)).unbind(1)
+    losses = found.losses_at([round(time * rule.steps_per_step) for time in times(first)])
+    curves = losses.double().log().unflatten(1, (len(trials), -1)).unbind(1)
     return [
         rows_of({"time": times(first), "log_loss": own.nanmean(1), "lost": own.isnan().sum(1)})
         for own in curves
@@ -235,36 +231,17 @@ def limit_curves(trials: Sequence[Limit]) -> list[Rows]:
 
 def of_images(trial: Limit | ImageRun, hidden: int) -> Callable[..., Networks]:
     """Perceptrons on images, of which a share has labels drawn at random."""
-    return partial(
-        perceptrons, trial.images, (hidden,), label_noise=trial.label_noise, path="fused"
-    )
+    noisy: dict[str, Any] = {"label_noise": trial.label_noise, "path": "fused"}
+    return partial(perceptrons, trial.images, (hidden,), **noisy)
 
 
 def on_images(trials: Sequence[ImageRun]) -> list[Rows]:
-    """A perceptron or a convolutional network, read once an epoch."""
+    """A perceptron, or a convolutional network of 2,000 weights, read once an epoch."""
     first = trials[0]
-    kind = convolutional(first) if first.network == "CNN" else of_images(first, 64)
+    kind = of_images(first, 64)
+    if first.network == "CNN":
+        kind = partial(convolutional, first.images, (8, 16), label_noise=first.label_noise)
     return at_batch_size(trials, kind, first.epochs)
-
-
-def convolutional(trial: ImageRun) -> Callable[..., Networks]:
-    """Two convolutions and a linear layer, of 2,000 weights on 8 x 8 pixels."""
-    import torch
-    from torch import nn
-
-    from undertow import models
-
-    shape = trial.images.load().input_shape
-
-    def made(members: Sequence[Member], *, init_seeds: Sequence[int], **options: Any) -> Networks:
-        def model(features: int, classes: int) -> list[nn.Module]:
-            own = [torch.Generator().manual_seed(seed) for seed in init_seeds]
-            nets = [models.conv_net(shape, (8, 16), classes, generator=each) for each in own]
-            return [nn.Sequential(nn.Unflatten(1, shape), *net) for net in nets]
-
-        return networks(trial.images, model, members, **options)
-
-    return partial(made, label_noise=trial.label_noise, path="vmap")
 
 
 def on_text(trials: Sequence[TextRun]) -> list[Rows]:
@@ -300,26 +277,25 @@ def at_batch_size(
     starts = [trial.seed for trial in trials]
     own_seeds: dict[str, Any] = {"init_seeds": starts, "data_seeds": starts}
     found = kind(members, batch_size=batch_size, rule=rule, **own_seeds)
-    ensemble, seen = found.ensemble, found.train[:, :shown]
+    epochs = [first.epochs * reading / readings for reading in range(readings + 1)]
     steps = found.train.shape[1] * first.epochs // batch_size
-    losses, noise = [], {}
-    for reading in range(readings + 1):
-        ensemble.train(steps * reading // readings - ensemble.steps_taken)
-        if reading == readings // 2:
-            base = [run for run in ensemble.alive if trials[run].scaling == "base"]
-            measured = {run: measure.gradient_noise(found.objective(run)) for run in base}
-            noise = {run: own.noise_to_signal / first.batch_size for run, own in measured.items()}
-        losses.append(ensemble.evaluate(*found.pool, samples=seen).loss.double().log())
+    at = [steps * reading // readings for reading in range(readings + 1)]
+    half = readings // 2 + 1
+    begun = found.losses_at(at[:half], shown)
+    noise = found.measured(
+        lambda own: measure.gradient_noise(own).noise_to_signal / first.batch_size,
+        only=[run for run, trial in enumerate(trials) if trial.scaling == "base"],
+    )
+    losses = torch.cat([begun, found.losses_at(at[half:], shown)]).double().log()
     tested = found.tested()
     facts = {
-        "diverged": [run not in ensemble.alive for run in range(len(trials))],
+        "diverged": found.ensemble.diverged,
         "clipped": clipped,
         "test_log_loss": tested.loss.log(),
         "accuracy": tested.accuracy,
-        "noise_to_signal": [noise.get(run) for run in range(len(trials))],
+        "noise_to_signal": noise,
     }
-    epochs = [first.epochs * reading / readings for reading in range(readings + 1)]
-    curves = (rows_of({"epoch": epochs, "log_loss": own}) for own in torch.stack(losses, 1))
+    curves = (rows_of({"epoch": epochs, "log_loss": own}) for own in losses.unbind(1))
     return [[row | own for row in curve] for curve, own in zip(curves, rows_of(facts), strict=True)]
 
 
@@ -328,23 +304,15 @@ def hyper(trial: Run) -> tuple[dict[str, Any], bool]:
     from undertow import predict
 
     own = {"lr": trial.lr, "beta1": trial.beta1, "beta2": trial.beta2, "eps": 1e-8}
-    if trial.scaling in ("base", "other order", "none"):
-        return own, False
-    if trial.scaling == "learning rate only":
-        return own | {"lr": trial.lr * math.sqrt(trial.factor)}, False
-    halved = trial.scaling == "half-life"
-    clipped = trial.optimizer == "adam" and trial.factor * (1 - trial.beta1) >= 1 and not halved
+    asked = RESCALED.get(trial.scaling)
+    if asked is None:
+        power = 0.5 if trial.scaling == "learning rate only" else 0.0
+        return own | {"lr": trial.lr * trial.factor**power}, False
+    adam, ends = trial.optimizer == "adam", trial.factor * (1 - trial.beta1) >= 1
+    clipped = adam and ends and asked["betas"] == "sde"
     # Adam without a mean is RMSprop.
-    kind: Any = "adam" if trial.optimizer == "adam" and not clipped else "rmsprop"
+    kind: Any = "adam" if adam and not clipped else "rmsprop"
     if kind == "rmsprop":
         del own["beta1"]
-    moved = predict.rescale(
-        own,
-        from_batch=1,
-        to_batch=trial.factor,
-        optimizer=kind,
-        betas="half-life" if halved else "sde",
-    ).hyper
-    # Linear is the rule in all but the power of the learning rate.
-    linear = {"lr": trial.lr * trial.factor} if trial.scaling == "linear" else {}
-    return {"beta1": 0.0, **moved, **linear}, clipped
+    moved = predict.rescale(own, from_batch=1, to_batch=trial.factor, optimizer=kind, **asked)
+    return {"beta1": 0.0, **moved.hyper}, clipped

@@ -11,21 +11,21 @@ from undertow.claims.adaptive_sde import AdaptiveSde
 from undertow.claims.adaptive_sde.experiments import (
     AVERAGES,
     OPTIMIZERS,
-    SCALINGS,
     UNJUDGED,
 )
-from undertow.claims.adaptive_sde.predictions import deviations, error, from_limit
+from undertow.claims.adaptive_sde.predictions import deviations, error, nearer
 from undertow.lab import Charts, beside, figure, kept, means
 
 CELL = ("series", "factor", "scaling")
-DRAWN = [name for name in SCALINGS if name != "half-life"]  # which lies on the square root's line
+# Half-lives lie on the square root's line, and another order on the base run's.
+SHOWN = ~pl.col("scaling").is_in(["half-life", "other order"])
 BETAS = dict(zip(AVERAGES, ("1 - k (1 - beta)", "beta^k", "betas kept"), strict=True))
 RIGHT, WEAK = "SVAG", "weaker noise (control)"
 Row = tuple[str, int, str, float, float | None]
 draw = Charts(
     level="SVAG's l",
     error="|error of E x²|",
-    distance="distance from the finest level",
+    distance="distance, over that at l = 1",
     factor="k",
     share="deviation / drop in log loss",
     loss="training loss",
@@ -52,18 +52,20 @@ def order(records: Records, knobs: AdaptiveSde) -> Any:
 @figure("On a network, too, trajectories converge as the noise takes over")
 def limit(records: Records, knobs: AdaptiveSde) -> Any:
     """Distance of mean log-loss curves on clean images, where plain Adam is far from its SDE, from
-    those of the finest level. Dashed: 1/l², from l = 1. Averages over replicas leave a floor of
-    sampling noise under the last point.
+    those of the finest level, as a share of that at l = 1. Dashed: 1/l². Averages over replicas
+    leave a floor of sampling noise under the last point.
     """
+
+    def far(optimizer: str, level: int, weights: str) -> float:
+        return nearer(optimizer, level, weights, knobs).effect(records).value
+
     rows: list[Row] = []
     *levels, last = knobs.limit_levels
     for optimizer, name in OPTIMIZERS.items():
-        read = {level: from_limit(optimizer, level, "svag", knobs) for level in levels}
-        found = {level: reading.effect(records).value for level, reading in read.items()}
-        scale = found[1] / (1 - last**-2)
-        rows += [(name, at, RIGHT, far, scale * (at**-2 - last**-2)) for at, far in found.items()]
-        weak = from_limit(optimizer, levels[-1], "too weak", knobs).effect(records).value
-        rows.append((name, levels[-1], WEAK, weak, None))
+        for level in levels:
+            law = (level**-2 - last**-2) / (1 - last**-2)
+            rows.append((name, level, RIGHT, far(optimizer, level, "svag"), law))
+        rows.append((name, levels[-1], WEAK, far(optimizer, levels[-1], "too weak"), None))
     return _beside_law(rows, "optimizer", "distance")
 
 
@@ -80,12 +82,11 @@ def rule(records: Records, knobs: AdaptiveSde) -> Any:
     predicts the base curve run sqrt(k) times slower, from no free number. The rule is worst where
     labels are clean, as signal then dominates.
     """
-    shares = means(_deviations(records), CELL, ["share", "predicted_share"])
-    predicted = shares.filter(scaling="none").select(
-        *("series", "factor"), scaling=pl.lit("none, predicted"), share="predicted_share"
+    shares = means(_deviations(records).filter(SHOWN), CELL, ["share", "predicted_share"])
+    predicted = shares.filter(scaling="none").with_columns(
+        scaling=pl.lit("none, predicted"), share="predicted_share"
     )
-    measured = [shares.filter(scaling=name).select(*CELL, "share") for name in DRAWN]
-    frame = pl.concat([*measured, predicted])
+    frame = pl.concat([shares, predicted])
     return draw.lines(frame, "factor", "share", "scaling", columns="series", log="xy")
 
 
@@ -98,10 +99,9 @@ def curves(records: Records, knobs: AdaptiveSde) -> Any:
     panels = []
     for series, factor in (largest | {"text": max(knobs.text_factors)}).items():
         runs = kept(records["text" if series == "text" else "images"])
-        logs = means(runs.filter(series=series), ["scaling", "factor", "epoch"], ["log_loss"])
-        shown = [logs.filter(scaling=name, factor=factor) for name in DRAWN]
-        base = logs.filter(scaling="base").with_columns(scaling=pl.lit("base batch"))
-        frame = pl.concat([base, *shown]).with_columns(loss=pl.col("log_loss").exp())
+        runs = runs.filter(SHOWN, pl.col("factor").is_in([1, factor]), series=series)
+        logs = means(runs, ["scaling", "epoch"], ["log_loss"])
+        frame = logs.with_columns(loss=pl.col("log_loss").exp())
         lines = draw.lines(frame, "epoch", "loss", "scaling", log="y")
         panels.append(lines if lines is None else lines.properties(title=series))
     return beside(*panels, shared="color")
@@ -112,12 +112,10 @@ def betas(records: Records, knobs: AdaptiveSde) -> Any:
     """Deviation from the run at the base batch under the square-root rule, by what becomes of the
     betas. With beta1 = 0.9 (short memory) the equation's is cut off at 0 from k = 10 on.
     """
-    shares = means(_deviations(records), CELL, ["share"])
-    lines = [
-        shares.filter(scaling=name).select("series", "factor", "share", betas=pl.lit(label))
-        for name, label in BETAS.items()
-    ]
-    return draw.lines(pl.concat(lines), "factor", "share", "betas", columns="series", log="xy")
+    averages = _deviations(records).filter(pl.col("scaling").is_in(AVERAGES))
+    shares = means(averages, CELL, ["share"])
+    frame = shares.with_columns(betas=pl.col("scaling").replace_strict(BETAS))
+    return draw.lines(frame, "factor", "share", "betas", columns="series", log="xy")
 
 
 FIGURES = (order, limit, rule, betas, curves)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,33 +14,17 @@ from undertow import lab
 from undertow.claims import Records
 from undertow.claims.adaptive_sde import FACTOR, SHORT_FACTORS, AdaptiveSde
 from undertow.claims.adaptive_sde.experiments import OPTIMIZERS, TEXTS, times
-from undertow.lab import (
-    Prediction,
-    Reading,
-    at_most,
-    at_most_times,
-    near,
-    no_less,
-    of,
-    of_means,
-    within,
-)
+from undertow.lab import Prediction, Reading, at_most, at_most_times, near, no_less, of, of_means
 
 WITH = ("", ", RMSprop")
+RULE = "square root"
 RIVALS = {"linear": "linear", "none": "no scaling"}
-APART = dict.fromkeys(("deviation", "share", "predicted", "predicted_share"), pl.Float64)
 BETAS = {"long memory": "betas of 0.998 and 0.9995", "RMSprop": "RMSprop", "text": "text"}
 
 
 def predictions(knobs: AdaptiveSde) -> dict[str, Prediction]:
     """Of the oscillator, the network under SVAG, and batch sizes; thresholds are the pilots'."""
-    return (
-        _of_oscillators(knobs)
-        | _of_limits(knobs)
-        | _of_rule(knobs)
-        | _of_edges()
-        | _of_averages(knobs)
-    )
+    return _of_svag(knobs) | _of_rule(knobs) | _of_edges() | _of_averages(knobs)
 
 
 def promises_verdict(records: Records, knobs: AdaptiveSde) -> bool:
@@ -57,30 +43,24 @@ def summary(records: Records, knobs: AdaptiveSde) -> str:
     )
 
 
-def _of_oscillators(knobs: AdaptiveSde) -> dict[str, Prediction]:
-    orders, controls = {}, {}
+def _of_svag(knobs: AdaptiveSde) -> dict[str, Prediction]:
+    """Its order on the oscillator, and the network's trajectories."""
+    *_, before, last = knobs.limit_levels
+    orders, controls, curves = {}, {}, {}
     for process, name in OPTIMIZERS.items():
         orders[f"weak order of SVAG, {name}"] = near(
             -2, 0.25, order(process, knobs), "1/l^2, with the next order eliminated", against=1
         )
         read, why = kept_error(process, knobs), "of the bare rule's error at the finest l"
         controls[f"error kept with weaker noise, {name}"] = no_less(0.5, read, why, control=True)
-    return orders | controls
-
-
-def _of_limits(knobs: AdaptiveSde) -> dict[str, Prediction]:
-    *_, before, last = knobs.limit_levels
-    weaker = "noise whose sd grows as sqrt(l) has another limit"
-    found: dict[str, Prediction] = {}
-    for optimizer, name in OPTIMIZERS.items():
-        right, weak = (nearer(optimizer, weights, knobs) for weights in ("svag", "too weak"))
-        found |= {
-            f"{name}, SVAG({before}) over SVAG(1): distance from SVAG({last})": at_most(
-                0.4, right, "the trajectories converge", against=1
-            ),
-            f"{name} with weaker noise: the same": no_less(1, weak, weaker, control=True),
-        }
-    return found | {
+        right, weak = (nearer(process, before, kind, knobs) for kind in ("svag", "too weak"))
+        curves[f"{name}, SVAG({before}) over SVAG(1): distance from SVAG({last})"] = at_most(
+            0.4, right, "the trajectories converge", against=1
+        )
+        curves[f"{name} with weaker noise: the same"] = no_less(
+            1, weak, "noise whose sd grows as sqrt(l) has another limit", control=True
+        )
+    return (orders | controls | curves) | {
         "Adam's own distance from its SDE, noisy labels": at_most(
             0.1, share_of_drop("adam", knobs), "of the drop in log loss", against=0.5
         )
@@ -88,35 +68,28 @@ def _of_limits(knobs: AdaptiveSde) -> dict[str, Prediction]:
 
 
 def _of_rule(knobs: AdaptiveSde) -> dict[str, Prediction]:
-    whole, largest = "square root", max(knobs.factors)
-    factors: dict[str, tuple[int, ...]] = dict.fromkeys(
-        ("noisy labels", "RMSprop"), (FACTOR, largest)
-    )
-    # At the largest batch signal dominates in these: the rule is then the best of three bad ones.
+    """The rule beside its rivals; at k = 4 text's linear runs are as near as another data order."""
+    largest, last = max(knobs.factors), max(knobs.text_factors)
+    # At the largest batch signal dominates in the others: the rule is then the best of three bad.
+    factors: dict[str, tuple[int, ...]]
+    factors = dict.fromkeys(("noisy labels", "RMSprop"), (FACTOR, largest))
     factors |= {name + more: (FACTOR,) for name in ("clean labels", "CNN") for more in WITH}
     cells = [(s, k, rival) for s, own in factors.items() for k in own for rival in RIVALS]
-    # At k = 4 text's linear runs lie within what the order of the data alone does to a curve.
-    last = max(knobs.text_factors)
     for series in TEXTS:
         cells += [(series, FACTOR, "none"), *((series, last, rival) for rival in RIVALS)]
     found = {
         f"{series}, k = {k}: square root over {RIVALS[rival]}": at_most_times(
-            0.5, scaled(series, k, whole), scaled(series, k, rival), against=1
+            0.5, scaled(series, k), scaled(series, k, rival), against=1
         )
         for series, k, rival in cells
     }
-    slower, measured = (
-        scaled("noisy labels", FACTOR, "none", column) for column in ("predicted", "deviation")
-    )
-    kept, lost = (
-        scaled("noisy labels", largest, scaling, "accuracy_change") for scaling in (whole, "none")
-    )
+    noisy = partial(scaled, "noisy labels")
+    slower = noisy(FACTOR, "none", "predicted") / noisy(FACTOR, "none")
+    kept, lost = (noisy(largest, scaling, "accuracy_change") for scaling in (RULE, "none"))
     accuracy = "change of test accuracy"
     return found | {
-        f"no scaling, k = {FACTOR}: predicted over measured deviation": within(
-            *(0.8, 1.25, slower / measured),
-            "it is the base curve, sqrt(k) times slower",
-            against=(0.5, 2),
+        f"no scaling, k = {FACTOR}: predicted over measured deviation": alike(
+            slower, "it is the base curve, sqrt(k) times slower"
         ),
         f"{accuracy}, square root, k = {largest}": at_most(
             0.02, kept, "on noisy labels", against=0.05
@@ -126,11 +99,11 @@ def _of_rule(knobs: AdaptiveSde) -> dict[str, Prediction]:
 
 
 def _of_edges() -> dict[str, Prediction]:
-    """Where the rule must break: signal in the gradients, more than beta1 can follow; its betas."""
-    whole, last = "square root", SHORT_FACTORS[-1]
-    clean, noisy = (scaled(f"{kind} labels", FACTOR, whole, "share") for kind in ("clean", "noisy"))
-    growth = scaled("short memory", last, whole) / scaled("short memory", FACTOR, whole)
-    found = {
+    """Where the rule must break: signal in the gradients, more than beta1 can follow."""
+    last = SHORT_FACTORS[-1]
+    clean, noisy = (scaled(f"{kind} labels", FACTOR, RULE, "share") for kind in ("clean", "noisy"))
+    growth = scaled("short memory", last) / scaled("short memory", FACTOR)
+    return {
         f"clean over noisy labels: the rule's deviation over the drop in loss, k = {FACTOR}": (
             no_less(2, clean / noisy, "it needs noise to dominate", control=True)
         ),
@@ -138,37 +111,36 @@ def _of_edges() -> dict[str, Prediction]:
             4, growth, "beyond k = 1 / (1 - beta1) = 10 beta1 cannot follow", control=True
         ),
     }
-    for series, name in BETAS.items():
-        ratio = scaled(series, FACTOR, "learning rate only") / scaled(series, FACTOR, whole)
-        found[f"{name}, k = {FACTOR}: learning rate only over the whole rule"] = no_less(
-            1.5, ratio, "the betas must scale, too; a ratio of deviations", against=1
-        )
-    return found
 
 
 def _of_averages(knobs: AdaptiveSde) -> dict[str, Prediction]:
     """What the betas become: to first order, half-lives in samples are what the equation has."""
-    largest = max(knobs.factors)
-    cells = [("noisy labels", factor, f"k = {factor}") for factor in knobs.factors]
-    cells += [("RMSprop", largest, f"RMSprop, k = {largest}")]
-    cells += [("long memory", largest, f"{BETAS['long memory']}, k = {largest}")]
-    cells += [("text", max(knobs.text_factors), f"text, k = {max(knobs.text_factors)}")]
     found: dict[str, Prediction] = {}
+    for series, name in BETAS.items():
+        ratio = scaled(series, FACTOR, "learning rate only") / scaled(series, FACTOR)
+        found[f"{name}, k = {FACTOR}: learning rate only over the whole rule"] = no_less(
+            1.5, ratio, "the betas must scale, too; a ratio of deviations", against=1
+        )
+    cells = [("noisy labels", factor, f"k = {factor}") for factor in knobs.factors]
+    for series in ("RMSprop", "long memory", "text"):
+        largest = max(knobs.text_factors if series == "text" else knobs.factors)
+        cells.append((series, largest, f"{BETAS[series]}, k = {largest}"))
     for series, factor, name in cells:
-        halved, whole, kept = (
-            scaled(series, factor, scaling)
-            for scaling in ("half-life", "square root", "learning rate only")
+        halved = scaled(series, factor, "half-life")
+        found[f"{name}: beta^k over 1 - k (1 - beta)"] = alike(
+            halved / scaled(series, factor), "they agree to first order; a ratio of deviations"
         )
-        found[f"{name}: beta^k over 1 - k (1 - beta)"] = within(
-            *(0.8, 1.25, halved / whole),
-            "they agree to first order; a ratio of deviations",
-            against=(0.5, 2),
-        )
-        if series != "noisy labels":
+        if series in BETAS:
+            kept = scaled(series, factor, "learning rate only") / halved
             found[f"{name}: betas kept over beta^k"] = no_less(
-                1.5, kept / halved, "a long memory must scale; a ratio of deviations", against=1
+                1.5, kept, "a long memory must scale; a ratio of deviations", against=1
             )
     return found
+
+
+def alike(ratio: Reading, why: str) -> Prediction:
+    """That two deviations are the same; a factor of two would speak against it."""
+    return lab.within(0.8, 1.25, ratio, why, against=(0.5, 2))
 
 
 # ---- readings of SVAG
@@ -184,16 +156,10 @@ def order(process: str, knobs: AdaptiveSde) -> Reading:
     """The power of l in the error's leading term, from the three finest levels.
 
     In the step of time, lr^2 / l^2, the weak error has whole powers: it is C / l^2 + D / l^4 + ...
-    Two levels a and b = r a give (r^4 e(b) - e(a)) / (r^2 - 1) = C / a^2, without D.
     """
-    levels = np.array(knobs.levels[-3:], dtype=float)
-
-    def power(errors: np.ndarray) -> float:
-        ratios = levels[1:] / levels[:-1]
-        leading = np.abs((ratios**4 * errors[1:] - errors[:-1]) / (ratios**2 - 1))
-        return float(np.log(leading[1] / leading[0]) / np.log(levels[1] / levels[0]))
-
-    return of_means([error(process, int(level)) for level in levels], power)
+    levels = knobs.levels[-3:]
+    errors = [error(process, level) for level in levels]
+    return of_means(errors, lambda means: lab.leading_power(levels, means, (-2, -4)))
 
 
 def kept_error(process: str, knobs: AdaptiveSde) -> Reading:
@@ -216,19 +182,11 @@ def distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).mean())
 
 
-def from_limit(optimizer: str, level: int, weights: str, knobs: AdaptiveSde) -> Reading:
-    """The distance of a level's mean curve from the last one's, which stands for the SDE."""
-    limit = curve(optimizer, knobs.limit_levels[-1], knobs)
+def nearer(optimizer: str, level: int, weights: str, knobs: AdaptiveSde) -> Reading:
+    """How far a level's mean curve is from the last one's, the SDE's, over the bare optimizer's."""
+    limit, bare = (curve(optimizer, at, knobs) for at in (knobs.limit_levels[-1], 1))
     own = curve(optimizer, level, knobs, weights=weights)
-    return of_means([own, limit], lambda curves: distance(*curves))
-
-
-def nearer(optimizer: str, weights: str, knobs: AdaptiveSde) -> Reading:
-    """The distance of the level before the last one, over that of the bare optimizer."""
-    *_, before, last = knobs.limit_levels
-    limit, bare = (curve(optimizer, level, knobs) for level in (last, 1))
-    fine = curve(optimizer, before, knobs, weights=weights)
-    return of_means([limit, bare, fine], lambda c: distance(c[2], c[0]) / distance(c[1], c[0]))
+    return of_means([limit, bare, own], lambda c: distance(c[2], c[0]) / distance(c[1], c[0]))
 
 
 def share_of_drop(optimizer: str, knobs: AdaptiveSde) -> Reading:
@@ -251,13 +209,14 @@ def share_of_drop(optimizer: str, knobs: AdaptiveSde) -> Reading:
 # ---- readings of batch sizes
 
 
-def scaled(series: str, factor: int, scaling: str, column: str = "deviation") -> Reading:
+def scaled(series: str, factor: int, scaling: str = RULE, column: str = "deviation") -> Reading:
     """A column of `deviations`."""
     experiment = "text" if series in TEXTS else "images"
     where: dict[str, Any] = {"series": series, "factor": factor, "scaling": scaling}
     return Reading(lambda found: lab.per_seed(deviations(found[experiment]), column, **where))
 
 
+@lab.once
 def deviations(runs: pl.DataFrame) -> pl.DataFrame:
     """How far each run is from the base run of its seed, one row a run.
 
@@ -267,30 +226,28 @@ def deviations(runs: pl.DataFrame) -> pl.DataFrame:
     rule's over sqrt(k), and where noise is averaged out over the path only the speed of the drift
     matters, so that the run is the base run, sqrt(k) times as slow.
     """
-    keys = ["series", "seed"]
-    facts = pl.col("factor", "scaling", "clipped", "accuracy", "test_log_loss", "noise_to_signal")
-    trials = lab.kept(runs).sort("epoch").group_by("trial", *keys, maintain_order=True)
-    curves = trials.agg(facts.first(), pl.col("epoch", "log_loss"))
-    base = curves.filter(scaling="base")
-    pairs = curves.filter(pl.col("scaling") != "base").join(base, on=keys, suffix="_base")
-    apart = pl.struct("scaling", "factor", "epoch", "log_loss", "log_loss_base").map_elements(
-        _apart, return_dtype=pl.Struct(APART)
+    rows, keys = lab.kept(runs), ("series", "seed", "epoch")
+    own, base = rows.filter(pl.col("scaling") != "base"), rows.filter(scaling="base")
+    pairs = own.join(base, on=keys, suffix="_base").sort("epoch")
+    log_loss, loss_base = pl.col("log_loss"), pl.col("log_loss_base")
+    facts = ["trial", "series", "factor", "scaling", "seed", "clipped"]
+    found = pairs.group_by(facts, maintain_order=True).agg(
+        deviation=(log_loss - loss_base).slice(1).abs().mean(),
+        drop=loss_base.first() - loss_base.last(),
+        accuracy_change=(pl.col("accuracy") - pl.col("accuracy_base")).first().abs(),
+        test_change=(pl.col("test_log_loss") - pl.col("test_log_loss_base")).first().abs(),
+        noise=(pl.col("noise_to_signal_base") / pl.col("factor")).first(),
     )
-    return pairs.select(
-        *("trial", "series", "factor", "scaling", "seed", "clipped"),
-        apart.alias("apart"),
-        accuracy_change=(pl.col("accuracy") - pl.col("accuracy_base")).abs(),
-        test_change=(pl.col("test_log_loss") - pl.col("test_log_loss_base")).abs(),
-        noise=pl.col("noise_to_signal_base") / pl.col("factor"),
-    ).unnest("apart")
+    given = ["epoch", "log_loss_base", "factor"]
+    slowed = pl.map_groups(given, _slowed, pl.Float64, returns_scalar=True)
+    unscaled = pairs.filter(scaling="none").group_by("trial").agg(predicted=slowed)
+    return found.join(unscaled, on="trial", how="left", maintain_order="left").with_columns(
+        share=pl.col("deviation") / pl.col("drop"),
+        predicted_share=pl.col("predicted") / pl.col("drop"),
+    )
 
 
-def _apart(run: dict[str, Any]) -> dict[str, float | None]:
-    epochs, own, base = (np.array(run[name]) for name in ("epoch", "log_loss", "log_loss_base"))
-    far, drop = distance(own[1:], base[1:]), base[0] - base[-1]
-    found = {"deviation": far, "share": far / drop}
-    if run["scaling"] != "none":
-        return found
-    slow = np.interp(epochs / math.sqrt(run["factor"]), epochs, base)
-    far = distance(slow[1:], base[1:])
-    return found | {"predicted": far, "predicted_share": far / drop}
+def _slowed(columns: Sequence[pl.Series]) -> float:
+    """How far a base run's curve is from itself sqrt(k) times slower."""
+    epochs, base, factors = (column.to_numpy() for column in columns)
+    return distance(np.interp(epochs / math.sqrt(factors[0]), epochs, base)[1:], base[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from undertow.claims import Networks, language_models, perceptrons
@@ -188,6 +189,15 @@ def stationary_variances(trial: Stationary) -> Rows:
     )
 
 
+def variance_ratio(curvature: float, momentum: float) -> float:
+    """The closed form of the ratio of stationary variances, by lr x sharpness."""
+    from undertow import predict
+
+    equal = predict.momentum_equivalent(curvature, momentum, form="ema", sharpness=1.0)
+    assert equal.variance_ratio is not None  # there is a sharpness
+    return equal.variance_ratio
+
+
 def along_minima(trial: Long) -> Rows:
     """How much of u^2 - v^2 is left, as the mean log over replicas, and what theory leaves."""
     import torch
@@ -197,22 +207,17 @@ def along_minima(trial: Long) -> Rows:
 
     generator = torch.Generator().manual_seed(trial.seed)
     settings: dict[str, Any] = {"generator": generator, "replicas": trial.long_replicas}
-    kept = trial.momentum
-    rows = []
-    for exponent in trial.long_exponents:
-        for method, beta, raw in (
-            ("sgd", 0.0, 1.0),
-            ("momentum", kept, 1.0),
-            ("raw", kept, 1 - kept),
-        ):
-            lr = 2.0**-exponent
-            ends = label_noise_imbalances(
-                (beta,), lr=lr / raw, steps=4**exponent, **settings, **ALONG_MINIMA
-            )
-            # What is balanced has no logarithm; a thousandth of the start stands for it.
-            left = (ends[0] / ALONG_MINIMA["imbalance"]).clamp_min(1e-3).log().mean()
-            law = predict.label_noise_drift(lr, beta, time=1.0, **ALONG_MINIMA)
-            rows.append({"method": method, "lr": lr, "log_left": float(left), "predicted": law})
+    kept, rows = {"sgd": 0.0, "momentum": trial.momentum, "raw": trial.momentum}, []
+    for exponent, (method, beta) in product(trial.long_exponents, kept.items()):
+        lr = 2.0**-exponent
+        own = lr / (1 - beta) if method == "raw" else lr
+        ends = label_noise_imbalances(
+            (beta,), lr=own, steps=4**exponent, **settings, **ALONG_MINIMA
+        )
+        # What is balanced has no logarithm; a thousandth of the start stands for it.
+        left = (ends[0] / ALONG_MINIMA["imbalance"]).clamp_min(1e-3).log().mean()
+        law = predict.label_noise_drift(lr, beta, time=1.0, **ALONG_MINIMA)
+        rows.append({"method": method, "lr": lr, "log_left": float(left), "predicted": law})
     return rows
 
 
@@ -232,13 +237,11 @@ def train(trials: Sequence[Network]) -> list[Rows]:
     facts: dict[str, Any] = {}
     networks.ensemble.train(first.steps // 4)
     if (first.kind, first.level) == ("plain", 1):
-        edges: list[float | None] = [None] * len(trials)
-        for e in networks.ensemble.alive:
-            sharpest = measure.sharpness(networks.objective(e), rtol=0.05).eigenvalues[0]
-            edges[e] = first.lr * float(sharpest)
-        facts["edge"] = edges
+        facts["edge"] = networks.measured(
+            lambda own: first.lr * float(measure.sharpness(own, rtol=0.05).eigenvalues[0])
+        )
     networks.ensemble.train(first.steps * first.level - first.steps // 4)
-    return [[row] for row in rows_of(facts | at_the_end(networks))]
+    return [[row] for row in rows_of(facts | networks.results())]
 
 
 def train_to_the_end(trials: Sequence[Tuned]) -> list[Rows]:
@@ -251,7 +254,7 @@ def train_to_the_end(trials: Sequence[Tuned]) -> list[Rows]:
     rule, members = by_method(trials, first.method, first.lr, schedule=schedules.Cosine(steps))
     networks = _perceptrons(first, members, rule=rule, label_noise=first.label_noise)
     networks.ensemble.train(steps)
-    return [[row] for row in rows_of(at_the_end(networks))]
+    return [[row] for row in rows_of(networks.results())]
 
 
 def _perceptrons(trial: Trained, members: Sequence[Member], **options: Any) -> Networks:
@@ -271,44 +274,25 @@ def by_method(
     return rule, [Member(trial.seed, own, momentum=kept, **options) for trial in trials]
 
 
-def at_the_end(networks: Networks) -> dict[str, Any]:
-    """What is compared of trained networks."""
-    fit, tested = networks.fit(), networks.tested()
-    return {
-        "diverged": networks.ensemble.diverged,
-        "loss": fit.loss,
-        "log_loss": fit.loss.double().log(),
-        "test_loss": tested.loss,
-        "accuracy": tested.accuracy,
-    }
-
-
 def fine_tune(trials: Sequence[LanguageModel]) -> list[Rows]:
     """Each model is trained on a text by Adam, and tuned on the same windows at every rate."""
     from undertow.train import Member, rules, schedules
 
-    first, count = trials[0], len(trials)
-    own = [trial.seed for trial in trials]
-    adam = [Member(seed, 3e-3) for seed in own]
-    known = language_models(
-        *(first.text, adam), init_seeds=own, data_seeds=[0] * count, batch_size=16, rule=rules.adam
-    )
+    first = trials[0]
+    learning: dict[str, Any] = {"data_seeds": [0] * len(trials), "rule": rules.adam}
+    adam = [Member(trial.seed, 3e-3) for trial in trials]
+    known = language_models(first.text, adam, batch_size=16, **learning)
     known.ensemble.train(first.pretrain_steps)
-    taught: dict[str, Any] = {
-        "modules": [known.ensemble.module(e) for e in range(count)],
-        "characters": first.text.load().characters,
-        "data_seeds": own,
-    }
     shown = len(first.tuning_text.load().train_inputs)
     falling = schedules.Cosine(shown * TUNING_EPOCHS // TUNING_BATCH)
-    cells = [(method, lr) for lr in first.tuning_lrs for method in PAIR]
+    cells = [*product(first.tuning_lrs, PAIR), (first.tuning_lrs[0], "raw")]
     rows: list[Rows] = [[] for _ in trials]
-    for method, lr in (*cells, ("raw", first.tuning_lrs[0])):
+    for lr, method in cells:
         rule, members = by_method(trials, method, lr, schedule=falling)
-        taught |= {"batch_size": TUNING_BATCH, "rule": rule}
-        networks = language_models(first.tuning_text, members, **taught)
+        tuning: dict[str, Any] = {"batch_size": TUNING_BATCH, "rule": rule, "after": known}
+        networks = language_models(first.tuning_text, members, **tuning)
         networks.ensemble.train(falling.total)
-        facts = at_the_end(networks) | {"method": method, "lr": lr}
+        facts = networks.results() | {"method": method, "lr": lr}
         for found, row in zip(rows, rows_of(facts), strict=True):
             found.append(row)
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import polars as pl
 from undertow import predict
 from undertow.claims import Records
 from undertow.claims.momentum import Momentum
-from undertow.claims.momentum.experiments import CURVATURES, ORDERS, momenta
-from undertow.claims.momentum.predictions import PLAIN, largest_gap, log_gap, variance
-from undertow.lab import Charts, beside, figure, intervals, kept, labels, means
+from undertow.claims.momentum.experiments import CURVATURES, ORDERS, momenta, variance_ratio
+from undertow.claims.momentum.predictions import PLAIN, log_gap, path_gaps, variance
+from undertow.lab import Charts, beside, figure, intervals, kept, means
 
 NAMES = {"sgd": "SGD", "momentum": "momentum, lr x (1 - beta)", "raw": "momentum, same raw lr"}
 draw = Charts(
@@ -33,18 +34,14 @@ def order(records: Records, knobs: Momentum) -> Any:
     1 - momentum in proportion to lr^alpha and noise of variance 1 / lr: simulated (points), and
     exactly on a quadratic loss (dashed). The order is 1 - alpha; the theorem guarantees half of it.
     """
-    cells = [(alpha, n) for alpha in ORDERS for n in knobs.path_exponents]
-    rows = pl.DataFrame(
-        {
-            "alpha": [alpha for alpha, _ in cells],
-            "lr": [0.5**n for _, n in cells],
-            "moments": [largest_gap(records, alpha, n) for alpha, n in cells],
-            "law": [predict.momentum_gap(0.5**n, momenta(0.5**n)[a], spread=0.5) for a, n in cells],
-        }
-    ).with_columns(order=labels("alpha = {:g}", "alpha"))
-    law = rows.select("lr", "order", moments="law")
-    lines = draw.lines(law, "lr", "moments", "order", dash=True, log="xy")
-    return lines + draw.points(rows, "lr", "moments", "order", log="xy")
+    rows = []
+    for alpha, exponent in product(ORDERS, knobs.path_exponents):
+        lr = 0.5**exponent
+        largest = max(abs(gap(records).mean()) for gap in path_gaps(alpha, exponent))
+        law = predict.momentum_gap(lr, momenta(lr)[alpha], spread=0.5)
+        rows.append((f"alpha = {alpha:g}", lr, largest, law))
+    frame = pl.DataFrame(rows, schema=["order", "lr", "moments", "law"], orient="row")
+    return draw.measured_against_predicted(frame, "lr", "moments", "law", "order", log="xy")
 
 
 @figure("What momentum does to the stationary noise is set by lr x sharpness")
@@ -54,16 +51,10 @@ def variances(records: Records, knobs: Momentum) -> Any:
     Over shuffled epochs momentum averages the noise away.
     """
     rates = np.linspace(0.01, 1.9, 80).tolist()
-    equal = [
-        predict.momentum_equivalent(rate, knobs.momentum, form="ema", sharpness=1.0)
-        for rate in rates
-    ]
-    law = pl.DataFrame({"curvature": rates, "ratio": [one.variance_ratio for one in equal]})
-    cells = {
-        (name, c): variance(kind, c)(records)
-        for kind, name in (("replacement", "independent batches"), ("epochs", "shuffled epochs"))
-        for c in CURVATURES
-    }
+    ratios = [variance_ratio(rate, knobs.momentum) for rate in rates]
+    law = pl.DataFrame({"curvature": rates, "ratio": ratios})
+    orders = {"replacement": "independent batches", "epochs": "shuffled epochs"}
+    cells = {(orders[k], c): variance(k, c)(records) for k, c in product(orders, CURVATURES)}
     measured = intervals(cells, "batches", "curvature", value="ratio")
     closed = draw.lines(law, "curvature", "ratio", dash=True)
     return closed + draw.points(measured, "curvature", "ratio", "batches")
@@ -75,17 +66,15 @@ def network(records: Records, knobs: Momentum) -> Any:
     of SGD at effective learning rate {large_lr:g}, with 95% intervals, by l times as many steps of
     lr / l, and by SVAG, which keeps the noise meanwhile.
     """
-    losses = means(
-        kept(records["networks"]).filter(**PLAIN), ("method", "lr"), ("loss",)
-    ).with_columns(pl.col("method").replace_strict(NAMES))
-    kinds, large = {"plain": "plain steps", "svag": "SVAG"}, knobs.large_lr
-    cells = {(name, 1): log_gap(large)(records) for name in kinds.values()}
-    for kind, name in kinds.items():
-        for level in sorted(knobs.levels):
-            cells[name, level] = log_gap(large, level, kind)(records)
+    kinds, levels = {"plain": "plain steps", "svag": "SVAG"}, (1, *sorted(knobs.levels))
+    cells = {
+        # At l = 1 the two are one.
+        (kinds[k], level): log_gap(knobs.large_lr, level, k if level > 1 else "plain")(records)
+        for k, level in product(kinds, levels)
+    }
     finer = intervals(cells, "steps", "level", value="gap")
     return beside(
-        draw.lines(losses, "lr", "loss", "method", log="xy"),
+        by_rate(records["networks"].filter(**PLAIN), "loss"),
         draw.lines(finer, "level", "gap", "steps", log="x"),
     )
 
@@ -95,19 +84,23 @@ def tuned(records: Records, knobs: Momentum) -> Any:
     """Train loss at the end by effective learning rate, mean over seeds: with {label_noise:.0%} of
     the labels drawn at random, with clean labels, and test loss of the tuned language model.
     """
-    runs = kept(records["tuned"]).filter(batch_size=knobs.tuned_batches[-1])
-    panels = []
-    for noise, title in ((knobs.label_noise, "noisy labels"), (0.0, "clean labels")):
-        losses = means(runs.filter(label_noise=noise), ("method", "lr"), ("loss",))
-        panels.append((losses, "loss", title))
-    models = kept(records["language"]).filter(pl.col("method") != "raw")
-    panels.append((means(models, ("method", "lr"), ("test_loss",)), "test_loss", "language model"))
-    lines = []
-    for rows, column, title in panels:
-        named = rows.with_columns(pl.col("method").replace_strict(NAMES))
-        line = draw.lines(named, "lr", column, "method", log="xy")
-        lines.append(line if line is None else line.properties(title=title))
-    return beside(*lines, shared="color")
+    runs = records["tuned"].filter(batch_size=knobs.tuned_batches[-1])
+    return beside(
+        by_rate(runs.filter(label_noise=knobs.label_noise), "loss", "noisy labels"),
+        by_rate(runs.filter(label_noise=0.0), "loss", "clean labels"),
+        by_rate(
+            records["language"].filter(pl.col("method") != "raw"), "test_loss", "language model"
+        ),
+        shared="color",
+    )
+
+
+def by_rate(runs: pl.DataFrame, column: str, title: str = "") -> Any:
+    """Of each method, a mean over seeds by its effective learning rate; None of no runs."""
+    rows = means(kept(runs), ("method", "lr"), (column,))
+    named = rows.with_columns(pl.col("method").replace_strict(NAMES))
+    drawn = draw.lines(named, "lr", column, "method", log="xy")
+    return drawn if drawn is None else drawn.properties(title=title)
 
 
 FIGURES = (order, variances, network, tuned)
@@ -115,9 +108,5 @@ FIGURES = (order, variances, network, tuned)
 
 def table(records: Records, knobs: Momentum) -> pl.DataFrame:
     """Loss, accuracy and lr x sharpness of the networks, by learning rate, steps and method."""
-    columns = {
-        "loss": "train loss",
-        "accuracy": "accuracy",
-        "edge": "lr x sharpness",
-    }
+    columns = {"loss": "train loss", "accuracy": "accuracy", "edge": "lr x sharpness"}
     return means(kept(records["networks"]), ("kind", "level", "lr", "method"), columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +79,7 @@ def _at_rest() -> dict[str, Prediction]:
 def _of_networks(knobs: Momentum) -> dict[str, Prediction]:
     small, large = knobs.small_lr, knobs.large_lr
     finest, coarsest = max(knobs.levels), min(knobs.levels)
+    edge = value("networks", "edge", lr=large, **PLAIN)
     plain, svag = (abs(log_gap(large, coarsest, kind)) for kind in ("plain", "svag"))
     losses = "train loss, momentum - SGD"
     return {
@@ -87,18 +87,12 @@ def _of_networks(knobs: Momentum) -> dict[str, Prediction]:
         f"test accuracy, momentum - SGD, lr {small:g}": alike(
             ACCURACY, gap("networks", "accuracy", lr=small)
         ),
-        f"{losses}, the same raw lr, {small:g}": outside(
-            *(0, LOSS, gap("networks", method="raw", lr=small)),
-            "not without the factor",
-            control=True,
-        ),
+        f"{losses}, the same raw lr, {small:g}": unlike(gap("networks", method="raw", lr=small)),
         f"log {losses}, lr {large:g}": at_most(
             -0.05, log_gap(large), "with large steps momentum is better", against=0
         ),
         f"lr x sharpness of the momentum runs, lr {large:g}": no_less(
-            2,
-            value("networks", "edge", lr=large, **PLAIN),
-            "they go where plain descent is unstable",
+            2, edge, "they go where plain descent is unstable"
         ),
         f"log {losses}, lr {large:g}, full batches": at_most(
             -0.5, log_gap(large, 1, "full batch"), "it is not noise that it helps with", against=0
@@ -125,14 +119,12 @@ def _of_tuned(knobs: Momentum) -> dict[str, Prediction]:
         found[f"train loss, {at}"] = no_less(-LOSS, train, "nothing gained", against=-5 * LOSS)
         found[f"test loss, {at}"] = alike(LOSS, test)
         found[f"test accuracy, {at}"] = alike(ACCURACY, accuracy)
+    accuracy, loss = (apart(name, size, 0.0) for name in ("accuracy", "log_loss"))
     at = f"tuned, momentum - SGD, clean labels, batch {size}"
     return found | {
-        f"test accuracy, {at}": alike(ACCURACY, apart("accuracy", size, 0.0)),
+        f"test accuracy, {at}": alike(ACCURACY, accuracy),
         f"log train loss, {at}": at_most(
-            -0.2,
-            apart("log_loss", size, 0.0),
-            "stability sets the rate, and it gains",
-            control=True,
+            -0.2, loss, "stability sets the rate, and it gains", control=True
         ),
     }
 
@@ -146,10 +138,8 @@ def _of_text(knobs: Momentum) -> dict[str, Prediction]:
         "language model, test loss, tuned, momentum - SGD": alike(
             LOSS, tuned("language", "test_loss", knobs.tuning_lrs)
         ),
-        f"language model, train loss at the same raw lr, {at}": outside(
-            *(0, LOSS, gap("language", method="raw", lr=small)),
-            "not without the factor",
-            control=True,
+        f"language model, train loss at the same raw lr, {at}": unlike(
+            gap("language", method="raw", lr=small)
         ),
     }
 
@@ -157,6 +147,11 @@ def _of_text(knobs: Momentum) -> dict[str, Prediction]:
 def alike(margin: float, read: Reading) -> Prediction:
     """That two are equivalent; five times the margin would speak against it."""
     return near(0, margin, read, "equivalent", against=5 * margin)
+
+
+def unlike(raw: Reading) -> Prediction:
+    """The control: that at the same raw learning rate train losses are not equivalent."""
+    return outside(0, LOSS, raw, "not without the factor", control=True)
 
 
 # ---- readings
@@ -194,10 +189,10 @@ def drift(method: str, lr: float, column: str = "log_left") -> Reading:
 
 
 def order_of_drifts(knobs: Momentum) -> Reading:
-    """The slope, on log lr, of the log difference of SGD's drift and momentum's."""
+    """The power of lr in the difference of SGD's drift and momentum's."""
     rates = [2.0**-exponent for exponent in sorted(knobs.long_exponents)]
     apart = [drift("sgd", lr) - drift("momentum", lr) for lr in rates]
-    return of_means(apart, lambda far: float(np.polyfit(np.log(rates), np.log(np.abs(far)), 1)[0]))
+    return of_means(apart, lambda far: power(rates, far))
 
 
 def variance(order: str, curvature: float, over: str | None = None) -> Reading:
@@ -207,24 +202,18 @@ def variance(order: str, curvature: float, over: str | None = None) -> Reading:
 
 
 def simulated_order(alpha: float, knobs: Momentum) -> Reading:
-    """The slope of log gap on log lr, averaged over seeds before the largest gap is taken."""
-    exponents = knobs.path_exponents
-    log_lr = -math.log(2) * np.array(exponents)
+    """The power of lr in the gap, averaged over seeds before the largest over time is taken."""
+    rates = [2.0**-exponent for exponent in knobs.path_exponents]
+    gaps = [path_gaps(alpha, exponent) for exponent in knobs.path_exponents]
+    return of_means(gaps, lambda means: power(rates, abs(means).max(1)), least=8)
 
-    def slope(gaps: np.ndarray) -> float:
-        largest = abs(gaps.reshape(len(exponents), TIMES)).max(1)
-        return float(np.polyfit(log_lr, np.log(largest), 1)[0])
 
-    gaps = [gap for exponent in exponents for gap in path_gaps(alpha, exponent)]
-    return of_means(gaps, slope, least=8)
+def power(rates: Sequence[float], far: np.ndarray) -> float:
+    """Of the rates, by which |far| grows: the slope of the logarithms."""
+    return float(np.polyfit(np.log(rates), np.log(np.abs(far)), 1)[0])
 
 
 def path_gaps(alpha: float, exponent: int) -> list[Reading]:
     """The gap of the simulated paths at each of the times."""
     gaps = (pl.col("path_gaps").list.get(time) for time in range(TIMES))
     return [of("paths", gap, alpha=alpha, exponent=exponent) for gap in gaps]
-
-
-def largest_gap(records: Records, alpha: float, exponent: int) -> float:
-    """The largest over the times, of means over seeds."""
-    return max(abs(gap(records).mean()) for gap in path_gaps(alpha, exponent))

@@ -21,7 +21,12 @@ Method = Literal["projection", "lagrange"]
 Update = Callable[..., tuple[list[Tensor], State]]
 
 
-def svag(rule: Rule, l: float) -> Rule:  # noqa: E741 - the paper's letter
+def svag(
+    rule: Rule,
+    l: float,  # noqa: E741 - the paper's letter
+    *,
+    variance: float | None = None,
+) -> Rule:
     """The rule at a learning rate l times smaller, with its noise amplified to match.
 
     A step takes the gradients g1, g2 of two independent batches and updates with
@@ -45,11 +50,15 @@ def svag(rule: Rule, l: float) -> Rule:  # noqa: E741 - the paper's letter
 
     Args:
         rule: the rule.
-        l: how much finer, a real number of at least 1. At 1 the rule itself is returned.
+        l: how much finer, a real number of at least 1. At 1 the rule itself is returned where no
+            variance is given.
+        variance: by what the covariance of the noise is multiplied, at least 1/2; by default as in
+            the table. With any other power of l the limit is another process, if there is one: a
+            control, for what the noise does.
 
     Raises:
-        ValueError: l is below 1 or not finite, the rule is wrapped in `svag` already, or it has no
-            `scaling`.
+        ValueError: l is below 1 or not finite, the variance below 1/2 or not finite, the rule is
+            wrapped in `svag` already, or it has no `scaling`.
         TypeError: `rule` is not a rule, or l is not a number.
 
     Notes:
@@ -70,16 +79,22 @@ def svag(rule: Rule, l: float) -> Rule:  # noqa: E741 - the paper's letter
             f"{rule!r} does not say how its hyperparameters scale; give the Rule a `scaling`, as "
             "rules.sgd has"
         )
-    if l == 1:
+    if l == 1 and variance is None:
         return rule
-    amplified = float(l**rule.scaling.steps)
-    spread = math.sqrt(2 * amplified - 1)
+    steps = float(l**rule.scaling.steps)
+    variance = steps if variance is None else variance
+    if not (math.isfinite(variance) and variance >= 0.5):
+        raise ValueError(
+            f"variance must be finite and at least 1/2, got {variance}: the mean of two batches "
+            "has half of one's, and no weights that keep the mean gradient have less"
+        )
+    spread = math.sqrt(2 * variance - 1)
     return replace(
         rule,
         name=f"svag({rule.name}, {l:g})",
         update=partial(scaled_update, rule.update, rule.scaling, float(l)),
         batch_weights=((1 + spread) / 2, (1 - spread) / 2),
-        steps_per_step=amplified,
+        steps_per_step=steps,
         wrappers=(*rule.wrappers, "svag"),
     )
 

@@ -23,7 +23,7 @@ from undertow.claims.greedy_low_rank.experiments import (
     Stepped,
     Trajectory,
 )
-from undertow.claims.greedy_low_rank.predictions import ALIKE, APART, traces
+from undertow.claims.greedy_low_rank.predictions import ALIKE, APART
 
 TINY = GreedyLowRank(
     scales=(1e-1, 1e-2, 1e-3),

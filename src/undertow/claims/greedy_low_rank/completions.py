@@ -46,7 +46,9 @@ def complete(trial: Completion) -> Rows:
 
     def record(method: str, matrices: Tensor, scale: float | None, steps: int) -> dict[str, Any]:
         parts = (known, chosen_by, held_out)
-        seen, chosen, held = (train.completion_error(matrices, matrix, part) for part in parts)
+        seen, chosen, held = (
+            train.completion_error(matrices, matrix, entries) for entries in parts
+        )
         singular = torch.linalg.svdvals(matrices[-1])
         return {
             "method": method,

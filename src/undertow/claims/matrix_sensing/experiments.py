@@ -103,12 +103,11 @@ def recovery(trials: Sequence[Descent]) -> list[Rows]:
 
     group = Group.of(trials)
     ended, loss = group.descend(), group.problems.loss()
-    errors = group.problems.errors(ended)
-    left = (loss(ended) / loss(torch.zeros_like(ended))).sqrt()
-    return [
-        [{"final_error": float(errors[place]), "missed": float(left[place])}]
-        for place in group.places
-    ]
+    facts = {
+        "final_error": group.problems.errors(ended)[group.places],
+        "missed": (loss(ended) / loss(torch.zeros_like(ended))).sqrt()[group.places],
+    }
+    return [[row] for row in rows_of(facts)]
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class Group:
 
     problems: SensingProblems
     scales: Float64[Tensor, "seeds runs"]
-    places: tuple[tuple[int, int], ...]  # of each trial, its seed and its run
+    places: tuple[list[int], list[int]]  # of each trial, its seed and its run
     trial: Descent  # one of them; they differ in scale and seed alone
 
     @classmethod
@@ -127,10 +126,11 @@ class Group:
 
         from undertow import train
 
-        first, scales, places = trials[0], dict[int, list[float]](), []
+        first, scales, places = trials[0], dict[int, list[float]](), ([], [])
         for trial in trials:
             runs = scales.setdefault(trial.seed, [])
-            places.append((list(scales).index(trial.seed), len(runs)))
+            places[0].append(list(scales).index(trial.seed))
+            places[1].append(len(runs))
             runs.append(trial.scale)
         most = max(map(len, scales.values()))
         filled = [own + own[-1:] * (most - len(own)) for own in scales.values()]
@@ -141,7 +141,7 @@ class Group:
             measurements=first.measurements,
             width=first.width,
         )
-        return cls(problems, torch.tensor(filled, dtype=torch.float64), tuple(places), first)
+        return cls(problems, torch.tensor(filled, dtype=torch.float64), places, first)
 
     def descend(self, observe: Any = None) -> Float64[Tensor, "seeds runs dim dim"]:
         """U U^T at the end of every run."""
@@ -184,7 +184,7 @@ def approach(
     apart = (minimisers - truncated).flatten(2).norm(dim=-1)
     curves = near.curve[..., :phases, :] / sizes[:, None, :, None]
     found = []
-    for place, run in group.places:
+    for place, run in zip(*group.places, strict=True):
         closest, steps = near.closest[place, run], learned.steps[place, run].tolist()
         facts = {
             "final_error": float(errors[place, run]),

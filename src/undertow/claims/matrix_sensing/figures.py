@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from undertow import predict
+from undertow import lab, predict
 from undertow.claims import Records
 from undertow.claims.matrix_sensing import MatrixSensing
 from undertow.claims.matrix_sensing.experiments import CURVE_EVERY
@@ -129,21 +129,11 @@ FIGURES = (approach, phases, times, amounts)
 
 def table(records: Records, knobs: MatrixSensing) -> pl.DataFrame:
     """Closest approaches by phase and scale, with exponents and times beside their predictions."""
+    shown = {"nearness": "closest to Z_s", "off": "closest to X*_s", "closest_step": "at step"}
+    relative = {"nearness": NEARNESS, "off": TRUNCATED / pl.col("size")}
+    near = lab.means(records["sensing"].with_columns(**relative), ["phase", "scale"], shown)
+    names = {"limit": "exponent", "exponent": "predicted exponent", "time": "time"}
+    names["arrival"] = "predicted time"
     laws = power_laws(records["sensing"]).group_by("phase")
-    means = laws.agg(
-        pl.col("limit").mean().alias("exponent"),
-        pl.col("exponent").mean().alias("predicted exponent"),
-        pl.col("time").mean(),
-        pl.col("arrival").mean().alias("predicted time"),
-    )
-    return (
-        records["sensing"]
-        .group_by("phase", "scale")
-        .agg(
-            NEARNESS.mean().alias("closest to Z_s"),
-            (TRUNCATED / pl.col("size")).mean().alias("closest to X*_s"),
-            pl.col("closest_step").mean().alias("at step"),
-        )
-        .join(means, on="phase")
-        .sort("phase", "scale", descending=[False, True])
-    )
+    means = laws.agg(pl.col(column).mean().alias(name) for column, name in names.items())
+    return near.drop("runs").join(means, on="phase").sort("phase", -pl.col("scale"))

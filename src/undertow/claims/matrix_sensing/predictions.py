@@ -10,17 +10,7 @@ import polars as pl
 from undertow import lab, predict
 from undertow.claims import Records
 from undertow.claims.matrix_sensing import MatrixSensing
-from undertow.lab import (
-    PerSeed,
-    Prediction,
-    Reading,
-    at_most,
-    greatest,
-    near,
-    no_less,
-    of,
-    per_seed,
-)
+from undertow.lab import PerSeed, Prediction, Reading, at_most, near, no_less, of, per_seed
 
 SMALL = 1e-2  # from here down a scale counts as small
 _ROUNDING = 1e-12  # closest approaches below are rounding
@@ -50,7 +40,7 @@ def approaches(knobs: MatrixSensing) -> dict[str, Prediction]:
     """How near descent comes to the minimisers, and by which power of the scale."""
     rank, smallest = len(knobs.spectrum), min(knobs.scales)
     plateau = of("sensing", SATURATION, pl.col("phase") < rank, scale=smallest)
-    nearer = greatest(
+    nearer = lab.greatest(
         of("sensing", CLOSEST / TRUNCATED, phase=s, scale=smallest) for s in range(1, rank)
     )
     every = of("sensing", FARTHER, pl.col("scale") < 1, CLOSEST > _ROUNDING, how="min")
@@ -78,7 +68,7 @@ def approaches(knobs: MatrixSensing) -> dict[str, Prediction]:
 def phases(knobs: MatrixSensing) -> dict[str, Prediction]:
     """One after the other, when the spectra say, at the matrices of greedy learning."""
     rank = len(knobs.spectrum)
-    greedy = greatest(of("sensing", "to_greedy", phase=s) for s in range(1, rank + 1))
+    greedy = lab.greatest(of("sensing", "to_greedy", phase=s) for s in range(1, rank + 1))
     return {
         **order("sensing", rank),
         "greedy learning's phase s against Z_s, worst phase": at_most(
@@ -96,7 +86,7 @@ def narrow(knobs: MatrixSensing) -> dict[str, Prediction]:
     width, smallest = len(knobs.spectrum) - 1, min(knobs.narrow_scales)
     columns, before = f"{width} columns: ", pl.col("phase") < width
     nearest, from_one = (
-        greatest(of("narrow", NEARNESS, phase=s, scale=scale) for s in range(1, width))
+        lab.greatest(of("narrow", NEARNESS, phase=s, scale=scale) for s in range(1, width))
         for scale in (smallest, 1.0)
     )
     large = of("narrow", NEARNESS, before, how="min", scale=1.0)
@@ -252,7 +242,7 @@ def law(experiment: str, value: str | pl.Expr, **where: Any) -> Reading:
 
 def worst(experiment: str, value: str | pl.Expr, rank: int) -> Reading:
     """The same in the phase where it is greatest; unknown where it is unknown of any phase."""
-    return greatest(law(experiment, value, phase=s) for s in range(1, rank + 1))
+    return lab.greatest(law(experiment, value, phase=s) for s in range(1, rank + 1))
 
 
 def shifts(rows: pl.DataFrame, knobs: MatrixSensing) -> pl.DataFrame:

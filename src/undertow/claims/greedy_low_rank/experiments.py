@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from undertow.claims.greedy_low_rank import RATIO, GreedyLowRank
@@ -204,41 +205,43 @@ def start_of_product(seed: int, scale: float, depth: int) -> list[Float64[Tensor
 
 def end(trial: Counterexample) -> Rows:
     """Trace and rank of what the flow ends at, beside greedy learning and least nuclear norm."""
-    import torch
+    from undertow import train
 
-    from undertow import predict, train
-
-    known = predict.completion_counterexample(int(trial.problem[0]), trial.strength)
-    observed = torch.from_numpy(known.observed)
-    size = len(observed)
-    loss = train.completion_loss(observed, observed != 0)
-    least = train.nuclear_norm_completion(observed, observed != 0, positive=True, rtol=1e-5)
-    greedy = train.greedy_low_rank(loss, size, symmetric=True)
-    start, rows = start_of(trial.seed, size), []
+    loss, known = completed(int(trial.problem[0]), trial.strength)
+    start, rows = start_of(trial.seed, int(trial.problem[0])), []
     for scale in trial.scales:
         flow = train.flows.factored_flow(
             loss, math.sqrt(scale) * start, 1e6, rtol=1e-9, gradient_tolerance=1e-8
         )
-        facts = facts_of(flow.parameters[-1:], flow.losses[-1:]) | {
-            "scale": scale,
-            "least_trace": least.nuclear_norm,
-            "greedy_trace": float(greedy.matrix.trace()),
-            "first_gap": known.gap,
-            "steps": flow.steps,
-        }
-        rows += rows_of(facts)
+        facts = facts_of(flow.parameters[-1:], flow.losses[-1:])
+        rows += rows_of({"scale": scale, "steps": flow.steps} | facts | known)
     return rows
+
+
+@cache
+def completed(dim: int, strength: float) -> tuple[Callable[[Tensor], Tensor], dict[str, float]]:
+    """The loss of a counterexample, and what every seed's flow of it is held against."""
+    import torch
+
+    from undertow import predict, train
+
+    known = predict.completion_counterexample(dim, strength)
+    observed = torch.from_numpy(known.observed)
+    loss = train.completion_loss(observed, observed != 0)
+    least = train.nuclear_norm_completion(observed, observed != 0, positive=True, rtol=1e-5)
+    greedy = train.greedy_low_rank(loss, dim, symmetric=True)
+    facts = {"least_trace": least.nuclear_norm, "greedy_trace": float(greedy.matrix.trace())}
+    return loss, facts | {"first_gap": known.gap}
 
 
 def step_down(trials: Sequence[Stepped]) -> list[Rows]:
     """The same of what gradient descent ends at on the 3x3 counterexample."""
     import torch
 
-    from undertow import predict, train
+    from undertow import train
 
     first = trials[0]
-    observed = torch.from_numpy(predict.completion_counterexample(3, first.strength).observed)
-    loss = train.completion_loss(observed, observed != 0)
+    loss, _ = completed(3, first.strength)
     solution = torch.tensor([[1.0], [1.0], [first.strength]])
     lr = first.step * train.largest_stable_lr(loss, solution)
 

@@ -144,7 +144,7 @@ def counterexamples(knobs: GreedyLowRank) -> dict[str, Prediction]:
     """
     ends, (large, *_, small), smallest = "counterexamples", SCALES, knobs.wide_scales[-1]
     strong: dict[str, Any] = {"problem": "3x3", "strength": knobs.strength}
-    weak = {"problem": "3x3", "strength": knobs.weak_strength}
+    weak = strong | {"strength": knobs.weak_strength}
     known, agreed = (completion_counterexample(3, one["strength"]) for one in (strong, weak))
     wide = completion_counterexample(4, knobs.wide_strength)
     gap = of(ends, "first_gap", how="first", **strong)

@@ -126,7 +126,8 @@ class Group:
 
         from undertow import train
 
-        first, scales, places = trials[0], dict[int, list[float]](), ([], [])
+        first, scales = trials[0], dict[int, list[float]]()
+        places: tuple[list[int], list[int]] = [], []
         for trial in trials:
             runs = scales.setdefault(trial.seed, [])
             places[0].append(list(scales).index(trial.seed))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from contract import Contract
 
-from undertow import claims, lab
+from undertow import claims, lab, predict
 from undertow.claims import Records
 from undertow.claims.greedy_low_rank import GreedyLowRank, completions, experiments
 from undertow.claims.greedy_low_rank.completions import METHODS, Completion
@@ -23,7 +23,7 @@ from undertow.claims.greedy_low_rank.experiments import (
     Stepped,
     Trajectory,
 )
-from undertow.claims.greedy_low_rank.predictions import ALIKE, APART, traces
+from undertow.claims.greedy_low_rank.predictions import ALIKE, APART
 
 TINY = GreedyLowRank(
     scales=(1e-1, 1e-2, 1e-3),
@@ -289,9 +289,9 @@ def test_the_exponent_of_finite_steps_is_no_miss_of_the_paper() -> None:
 
 
 def test_the_least_strengths_leave_rank_one_and_the_least_trace_apart() -> None:
-    for problem, least, apart in (("3x3", 3.6, APART), ("4x4", 2.3, ALIKE)):
-        rank_one, smallest = traces(problem, least)
-        assert rank_one > apart * smallest
+    for dim, least, apart in ((3, 3.6, APART), (4, 2.3, ALIKE)):
+        known = predict.completion_counterexample(dim, least)
+        assert known.rank_one > apart * known.least
 
 
 # ---- the flows
@@ -372,9 +372,3 @@ def test_matrices_have_spectral_norm_one(name: str) -> None:
         assert int(torch.linalg.matrix_rank(matrix)) == 2
     else:
         assert float(matrix.mean()) == pytest.approx(0, abs=1e-12)
-
-
-def test_a_table_that_is_too_small_is_named() -> None:
-    generator = torch.Generator().manual_seed(0)
-    with pytest.raises(ValueError, match="tumours has at most"):
-        completions.matrix_of(Completion("tumours", 40, 50, 0), generator)

@@ -45,6 +45,15 @@ def test_every_kind_of_chart_draws(
     assert written.read_text().startswith("<svg")
 
 
+def test_a_diagonal_reaches_from_zero_to_the_largest(tmp_path: Path) -> None:
+    chart = draw.diagonal(FRAME, "x", "y", "by")
+    shown = list(chart.to_dict()["datasets"].values())
+    assert [{"x": 0.0, "y": 0.0}, {"x": 4.0, "y": 4.0}] in shown
+    assert FRAME.to_dicts() in shown
+    assert lab.save_chart(chart, tmp_path / "chart.svg").read_text().startswith("<svg")
+    assert draw.diagonal(FRAME.clear(), "x", "y") is None
+
+
 def test_a_frame_without_rows_gives_no_chart_and_no_panel() -> None:
     none = draw.lines(FRAME.clear(), "x", "y", "by", log="xy", columns="panel")
     assert none is None

@@ -217,6 +217,24 @@ def test_the_worst_reading_can_be_read_again() -> None:
     assert farthest(RECORDS).value == farthest(RECORDS).value == pytest.approx(13.5)
 
 
+def test_each_seed_has_its_own_slope_where_it_has_the_points() -> None:
+    rows = pl.DataFrame(
+        [
+            {"seed": seed, "x": x, "y": float(x**2 if seed == 2 else seed * x), "kind": "a"}
+            for seed in (1, 2, 3)
+            for x in ((1, 2, 4) if seed < 3 else (1, 2))
+        ]
+    )
+    x, y = pl.col("x"), pl.col("y")
+    whole = lab.slope_by_seed("runs", x, y)({"runs": rows})
+    assert whole.values == pytest.approx({1: 1, 2: 36 / 7, 3: 3})
+    steep = lab.slope_by_seed("runs", x, y, smallest=2)({"runs": rows})
+    assert steep.values == pytest.approx({1: 1, 2: 3, 3: 3})
+    assert set(lab.slope_by_seed("runs", x, y, smallest=3)({"runs": rows}).values) == {1, 2}
+    for none in (lab.slope_by_seed("runs", x, y, kind="b"), lab.slope_by_seed("none", x, y)):
+        assert not none({"runs": rows, "none": pl.DataFrame()}).values
+
+
 def test_a_slope_over_seeds_is_the_median_of_their_own_and_may_be_unknown() -> None:
     rows = pl.DataFrame(
         [

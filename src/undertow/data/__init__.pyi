@@ -6,6 +6,7 @@ from ._load import draw as draw
 from ._load import load as load
 from ._sources import Images as Images
 from ._sources import Text as Text
+from ._tables import draw_table as draw_table
 from ._tables import load_table as load_table
 from ._text import Windows as Windows
 from ._text import load_text as load_text

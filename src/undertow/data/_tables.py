@@ -42,3 +42,28 @@ def load_table(name: str) -> Float64[Tensor, "rows columns"]:
         table = torch.log(table + 1e-3 * table.mean(0))  # some are zero
         return (table - table.mean(0)) / table.std(0)
     raise ValueError(f"name must be digits, tumours or garments, got {name!r}")
+
+
+def draw_table(
+    name: str, rows: int, columns: int, *, generator: torch.Generator
+) -> Float64[Tensor, "rows columns"]:
+    """Some rows and columns of `load_table(name)`, drawn at random without replacement.
+
+    Args:
+        name: as in `load_table`.
+        rows: how many, at most the table's.
+        columns: likewise.
+        generator: of the draw.
+
+    Raises:
+        ValueError: more rows or columns than there are; and as `load_table`.
+        FileNotFoundError: as `load_table`.
+    """
+    table = load_table(name)
+    if rows > len(table) or columns > table.shape[1]:
+        raise ValueError(f"{name} has at most {tuple(table.shape)}, got {(rows, columns)}")
+    chosen, across = (
+        torch.randperm(most, generator=generator)[:size]
+        for most, size in zip(table.shape, (rows, columns), strict=True)
+    )
+    return table[chosen][:, across]

@@ -74,6 +74,7 @@ from ._readings import of as of
 from ._readings import of_means as of_means
 from ._readings import per_seed as per_seed
 from ._readings import share as share
+from ._readings import slope_by_seed as slope_by_seed
 from ._readings import slope_of as slope_of
 from ._readings import worst as worst
 from ._replication import Replication as Replication

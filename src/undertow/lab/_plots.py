@@ -247,6 +247,18 @@ class Charts:
         ]
         return self._panels(frame, drawn, encoded, columns, rows)
 
+    def diagonal(self, frame: pl.DataFrame, predicted: str, measured: str, by: str = "") -> Any:
+        """Points of what was measured over what was predicted, and a dashed line where they agree.
+
+        The line goes from zero to the largest of either.
+        """
+        if frame.is_empty():
+            return None
+        ends = [0.0, max(float(frame[name].max()) for name in (predicted, measured))]  # type: ignore[arg-type]
+        line = pl.DataFrame({predicted: ends, measured: ends})
+        agreed = self.lines(line, predicted, measured, dash=True)
+        return agreed + self.points(frame, predicted, measured, by)
+
     def spectra(
         self, spectra: Mapping[str, Sequence[float]], *, x: str = "index", y: str = "value"
     ) -> Any:

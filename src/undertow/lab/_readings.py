@@ -27,6 +27,7 @@ import polars as pl
 
 from undertow.lab._association import slope
 from undertow.lab._effect import UNKNOWN, Effect
+from undertow.lab._fits import slopes
 from undertow.lab._intervals import student_quantile
 from undertow.lab._per_seed import PerSeed, unknown
 
@@ -298,6 +299,29 @@ def agreement_of(
             tau = kendalltau(own["x"], own["y"]).statistic if len(own) > 1 else math.nan
             found[own["seed"][0]] = float(tau)
         return PerSeed(found)
+
+    return Reading(read)
+
+
+def slope_by_seed(
+    experiment: str, x: pl.Expr, y: pl.Expr, *, smallest: int | None = None, **where: Any
+) -> Reading:
+    """Each seed's own least-squares slope of y on x, such as the power of a law in logarithms.
+
+    Args:
+        experiment: whose records.
+        x: an expression of columns.
+        y: likewise.
+        smallest: how many rows of a seed to fit, those of the smallest x, and a seed with fewer
+            has no slope; by default all.
+        where: what columns must equal.
+    """
+
+    def read(records: Records) -> PerSeed:
+        fits = slopes(_of(records, experiment), x, y, smallest=smallest, **where)
+        return per_seed(
+            fits, "slope", pl.lit(True) if smallest is None else pl.col("points") == smallest
+        )
 
     return Reading(read)
 

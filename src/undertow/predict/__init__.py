@@ -2,6 +2,8 @@
 
 from undertow.predict._averages import Betas as Betas
 from undertow.predict._averages import moved_average as moved_average
+from undertow.predict._counterexamples import CompletionCounterexample as CompletionCounterexample
+from undertow.predict._counterexamples import completion_counterexample as completion_counterexample
 from undertow.predict._decay import decay_exponent as decay_exponent
 from undertow.predict._decay import decay_factor as decay_factor
 from undertow.predict._decay import null_space_decay as null_space_decay
@@ -56,6 +58,7 @@ __all__ = [
     "Alternative",
     "Betas",
     "Change",
+    "CompletionCounterexample",
     "Equilibrium",
     "Family",
     "Initializer",
@@ -71,6 +74,7 @@ __all__ = [
     "averaged_lr",
     "best_lr",
     "combined_rank",
+    "completion_counterexample",
     "decay_exponent",
     "decay_factor",
     "equilibrium",

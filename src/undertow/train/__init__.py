@@ -10,21 +10,31 @@ from undertow.train.ensemble import Member as Member
 from undertow.train.ensemble import spawn_generators as spawn_generators
 from undertow.train.matrix import ClosestApproach as ClosestApproach
 from undertow.train.matrix import Completion as Completion
+from undertow.train.matrix import Crossing as Crossing
 from undertow.train.matrix import EigenvaluesLearned as EigenvaluesLearned
 from undertow.train.matrix import GreedyLowRank as GreedyLowRank
 from undertow.train.matrix import GreedyPath as GreedyPath
 from undertow.train.matrix import GreedyPhase as GreedyPhase
+from undertow.train.matrix import PhaseVisit as PhaseVisit
 from undertow.train.matrix import SaddleSpectra as SaddleSpectra
+from undertow.train.matrix import SensingProblems as SensingProblems
+from undertow.train.matrix import balanced_factors as balanced_factors
+from undertow.train.matrix import completion_error as completion_error
+from undertow.train.matrix import completion_flow as completion_flow
 from undertow.train.matrix import completion_loss as completion_loss
 from undertow.train.matrix import factored_descent as factored_descent
+from undertow.train.matrix import gaussian_factors as gaussian_factors
 from undertow.train.matrix import gaussian_sensors as gaussian_sensors
 from undertow.train.matrix import greedy_low_rank as greedy_low_rank
+from undertow.train.matrix import largest_stable_lr as largest_stable_lr
 from undertow.train.matrix import nuclear_norm_completion as nuclear_norm_completion
 from undertow.train.matrix import phase_distance as phase_distance
+from undertow.train.matrix import phase_visits as phase_visits
 from undertow.train.matrix import rank_minimiser as rank_minimiser
 from undertow.train.matrix import recovery_loss as recovery_loss
 from undertow.train.matrix import saddle_spectra as saddle_spectra
 from undertow.train.matrix import sensing_loss as sensing_loss
+from undertow.train.matrix import sensing_problems as sensing_problems
 from undertow.train.matrix import sensor_gram as sensor_gram
 from undertow.train.matrix import symmetric_coordinates as symmetric_coordinates
 from undertow.train.matrix import truncated_svd as truncated_svd
@@ -39,6 +49,7 @@ __all__ = [
     "ClosestApproach",
     "CommitteeMachine",
     "Completion",
+    "Crossing",
     "EigenvaluesLearned",
     "Ensemble",
     "Evaluation",
@@ -47,24 +58,33 @@ __all__ = [
     "GreedyPhase",
     "Member",
     "NoisyOscillator",
+    "PhaseVisit",
     "SaddleSpectra",
+    "SensingProblems",
+    "balanced_factors",
+    "completion_error",
+    "completion_flow",
     "completion_loss",
     "exact_stationary_variance",
     "factored_descent",
     "flows",
+    "gaussian_factors",
     "gaussian_sensors",
     "greedy_low_rank",
     "label_noise_imbalances",
+    "largest_stable_lr",
     "momentum_paths",
     "nuclear_norm_completion",
     "optim",
     "phase_distance",
+    "phase_visits",
     "rank_minimiser",
     "recovery_loss",
     "rules",
     "saddle_spectra",
     "schedules",
     "sensing_loss",
+    "sensing_problems",
     "sensor_gram",
     "spawn_generators",
     "stationary_variance",

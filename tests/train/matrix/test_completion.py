@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from functools import reduce
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from undertow.train import (
     completion_loss,
     factored_descent,
     gaussian_sensors,
+    largest_stable_lr,
     nuclear_norm_completion,
     sensing_loss,
     truncated_svd,
@@ -259,3 +261,29 @@ def test_a_completion_out_of_range_is_refused(wrong):
 def test_a_mask_of_numbers_is_refused():
     with pytest.raises(TypeError, match="boolean"):
         completion_loss(draw(0, 2, 2), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("depth", [None, 2, 3, 4])
+def test_descent_leaves_a_solution_beyond_the_largest_stable_lr(depth: int | None) -> None:
+    target = torch.diag(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    seen = torch.ones(3, 3, dtype=torch.bool)
+    loss = completion_loss(target, seen)
+    solution = target[:, :1] if depth is None else [target] * depth
+    lr = largest_stable_lr(loss, solution)
+    assert lr == pytest.approx(1.0 if depth is None else 2 / depth)
+    near = 1e-4 * draw(5, 3, 3)
+    start = target[:, :1] + near[:, :1] if depth is None else [one + near for one in solution]
+
+    def missed(rate: float) -> float:
+        ended = factored_descent(loss, start, lr=rate, steps=60)
+        matrix = ended @ ended.mT if depth is None else reduce(torch.matmul, ended)
+        return float(loss(matrix))
+
+    begun = missed(1e-9)
+    assert missed(0.9 * lr) < 1e-2 * begun
+    assert missed(1.1 * lr) > 10 * begun
+
+
+def test_a_solution_that_is_flat_has_no_stable_lr() -> None:
+    with pytest.raises(ValueError, match="solution must be curved upwards"):
+        largest_stable_lr(lambda w: 0 * w.sum(), torch.ones(2, 1, dtype=torch.float64))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from undertow.train import flows, greedy_low_rank, phase_distance
+from undertow.train import greedy_low_rank, phase_distance, phase_visits
 
 TARGET = torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64))
 
@@ -40,19 +40,28 @@ def test_a_phase_at_another_time_is_no_distance_apart() -> None:
 def test_a_flow_from_a_smaller_start_is_nearer_by_half_the_relative_gap() -> None:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(2, 2, generator=generator, dtype=torch.float64)
-    phase, apart = first_phase(), []
-    assert phase.path is not None
-    half = float(phase.path.losses[0] + phase.loss) / 2
-    event = flows.Event(lambda matrix: loss(matrix) - half, direction=-1)
-    for scale in (1e-8, 1e-12):
-        flow = flows.factored_flow(
-            loss, math.sqrt(scale) * start, 100.0, rtol=1e-10, dense=True, events=[event]
-        )
-        assert flow.at is not None
-        halfway = float(flow.event_times[0][0])
-        apart.append(phase_distance(phase, flow.at, halfway, end=float(flow.times[-1])))
-    exponent = math.log(apart[1] / apart[0]) / math.log(1e-4)
-    assert exponent == pytest.approx((1 - 1 / 2) / 2, rel=0.05)
+    scales = (1e-8, 1e-12)
+    visits = phase_visits(loss, start, scales, max_rank=2, time=100.0)
+    assert [(visit.scale, visit.phase) for visit in visits] == [
+        (scale, phase) for scale in scales for phase in (1, 2)
+    ]
+    far, near = (visit for visit in visits if visit.phase == 1)
+    exponent = math.log(near.distance / far.distance) / math.log(1e-4)
+    assert far.predicted == pytest.approx((1 - 1 / 2) / 2)
+    assert exponent == pytest.approx(far.predicted, rel=0.05)
+    assert far.rate == pytest.approx(4)
+    assert far.rate * (near.time - far.time) == pytest.approx(math.log(1e4), rel=1e-3)
+
+
+def test_a_phase_that_the_flow_does_not_reach_is_left_out() -> None:
+    start = torch.eye(2, dtype=torch.float64)
+    early = phase_visits(loss, start, (1e-8,), max_rank=2, time=7.0)
+    assert [visit.phase for visit in early] == [1]
+
+
+def test_a_loss_with_nothing_to_learn_is_named() -> None:
+    with pytest.raises(ValueError, match="loss must descend from zero"):
+        phase_visits(lambda w: w.square().sum(), torch.eye(2).double(), (1e-4,), max_rank=1)
 
 
 def test_a_phase_without_its_path_is_named() -> None:

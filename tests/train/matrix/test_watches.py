@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from undertow.train import ClosestApproach, EigenvaluesLearned, factored_descent, recovery_loss
+from undertow.train import (
+    ClosestApproach,
+    Crossing,
+    EigenvaluesLearned,
+    factored_descent,
+    recovery_loss,
+)
 
 DOUBLE = torch.float64
 TARGET = torch.diag(torch.tensor([3.0, 1.0], dtype=DOUBLE))
@@ -60,3 +66,30 @@ def test_what_is_never_learned_has_no_step() -> None:
 def test_a_watch_that_never_looks_is_refused(watch: Any) -> None:
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         watch(torch.zeros(1, 2, 2), every=0)
+
+
+def test_a_crossing_is_between_two_steps_and_ends_the_descent() -> None:
+    half = Crossing(lambda matrices: matrices[..., 0, 0], 1.5)
+    steps: list[int] = []
+
+    def watch(step: int, matrices: torch.Tensor) -> bool:
+        steps.append(step)
+        return half(step, matrices)
+
+    factored_descent(recovery_loss(TARGET), START, lr=0.01, steps=2000, observe=watch)
+    assert (half.before[:, 0, 0] < 1.5).all()
+    assert (half.after[:, 0, 0] >= 1.5).all()
+    assert half.steps[0] > half.steps[1] > half.steps[2]  # from larger and larger starts
+    assert steps[-1] == half.steps.max()
+    exact, values = half.singular_values(1.5)
+    assert ((half.steps - 1 < exact) & (exact <= half.steps)).all()
+    assert torch.allclose(values[:, 0], torch.full((3,), 1.5, dtype=DOUBLE))
+    assert (half.before[:, 1, 1] < values[:, 1]).all()
+    assert (values[:, 1] < half.after[:, 1, 1]).all()
+
+
+def test_a_level_that_is_never_reached_has_no_step() -> None:
+    never = Crossing(lambda matrices: matrices[..., 0, 0], 4.0)
+    factored_descent(recovery_loss(TARGET), START, lr=0.05, steps=300, observe=never)
+    assert never.steps.isnan().all()
+    assert never.singular_values(4.0)[0].isnan().all()

@@ -11,20 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
 
+from undertow import lab
 from undertow.claims import Claim
-from undertow.lab import (
-    DISTINCT,
-    Bound,
-    Count,
-    Knobs,
-    Seeds,
-    above,
-    at_least,
-    between,
-    one_of,
-    some,
-    up_to,
-)
+from undertow.lab import DISTINCT, Bound, Count, Knobs, Seeds, at_least, up_to
 
 RATIO = 0.7  # second over first eigenvalue, at which depths are compared
 REAL = ("digits", "tumours")
@@ -35,10 +24,12 @@ COMPARED = Bound(
     f"values with {RATIO} and 1 among them", lambda v: RATIO in v and 1 in v, whole=True
 )
 LOOKED_AT = Bound(f"values with {ORDINARY:g} among them", lambda v: ORDINARY in v, whole=True)
-Scales = Annotated[tuple[float, ...], at_least(1e-40), up_to(0.1), some(3), FALLING]
-Ratios = Annotated[tuple[float, ...], above(0), up_to(1), DISTINCT, COMPARED]
-Steps = Annotated[tuple[float, ...], between(0, 1), some(), DISTINCT]
-Matrices = Annotated[tuple[str, ...], one_of("low-rank", *REAL, "garments"), some(), DISTINCT]
+Scales = Annotated[tuple[float, ...], at_least(1e-40), up_to(0.1), lab.some(3), FALLING]
+Ratios = Annotated[tuple[float, ...], lab.above(0), up_to(1), DISTINCT, COMPARED]
+Steps = Annotated[tuple[float, ...], lab.between(0, 1), lab.some(), DISTINCT]
+Matrices = Annotated[
+    tuple[str, ...], lab.one_of("low-rank", *REAL, "garments"), lab.some(), DISTINCT
+]
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class GreedyLowRank(Knobs):
     # R of the 3x3 counterexample: from 3.6 on rank one has 1.2 times the least trace.
     strength: Annotated[float, at_least(3.6)] = 4.0
     # Its control, where least nuclear norm has rank one, too.
-    weak_strength: Annotated[float, above(0), up_to(2)] = 1.5
+    weak_strength: Annotated[float, lab.above(0), up_to(2)] = 1.5
     # R of the 4x4 counterexample: from 2.3 on rank one has 1.35 times the least trace.
     wide_strength: Annotated[float, at_least(2.3)] = 3.0
     # Sizes of its start.
@@ -95,13 +86,14 @@ CLAIM = Claim(
     ),
     presets={
         "smoke": GreedyLowRank(
-            scales=(1e-2, 1e-3, 1e-4),
-            deep_scales=(1e-2, 1e-3, 1e-4),
-            descent_scales=(1e-2, 1e-3, 1e-4),
-            wide_scales=(1e-2, 1e-4, 1e-8),
+            scales=(1e-1, 1e-2, 1e-3),
+            deep_scales=(1e-1, 1e-2, 1e-3),
+            step_sizes=(0.9,),
+            descent_scales=(1e-1, 1e-2, 1e-3),
+            wide_scales=(1e-2, 1e-3, 1e-4),
             matrices=("low-rank",),
-            rows=24,
-            columns=20,
+            rows=12,
+            columns=10,
             seeds=2,
             rank_two=2,
             exact=2,

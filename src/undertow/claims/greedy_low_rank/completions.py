@@ -37,7 +37,6 @@ def complete(trial: Completion) -> Rows:
     import torch
 
     from undertow import measure, train
-    from undertow.train.flows import Event, factored_flow
 
     generator = torch.Generator().manual_seed(trial.seed)
     matrix = matrix_of(trial, generator)
@@ -46,18 +45,17 @@ def complete(trial: Completion) -> Rows:
     chosen_by = (part > 0.5) & (part < 0.75)
 
     def record(method: str, matrices: Tensor, scale: float | None, steps: int) -> dict[str, Any]:
-        def error(entries: Tensor) -> Tensor:
-            missed = ((matrices - matrix) * entries).square().sum((-2, -1))
-            return (missed / (matrix * entries).square().sum()).sqrt()
-
-        best, held = int(error(chosen_by).argmin()), error(held_out)
+        parts = (known, chosen_by, held_out)
+        seen, chosen, held = (
+            train.completion_error(matrices, matrix, entries) for entries in parts
+        )
         singular = torch.linalg.svdvals(matrices[-1])
         return {
             "method": method,
             "scale": scale,
-            "missed": float(error(known)[-1]),
+            "missed": float(seen[-1]),
             "error": float(held[-1]),
-            "best_error": float(held[best]),
+            "best_error": float(held[chosen.argmin()]),
             "effective_rank": float(measure.spectrum_ranks(singular).effective_rank),
             "steps": steps,
         }
@@ -68,17 +66,10 @@ def complete(trial: Completion) -> Rows:
     ]
     fitted = torch.stack([path.matrix for path in paths])
     rows = [record(CONVEX, fitted, None, sum(path.iterations for path in paths))]
-    loss, (height, width) = train.completion_loss(matrix, known), matrix.shape
-    level = INTERPOLATES**2 * float(loss(torch.zeros_like(matrix)))
-    learned = Event(lambda found: loss(found) - level, terminal=True)
     times = np.geomspace(1, 1e5, 150).tolist()
     for method, (depth, scale) in DEEP.items():
-        size = scale ** (1 / depth) / math.sqrt(width)
-        drawn = torch.randn(
-            height + (depth - 1) * width, width, generator=generator, dtype=torch.float64
-        )
-        start = (size * drawn).split([height, *[width] * (depth - 1)])
-        flow = factored_flow(loss, start, times, events=[learned], rtol=1e-4, atol=1e-5 * size)
+        shape = {"depth": depth, "scale": scale, "residual": INTERPOLATES, "times": times}
+        flow = train.completion_flow(matrix, known, **shape, generator=generator)
         rows.append(record(method, flow.parameters, scale, flow.steps))
     return rows
 
@@ -89,21 +80,14 @@ def matrix_of(trial: Completion, generator: Generator) -> Float64[Tensor, "rows 
 
     from undertow import data
 
-    shape, double = (trial.rows, trial.columns), torch.float64
+    shape = trial.rows, trial.columns
     if trial.matrix == "low-rank":
         left, right = (
-            torch.randn(size, 2, generator=generator, dtype=double) / math.sqrt(size)
+            torch.randn(size, 2, generator=generator, dtype=torch.float64) / math.sqrt(size)
             for size in shape
         )
         whole = left @ right.T
     else:
-        table = data.load_table(trial.matrix)
-        if shape[0] > len(table) or shape[1] > table.shape[1]:
-            raise ValueError(f"{trial.matrix} has at most {tuple(table.shape)}, got {shape}")
-        rows, columns = (
-            torch.randperm(most, generator=generator)[:size]
-            for most, size in zip(table.shape, shape, strict=True)
-        )
-        whole = table[rows][:, columns]
-        whole = whole - whole.mean()
+        table = data.draw_table(trial.matrix, *shape, generator=generator)
+        whole = table - table.mean()
     return whole / torch.linalg.matrix_norm(whole, 2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from undertow.claims.greedy_low_rank import RATIO, GreedyLowRank
@@ -23,8 +23,6 @@ _EIGENVALUES, _DEGENERATE = (4.0, 2.0, 1.0), (4.0, 4.0, 1.0)
 _DIM, _DEEP_DIM = 6, 4
 _MOST_STEPS = 100_000  # of gradient descent
 _AT_REST = 1e-20  # the loss at which it may stop
-# Of the counterexamples: rows and columns of what is observed; the last two are the strength R.
-_OBSERVED = {"3x3": ((0, 1), (0, 2), (1, 2)), "4x4": ((0, 1), (0, 2), (1, 3))}
 
 Rows = list[dict[str, Any]]
 
@@ -96,15 +94,10 @@ def experiments(knobs: GreedyLowRank, seed: int) -> dict[str, Experiment]:
         {"problem": "3x3", "strength": knobs.weak_strength, "scales": SCALES[-1:]},
         {"problem": "4x4", "strength": knobs.wide_strength, "scales": knobs.wide_scales},
     ]
-    completions = [
-        trial
+    drawn = [
+        {"matrix": matrix, "seed": one}
         for matrix in knobs.matrices
-        for trial in grid(
-            Completion,
-            knobs,
-            matrix=[matrix],
-            seed=seeds(seed, knobs.rank_two) if matrix == "low-rank" else own,
-        )
+        for one in (seeds(seed, knobs.rank_two) if matrix == "low-rank" else own)
     ]
     products = grid(Product, knobs, depth=DEPTHS, ratio=knobs.ratios, seed=exact)
     # Two factors need log(1 / scale) steps, more of them a power of it.
@@ -113,7 +106,7 @@ def experiments(knobs: GreedyLowRank, seed: int) -> dict[str, Experiment]:
     descents = grid(Descent, knobs, depths=depths, step=knobs.step_sizes, seed=exact)
     stepped = grid(Stepped, knobs, step=knobs.step_sizes, scale=SCALES[-1:], seed=exact)
     return {
-        "completions": Experiment(completions, complete),
+        "completions": Experiment(grid(Completion, knobs, drawn=drawn), complete),
         "descents": Experiment(descents, descend, together=("seed",), group_size=100),
         "stepped": Experiment(stepped, step_down, together=("seed",), group_size=100),
         "trajectories": Experiment(grid(Trajectory, knobs, case=gap, seed=own), follow),
@@ -127,8 +120,7 @@ def follow(trial: Trajectory) -> Rows:
     """Distance of each phase, and its time, from every start."""
     import torch
 
-    from undertow import predict, train
-    from undertow.train.flows import Event, factored_flow
+    from undertow import train
 
     generator, double = torch.Generator().manual_seed(trial.seed), torch.float64
     turn, _ = torch.linalg.qr(torch.randn(_DIM, _DIM, generator=generator, dtype=double))
@@ -141,42 +133,9 @@ def follow(trial: Trajectory) -> Rows:
     def loss(matrix: Tensor) -> Tensor:
         return (weights * (matrix - target).square()).sum() / 2
 
-    def falls_to(level: float, terminal: bool = False) -> Event:
-        return Event(lambda matrix: loss(matrix) - level, terminal, direction=-1)
-
     rank = len(trial.eigenvalues)
-    greedy = train.greedy_low_rank(
-        loss, _DIM, symmetric=True, scale=1e-12, max_rank=rank, keep_path=True
-    )
-    spectra = train.saddle_spectra(loss, [greedy.phases[0].matrix])
-    exponents = predict.greedy_exponents(spectra.rates.numpy(), spectra.relaxations.numpy())
-    # Scales are in units of W here, the squares of those in units of U.
-    known = {s: exponent / 2 for s, exponent in enumerate(exponents, start=1)}
-    reached = [float(loss(torch.zeros_like(target))), *(phase.loss for phase in greedy.phases)]
-    events = [falls_to((before + after) / 2) for before, after in pairwise(reached)]
-    events.append(falls_to(1e-8, terminal=True))
-    rows = []
-    for scale in trial.scales:
-        flow = factored_flow(
-            loss, math.sqrt(scale) * start, 1e4, rtol=1e-10, dense=True, events=events
-        )
-        assert flow.at is not None
-        rows += [
-            {
-                "scale": scale,
-                "phase": phase.rank,
-                "rate": 2 * float(spectra.rates[0, 0]),
-                "predicted": known.get(phase.rank),
-                "time": float(times[0]),
-                "distance": train.phase_distance(
-                    phase, flow.at, float(times[0]), end=float(flow.times[-1])
-                ),
-                "steps": flow.steps,
-            }
-            for phase, times in zip(greedy.phases, flow.event_times, strict=False)
-            if len(times)
-        ]
-    return rows
+    visits = train.phase_visits(loss, start, trial.scales, max_rank=rank)
+    return [asdict(visit) for visit in visits]
 
 
 def multiply(trial: Product) -> Rows:
@@ -189,8 +148,8 @@ def multiply(trial: Product) -> Rows:
     half = Event(lambda matrix: torch.linalg.matrix_norm(matrix, 2) - 0.5, terminal=True)
     rows = []
     for scale in trial.deep_scales:
-        root = root_of_start(trial.seed, scale, trial.depth)
-        flow = factored_flow(loss, [root] * trial.depth, 1e12, rtol=1e-9, events=[half])
+        start = start_of_product(trial.seed, scale, trial.depth)
+        flow = factored_flow(loss, start, 1e12, rtol=1e-9, events=[half])
         if flow.stopped == "event":
             second = float(torch.linalg.svdvals(flow.parameters[-1])[1])
             time = float(flow.times[-1])
@@ -210,28 +169,14 @@ def descend(trials: Sequence[Descent]) -> list[Rows]:
 
     first = trials[0]
     lr, scales = 2 * first.step / first.depth, first.starts
-    roots = [[root_of_start(t.seed, scale, first.depth) for scale in scales] for t in trials]
-    root = torch.stack([torch.stack(row) for row in roots])
-    last, before, after = (torch.zeros_like(root) for _ in range(3))
-    taken = torch.full(root.shape[:2], math.nan, dtype=torch.float64)
-
-    def watch(step: int, matrices: Tensor) -> bool:
-        nonlocal last
-        now = (matrices[..., 0, 0] >= 0.5) & taken.isnan()
-        before[now], after[now], taken[now] = last[now], matrices[now], float(step)
-        last = matrices
-        return not bool(taken.isnan().any())
-
-    loss = distance_from(RATIO)
-    train.factored_descent(loss, [root] * first.depth, lr=lr, steps=_MOST_STEPS, observe=watch)
-    (one, two), (three, four) = (
-        torch.linalg.svdvals(matrices)[..., :2].log().unbind(-1) for matrices in (before, after)
-    )
-    part = (math.log(0.5) - one) / (three - one)
-    second, time = (two + part * (four - two)).exp(), (taken - 1 + part) * lr
+    roots = [[start_of_product(t.seed, scale, first.depth)[0] for scale in scales] for t in trials]
+    start = [torch.stack([torch.stack(row) for row in roots])] * first.depth
+    half = train.Crossing(lambda matrices: matrices[..., 0, 0], 0.5)
+    train.factored_descent(distance_from(RATIO), start, lr=lr, steps=_MOST_STEPS, observe=half)
+    steps, singular = half.singular_values(0.5)
     known = (
-        rows_of({"scale": list(scales), "second": s, "time": t, "lr": lr})
-        for s, t in zip(second, time, strict=True)
+        rows_of({"scale": list(scales), "second": values[:, 1], "time": times, "lr": lr})
+        for values, times in zip(singular, steps * lr, strict=True)
     )
     return [[row for row in rows if math.isfinite(row["time"])] for rows in known]
 
@@ -245,56 +190,68 @@ def distance_from(ratio: float) -> Callable[[Tensor], Tensor]:
     return lambda matrix: (matrix - target).square().sum((-2, -1)) / 2
 
 
-def root_of_start(seed: int, scale: float, depth: int) -> Float64[Tensor, "dim dim"]:
-    """Each of the balanced factors: equal roots of a positive matrix of this scale."""
+def start_of_product(seed: int, scale: float, depth: int) -> list[Float64[Tensor, "dim dim"]]:
+    """Balanced factors, the same matrix's at every scale."""
     import torch
+
+    from undertow import train
 
     generator = torch.Generator().manual_seed(seed)
-    sample = torch.randn(_DEEP_DIM, 2 * _DEEP_DIM, generator=generator, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(sample @ sample.T / (2 * _DEEP_DIM))
-    root: Tensor = vectors * (scale * values) ** (1 / depth) @ vectors.T
-    return root
+    return train.balanced_factors(_DEEP_DIM, depth=depth, scale=scale, generator=generator)
 
 
-def observed_of(problem: str, strength: float) -> Float64[Tensor, "dim dim"]:
-    """What is observed of a counterexample, zero elsewhere."""
+# ---- counterexamples
+
+
+def end(trial: Counterexample) -> Rows:
+    """Trace and rank of what the flow ends at, beside greedy learning and least nuclear norm."""
+    from undertow import train
+
+    loss, known = completed(int(trial.problem[0]), trial.strength)
+    start, rows = start_of(trial.seed, int(trial.problem[0])), []
+    for scale in trial.scales:
+        flow = train.flows.factored_flow(
+            loss, math.sqrt(scale) * start, 1e6, rtol=1e-9, gradient_tolerance=1e-8
+        )
+        facts = facts_of(flow.parameters[-1:], flow.losses[-1:])
+        rows += rows_of({"scale": scale, "steps": flow.steps} | facts | known)
+    return rows
+
+
+@cache
+def completed(dim: int, strength: float) -> tuple[Callable[[Tensor], Tensor], dict[str, float]]:
+    """The loss of a counterexample, and what every seed's flow of it is held against."""
     import torch
 
-    observed = torch.zeros(int(problem[0]), int(problem[0]), dtype=torch.float64)
-    for place, value in zip(_OBSERVED[problem], (1, strength, strength), strict=True):
-        observed[place] = observed[place[::-1]] = value
-    return observed
+    from undertow import predict, train
+
+    known = predict.completion_counterexample(dim, strength)
+    observed = torch.from_numpy(known.observed)
+    loss = train.completion_loss(observed, observed != 0)
+    least = train.nuclear_norm_completion(observed, observed != 0, positive=True, rtol=1e-5)
+    greedy = train.greedy_low_rank(loss, dim, symmetric=True)
+    facts = {"least_trace": least.nuclear_norm, "greedy_trace": float(greedy.matrix.trace())}
+    return loss, facts | {"first_gap": known.gap}
 
 
 def step_down(trials: Sequence[Stepped]) -> list[Rows]:
-    """Trace and rank of what gradient descent ends at on the 3x3 counterexample."""
+    """The same of what gradient descent ends at on the 3x3 counterexample."""
     import torch
 
     from undertow import train
 
     first = trials[0]
-    observed = observed_of("3x3", first.strength)
-    loss = train.completion_loss(observed, observed != 0)
-    solution = torch.tensor([1.0, 1.0, first.strength], dtype=torch.float64)
-    gradient = torch.func.grad(lambda u: loss(torch.outer(u, u)) / 2)
-    hessian = torch.func.jacrev(gradient)(solution)
-    lr = 2 * first.step / float(torch.linalg.eigvalsh(hessian)[-1])
-    starts = [start_of(trial.seed, 3) for trial in trials]
+    loss, _ = completed(3, first.strength)
+    solution = torch.tensor([[1.0], [1.0], [first.strength]])
+    lr = first.step * train.largest_stable_lr(loss, solution)
 
     def at_rest(step: int, matrices: Tensor) -> bool:
         return step % 50 == 0 and float(loss(matrices).max()) < _AT_REST
 
-    start = math.sqrt(first.scale) * torch.stack(starts)
+    start = math.sqrt(first.scale) * torch.stack([start_of(trial.seed, 3) for trial in trials])
     factors = train.factored_descent(loss, start, lr=lr, steps=_MOST_STEPS, observe=at_rest)
     ended = factors @ factors.mT
-    values = torch.linalg.eigvalsh(ended).flip(-1)
-    facts = {
-        "trace": values.sum(-1),
-        "second_over_first": values[:, 1].clamp_min(0) / values[:, 0],
-        "loss": loss(ended),
-        "lr": lr,
-    }
-    return [[row] for row in rows_of(facts)]
+    return [[row] for row in rows_of(facts_of(ended, loss(ended)) | {"lr": lr})]
 
 
 def start_of(seed: int, size: int) -> Float64[Tensor, "dim dim"]:
@@ -305,34 +262,12 @@ def start_of(seed: int, size: int) -> Float64[Tensor, "dim dim"]:
     return torch.randn(size, size, generator=generator, dtype=torch.float64) / math.sqrt(size)
 
 
-def end(trial: Counterexample) -> Rows:
-    """Trace and rank of what the flow ends at, beside greedy learning and least nuclear norm."""
+def facts_of(
+    ended: Float64[Tensor, "runs dim dim"], losses: Float64[Tensor, " runs"]
+) -> dict[str, Any]:
+    """Trace, rank and loss of what runs ended at."""
     import torch
 
-    from undertow import train
-
-    observed = observed_of(trial.problem, trial.strength)
-    size = len(observed)
-    loss = train.completion_loss(observed, observed != 0)
-    least = train.nuclear_norm_completion(observed, observed != 0, positive=True, rtol=1e-5)
-    greedy = train.greedy_low_rank(loss, size, symmetric=True)
-    values = torch.linalg.eigvalsh(observed).flip(0)
-    start, rows = start_of(trial.seed, size), []
-    for scale in trial.scales:
-        flow = train.flows.factored_flow(
-            loss, math.sqrt(scale) * start, 1e6, rtol=1e-9, gradient_tolerance=1e-8
-        )
-        eigenvalues = torch.linalg.eigvalsh(flow.parameters[-1]).flip(0)
-        rows.append(
-            {
-                "scale": scale,
-                "trace": float(eigenvalues.sum()),
-                "second_over_first": float(eigenvalues[1].clamp_min(0) / eigenvalues[0]),
-                "loss": float(flow.losses[-1]),
-                "least_trace": float(least.nuclear_norm),
-                "greedy_trace": float(greedy.matrix.trace()),
-                "first_gap": 1 - float(values[1] / values[0]),
-                "steps": flow.steps,
-            }
-        )
-    return rows
+    values = torch.linalg.eigvalsh(ended).flip(-1)
+    second = values[:, 1].clamp_min(0) / values[:, 0]
+    return {"trace": values.sum(-1), "second_over_first": second, "loss": losses}

@@ -10,9 +10,10 @@ from undertow import lab
 from undertow.claims import Records
 from undertow.claims.greedy_low_rank import RATIO, GreedyLowRank
 from undertow.claims.greedy_low_rank.completions import METHODS
-from undertow.claims.greedy_low_rank.experiments import FITTED, SCALES
-from undertow.claims.greedy_low_rank.predictions import LOG_SCALE, traces
+from undertow.claims.greedy_low_rank.experiments import FITTED
+from undertow.claims.greedy_low_rank.predictions import LOG_SCALE
 from undertow.lab import Charts, beside, figure
+from undertow.predict import completion_counterexample
 
 draw = Charts(
     scale="scale of the start",
@@ -50,12 +51,7 @@ def trajectory(records: Records, knobs: GreedyLowRank) -> Any:
     run = ("what", "seed", "predicted")
     known = lab.slopes(simple.drop_nulls("predicted"), LOG_SCALE, distance, by=run, smallest=FITTED)
     points = known.filter(points=FITTED).rename({"slope": "measured"})
-    if points.is_empty():
-        return left
-    ends = [0.0, max(*points["predicted"], *points["measured"])]
-    diagonal = pl.DataFrame({"predicted": ends, "measured": ends})
-    line = draw.lines(diagonal, "predicted", "measured", dash=True)
-    right = line + draw.points(points, "predicted", "measured", "what")
+    right = draw.diagonal(points, "predicted", "measured", "what")
     return beside(left, right, shared="color")
 
 
@@ -81,23 +77,19 @@ def product(records: Records, knobs: GreedyLowRank) -> Any:
 @figure("Less nuclear norm was to be had, and is not taken")
 def counterexample(records: Records, knobs: GreedyLowRank) -> Any:
     """Trace of what gradient flow ends at, one point a seed, between that of the rank-one
-    completion and the least there is. The 4x4 problem has a small relative gap (0.28): from 1e-4
-    it still looks like least nuclear norm.
+    completion (upper line) and the least there is (lower line). The 4x4 problem has a small
+    relative gap (0.28): from 1e-4 it still looks like least nuclear norm.
     """
     panels = []
-    for problem, strength, scales in (
-        ("3x3", knobs.strength, SCALES),
-        ("4x4", knobs.wide_strength, knobs.wide_scales),
-    ):
+    for dim, strength in ((3, knobs.strength), (4, knobs.wide_strength)):
+        known, problem = completion_counterexample(dim, strength), f"{dim}x{dim}"
         column = f"trace_{problem}"
-        bounds = zip(("rank one", "least nuclear norm"), traces(problem, strength), strict=True)
-        ends = [(name, scale, value) for name, value in bounds for scale in scales]
-        lines = pl.DataFrame(ends, schema=["what", "scale", column], orient="row")
         runs = records["counterexamples"].filter(problem=problem, strength=strength)
-        points = runs.select("scale", pl.col("trace").alias(column), what=pl.lit("gradient flow"))
-        flow = draw.points(points, "scale", column, "what", log="x")
-        panels.append(flow + draw.lines(lines, "scale", column, "what", dash=True, log="x"))
-    return beside(*panels, shared="color")
+        panel = draw.points(runs.rename({"trace": column}), "scale", column, log="x")
+        for bound in (known.rank_one, known.least):
+            panel += draw.level(bound, across=column)
+        panels.append(panel)
+    return beside(*panels)
 
 
 @figure("Lower rank with depth, and lower error only where the matrix is of low rank")

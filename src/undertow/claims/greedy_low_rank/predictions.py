@@ -12,9 +12,13 @@ from undertow.claims import Records
 from undertow.claims.greedy_low_rank import ORDINARY, RATIO, REAL, GreedyLowRank
 from undertow.claims.greedy_low_rank.completions import CONVEX, INTERPOLATES, METHODS
 from undertow.claims.greedy_low_rank.experiments import DEPTHS, FITTED, SCALES
-from undertow.lab import Prediction, Reading, at_most, near, no_less, of, per_seed, within
+from undertow.lab import Prediction, Reading, at_most, near, no_less, of, within
+from undertow.predict import completion_counterexample
 
-LOG_SCALE = pl.col("scale").log()
+LOG_SCALE, DISTANCE = pl.col("scale").log(), pl.col("distance").sort_by("scale")
+HALVED = (DISTANCE.first() / DISTANCE.last()).over("seed", "phase") < 0.5
+GROWTH = pl.col("rate") * pl.col("time")
+SIMPLE = (pl.col("second_over_first") < 1e-4) & (pl.col("loss") < 1e-10)
 # Traces over the least: what rank one must exceed, and what an ordinary small start must not.
 APART, ALIKE = 1.2, 1.35
 KEPT = (0.0, math.inf)  # a power of the scale, whichever it is, is what the paper says
@@ -39,8 +43,7 @@ def summary(records: Records, knobs: GreedyLowRank) -> str:
 
 def promises_verdict(records: Records, knobs: GreedyLowRank) -> bool:
     """Whether the smallest starts are in the limit that the rules speak of."""
-    root = math.sqrt(1 + 4 * knobs.wide_strength**2)
-    gap = 2 / (1 + root)  # of the eigenvalues (root + 1) / 2 and (root - 1) / 2
+    gap = completion_counterexample(4, knobs.wide_strength).gap
     smallest = max(knobs.scales[-1], knobs.deep_scales[-1])
     return smallest <= _SMALL_ENOUGH and knobs.wide_scales[-1] ** gap <= _WIDE_ENOUGH
 
@@ -52,7 +55,7 @@ def trajectories(knobs: GreedyLowRank) -> dict[str, Prediction]:
         / of("trajectories", "predicted", phase=phase, how="first")
         for phase in (1, 2)
     )
-    escape = -slope("trajectories", pl.col("rate") * pl.col("time"), phase=1)
+    escape = -lab.slope_by_seed("trajectories", LOG_SCALE, GROWTH, smallest=FITTED, phase=1)
     lost = of("no_gap", "distance", phase=1, scale=knobs.scales[-1])
     return {
         "phase 1: exponent of the distance over predicted": within(
@@ -62,7 +65,7 @@ def trajectories(knobs: GreedyLowRank) -> dict[str, Prediction]:
             0.9, second, "a sum of powers has no slope below the least", against=0
         ),
         "distance of every phase falls": lab.every_seed(
-            halved, "below half from the largest start to the smallest"
+            lab.share("trajectories", HALVED), "below half from the largest start to the smallest"
         ),
         "escape time over ln(1/scale) / (2 lambda_1)": near(
             1, 0.02, escape, "as a slope", against=1
@@ -75,33 +78,27 @@ def trajectories(knobs: GreedyLowRank) -> dict[str, Prediction]:
 
 def products(knobs: GreedyLowRank) -> dict[str, Prediction]:
     """That three factors or more need no gap, and pay with time."""
-
-    def power(depth: int, column: str = "second", ratio: float = RATIO) -> Reading:
-        return exponent("products", column, depth=depth, ratio=ratio)
-
-    shallow = f"where lambda_2 / lambda_1 = {RATIO}"
-    found = {
-        "depth 2: exponent of the second singular value": near(
-            1 - RATIO, 0.02, power(2), shallow, against=1 - RATIO
+    ungapped = {depth: exponent("products", "second", depth=depth, ratio=1.0) for depth in (2, 3)}
+    found = {}
+    for depth in DEPTHS:
+        second, time = (
+            exponent("products", column, depth=depth, ratio=RATIO) for column in ("second", "time")
         )
-    }
-    for depth in DEPTHS[1:]:
-        found |= {
-            f"depth {depth}: exponent of the second singular value": no_less(
-                0.9, power(depth), "1 in theory, where depth 2 has 0.3", against=1 - RATIO
-            ),
-            f"depth {depth}: exponent of the escape time": near(
-                *(2 / depth - 1, 0.02, power(depth, "time"), f"-(1 - 2/{depth})"),
-                against=1 - 2 / depth,
-            ),
-        }
-    two, three = power(2, ratio=1.0), power(3, ratio=1.0)
+        name = f"depth {depth}: exponent of the second singular value"
+        if depth == 2:
+            shallow = f"where lambda_2 / lambda_1 = {RATIO}"
+            found[name] = near(1 - RATIO, 0.02, second, shallow, against=1 - RATIO)
+            continue
+        found[name] = no_less(0.9, second, "1 in theory, where depth 2 has 0.3", against=1 - RATIO)
+        found[f"depth {depth}: exponent of the escape time"] = near(
+            *(2 / depth - 1, 0.02, time, f"-(1 - 2/{depth})"), against=1 - 2 / depth
+        )
     return found | {
         "depth 3: exponent without a gap": no_less(
-            0.9, three, "it does not depend on the gap", against=0
+            0.9, ungapped[3], "it does not depend on the gap", against=0
         ),
         "depth 2: exponent without a gap": near(
-            0, 0.02, two, "both are learned at once", control=True
+            0, 0.02, ungapped[2], "both are learned at once", control=True
         ),
     }
 
@@ -110,35 +107,34 @@ def descents(knobs: GreedyLowRank) -> dict[str, Prediction]:
     """That finite steps, nearly up to the largest stable one, do the same with less of a gap."""
     step = max(knobs.step_sizes)
     gap = 1 - math.log1p(RATIO * step) / math.log1p(step)  # lr is the step at depth 2
-
-    def power(depth: int, column: str = "second") -> Reading:
-        return exponent("descents", column, depth=depth, step=step)
-
-    rank_one, least = traces("3x3", knobs.strength)
-    low, high = (of("stepped", pl.col("trace") / rank_one, how=how) for how in ("min", "max"))
-    simple = (pl.col("second_over_first") < 1e-4) & (pl.col("loss") < 1e-10)
+    shallow = exponent("descents", "second", depth=2, step=step)
     found = {
         "descent, depth 2: exponent of the second over predicted": near(
-            1, 0.05, power(2) / gap, f"{gap:.4g}, of steps that multiply", against=math.inf
+            1, 0.05, shallow / gap, f"{gap:.4g}, of steps that multiply", against=math.inf
         ),
         "descent, depth 2: that exponent over the flow's": at_most(
-            0.9, power(2) / (1 - RATIO), "steps of that size are no flow", control=True
+            0.9, shallow / (1 - RATIO), "steps of that size are no flow", control=True
         ),
     }
     for depth in DEPTHS[1:]:
+        second, time = (
+            exponent("descents", column, depth=depth, step=step) for column in ("second", "time")
+        )
         found[f"descent, depth {depth}: exponent of the second"] = no_less(
-            0.9, power(depth), "1 in theory, since escape begins slowly", against=gap
+            0.9, second, "1 in theory, since escape begins slowly", against=gap
         )
         found[f"descent, depth {depth}: exponent of the escape time"] = near(
-            2 / depth - 1, 0.02, power(depth, "time"), "that of the flow", against=math.inf
+            2 / depth - 1, 0.02, time, "that of the flow", against=math.inf
         )
+    known = completion_counterexample(3, knobs.strength)
+    low, high = (of("stepped", pl.col("trace") / known.rank_one, how=how) for how in ("min", "max"))
     return found | {
         "descent, 3x3: least trace over the least there is, at any step": no_less(
-            APART, low * (rank_one / least), "as the flow", against=1
+            APART, low * (known.rank_one / known.least), "as the flow", against=1
         ),
         "descent, 3x3: largest trace over that of rank one": near(1, 0.01, high, against=math.inf),
         "descent, 3x3: rank one, loss zero": lab.every_seed(
-            lab.share("stepped", simple), "at any step"
+            lab.share("stepped", SIMPLE), "at any step"
         ),
     }
 
@@ -148,42 +144,39 @@ def counterexamples(knobs: GreedyLowRank) -> dict[str, Prediction]:
 
     Controls are an ordinary start, a problem where the two agree, and a large start.
     """
+    ends, (large, *_, small), smallest = "counterexamples", SCALES, knobs.wide_scales[-1]
     strong: dict[str, Any] = {"problem": "3x3", "strength": knobs.strength}
     weak = strong | {"strength": knobs.weak_strength}
-    (rank_one, least), (widest, wide_least) = traces(**strong), traces("4x4", knobs.wide_strength)
-    small, smallest = SCALES[-1], knobs.wide_scales[-1]
-    simple = (pl.col("second_over_first") < 1e-4) & (pl.col("loss") < 1e-10)
-    gap = of("counterexamples", "first_gap", how="first", **strong)
-    power = exponent("counterexamples", "second_over_first", **strong) / gap
-    alike = f"an ordinary small start looks like the least (rank one has {widest / wide_least:.2f})"
+    known, agreed = (completion_counterexample(3, one["strength"]) for one in (strong, weak))
+    wide = completion_counterexample(4, knobs.wide_strength)
+    gap = of(ends, "first_gap", how="first", **strong)
+    power = exponent(ends, "second_over_first", **strong) / gap
+    over_least = of(ends, "trace", scale=small, **strong) / known.least
+    over_rank_one = of(ends, "trace", problem="4x4", scale=smallest) / wide.rank_one
+    ordinary = of(ends, "trace", problem="4x4", scale=ORDINARY) / wide.least
+    over_agreed = of(ends, "trace", **weak) / agreed.least
+    second = of(ends, "second_over_first", scale=large, **strong)
+    apart = f"rank one has {known.rank_one / known.least:.3f}"
+    alike = "an ordinary small start looks like the least "
+    alike += f"(rank one has {wide.rank_one / wide.least:.2f})"
     return {
-        f"3x3 from {small:g}: trace over the least": no_less(
-            APART,
-            trace(scale=small, **strong) / least,
-            f"rank one has {rank_one / least:.3f}",
-            against=1,
-        ),
+        f"3x3 from {small:g}: trace over the least": no_less(APART, over_least, apart, against=1),
         f"3x3 from {small:g}: rank one, loss zero": lab.every_seed(
-            lab.share("counterexamples", simple, scale=small, **strong),
+            lab.share(ends, SIMPLE, scale=small, **strong),
             "sigma_2 < 1e-4 sigma_1 and loss < 1e-10",
         ),
         "3x3: exponent of sigma_2 / sigma_1 over predicted": within(
             0.95, 1.05, power, "1 - lambda_2 / lambda_1", against=KEPT
         ),
         f"4x4 from {smallest:g}: trace over that of rank one": near(
-            1, 0.01, trace(problem="4x4", scale=smallest) / widest, against=1 - wide_least / widest
+            1, 0.01, over_rank_one, against=1 - wide.least / wide.rank_one
         ),
-        "4x4 from 1e-4: trace over the least": at_most(
-            ALIKE, trace(problem="4x4", scale=ORDINARY) / wide_least, alike, control=True
-        ),
+        "4x4 from 1e-4: trace over the least": at_most(ALIKE, ordinary, alike, control=True),
         f"3x3, R = {knobs.weak_strength:g}: trace over the least": near(
-            1, 0.01, trace(**weak) / traces(**weak)[1], "there the two agree", control=True
+            1, 0.01, over_agreed, "there the two agree", control=True
         ),
-        f"3x3 from {SCALES[0]:g}: sigma_2 / sigma_1": no_less(
-            0.01,
-            of("counterexamples", "second_over_first", scale=SCALES[0], **strong),
-            "a large start ends at no rank one",
-            control=True,
+        f"3x3 from {large:g}: sigma_2 / sigma_1": no_less(
+            0.01, second, "a large start ends at no rank one", control=True
         ),
     }
 
@@ -217,40 +210,10 @@ def completions(knobs: GreedyLowRank) -> dict[str, Prediction]:
 # ---- readings
 
 
-def traces(problem: str, strength: float) -> tuple[float, float]:
-    """Of a counterexample's completion of rank one, and the least of its positive completions."""
-    square = strength**2
-    if problem == "4x4":
-        return 2 * square + 2, 4 * strength
-    return square + 2, 4 * strength - 2 if strength > 2 else square + 2
-
-
-def slope(experiment: str, y: pl.Expr, **where: Any) -> Reading:
-    """The slope of y on log scale over a seed's three smallest scales, where it has as many."""
-
-    def read(records: Records) -> lab.PerSeed:
-        fits = lab.slopes(records[experiment], LOG_SCALE, y, smallest=FITTED, **where)
-        return per_seed(fits, "slope", points=FITTED)
-
-    return Reading(read)
-
-
 def exponent(experiment: str, column: str, **where: Any) -> Reading:
-    """The power of the scale that a column is, likewise."""
-    return slope(experiment, pl.col(column).log(), **where)
-
-
-def halved(records: Records) -> lab.Effect:
-    """The share of seeds that end below half of the distance, in every phase."""
-    ordered = records["trajectories"].sort("scale", descending=True)
-    distance = pl.col("distance")
-    left = ordered.group_by("seed", "phase").agg(left=distance.last() / distance.first())
-    return per_seed(left, pl.col("left") < 0.5, how="all").share()
-
-
-def trace(**where: Any) -> Reading:
-    """Of what the flow of a counterexample ends at."""
-    return of("counterexamples", "trace", **where)
+    """The power of the scale that a column is, over a seed's three smallest scales."""
+    value = pl.col(column).log()
+    return lab.slope_by_seed(experiment, LOG_SCALE, value, smallest=FITTED, **where)
 
 
 def over_convex(matrix: str, method: str, column: str) -> Reading:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
     from torch import Tensor
 
+    from undertow.train import SensingProblems
+
 CURVE_EVERY = 25  # steps between the points of a curve
 _EIGENVALUES_EVERY = 4  # steps
-_SEARCH_LR = 0.1  # of the search for minimisers, at most
 
 Rows = list[dict[str, Any]]
 Axes = dict[str, Iterable[Any]]
@@ -62,175 +63,106 @@ def with_sensors(trials: Sequence[Descent]) -> list[Rows]:
     """Closest approaches and times, with greedy learning's phases and the saddles' forecasts."""
     from undertow import train
 
-    problems = draw(trials)
+    group = Group.of(trials)
     dim, rank = trials[0].dim, len(trials[0].spectrum)
-    minimisers = every_minimiser(problems, rank)
-    known = forecasts(problems, minimisers)
+    minimisers = group.problems.minimisers(rank)
+    known = forecasts(group, minimisers)
     for place, own in enumerate(minimisers):
-        loss = problems.loss(place)
+        loss = group.problems.loss(place)
         greedy = train.greedy_low_rank(loss, dim, symmetric=True, max_rank=rank)
         for row, phase, found in zip(known[place], greedy.phases, own, strict=True):
             row["to_greedy"] = float((phase.matrix - found).norm() / found.norm())
-    return approach(problems, minimisers, known)
+    return approach(group, minimisers, known)
 
 
 def with_every_entry(trials: Sequence[Descent]) -> list[Rows]:
-    """The same where the minimisers are truncations of X*."""
-    problems = draw(trials)
-    return approach(problems, problems.truncated, forecasts(problems, problems.truncated))
+    """The same where the minimisers are truncations of X*, and no way turns."""
+    group = Group.of(trials)
+    truncated = group.problems.truncated(len(trials[0].spectrum))
+    known = forecasts(group, truncated)
+    straight = [[row | {"exponent": row["early_exponent"]} for row in rows] for rows in known]
+    return approach(group, truncated, straight)
 
 
 def before_the_last(trials: Sequence[Descent]) -> list[Rows]:
     """Closest approaches, times and forecasts of the phases of a rank below that of X*."""
-    problems = draw(trials)
-    minimisers = every_minimiser(problems, len(trials[0].spectrum) - 1)
-    return approach(problems, minimisers, forecasts(problems, minimisers))
+    group = Group.of(trials)
+    minimisers = group.problems.minimisers(len(trials[0].spectrum) - 1)
+    return approach(group, minimisers, forecasts(group, minimisers))
 
 
 def without_gap(trials: Sequence[Descent]) -> list[Rows]:
     """Closest approaches to Z_1 alone."""
-    problems = draw(trials)
-    return approach(problems, every_minimiser(problems, 1), [[{}] for _ in problems.targets])
+    group = Group.of(trials)
+    return approach(group, group.problems.minimisers(1), [[{}] for _ in group.problems.targets])
 
 
 def recovery(trials: Sequence[Descent]) -> list[Rows]:
     """How far from X* a run ends, relative to it, and how much of what is measured it misses."""
     import torch
 
-    problems = draw(trials)
-    ended = problems.descend()
-    errors, loss = problems.errors(ended), problems.loss()
-    left = (loss(ended) / loss(torch.zeros_like(ended))).sqrt()
-    return [
-        [{"final_error": float(errors[place]), "missed": float(left[place])}]
-        for place in problems.places
-    ]
-
-
-# ---- problems, and descent on them
+    group = Group.of(trials)
+    ended, loss = group.descend(), group.problems.loss()
+    facts = {
+        "final_error": group.problems.errors(ended)[group.places],
+        "missed": (loss(ended) / loss(torch.zeros_like(ended))).sqrt()[group.places],
+    }
+    return [[row] for row in rows_of(facts)]
 
 
 @dataclass(frozen=True)
-class Problems:
-    """The problems of a group of trials, one for each seed, and the runs on each."""
+class Group:
+    """Trials that run as one: a problem for each seed, and as many runs on each."""
 
-    targets: Float64[Tensor, "seeds dim dim"]  # X*
-    truncated: Float64[Tensor, "seeds phases dim dim"]  # X* cut to rank 1, 2, ...
-    # The quadratic forms of the measurements (`train.sensor_gram`); none for all entries.
-    grams: Float64[Tensor, "seeds coordinates coordinates"] | None
-    starts: Float64[Tensor, "seeds runs dim width"]
-    places: tuple[tuple[int, int], ...]  # of each trial, its seed and its run
+    problems: SensingProblems
+    scales: Float64[Tensor, "seeds runs"]
+    places: tuple[list[int], list[int]]  # of each trial, its seed and its run
     trial: Descent  # one of them; they differ in scale and seed alone
 
-    def loss(self, place: int | None = None) -> Callable[[Tensor], Tensor]:
-        """Of matrices `[seeds, runs, dim, dim]`, each on its seed's problem; or on one seed's."""
+    @classmethod
+    def of(cls, trials: Sequence[Descent]) -> Group:
+        """Of the trials; a seed with fewer runs repeats its last, which is not read."""
+        import torch
+
         from undertow import train
 
-        if place is None:
-            return train.recovery_loss(self.targets[:, None], self.grams)
-        return train.recovery_loss(
-            self.targets[place], None if self.grams is None else self.grams[place]
+        first, scales = trials[0], dict[int, list[float]]()
+        places: tuple[list[int], list[int]] = [], []
+        for trial in trials:
+            runs = scales.setdefault(trial.seed, [])
+            places[0].append(list(scales).index(trial.seed))
+            places[1].append(len(runs))
+            runs.append(trial.scale)
+        most = max(map(len, scales.values()))
+        filled = [own + own[-1:] * (most - len(own)) for own in scales.values()]
+        problems = train.sensing_problems(
+            list(scales),
+            first.spectrum,
+            dim=first.dim,
+            measurements=first.measurements,
+            width=first.width,
         )
+        return cls(problems, torch.tensor(filled, dtype=torch.float64), places, first)
 
     def descend(self, observe: Any = None) -> Float64[Tensor, "seeds runs dim dim"]:
         """U U^T at the end of every run."""
         from undertow import train
 
+        start = self.scales[..., None, None] * self.problems.starts[:, None]
         lr, steps = self.trial.lr, self.trial.steps
-        factors = train.factored_descent(
-            self.loss(), self.starts, lr=lr, steps=steps, observe=observe
-        )
+        loss = self.problems.loss()
+        factors = train.factored_descent(loss, start, lr=lr, steps=steps, observe=observe)
         return factors @ factors.mT
 
-    def errors(self, ended: Float64[Tensor, "seeds runs dim dim"]) -> Float64[Tensor, "seeds runs"]:
-        """The distances from X*, relative to it."""
-        missed = (ended - self.targets[:, None]).flatten(2).norm(dim=-1)
-        return missed / self.targets.flatten(1).norm(dim=-1)[:, None]
 
-
-def draw(trials: Sequence[Descent]) -> Problems:
-    """The problems of the trials' seeds, with as many runs on each as the most that one has."""
-    import torch
-
-    from undertow import train
-
-    first, double = trials[0], torch.float64
-    scales: dict[int, list[float]] = {}
-    places = []
-    for trial in trials:
-        runs = scales.setdefault(trial.seed, [])
-        places.append((list(scales).index(trial.seed), len(runs)))
-        runs.append(trial.scale)
-    most = max(map(len, scales.values()))
-    targets, grams, starts = [], [], []
-    for seed, own in scales.items():
-        generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(2, first.dim, first.dim, generator=generator, dtype=double)
-        vectors = torch.linalg.qr(drawn[0])[0][:, : len(first.spectrum)]
-        targets.append((vectors * torch.tensor(first.spectrum, dtype=double)) @ vectors.T)
-        if first.measurements:
-            sensors = train.gaussian_sensors(first.measurements, first.dim, generator=generator)
-            grams.append(train.sensor_gram(sensors))
-        start = drawn[1][:, : first.width]
-        # A seed with fewer runs repeats its last, which is not read.
-        sizes = torch.tensor(own + own[-1:] * (most - len(own)), dtype=double)
-        starts.append(sizes[:, None, None] * (start / torch.linalg.matrix_norm(start, 2)))
-    ranks = range(1, len(first.spectrum) + 1)
-    cut = [train.truncated_svd(one, rank, positive=True) for one in targets for rank in ranks]
-    return Problems(
-        torch.stack(targets),
-        torch.stack(cut).view(len(targets), len(ranks), first.dim, first.dim),
-        torch.stack(grams) if grams else None,
-        torch.stack(starts),
-        tuple(places),
-        first,
-    )
-
-
-# ---- saddles, and how near descent comes to them
-
-
-def every_minimiser(problems: Problems, most: int) -> Float64[Tensor, "seeds phases dim dim"]:
-    """Z_1, Z_2, ... of every problem, up to this rank."""
-    import torch
-
-    return torch.stack([minimiser(problems, rank) for rank in range(1, most + 1)], 1)
-
-
-def minimiser(problems: Problems, rank: int) -> Float64[Tensor, "seeds dim dim"]:
-    """Z_rank: the lowest that descent finds, from the truncation of X* and from random starts."""
-    import torch
-
-    from undertow import train
-
-    lr = min(_SEARCH_LR, 0.5 / max(problems.trial.spectrum))
-    generator = torch.Generator().manual_seed(rank)
-    guess = problems.truncated[:, rank - 1]
-    return train.rank_minimiser(problems.loss(), guess, rank, lr=lr, generator=generator)
-
-
-def forecasts(
-    problems: Problems, minimisers: Float64[Tensor, "seeds phases dim dim"]
-) -> list[Rows]:
-    """Of each seed and phase what the saddles' spectra say; without sensors no way turns."""
-    from undertow import predict, train
-
-    found: list[Rows] = []
-    for place, own in enumerate(minimisers):
-        spectra = train.saddle_spectra(problems.loss(place), list(own))
-        phases = predict.saddle_phases(
-            spectra.rates.numpy(), spectra.relaxations.numpy(), lr=problems.trial.lr
-        )
-        found.append([asdict(phase) for phase in phases])
-        if problems.grams is None:
-            found[-1] = [row | {"exponent": row["early_exponent"]} for row in found[-1]]
-    return found
+def forecasts(group: Group, minimisers: Float64[Tensor, "seeds phases dim dim"]) -> list[Rows]:
+    """Of each seed and phase what the saddles' spectra say."""
+    phases = group.problems.saddle_phases(minimisers, lr=group.trial.lr)
+    return [[asdict(phase) for phase in own] for own in phases]
 
 
 def approach(
-    problems: Problems,
-    minimisers: Float64[Tensor, "seeds phases dim dim"],
-    known: Sequence[Rows],
+    group: Group, minimisers: Float64[Tensor, "seeds phases dim dim"], known: Sequence[Rows]
 ) -> list[Rows]:
     """Of each run a row for each phase: how near it came and when, and what is known of it."""
     import torch
@@ -238,7 +170,7 @@ def approach(
     from undertow import train
 
     phases = minimisers.shape[1]
-    truncated = problems.truncated[:, :phases]
+    truncated = group.problems.truncated(phases)
     near = train.ClosestApproach(torch.cat([minimisers, truncated], 1)[:, None], every=CURVE_EVERY)
     eigenvalues = torch.linalg.eigvalsh(minimisers).flip(-1)
     halves = eigenvalues.diagonal(dim1=1, dim2=2) / 2  # the s-th of Z_s
@@ -248,12 +180,12 @@ def approach(
         near(step, matrices)
         learned(step, matrices)
 
-    errors = problems.errors(problems.descend(watch))
+    errors = group.problems.errors(group.descend(watch))
     sizes = minimisers.flatten(2).norm(dim=-1)
     apart = (minimisers - truncated).flatten(2).norm(dim=-1)
     curves = near.curve[..., :phases, :] / sizes[:, None, :, None]
     found = []
-    for place, run in problems.places:
+    for place, run in zip(*group.places, strict=True):
         closest, steps = near.closest[place, run], learned.steps[place, run].tolist()
         facts = {
             "final_error": float(errors[place, run]),

@@ -6,11 +6,18 @@ from typing import Any
 
 import polars as pl
 
-from undertow import predict
+from undertow import lab, predict
 from undertow.claims import Records
 from undertow.claims.matrix_sensing import MatrixSensing
 from undertow.claims.matrix_sensing.experiments import CURVE_EVERY
-from undertow.claims.matrix_sensing.predictions import SMALL, power_laws
+from undertow.claims.matrix_sensing.predictions import (
+    CLOSEST,
+    NEARNESS,
+    SMALL,
+    TRUNCATED,
+    power_laws,
+    shifts,
+)
 from undertow.lab import Charts, beside, figure, labels
 
 draw = Charts(
@@ -43,11 +50,11 @@ def approach(records: Records, knobs: MatrixSensing) -> Any:
     small = sensing.filter(pl.col("scale") <= SMALL).join(anchors, on=["seed", "phase"])
     slope = pl.col("anchor") * ((pl.col("scale") / least).log() * pl.col("exponent")).exp()
     parts = [
-        (sensing, pl.col("closest"), "to Z_s", "measured"),
-        (sensing, pl.col("closest_to_truncated"), "to X*_s (truncated SVD)", "measured"),
+        (sensing, CLOSEST, "to Z_s", "measured"),
+        (sensing, TRUNCATED, "to X*_s (truncated SVD)", "measured"),
         (small, slope, "to Z_s", "predicted slope"),
-        (identity, pl.col("closest"), "to Z_s, every entry measured", "measured"),
-        (narrow, pl.col("closest"), f"to Z_s, {rank - 1} columns", "measured"),
+        (identity, CLOSEST, "to Z_s, every entry measured", "measured"),
+        (narrow, CLOSEST, f"to Z_s, {rank - 1} columns", "measured"),
     ]
     rows = pl.concat(
         frame.group_by("phase", "scale")
@@ -69,15 +76,15 @@ def phases(records: Records, knobs: MatrixSensing) -> Any:
     chosen = {max(knobs.scales), 1e-3, 1e-6, min(knobs.scales)}
     runs = records["sensing"].filter(pl.col("seed") == pl.col("seed").min())
     curves = runs.filter(pl.col("scale").is_in(chosen)).explode("distances")
-    points = pl.int_range(pl.len()).over("scale", "phase")
-    shown = curves.with_columns(
+    shown = curves.select(
+        "scale",
+        "phase",
+        "distances",
+        time=pl.int_range(pl.len()).over("scale", "phase") * CURVE_EVERY * pl.col("lr"),
         target=pl.format("Z_{}", "phase"),
-        time=points * CURVE_EVERY * pl.col("lr"),
         start=labels("start of size {:g}", "scale"),
     ).filter(pl.col("time") <= 0.6 * knobs.steps * knobs.lr)
-    ordered = shown.select("scale", "phase", "time", "distances", "target", "start").sort(
-        "scale", "phase", "time", descending=[True, False, False]
-    )
+    ordered = shown.sort("scale", "phase", "time", descending=[True, False, False])
     ends = (1e-4, 2)
     return draw.lines(ordered, "time", "distances", "target", log="y", columns="start", domain=ends)
 
@@ -88,17 +95,12 @@ def times(records: Records, knobs: MatrixSensing) -> Any:
     rates; the offset from the diagonal is a constant, not a slope.
     """
     small = records["sensing"].filter(pl.col("scale") <= SMALL).drop_nulls("learned_step")
-    if small.is_empty():
-        return None
     points = small.sort("phase").select(
         measured=pl.col("learned_step") * pl.col("lr"),
         predicted=-pl.col("scale").log() * pl.col("arrival"),
         phase=pl.format("phase {}", "phase"),
     )
-    ends = [0.0, float(points["predicted"].max())]  # type: ignore[arg-type]
-    diagonal = pl.DataFrame({"predicted": ends, "measured": ends})
-    line = draw.lines(diagonal, "predicted", "measured", dash=True)
-    return line + draw.points(points, "predicted", "measured", "phase")
+    return draw.diagonal(points, "predicted", "measured", "phase")
 
 
 @figure("More measurements: truer minimisers, and recovery that needs no bias")
@@ -108,30 +110,18 @@ def amounts(records: Records, knobs: MatrixSensing) -> Any:
     X* has more dimensions than there are measurements; beyond the second no other positive
     semidefinite matrix fits them, so that a start of size 1 recovers it in time, too.
     """
-    rank, power = len(knobs.spectrum), pl.col("apart").pow(2)
-    rms = records["amounts"].group_by("phase", "measurements").agg(power.mean().sqrt())
-    laws = [
-        (s, count, predict.minimiser_shift(knobs.spectrum, s, dim=knobs.dim, measurements=count))
-        for s in range(1, rank)
-        for count in knobs.amounts
-    ]
-    predicted = pl.DataFrame(laws, ["phase", "measurements", "law"], orient="row")
-    shifts = rms.join(predicted, on=["phase", "measurements"]).sort("phase", "measurements")
+    keys, square = ("phase", "measurements"), pl.col("apart").pow(2)
+    rms = records["amounts"].group_by(keys).agg(square.mean().sqrt()).sort(keys)
+    named = shifts(rms, knobs).with_columns(name=pl.format("phase {}", "phase"))
     left = draw.measured_against_predicted(
-        shifts.with_columns(name=pl.format("phase {}", "phase")),
-        "measurements",
-        "apart",
-        "law",
-        "name",
-        log="xy",
+        named, "measurements", "apart", "shift", "name", log="xy"
     )
-    window = predict.recovery_window(knobs.dim, rank)
+    window = predict.recovery_window(knobs.dim, len(knobs.spectrum))
     ended = records["recovered"].with_columns(start=labels("start of size {:g}", "scale"))
     right = draw.points(ended, "measurements", "final_error", "start", log="y")
-    limits = [
-        draw.level(limit, "x", across="measurements") for limit in (window.freedom, window.positive)
-    ]
-    return beside(left, right + limits[0] + limits[1])
+    for limit in (window.freedom, window.positive):
+        right += draw.level(limit, "x", across="measurements")
+    return beside(left, right)
 
 
 FIGURES = (approach, phases, times, amounts)
@@ -139,21 +129,11 @@ FIGURES = (approach, phases, times, amounts)
 
 def table(records: Records, knobs: MatrixSensing) -> pl.DataFrame:
     """Closest approaches by phase and scale, with exponents and times beside their predictions."""
+    shown = {"nearness": "closest to Z_s", "off": "closest to X*_s", "closest_step": "at step"}
+    relative = {"nearness": NEARNESS, "off": TRUNCATED / pl.col("size")}
+    near = lab.means(records["sensing"].with_columns(**relative), ["phase", "scale"], shown)
+    names = {"limit": "exponent", "exponent": "predicted exponent", "time": "time"}
+    names["arrival"] = "predicted time"
     laws = power_laws(records["sensing"]).group_by("phase")
-    means = laws.agg(
-        pl.col("limit").mean().alias("exponent"),
-        pl.col("exponent").mean().alias("predicted exponent"),
-        pl.col("time").mean(),
-        pl.col("arrival").mean().alias("predicted time"),
-    )
-    return (
-        records["sensing"]
-        .group_by("phase", "scale")
-        .agg(
-            (pl.col("closest") / pl.col("size")).mean().alias("closest to Z_s"),
-            (pl.col("closest_to_truncated") / pl.col("size")).mean().alias("closest to X*_s"),
-            pl.col("closest_step").mean().alias("at step"),
-        )
-        .join(means, on="phase")
-        .sort("phase", "scale", descending=[False, True])
-    )
+    means = laws.agg(pl.col(column).mean().alias(name) for column, name in names.items())
+    return near.drop("runs").join(means, on="phase").sort("phase", -pl.col("scale"))

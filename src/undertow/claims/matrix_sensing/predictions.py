@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from undertow import lab, predict
 from undertow.claims import Records
 from undertow.claims.matrix_sensing import MatrixSensing
-from undertow.lab import (
-    PerSeed,
-    Prediction,
-    Reading,
-    at_most,
-    greatest,
-    near,
-    no_less,
-    of,
-    per_seed,
-)
+from undertow.lab import PerSeed, Prediction, Reading, at_most, near, no_less, of, per_seed
 
 SMALL = 1e-2  # from here down a scale counts as small
 _ROUNDING = 1e-12  # closest approaches below are rounding
@@ -38,7 +26,6 @@ OFF = (pl.col("slope") / pl.col("exponent") - 1).abs()
 LATE = (pl.col("time") / pl.col("arrival") - 1).abs()
 LATER = pl.col("closest_step").diff().over("seed", "scale", order_by="phase") > 0
 FARTHER = CLOSEST.log().diff().over("seed", "phase", order_by="scale").exp()
-LOG_AMOUNT = pl.col("measurements").log()
 DERIVED = "2 g k / (k + 2 v), from the spectra at the saddles"
 UNPROVEN = math.inf  # the paper proves no number here: a miss is none of its statement
 
@@ -53,28 +40,22 @@ def approaches(knobs: MatrixSensing) -> dict[str, Prediction]:
     """How near descent comes to the minimisers, and by which power of the scale."""
     rank, smallest = len(knobs.spectrum), min(knobs.scales)
     plateau = of("sensing", SATURATION, pl.col("phase") < rank, scale=smallest)
-    nearer = greatest(
+    nearer = lab.greatest(
         of("sensing", CLOSEST / TRUNCATED, phase=s, scale=smallest) for s in range(1, rank)
     )
     every = of("sensing", FARTHER, pl.col("scale") < 1, CLOSEST > _ROUNDING, how="min")
-    rising = {
-        f"slope of the closest approach to Z_{s}": no_less(
-            0, law("slope", phase=s).then(PerSeed.known), "it is a power of the scale"
-        )
-        for s in range(1, rank + 1)
-    }
-    limits = {
-        f"exponent in the limit over the predicted, Z_{s}": near(
-            1, 0.05, departure(s), DERIVED, against=UNPROVEN
-        )
-        for s in range(1, rank)
-    }
+    slopes = {s: law("sensing", "slope", phase=s).then(PerSeed.known) for s in range(1, rank + 1)}
     return {
-        **rising,
+        **{
+            f"slope of the closest approach to Z_{s}": no_less(
+                0, slope, "it is a power of the scale"
+            )
+            for s, slope in slopes.items()
+        },
         "closest approach from a start over that from the next smaller, least of all": (
             lab.every_seed(every >= 1, "at least 1: every smaller start comes nearer")
         ),
-        **limits,
+        **limits("sensing", rank),
         "closest approach to Z_s over that to X*_s, worst phase before the last": at_most(
             0.5, nearer, "from the smallest start", against=1
         ),
@@ -87,13 +68,9 @@ def approaches(knobs: MatrixSensing) -> dict[str, Prediction]:
 def phases(knobs: MatrixSensing) -> dict[str, Prediction]:
     """One after the other, when the spectra say, at the matrices of greedy learning."""
     rank = len(knobs.spectrum)
-    greedy = greatest(of("sensing", "to_greedy", phase=s) for s in range(1, rank + 1))
-    in_order = lab.share("sensing", LATER, pl.col("scale") <= SMALL)
+    greedy = lab.greatest(of("sensing", "to_greedy", phase=s) for s in range(1, rank + 1))
     return {
-        "T_1 < T_2 < ...": lab.every_seed(in_order, f"in all runs of scale {SMALL:g} or less"),
-        "time of arrival, off the predicted by, worst phase": at_most(
-            0.01, worst_phase(LATE, rank), "steps per log(1 / scale)", against=UNPROVEN
-        ),
+        **order("sensing", rank),
         "greedy learning's phase s against Z_s, worst phase": lab.every_seed(
             *(greedy <= 1e-6, "at most 1e-6 of ||Z_s||: it finds the minimisers of each rank"),
             against=UNPROVEN,
@@ -108,62 +85,70 @@ def narrow(knobs: MatrixSensing) -> dict[str, Prediction]:
     rank.
     """
     width, smallest = len(knobs.spectrum) - 1, min(knobs.narrow_scales)
-    before = range(1, width)
-
-    def nearest(scale: float) -> Reading:
-        return greatest(of("narrow", NEARNESS, phase=s, scale=scale) for s in before)
-
-    in_order = lab.share("narrow", LATER, pl.col("scale") <= SMALL)
-    late = worst_phase(LATE, width - 1, "narrow")
-    limits = {
-        f"{width} columns: exponent in the limit over the predicted, Z_{s}": near(
-            1, 0.05, departure(s, "narrow"), DERIVED, against=UNPROVEN
-        )
-        for s in before
-    }
+    columns, before = f"{width} columns: ", pl.col("phase") < width
+    nearest, from_one = (
+        lab.greatest(of("narrow", NEARNESS, phase=s, scale=scale) for s in range(1, width))
+        for scale in (smallest, 1.0)
+    )
+    large = of("narrow", NEARNESS, before, how="min", scale=1.0)
     return {
-        f"{width} columns: closest approach from {smallest:g} over that from 1": at_most(
-            0.1, nearest(smallest) / nearest(1.0), "worst phase before the last", against=1
+        f"{columns}closest approach from {smallest:g} over that from 1": at_most(
+            0.1, nearest / from_one, "worst phase before the last", against=1
         ),
-        **limits,
-        f"{width} columns: T_1 < T_2 < ...": lab.every_seed(
+        **limits("narrow", width, columns),
+        **order("narrow", width - 1, columns),
+        f"{columns}closest approach at scale 1 over ||Z_s||, nearest phase": no_less(
+            0.15, large, "it has no phases, though it ends where the others do", control=True
+        ),
+    }
+
+
+def limits(experiment: str, last: int, columns: str = "") -> dict[str, Prediction]:
+    """The exponent of the smallest scales over the predicted, of every phase before the last."""
+    found = {}
+    for phase in range(1, last):
+        # In some problems the bend lies beyond the smallest scale.
+        limit, predicted = (
+            law(experiment, value, phase=phase).then(PerSeed.known)
+            for value in ("limit", "exponent")
+        )
+        found[f"{columns}exponent in the limit over the predicted, Z_{phase}"] = near(
+            1, 0.05, limit / predicted, DERIVED, against=UNPROVEN
+        )
+    return found
+
+
+def order(experiment: str, rank: int, columns: str = "") -> dict[str, Prediction]:
+    """That phases come one after the other, and when."""
+    in_order = lab.share(experiment, LATER, pl.col("scale") <= SMALL)
+    return {
+        f"{columns}T_1 < T_2 < ...": lab.every_seed(
             in_order, f"in all runs of scale {SMALL:g} or less"
         ),
-        f"{width} columns: time of arrival, off the predicted by, worst phase": at_most(
-            0.01, late, "steps per log(1 / scale)", against=UNPROVEN
-        ),
-        f"{width} columns: closest approach at scale 1 over ||Z_s||, nearest phase": no_less(
-            0.15,
-            of("narrow", NEARNESS, pl.col("phase") < width, how="min", scale=1.0),
-            "it has no phases, though it ends where the others do",
-            control=True,
+        f"{columns}time of arrival, off the predicted by, worst phase": at_most(
+            0.01, worst(experiment, LATE, rank), "steps per log(1 / scale)", against=UNPROVEN
         ),
     }
 
 
 def amounts(knobs: MatrixSensing) -> dict[str, Prediction]:
     """How far more measurements take the minimisers to the truncations, and descent to them."""
-    shift = Reading(squared_shifts(knobs))
-
-    def power(value: pl.Expr) -> Reading:
-        def read(records: Records) -> PerSeed:
-            return per_seed(lab.slopes(records["amounts"], LOG_AMOUNT, value), "slope")
-
-        return Reading(read)
-
+    square = (pl.col("apart") / pl.col("shift")).pow(2)
+    shift = Reading(lambda records: per_seed(shifts(records["amounts"], knobs), square))
+    rms = lab.of_means([shift], lambda means: math.sqrt(float(means[0])))
+    apart, nearness = (
+        lab.slope_by_seed("amounts", pl.col("measurements").log(), value.log())
+        for value in (pl.col("apart"), NEARNESS)
+    )
     return {
         "||Z_s - X*_s|| over its predicted root mean square": near(
-            1,
-            0.2,
-            lab.of_means([shift], root),
-            "over phases and numbers of measurements",
-            against=UNPROVEN,
+            1, 0.2, rms, "over phases and numbers of measurements", against=UNPROVEN
         ),
         "||Z_s - X*_s||: power of the number of measurements": near(
-            -0.5, 0.1, power(pl.col("apart").log()), "as any error of M", against=0.5
+            -0.5, 0.1, apart, "as any error of M", against=0.5
         ),
         "closest approach to Z_s: power of the number of measurements": at_most(
-            0, power(NEARNESS.log()), "the straighter way excites less of the slowest error"
+            0, nearness, "the straighter way excites less of the slowest error"
         ),
     }
 
@@ -171,34 +156,31 @@ def amounts(knobs: MatrixSensing) -> dict[str, Prediction]:
 def recoveries(knobs: MatrixSensing) -> dict[str, Prediction]:
     """Where a small start recovers X*, where nothing could, and where any start would."""
     few, some, many = knobs.recoveries
-    start = knobs.recovery_scale
-
-    def ended(count: int, scale: float, column: str = "final_error") -> Reading:
-        return of("recovered", column, measurements=count, scale=scale)
-
+    never, biased = (
+        of("recovered", "final_error", measurements=count, scale=knobs.recovery_scale)
+        for count in (few, some)
+    )
+    unbiased, beyond = (
+        of("recovered", "final_error", measurements=count, scale=1.0) for count in (some, many)
+    )
+    missed = of("recovered", "missed", measurements=some, scale=1.0)
     window = predict.recovery_window(knobs.dim, len(knobs.spectrum))
+    too_few = f"fewer than the {window.freedom} dimensions of rank {len(knobs.spectrum)}"
+    alone = f"from more than {window.positive:g} no other matrix fits, "
+    alone += "and recovery says nothing of the start"
     return {
         f"error of recovery from {some} measurements": at_most(
-            0.1, ended(some, start), "of ||X*||: a bias to low rank is enough", against=0.5
+            0.1, biased, "of ||X*||: a bias to low rank is enough", against=0.5
         ),
-        f"error of recovery from {few} measurements": no_less(
-            0.3,
-            ended(few, start),
-            f"fewer than the {window.freedom} dimensions of rank {len(knobs.spectrum)}",
-            control=True,
-        ),
+        f"error of recovery from {few} measurements": no_less(0.3, never, too_few, control=True),
         f"error of recovery from {some} measurements at scale 1": no_less(
-            0.2, ended(some, 1.0), "without the bias another matrix fits", control=True
+            0.2, unbiased, "without the bias another matrix fits", control=True
         ),
         f"what that misses of the {some} measurements": at_most(
-            0.01, ended(some, 1.0, "missed"), "of their norm: it does fit", control=True
+            0.01, missed, "of their norm: it does fit", control=True
         ),
         f"error of recovery from {many} measurements at scale 1": at_most(
-            0.15,
-            ended(many, 1.0),
-            f"from more than {window.positive:g} no other matrix fits, "
-            "and recovery says nothing of the start",
-            control=True,
+            0.15, beyond, alone, control=True
         ),
     }
 
@@ -207,7 +189,8 @@ def controls(knobs: MatrixSensing) -> dict[str, Prediction]:
     """Every entry measured, a large start, and no gap."""
     rank = len(knobs.spectrum)
     large = of("sensing", NEARNESS, pl.col("phase") < rank, how="min", scale=1.0)
-    every = worst_phase(OFF, rank, "identity")
+    every, flat = worst("identity", OFF, rank), of("degenerate", NEARNESS)
+    without = f"no gap: closest approach to Z_1 at scale {knobs.degenerate_scale:g}, over ||Z_1||"
     return {
         "every entry measured: exponents against 2 (x_s - x_s+1) / (x_s + x_s+1)": at_most(
             0.03, every, "in the worst phase", control=True
@@ -215,11 +198,7 @@ def controls(knobs: MatrixSensing) -> dict[str, Prediction]:
         "closest approach at scale 1 over ||Z_s||, nearest phase": no_less(
             0.15, large, "a large start has no phases", control=True
         ),
-        f"no gap: closest approach to Z_1 at scale {knobs.degenerate_scale:g}, over ||Z_1||": (
-            no_less(
-                0.15, of("degenerate", NEARNESS), "without a gap phase 1 vanishes", control=True
-            )
-        ),
+        without: no_less(0.15, flat, "without a gap phase 1 vanishes", control=True),
     }
 
 
@@ -234,6 +213,7 @@ def summary(records: Records, knobs: MatrixSensing) -> str:
 # ---- readings
 
 
+@lab.once
 def power_laws(rows: pl.DataFrame) -> pl.DataFrame:
     """Of each seed and phase: `slope` of log closest approach on log scale.
 
@@ -242,71 +222,37 @@ def power_laws(rows: pl.DataFrame) -> pl.DataFrame:
     few. What is forecast stands beside them.
     """
     keys = ("seed", "phase")
-
-    def lines(x: pl.Expr, y: pl.Expr, *where: pl.Expr, smallest: int | None = None) -> pl.DataFrame:
-        return lab.slopes(rows, x, y, *where, by=keys, smallest=smallest).drop("points", "misfit")
-
     log_scale, learned = pl.col("scale").log(), pl.col("learned_step") * pl.col("lr")
-    close = pl.col("scale") < 1, CLOSEST > _ROUNDING
-    fits = [
-        lines(log_scale, CLOSEST.log(), *close, smallest=_POINTS),
-        lines(log_scale, CLOSEST.log(), *close, smallest=_LAST).select(*keys, limit="slope"),
-        lines(-log_scale, learned, pl.col("scale") <= SMALL).select(*keys, time="slope"),
-    ]
+    close = rows.filter(pl.col("scale") < 1, CLOSEST > _ROUNDING)
+    fits = {
+        "slope": lab.slopes(close, log_scale, CLOSEST.log(), by=keys, smallest=_POINTS),
+        "limit": lab.slopes(close, log_scale, CLOSEST.log(), by=keys, smallest=_LAST),
+        "time": lab.slopes(rows, -log_scale, learned, pl.col("scale") <= SMALL, by=keys),
+    }
     laws = rows.group_by(keys, maintain_order=True).agg(pl.col(_FORECAST).first())
-    for fit in fits:
-        laws = laws.join(fit, on=keys, how="left", maintain_order="left")
-    return laws.with_columns(pl.col("slope", "limit", "time").fill_null(math.nan))
+    for name, fit in fits.items():
+        slope = fit.select(*keys, pl.col("slope").alias(name))
+        laws = laws.join(slope, on=keys, how="left", maintain_order="left")
+    return laws.with_columns(pl.col(*fits).fill_null(math.nan))
 
 
-def law(
-    value: str | pl.Expr, *conditions: pl.Expr, experiment: str = "sensing", **options: Any
-) -> Reading:
-    """A value of the power laws, as `of` reads it."""
-    return Reading(
-        lambda records: per_seed(power_laws(records[experiment]), value, *conditions, **options)
-    )
+def law(experiment: str, value: str | pl.Expr, **where: Any) -> Reading:
+    """A value of an experiment's power laws, as `of` reads it."""
+    return Reading(lambda records: per_seed(power_laws(records[experiment]), value, **where))
 
 
-def worst_phase(value: str | pl.Expr, rank: int, experiment: str = "sensing") -> Reading:
+def worst(experiment: str, value: str | pl.Expr, rank: int) -> Reading:
     """The same in the phase where it is greatest; unknown where it is unknown of any phase."""
-    return greatest(law(value, experiment=experiment, phase=s) for s in range(1, rank + 1))
+    return lab.greatest(law(experiment, value, phase=s) for s in range(1, rank + 1))
 
 
-def departure(phase: int, experiment: str = "sensing") -> Reading:
-    """The exponent in the limit over the predicted; some bend beyond the smallest scale."""
-    limits, predicted = (
-        law(column, experiment=experiment, phase=phase).then(PerSeed.known)
-        for column in ("limit", "exponent")
-    )
-    return limits / predicted
-
-
-def squared_shifts(knobs: MatrixSensing) -> Callable[[Records], PerSeed]:
-    """Squares of ||Z_s - X*_s|| over the predicted, their mean over phases and measurements."""
-    known = pl.DataFrame(
-        [
-            (
-                s,
-                count,
-                predict.minimiser_shift(knobs.spectrum, s, dim=knobs.dim, measurements=count),
-            )
-            for s in range(1, len(knobs.spectrum))
-            for count in knobs.amounts
-        ],
-        schema=["phase", "measurements", "shift"],
-        orient="row",
-    )
-
-    def read(records: Records) -> PerSeed:
-        if records["amounts"].is_empty():
-            return PerSeed({})
-        rows = records["amounts"].join(known, on=["phase", "measurements"], maintain_order="left")
-        return per_seed(rows, (pl.col("apart") / pl.col("shift")).pow(2))
-
-    return read
-
-
-def root(means: np.ndarray) -> float:
-    """The root of one mean."""
-    return math.sqrt(float(means[0]))
+def shifts(rows: pl.DataFrame, knobs: MatrixSensing) -> pl.DataFrame:
+    """Rows of phases and measurements with `shift`, what ||Z_s - X*_s|| is in root mean square."""
+    known = [
+        (s, count, predict.minimiser_shift(knobs.spectrum, s, dim=knobs.dim, measurements=count))
+        for s in range(1, len(knobs.spectrum))
+        for count in knobs.amounts
+    ]
+    keys = ["phase", "measurements"]
+    found = pl.DataFrame(known, schema=[*keys, "shift"], orient="row")
+    return rows if rows.is_empty() else rows.join(found, on=keys, maintain_order="left")

@@ -112,3 +112,39 @@ def _step(factors: list[Tensor], gradient: Tensor, lr: float, symmetric: bool) -
         moved.append(factor - lr * (left if right is None else left @ right.mT))
         left = factor.mT @ left
     return moved
+
+
+def largest_stable_lr(
+    loss: MatrixLoss, solution: Float[Tensor, "dim rank"] | Sequence[Float[Tensor, "_ _"]]
+) -> float:
+    """The learning rate up to which `factored_descent` does not leave a solution.
+
+    It is 2 over the largest eigenvalue of the Hessian over U or all factors there, which is
+    computed as a whole.
+
+    Args:
+        loss: f, from W `[rows, cols]` in float64 to a scalar tensor, differentiable twice by
+            `torch.func`.
+        solution: U, or the factors, of one run that is at rest.
+
+    Raises:
+        ValueError: if factors cannot be multiplied, or no direction curves upwards.
+    """
+    symmetric = isinstance(solution, Tensor)
+    factors = _checked([solution] if isinstance(solution, Tensor) else list(solution))
+    sizes = [factor.numel() for factor in factors]
+
+    def energy(flat: Tensor) -> Tensor:
+        parts = zip(flat.split(sizes), factors, strict=True)
+        found = [part.view(factor.shape) for part, factor in parts]
+        if symmetric:
+            return loss(found[0] @ found[0].mT) / 2
+        return loss(reduce(torch.matmul, found))
+
+    hessian = torch.func.jacrev(torch.func.grad(energy))(
+        torch.cat([factor.flatten() for factor in factors])
+    )
+    top = float(torch.linalg.eigvalsh((hessian + hessian.mT) / 2)[-1])
+    if not top > 0:
+        raise ValueError(f"solution must be curved upwards, got a largest eigenvalue of {top:g}")
+    return 2 / top

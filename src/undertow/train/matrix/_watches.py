@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Float64
@@ -69,3 +70,52 @@ class EigenvaluesLearned:
             self.steps = torch.full_like(largest, math.nan)
             self._begun = True
         self.steps[(largest > self._levels) & self.steps.isnan()] = float(step)
+
+
+class Crossing:
+    """When a function of every run's matrix first reaches a level, between which two steps.
+
+    It ends the descent once every run has.
+
+    Attributes:
+        steps: `[*runs]`, after how many steps it had; NaN where it has not.
+        before: `[*runs, rows, cols]`, the matrix one step earlier; zero where it has not.
+        after: `[*runs, rows, cols]`, the matrix then; likewise.
+    """
+
+    steps: Float64[Tensor, "*runs"]
+    before: Float64[Tensor, "*runs rows cols"]
+    after: Float64[Tensor, "*runs rows cols"]
+
+    def __init__(self, function: Callable[[Tensor], Tensor], level: float) -> None:
+        """Watch for `function`, from matrices `[*runs, rows, cols]` to `[*runs]`."""
+        self._function, self._level = function, level
+        self._last: Tensor | None = None
+
+    def __call__(self, step: int, matrices: Float[Tensor, "*runs rows cols"]) -> bool:
+        values = self._function(matrices)
+        if self._last is None:
+            self._last = torch.zeros_like(matrices)
+            self.before, self.after = torch.zeros_like(matrices), torch.zeros_like(matrices)
+            self.steps = torch.full_like(values, math.nan)
+        now = (values >= self._level) & self.steps.isnan()
+        self.before[now], self.after[now], self.steps[now] = (
+            self._last[now],
+            matrices[now],
+            float(step),
+        )
+        self._last = matrices
+        return not bool(self.steps.isnan().any())
+
+    def singular_values(
+        self, level: float
+    ) -> tuple[Float64[Tensor, "*runs"], Float64[Tensor, "*runs values"]]:
+        """Where the largest singular value is at `level`, taken to grow by a factor a step.
+
+        Returns:
+            After how many steps, a fraction of one included, and the singular values there, each
+            on the geometric line between the two steps. NaN where no level was reached.
+        """
+        low, high = (torch.linalg.svdvals(matrices).log() for matrices in (self.before, self.after))
+        part = (math.log(level) - low[..., 0]) / (high[..., 0] - low[..., 0])
+        return self.steps - 1 + part, (low + part[..., None] * (high - low)).exp()

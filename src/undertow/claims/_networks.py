@@ -75,11 +75,15 @@ class Networks:
     ) -> list[float | None]:
         """What is measured of each member's `objective`; None of those that have diverged.
 
-        None too of those that are not among `only`, where it is given.
+        Args:
+            measure: from a member's loss on its own training data to a number.
+            only: the members to measure, None of the others; by default all.
         """
-        chosen = set(self.ensemble.alive).intersection(*[] if only is None else [only])
-        members = range(len(self.ensemble.diverged))
-        return [measure(self.objective(e)) if e in chosen else None for e in members]
+        found: list[float | None] = [None] * len(self.ensemble.diverged)
+        for member in self.ensemble.alive:
+            if only is None or member in only:
+                found[member] = measure(self.objective(member))
+        return found
 
     def results(self) -> dict[str, Any]:
         """What is compared of trained networks, with a value for each, as `lab.rows_of` takes it.

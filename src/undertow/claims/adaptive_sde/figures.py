@@ -8,15 +8,12 @@ import polars as pl
 
 from undertow.claims import Records
 from undertow.claims.adaptive_sde import AdaptiveSde
-from undertow.claims.adaptive_sde.experiments import (
-    AVERAGES,
-    OPTIMIZERS,
-    UNJUDGED,
-)
+from undertow.claims.adaptive_sde.experiments import AVERAGES, OPTIMIZERS, SCALINGS, UNJUDGED
 from undertow.claims.adaptive_sde.predictions import deviations, error, nearer
 from undertow.lab import Charts, beside, figure, kept, means
 
 CELL = ("series", "factor", "scaling")
+LEGEND = pl.col("scaling").cast(pl.Enum(("base", *SCALINGS)))  # its order
 # Half-lives lie on the square root's line, and another order on the base run's.
 SHOWN = ~pl.col("scaling").is_in(["half-life", "other order"])
 BETAS = dict(zip(AVERAGES, ("1 - k (1 - beta)", "beta^k", "betas kept"), strict=True))
@@ -86,7 +83,7 @@ def rule(records: Records, knobs: AdaptiveSde) -> Any:
     predicted = shares.filter(scaling="none").with_columns(
         scaling=pl.lit("none, predicted"), share="predicted_share"
     )
-    frame = pl.concat([shares, predicted])
+    frame = pl.concat([shares.sort(LEGEND, maintain_order=True), predicted])
     return draw.lines(frame, "factor", "share", "scaling", columns="series", log="xy")
 
 
@@ -101,7 +98,7 @@ def curves(records: Records, knobs: AdaptiveSde) -> Any:
         runs = kept(records["text" if series == "text" else "images"])
         runs = runs.filter(SHOWN, pl.col("factor").is_in([1, factor]), series=series)
         logs = means(runs, ["scaling", "epoch"], ["log_loss"])
-        frame = logs.with_columns(loss=pl.col("log_loss").exp())
+        frame = logs.sort(LEGEND, "epoch").with_columns(loss=pl.col("log_loss").exp())
         lines = draw.lines(frame, "epoch", "loss", "scaling", log="y")
         panels.append(lines if lines is None else lines.properties(title=series))
     return beside(*panels, shared="color")
@@ -114,7 +111,9 @@ def betas(records: Records, knobs: AdaptiveSde) -> Any:
     """
     averages = _deviations(records).filter(pl.col("scaling").is_in(AVERAGES))
     shares = means(averages, CELL, ["share"])
-    frame = shares.with_columns(betas=pl.col("scaling").replace_strict(BETAS))
+    frame = shares.sort(LEGEND, maintain_order=True).with_columns(
+        betas=pl.col("scaling").replace_strict(BETAS)
+    )
     return draw.lines(frame, "factor", "share", "betas", columns="series", log="xy")
 
 

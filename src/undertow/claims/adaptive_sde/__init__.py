@@ -46,7 +46,7 @@ class AdaptiveSde(Knobs):
     text_epochs: Count = 4  # of those on text
     text_factors: Factors = (4, 16)  # by which the batch grows, on text
     seeds: Seeds = 10  # independent repetitions on images
-    text_seeds: Seeds = 10  # independent repetitions on text
+    text_seeds: Seeds = 14  # independent repetitions on text
 
     def rules(self) -> Mapping[str, bool]:
         """Every batch divides the data, so that equal epochs are equal times."""

@@ -133,7 +133,6 @@ CONTRACT = Contract(
         ({"where": {"lr": 0.08}, "rank": 500.0}, "rank, high over low lr"),
         ({"where": {"weight_decay": 1e-2}, "rank": 500.0}, "rank, high over low weight_decay"),
         ({"where": same_epochs, "test_accuracy": 0.5}, "test accuracy, small less large"),
-        ({"where": {"weight_decay": 0.0}, "test_accuracy": 0.5}, "test accuracy, decay less"),
         ({"where": surviving, "rank": pl.col("rank") + 30}, "rank, small less large batch, same E"),
         ({"where": {"rule": "sgd", "final": True}, "rank": 500.0}, "ranks apart at equal E, all"),
         *(

@@ -62,10 +62,11 @@ CLAIM = Claim(
     "in Deep Neural Networks (arXiv 2206.05794)",
     statement="At a fixed number of epochs, smaller batches, higher learning rates and stronger "
     "weight decay leave hidden matrices and kernels of lower rank, without weight decay nothing of "
-    "the sort happens, and test accuracy hardly moves. In perceptrons rank falls along one curve "
-    "in the decay exponent E = sum of lr x weight decay, whatever the batch size, and follows from "
-    "E, the initialiser and what was learned. Under norm layers E is part of what the batch size "
-    "does to convolutional and residual networks, and their weights are larger at small batches.",
+    "the sort happens, and test accuracy hardly depends on the batch size. In perceptrons "
+    "rank falls along one curve in the decay exponent E = sum of lr x weight decay, whatever "
+    "the batch size, and follows from E, the initialiser and what was learned. Under norm "
+    "layers E is part of what the batch size does to convolutional and residual networks, and "
+    "their weights are larger at small batches.",
     corrections=(
         "The bound m_l B log(2/eps) / (lr weight_decay) grows with the batch size B, and small "
         "batches do have lower rank at fixed epochs. But they also take more steps. At equal E "

@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from undertow.claims import Networks, language_models, perceptrons
-from undertow.claims.momentum import BATCH, Momentum
+from undertow.claims.momentum import BATCH, LABEL_NOISE, Momentum
 from undertow.data import Images, Text
 from undertow.lab import Experiment, grid, rows_of, seeds
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from undertow.train.rules import Rule
 
 ORDERS = {0.0: 0.5, 0.5: 2.0, 1.0: 8.0}  # 1 - momentum = scale x lr^alpha: the scale by alpha
+TUNING_TEXT = "python-code"  # on a few windows of which the language model is tuned
+LONG_REPLICAS = 500  # networks a seed in the runs of 1 / lr^2 steps
 COUNTED = 800  # steps of the stationary runs that are counted
 CURVATURES = (0.1, 0.5, 1.0, 1.5)  # lr x sharpness of the stationary runs
 PAIR = ("sgd", "momentum")
@@ -113,20 +115,23 @@ def experiments(knobs: Momentum, seed: int) -> dict[str, Experiment]:
     finer += [{"lr": knobs.large_lr, "kind": "full batch"}]
     networks = grid(Network, knobs, cell=finer, method=PAIR, seed=own)
     networks += grid(Network, knobs, lr=knobs.lrs, method=(*PAIR, "raw"), seed=own)
-    noisy = [{"batch_size": size} for size in knobs.tuned_batches]
+    noisy = [{"batch_size": size, "label_noise": LABEL_NOISE} for size in knobs.tuned_batches]
     cells = [*noisy, noisy[-1] | {"label_noise": 0.0}]
     more = seeds(seed, knobs.tuned_seeds)
     tuned = grid(Tuned, knobs, cell=cells, lr=knobs.tuned_lrs, method=PAIR, seed=more)
     size = knobs.regression_size or knobs.images.train_size
     fewer = replace(knobs.images, train_size=size)
     stationary = grid(Stationary, knobs, images=[fewer], order=("replacement", "epochs"), seed=own)
-    models = grid(LanguageModel, knobs, seed=seeds(seed, knobs.text_seeds))
+    # As long windows as the first text's, or the model could not read them.
+    other = Text(TUNING_TEXT, windows=knobs.tuning_windows, context=knobs.text.context)
+    models = grid(LanguageModel, knobs, tuning_text=[other], seed=seeds(seed, knobs.text_seeds))
+    long = grid(Long, knobs, long_replicas=[LONG_REPLICAS], seed=own)
     return {
         "language": Experiment(models, fine_tune, ("seed",), 6),
         "networks": Experiment(networks, train, ("seed",)),
         "tuned": Experiment(tuned, train_to_the_end, ("seed",)),
         "paths": Experiment(grid(Paths, knobs, seed=own), simulate),
-        "long": Experiment(grid(Long, knobs, seed=own), along_minima),
+        "long": Experiment(long, along_minima),
         "stationary": Experiment(stationary, stationary_variances),
     }
 

@@ -23,32 +23,32 @@ class SquareLoss(Knobs):
     """Knobs. lambda penalises rho^2; `weight_decay` is PyTorch's, of networks not normalised."""
 
     images: Images = Images()
-    # The two that the flow and the networks with one output are tested on.
+    # The two of the flows and small networks.
     classes: Annotated[tuple[int, int], DISTINCT] = (3, 8)
-    samples: Annotated[int, at_least(4)] = 100  # images of the two classes, half of each
-    width: Count = 32  # of the two hidden layers of these networks
+    samples: Annotated[int, at_least(4)] = 100  # their images, half of each
+    width: Count = 32  # of hidden layers there
     # rho at the start of a flow.
     initial_rho: Annotated[tuple[float, ...], at_least(1), some(2), ASCENDING] = (1.0, 50.0, 500.0)
-    # lambda, from 0, which is the control.
+    # lambda; 0: control.
     rho_decay: Annotated[tuple[float, ...], some(3), ASCENDING] = (0.0, 1e-4, 1e-3, 1e-2)
-    horizon: Positive = 4.0  # a flow runs for horizon / lambda; without decay, for the longest
+    horizon: Positive = 4.0  # of a flow, over lambda
     flipped: Annotated[float, between(0, 0.5)] = 0.2  # share of the labels, in some flows
     batch_size: Count = 4  # of SGD, beside the full batch
-    network_decay: Positive = 1e-2  # weight decay of these networks, beside none
+    network_decay: Positive = 1e-2  # weight decay of small networks
     network_steps: Annotated[int, at_least(20)] = 10_000
-    # Images of every class for neural collapse; of one, nothing varies within a class.
+    # Images of a class, for collapse.
     collapse_per_class: Annotated[int, at_least(2)] = 25
     collapse_width: Count = 64  # of its three hidden layers
     collapse_decay: Positive = 1e-3  # its weight decay
     collapse_steps: Annotated[int, at_least(20)] = 6_000  # its full-batch steps
     bound_per_class: Annotated[int, at_least(2)] = 10  # images that a CNN is trained on
     bound_channels: Annotated[tuple[int, ...], some(1), at_least(1)] = (16, 32)
-    # Share of the labels drawn at random, and multiples of PyTorch's initial weights.
+    # Random labels' share.
     bound_noise: Annotated[tuple[float, ...], some(3), ASCENDING] = (0.0, 0.25, 0.5, 0.75, 1.0)
     bound_scales: Annotated[tuple[float, ...], some(2), ASCENDING] = (1.0, 1.5, 2.0, 2.5)
-    bound_decay: Positive = 1e-3  # weight decay of half of those on true labels
+    bound_decay: Positive = 1e-3  # of half of those on true labels
     bound_steps: Count = 1_500
-    seeds: Seeds = 12  # independent repetitions: initial weights, and images drawn
+    seeds: Seeds = 12  # independent repetitions
 
     def rules(self) -> Mapping[str, bool]:
         """Half of the images from each class; decays and noise begin with none."""

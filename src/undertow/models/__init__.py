@@ -6,14 +6,12 @@ own initial distribution where no other is asked for, drawn from an explicit gen
 
 from undertow.models._convolutions import conv_net as conv_net
 from undertow.models._convolutions import residual_net as residual_net
-from undertow.models._perceptrons import DeepInit as DeepInit
 from undertow.models._perceptrons import deep_plain_mlp as deep_plain_mlp
 from undertow.models._perceptrons import identity_plus_noise_ as identity_plus_noise_
 from undertow.models._perceptrons import mlp as mlp
 from undertow.models._transformer import transformer as transformer
 
 __all__ = [
-    "DeepInit",
     "conv_net",
     "deep_plain_mlp",
     "identity_plus_noise_",

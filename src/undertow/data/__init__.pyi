@@ -1,7 +1,7 @@
+from ._datasets import Dataset as Dataset
+from ._datasets import Draws as Draws
 from ._draw import per_class as per_class
 from ._draw import random_labels as random_labels
-from ._load import Dataset as Dataset
-from ._load import Draws as Draws
 from ._load import draw as draw
 from ._load import load as load
 from ._sources import Images as Images

@@ -8,168 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from undertow.data._draw import per_class, random_labels, stream
+from undertow.data._datasets import Dataset, Draws
+from undertow.data._draw import random_labels, stream
 from undertow.data._files import read_images
 from undertow.data._raw import check_side, check_subset
 
 _BLOCK = 8192  # images scaled at once
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Dataset:
-    """Images and labels, split, standardised and ready to train on.
-
-    Inputs are float32 `[samples, channels, height, width]`, targets int64 class numbers.
-    Both splits are shifted and scaled by one pair of scalars, the same for every subset: the mean
-    and the standard deviation over every pixel of all images that training images are drawn from
-    (after any down-sampling).
-
-    Attributes:
-        name: what `load` was asked for.
-        num_classes: labels run from 0 to `num_classes - 1`.
-        input_shape: `(channels, height, width)`.
-        source: where the files came from, in words.
-    """
-
-    name: str
-    train_inputs: Float[Tensor, "train channels height width"]
-    train_targets: Int[Tensor, " train"]
-    test_inputs: Float[Tensor, "test channels height width"]
-    test_targets: Int[Tensor, " test"]
-    num_classes: int
-    input_shape: tuple[int, int, int]
-    source: str
-
-    def unit_vectors(
-        self, *, centered: bool = False
-    ) -> tuple[Float64[Tensor, "train features"], Int[Tensor, " train"]]:
-        """The training images as vectors of norm one, and their labels.
-
-        Args:
-            centered: less the mean over all of them, before their norms are made one.
-        """
-        vectors = self.train_inputs.flatten(1).double()
-        if centered:
-            vectors = vectors - vectors.mean(0)
-        return torch.nn.functional.normalize(vectors), self.train_targets
-
-    def draws(
-        self, seeds: Sequence[int], count: int, classes: Sequence[int] | None = None
-    ) -> Draws:
-        """So many training images of each class for every seed; to test on, all others of them.
-
-        They are drawn from the training and the test images together, as by `per_class`.
-
-        Args:
-            seeds: one for each draw.
-            count: training images of each class.
-            classes: which ones, in the order in which they come; by default all.
-
-        Raises:
-            ValueError: no seed, or a class has fewer images.
-        """
-        if not len(seeds):
-            raise ValueError("seeds must name at least one draw, got none")
-        labels = torch.cat([self.train_targets, self.test_targets])
-        classes = range(self.num_classes) if classes is None else classes
-        there = torch.isin(labels, torch.tensor(classes))
-        train, test = [], []
-        for seed in seeds:
-            train.append(per_class(labels, classes, count, seed=seed))
-            left = there.clone()
-            left[train[-1]] = False
-            test.append(left.nonzero()[:, 0])
-        return Draws(
-            name=self.name,
-            inputs=torch.cat([self.train_inputs, self.test_inputs]),
-            targets=labels,
-            train=torch.stack(train),
-            test=torch.stack(test),
-            num_classes=self.num_classes,
-            source=self.source,
-        )
-
-    def __repr__(self) -> str:
-        shape = "x".join(str(side) for side in self.input_shape)
-        return (
-            f"{self.name}: {len(self.train_targets):,} training and {len(self.test_targets):,} test"
-            f" images of {shape} in {self.num_classes} classes, from {self.source}"
-        )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Draws:
-    """Several seeds' splits of one dataset, as rows of the images that any of them holds.
-
-    No image is held once for each seed that drew it, only once for each label that it was given:
-    where noise has changed its label for some seeds, it is there with either. Images are
-    standardised as those of a `Dataset`.
-
-    Attributes:
-        inputs: all images that were drawn.
-        targets: their labels.
-        train: each seed's training images, as rows of `inputs`, in the order of the files.
-        test: its test images.
-        num_classes: labels run from 0 to `num_classes - 1`.
-        source: where the files came from, in words.
-    """
-
-    name: str
-    inputs: Float[Tensor, "images channels height width"]
-    targets: Int[Tensor, " images"]
-    train: Int[Tensor, "seeds train"]
-    test: Int[Tensor, "seeds test"]
-    num_classes: int
-    source: str
-
-    def split(self, place: int) -> Dataset:
-        """One seed's images, copied: what `load` gives for it."""
-        train, test = self.train[place], self.test[place]
-        channels, height, width = self.inputs.shape[1:]
-        return Dataset(
-            name=self.name,
-            train_inputs=self.inputs[train],
-            train_targets=self.targets[train],
-            test_inputs=self.inputs[test],
-            test_targets=self.targets[test],
-            num_classes=self.num_classes,
-            input_shape=(channels, height, width),
-            source=self.source,
-        )
-
-    def relabelled(self, targets: Int[Tensor, "seeds train"]) -> Draws:
-        """The same images with other labels of the training images, each seed's own.
-
-        Raises:
-            ValueError: not one label for each training image of each seed.
-        """
-        if targets.shape != self.train.shape:
-            raise ValueError(
-                f"targets must be {tuple(self.train.shape)}, one a training image of each draw, "
-                f"got {tuple(targets.shape)}"
-            )
-        own = self.train.flatten()
-        return replace(
-            self,
-            inputs=torch.cat([self.inputs[own], self.inputs]),
-            targets=torch.cat([targets.flatten().to(self.targets), self.targets]),
-            train=torch.arange(len(own)).view_as(self.train),
-            test=self.test + len(own),
-        )
-
-    def __repr__(self) -> str:
-        seeds, count = self.train.shape
-        return (
-            f"{seeds} draws of {count:,} training and {self.test.shape[1]:,} test images from"
-            f" {self.name}, {len(self.targets):,} images in all"
-        )
 
 
 def load(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from undertow.data._load import Dataset, Draws
+    from undertow.data._datasets import Dataset, Draws
     from undertow.data._text import Windows
 
 

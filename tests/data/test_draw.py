@@ -90,3 +90,25 @@ def test_other_labels_are_of_the_training_images_of_their_seed_alone() -> None:
     assert plain.targets[plain.train].tolist() == [[0, 0, 1, 1]] * 2
     with pytest.raises(ValueError, match=r"targets must be \(2, 4\), .*, got \(4,\)"):
         plain.relabelled(given[0])
+
+
+def test_a_split_for_all_draws_is_that_of_the_dataset_held_once() -> None:
+    loaded = data.load("digits", train_size=30, test_size=20)
+    drawn = loaded.alike(3)
+    assert len(drawn.inputs) == 50
+    for place in range(3):
+        own = drawn.split(place)
+        assert torch.equal(own.train_inputs, loaded.train_inputs)
+        assert torch.equal(own.test_targets, loaded.test_targets)
+
+
+def test_draws_of_the_first_classes_are_theirs_in_order() -> None:
+    drawn = data.draw("digits", seeds=[1, 2], train_size=50, test_size=40)
+    few = drawn.of_classes(3)
+    assert few.num_classes == 3
+    for place in range(2):
+        whole, own = drawn.split(place), few.split(place)
+        kept = whole.train_targets < 3
+        assert torch.equal(own.train_inputs, whole.train_inputs[kept])
+        assert torch.equal(own.train_targets, whole.train_targets[kept])
+        assert torch.equal(own.test_targets, whole.test_targets[whole.test_targets < 3])

@@ -198,14 +198,14 @@ def networks(
                 "data_seeds, label_noise and test_size are for images that are yet to be drawn; "
                 f"give Images rather than a {type(images).__name__}"
             )
-        drawn = images if isinstance(images, Draws) else _alike(images, len(members))
+        drawn = images if isinstance(images, Draws) else images.alike(len(members))
         if len(drawn.train) != len(members):
             raise ValueError(
                 f"images must be a draw for each of the {len(members)} members, got "
                 f"{len(drawn.train)} draws"
             )
     if classes is not None:
-        drawn = _of_classes(drawn, classes)
+        drawn = drawn.of_classes(classes)
     targets, num_classes = drawn.targets, drawn.num_classes
     if modulo is not None:
         num_classes, targets = modulo, targets % modulo
@@ -225,38 +225,6 @@ def _as_shown(loss: Loss, labels: Tensor, num_classes: int, inputs: Tensor) -> T
     from torch.nn import functional
 
     return functional.one_hot(labels, num_classes).to(inputs)
-
-
-def _alike(images: Dataset, count: int) -> Draws:
-    """The same images for all of so many members."""
-    import torch
-
-    from undertow.data import Draws
-
-    inputs = torch.cat([images.train_inputs, images.test_inputs])
-    targets = torch.cat([images.train_targets, images.test_targets])
-    rows = torch.arange(len(targets)).expand(count, -1)
-    train, test = rows.tensor_split([len(images.train_targets)], dim=1)
-    return Draws(images.name, inputs, targets, train, test, images.num_classes, images.source)
-
-
-def _of_classes(drawn: Draws, classes: int) -> Draws:
-    """Those of the first classes. Draws are stratified: each member has as many images of one."""
-    import torch
-
-    chosen = drawn.targets < classes
-    place = chosen.cumsum(0) - 1  # of an image among those that are left
-    train, test = (
-        torch.stack([place[own[chosen[own]]] for own in rows]) for rows in (drawn.train, drawn.test)
-    )
-    return replace(
-        drawn,
-        inputs=drawn.inputs[chosen],
-        targets=drawn.targets[chosen],
-        train=train,
-        test=test,
-        num_classes=min(classes, drawn.num_classes),
-    )
 
 
 def perceptrons(

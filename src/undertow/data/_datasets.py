@@ -76,12 +76,21 @@ class Dataset:
             left = there.clone()
             left[train[-1]] = False
             test.append(left.nonzero()[:, 0])
+        return self._drawn(torch.stack(train), torch.stack(test))
+
+    def alike(self, count: int) -> Draws:
+        """The same split for all of `count` draws, with the images held once."""
+        rows = torch.arange(len(self.train_targets) + len(self.test_targets)).expand(count, -1)
+        return self._drawn(*rows.tensor_split([len(self.train_targets)], dim=1))
+
+    def _drawn(self, train: Int[Tensor, "draws train"], test: Int[Tensor, "draws test"]) -> Draws:
+        """Draws by rows of the training images, followed by the test images."""
         return Draws(
             name=self.name,
             inputs=torch.cat([self.train_inputs, self.test_inputs]),
-            targets=labels,
-            train=torch.stack(train),
-            test=torch.stack(test),
+            targets=torch.cat([self.train_targets, self.test_targets]),
+            train=train,
+            test=test,
             num_classes=self.num_classes,
             source=self.source,
         )
@@ -132,6 +141,26 @@ class Draws:
             num_classes=self.num_classes,
             input_shape=(channels, height, width),
             source=self.source,
+        )
+
+    def of_classes(self, count: int) -> Draws:
+        """Without the images of all classes but the first `count`.
+
+        Every draw must have as many images of a class as the others have, as stratified ones do.
+        """
+        chosen = self.targets < count
+        place = chosen.cumsum(0) - 1  # of an image among those that are left
+        train, test = (
+            torch.stack([place[own[chosen[own]]] for own in rows])
+            for rows in (self.train, self.test)
+        )
+        return replace(
+            self,
+            inputs=self.inputs[chosen],
+            targets=self.targets[chosen],
+            train=train,
+            test=test,
+            num_classes=min(count, self.num_classes),
         )
 
     def relabelled(self, targets: Int[Tensor, "seeds train"]) -> Draws:

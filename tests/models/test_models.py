@@ -166,6 +166,19 @@ def test_bad_arguments_say_what_would_do() -> None:
         conv_net((1, 8, 8), (4,), 10, stride=0)
 
 
+def test_a_residual_net_without_norms_starts_from_the_same_weights() -> None:
+    normed, plain = (
+        residual_net((1, 8, 8), 8, 2, 10, norms=norms, generator=generator(1))
+        for norms in (True, False)
+    )
+    assert "GroupNorm" not in kinds(plain)
+    kernels = [[w for w in own.parameters() if w.ndim > 1] for own in (normed, plain)]
+    for own, other in zip(*kernels, strict=True):
+        assert torch.equal(own, other)
+    x = torch.randn(3, 1, 8, 8, generator=generator(2))
+    torch.testing.assert_close(plain[:-1](2 * x), 2 * plain[:-1](x))  # no biases but the last
+
+
 @pytest.mark.parametrize("init", ["identity-plus-noise", "he"])
 def test_a_deep_plain_mlp_has_as_many_square_layers_as_its_depth(init: str) -> None:
     model = deep_plain_mlp(6, 5, inputs=12, outputs=3, init=init, generator=generator(1))

@@ -76,13 +76,15 @@ def residual_net(
     num_classes: int,
     *,
     groups: int = 4,
+    norms: bool = True,
     shortcuts: bool = True,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
     """A convolution of stride 2, blocks of two of stride 1 with a shortcut, then one linear layer.
 
-    Kernels are 3 x 3, without bias, each followed by a `GroupNorm`. A block is relu(x + branch(x)),
-    with a ReLU within the branch; without shortcuts it is relu(branch(x)): a plain network.
+    Kernels are 3 x 3, without bias, each followed by a `GroupNorm` if there are `norms`. A block is
+    relu(x + branch(x)), with a ReLU within the branch; without shortcuts it is relu(branch(x)): a
+    plain network.
     `residual_net((1, 8, 8), 32, 2, 10)` maps `[batch, 1, 8, 8]` to `[batch, 10]` logits.
 
     Args:
@@ -91,6 +93,7 @@ def residual_net(
         blocks: how many there are.
         num_classes: outputs of the linear layer, which sees all positions.
         groups: of each norm; must divide the channels.
+        norms: whether kernels are normalised; the initial weights are the same either way.
         shortcuts: whether a block adds its input.
         generator: draws the initial weights (PyTorch's default); None starts a new one from 0.
 
@@ -108,7 +111,7 @@ def residual_net(
     def normed(fan_in: int, stride: int = 1) -> list[nn.Module]:
         shape: dict[str, Any] = {"stride": stride, "padding": 1, "bias": False}
         convolution = drawn_layer(nn.Conv2d, fan_in, channels, 3, **shape, generator=generator)
-        return [convolution, nn.GroupNorm(groups, channels)]
+        return [convolution, nn.GroupNorm(groups, channels)] if norms else [convolution]
 
     block = _Residual if shortcuts else nn.Sequential
     layers = [*normed(input_shape[0], 2), nn.ReLU()]

@@ -194,29 +194,16 @@ def of_kind(trials: Sequence[Training]) -> Networks:
             "convolutions": partial(
                 models.conv_net, shape, (width // 4, width // 2, width), classes
             ),
-            "residual": partial(models.residual_net, shape, width, 1, classes),
+            # Without norms, under which the size of weights has no effect.
+            "residual": partial(models.residual_net, shape, width, 1, classes, norms=False),
         }
-        own = makers[first.kind]
-        if first.kind == "residual":
-            return lambda generator: without_norms(own(generator=generator))
-        return lambda generator: own(generator=generator)
+        return lambda generator: makers[first.kind](generator=generator)
 
     members = [Member(trial.seed, trial.lr, trial.weight_decay) for trial in trials]
     # Fixed, so that the same trials give the same records.
     path = "fused" if first.kind in ("perceptron", "batch norm") else "vmap"
     options: dict[str, Any] = {"batch_size": first.batch_size, "path": path}
     return networks(first.images, model, members, flat=False, **options)
-
-
-def without_norms(network: nn.Module) -> nn.Module:
-    """The network without its group norms, under which the size of weights has no effect."""
-    from torch import nn
-
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.GroupNorm):
-                setattr(parent, name, nn.Identity())
-    return network
 
 
 def restless(trial: Training, trained: Networks, member: int) -> dict[str, dict[str, float]]:

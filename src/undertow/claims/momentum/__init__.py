@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from undertow.claims import Claim
 from undertow.data import Images, Text
 from undertow.lab import DISTINCT, Count, Knobs, Seeds, Share, above, at_least, some
 
 BATCH = 32  # of the stationary runs
-LABEL_NOISE = 0.4  # share of labels drawn at random where noise is to set the rate
 
 # Learning rates 2^-n.
 Exponents = Annotated[tuple[int, ...], at_least(3), some(2), DISTINCT]
@@ -55,6 +54,9 @@ class Momentum(Knobs):
     pretrain_steps: Count = 400  # of the language model
     tuning_lrs: Rates = (0.03, 0.1, 0.3)  # of the language model
     seeds: Seeds = 24  # of most; tuned twice, text half
+    # No knobs, though trials have them.
+    label_noise: ClassVar[float] = 0.4  # share of labels drawn at random where noise sets the rate
+    long_replicas: ClassVar[int] = 500  # networks a seed in the runs of 1 / lr^2 steps
 
     @property
     def tuned_seeds(self) -> int:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 from undertow.claims import Networks, language_models, perceptrons
-from undertow.claims.momentum import BATCH, LABEL_NOISE, Momentum
+from undertow.claims.momentum import BATCH, Momentum
 from undertow.data import Images, Text
 from undertow.lab import Experiment, grid, rows_of, seeds
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 ORDERS = {0.0: 0.5, 0.5: 2.0, 1.0: 8.0}  # 1 - momentum = scale x lr^alpha: the scale by alpha
 TUNING_TEXT = "python-code"  # on a few windows of which the language model is tuned
-LONG_REPLICAS = 500  # networks a seed in the runs of 1 / lr^2 steps
 COUNTED = 800  # steps of the stationary runs that are counted
 CURVATURES = (0.1, 0.5, 1.0, 1.5)  # lr x sharpness of the stationary runs
 PAIR = ("sgd", "momentum")
@@ -115,7 +114,7 @@ def experiments(knobs: Momentum, seed: int) -> dict[str, Experiment]:
     finer += [{"lr": knobs.large_lr, "kind": "full batch"}]
     networks = grid(Network, knobs, cell=finer, method=PAIR, seed=own)
     networks += grid(Network, knobs, lr=knobs.lrs, method=(*PAIR, "raw"), seed=own)
-    noisy = [{"batch_size": size, "label_noise": LABEL_NOISE} for size in knobs.tuned_batches]
+    noisy = [{"batch_size": size} for size in knobs.tuned_batches]
     cells = [*noisy, noisy[-1] | {"label_noise": 0.0}]
     more = seeds(seed, knobs.tuned_seeds)
     tuned = grid(Tuned, knobs, cell=cells, lr=knobs.tuned_lrs, method=PAIR, seed=more)
@@ -125,13 +124,12 @@ def experiments(knobs: Momentum, seed: int) -> dict[str, Experiment]:
     # As long windows as the first text's, or the model could not read them.
     other = Text(TUNING_TEXT, windows=knobs.tuning_windows, context=knobs.text.context)
     models = grid(LanguageModel, knobs, tuning_text=[other], seed=seeds(seed, knobs.text_seeds))
-    long = grid(Long, knobs, long_replicas=[LONG_REPLICAS], seed=own)
     return {
         "language": Experiment(models, fine_tune, ("seed",), 6),
         "networks": Experiment(networks, train, ("seed",)),
         "tuned": Experiment(tuned, train_to_the_end, ("seed",)),
         "paths": Experiment(grid(Paths, knobs, seed=own), simulate),
-        "long": Experiment(long, along_minima),
+        "long": Experiment(grid(Long, knobs, seed=own), along_minima),
         "stationary": Experiment(stationary, stationary_variances),
     }
 
@@ -288,7 +286,7 @@ def fine_tune(trials: Sequence[LanguageModel]) -> list[Rows]:
     adam = [Member(trial.seed, 3e-3) for trial in trials]
     known = language_models(first.text, adam, batch_size=16, **learning)
     known.ensemble.train(first.pretrain_steps)
-    shown = len(first.tuning_text.load().train_inputs)
+    shown = first.tuning_text.windows or len(first.tuning_text.load().train_inputs)
     falling = schedules.Cosine(shown * TUNING_EPOCHS // TUNING_BATCH)
     cells = [*product(first.tuning_lrs, PAIR), (first.tuning_lrs[0], "raw")]
     rows: list[Rows] = [[] for _ in trials]

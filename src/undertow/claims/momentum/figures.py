@@ -10,7 +10,7 @@ import polars as pl
 
 from undertow import predict
 from undertow.claims import Records
-from undertow.claims.momentum import LABEL_NOISE, Momentum
+from undertow.claims.momentum import Momentum
 from undertow.claims.momentum.experiments import CURVATURES, ORDERS, momenta, variance_ratio
 from undertow.claims.momentum.predictions import PLAIN, log_gap, path_gaps, variance
 from undertow.lab import Charts, beside, figure, intervals, kept, means
@@ -81,12 +81,12 @@ def network(records: Records, knobs: Momentum) -> Any:
 
 @figure("Tuned: the same where noise sets the best rate, not where stability does", "tuned")
 def tuned(records: Records, knobs: Momentum) -> Any:
-    """Train loss at the end by effective learning rate, mean over seeds: with 40% of
-    the labels drawn at random, with clean labels, and test loss of the tuned language model.
+    """Train loss at the end by effective learning rate, mean over seeds: with some
+    of the labels drawn at random, with clean labels, and test loss of the tuned language model.
     """
     runs = records["tuned"].filter(batch_size=knobs.tuned_batches[-1])
     return beside(
-        by_rate(runs.filter(label_noise=LABEL_NOISE), "loss", "noisy labels"),
+        by_rate(runs.filter(label_noise=knobs.label_noise), "loss", "noisy labels"),
         by_rate(runs.filter(label_noise=0.0), "loss", "clean labels"),
         by_rate(
             records["language"].filter(pl.col("method") != "raw"), "test_loss", "language model"

@@ -10,7 +10,7 @@ import polars as pl
 
 from undertow import lab
 from undertow.claims import Records
-from undertow.claims.momentum import LABEL_NOISE, Momentum
+from undertow.claims.momentum import Momentum
 from undertow.claims.momentum.experiments import CURVATURES, ORDERS, TIMES
 from undertow.lab import Prediction, Reading, at_most, near, no_less, of, of_means, outside, worst
 
@@ -114,7 +114,7 @@ def _of_tuned(knobs: Momentum) -> dict[str, Prediction]:
 
     found: dict[str, Prediction] = {}
     for size in knobs.tuned_batches:
-        train, test, accuracy = (apart(name, size, LABEL_NOISE) for name in SEEN)
+        train, test, accuracy = (apart(name, size, knobs.label_noise) for name in SEEN)
         at = f"tuned, momentum - SGD, noisy labels, batch {size}"
         found[f"train loss, {at}"] = no_less(-LOSS, train, "nothing gained", against=-5 * LOSS)
         found[f"test loss, {at}"] = alike(LOSS, test)

@@ -149,3 +149,21 @@ def test_bounds_hold_of_items_and_of_what_may_be_none() -> None:
 def test_what_cannot_be_compared_is_out_of_bounds() -> None:
     with pytest.raises(ValueError, match="perhaps must be at least 1, got few"):
         Within(perhaps="few")
+
+
+def test_two_knobs_of_one_name_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Twice(Knobs):
+        one: Source = Source()
+        other: Source = Source()
+
+    with pytest.raises(TypeError, match="names of their own, got 'data' in one and in other"):
+        Twice()
+
+    @dataclass(frozen=True)
+    class Hidden(Knobs):
+        data: str = "digits"
+        source: Source = Source()
+
+    with pytest.raises(TypeError, match="names of their own, got 'data' in data and in source"):
+        Hidden()

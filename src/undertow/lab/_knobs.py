@@ -94,6 +94,7 @@ class Knobs:
     Raises:
         ValueError: on construction, for a value out of its bounds; the message names the knob,
             says what it must be and what was given.
+        TypeError: on construction, where two knobs have one name, such as those of two texts.
     """
 
     def rules(self) -> Mapping[str, bool]:
@@ -101,7 +102,8 @@ class Knobs:
         return {}
 
     def __post_init__(self) -> None:
-        """Hold every knob against its bounds, then the rules."""
+        """See that every knob has a name of its own, and hold it against its bounds; the rules."""
+        self._check_names()
         for name, bounds in _bounds(type(self)).items():
             value = getattr(self, name)
             for bound in bounds:
@@ -119,6 +121,19 @@ class Knobs:
             nested = dataclasses.is_dataclass(value)
             found |= _flat_fields(value) if nested else {field.name: value}
         return found
+
+    def _check_names(self) -> None:
+        whose: dict[str, str] = {}
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            nested = _flat_fields(value) if dataclasses.is_dataclass(value) else (field.name,)
+            for name in nested:
+                if name in whose:
+                    raise TypeError(
+                        f"knobs must have names of their own, got {name!r} in {whose[name]} and in"
+                        f" {field.name}; give one of them as a plain knob"
+                    )
+                whose[name] = field.name
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
         """The same with some knobs, by their flat names, set to other values.

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,10 @@ import polars as pl
 from undertow import lab
 from undertow.claims._claim import BUILT_IN, Claim, errors_of
 from undertow.claims._needs import check_needs
-from undertow.claims._overview import REPORT, RUNS, VERDICT
+from undertow.claims._overview import REPORT, VERDICT
 from undertow.claims._page import Facts, claim_document
-from undertow.claims._registry import by_value, get
+from undertow.claims._plan import Plan, make_plan, stored_plan
+from undertow.claims._registry import get
 from undertow.claims._reproduction import Reproduction
 
 DRAWS = 200  # of whole seeds, for the replication of a verdict
@@ -76,7 +75,7 @@ def reproduce(
             set is not there.
     """
     _check_draws(replicate)
-    plan = _plan(get(claim) if isinstance(claim, str) else claim, preset, seed, overrides or {})
+    plan = make_plan(get(claim) if isinstance(claim, str) else claim, preset, seed, overrides or {})
     store = lab.Store(plan.default_out() if out is None else Path(out))
     _refuse_another(plan, store, replace=replace)
     how = {"engine": engine, "workers": workers, "timeout": timeout, "progress": progress}
@@ -101,7 +100,7 @@ def resume(
     _check_draws(replicate)
     store = lab.Store(Path(out), create=False)
     how = {"engine": engine, "workers": workers, "timeout": timeout, "progress": progress}
-    return _run(_stored_plan(store), store, how, replicate)
+    return _run(stored_plan(store), store, how, replicate)
 
 
 def report(
@@ -125,92 +124,12 @@ def report(
     """
     _check_draws(replicate)
     store = lab.Store(Path(out), create=False)
-    plan = _stored_plan(store)
+    plan = stored_plan(store)
     how = {"workers": workers, "progress": progress}
     return _conclude(plan, store, lab.stored(plan.study, store), how, replicate)
 
 
-# --- from knobs to trials -------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Everything that determines a run: `changed` are the knobs that differ from the preset's."""
-
-    claim: Claim
-    preset: str
-    seed: int
-    changed: Mapping[str, Any]
-    knobs: Any
-
-    @cached_property
-    def study(self) -> lab.Study:
-        config = {
-            "claim": self.claim.name,
-            "source": self.claim.source,
-            "preset": self.preset,
-            "seed": self.seed,
-            "knobs": dict(self.changed),
-        }
-        with errors_of(self.claim.source):
-            self.claim.check_parts()
-            self.claim.predictions(self.knobs)  # written before the run, so sound before it
-            experiments = self.claim.experiments(self.knobs, self.seed)
-            by_value(self.claim)
-            study = lab.Study(self.claim.name, experiments, config=config)
-        if not len(study):
-            raise ValueError(f"{self.claim.name} has no trials with these knobs")
-        return study
-
-    def default_out(self) -> Path:
-        name = f"{self.claim.name}-{self.preset}-seed{self.seed}"
-        if self.changed:
-            content = json.dumps(dict(self.changed), sort_keys=True).encode()
-            name += f"-{hashlib.sha256(content).hexdigest()[:8]}"
-        return RUNS / name
-
-
-def _plan(claim: Claim, preset: str, seed: int, overrides: Mapping[str, Any]) -> _Plan:
-    lab.check_seed(seed)
-    base = claim.preset(preset)
-    try:
-        knobs = base.with_values(overrides)
-    except ValueError as error:
-        raise ValueError(f"{claim.name}: {error}") from error
-    flat, given = base.flat(), knobs.flat()
-    changed = {name: given[name] for name in overrides if given[name] != flat[name]}
-    return _Plan(claim, preset, seed, changed, knobs)
-
-
-def _stored_plan(store: lab.Store) -> _Plan:
-    stored = store.config.get("config") or {}
-    try:
-        claim, preset, seed, knobs = (stored[key] for key in ("claim", "preset", "seed", "knobs"))
-    except KeyError as error:
-        raise ValueError(
-            f"{store.path} holds no run of a claim (its config.json has no {error.args[0]!r});"
-            " start one with: undertow reproduce CLAIM"
-        ) from error
-    source = stored.get("source", BUILT_IN)
-    try:
-        found = get(source if os.path.isabs(source) else claim)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{store.path} holds a run of the claim {claim}, whose file is no longer at {source};"
-            " put it back there"
-        ) from error
-    return _plan(found, preset, seed, {name: _as_knob(knobs[name]) for name in knobs})
-
-
-def _as_knob(value: Any) -> Any:
-    """JSON has lists where knobs have tuples."""
-    return tuple(_as_knob(item) for item in value) if isinstance(value, list) else value
-
-
-# --- from trials to a verdict ---------------------------------------------------------------
-
-
-def _run(plan: _Plan, store: lab.Store, how: dict[str, Any], replicate: int | None) -> Reproduction:
+def _run(plan: Plan, store: lab.Store, how: dict[str, Any], replicate: int | None) -> Reproduction:
     check_needs(plan.study, store)
     results = lab.run(plan.study, store, again=_resume(store), **how)
     return _conclude(plan, store, results, how, replicate)
@@ -221,7 +140,7 @@ def _resume(store: lab.Store) -> str:
     return f"undertow resume {shlex.quote(str(store.path))}"
 
 
-def _refuse_another(plan: _Plan, store: lab.Store, *, replace: bool) -> None:
+def _refuse_another(plan: Plan, store: lab.Store, *, replace: bool) -> None:
     """A folder holds one run, and two claims of one name are two."""
     stored = store.config.get("config") or {}
     if stored.get("claim") != plan.claim.name:
@@ -250,7 +169,7 @@ def _as_stored(value: Any) -> Any:
 
 
 def _conclude(
-    plan: _Plan,
+    plan: Plan,
     store: lab.Store,
     results: lab.Results,
     how: Mapping[str, Any],
@@ -285,7 +204,7 @@ def _told_how_to_go_on(store: lab.Store) -> Iterator[None]:
 
 
 def _concluded(
-    plan: _Plan, store: lab.Store, results: lab.Results, how: Mapping[str, Any], draws: int
+    plan: Plan, store: lab.Store, results: lab.Results, how: Mapping[str, Any], draws: int
 ) -> Reproduction:
     verdict, figures, table = _judged(plan, store, results)
     replication = None
@@ -345,7 +264,7 @@ def _write(reproduction: Reproduction, figures: Sequence[lab.Figure], store: lab
 
 
 def _judged(
-    plan: _Plan, store: lab.Store, results: lab.Results
+    plan: Plan, store: lab.Store, results: lab.Results
 ) -> tuple[lab.Verdict, tuple[lab.Figure, ...], pl.DataFrame]:
     """The verdict, the figures and the table."""
     claim, records, failures = plan.claim, results.records, results.failures
@@ -382,7 +301,7 @@ def _judged(
 
 
 def _cannot_judge(
-    plan: _Plan, store: lab.Store, failures: Sequence[lab.Failure], how_many: str
+    plan: Plan, store: lab.Store, failures: Sequence[lab.Failure], how_many: str
 ) -> RuntimeError:
     first = failures[0]
     return RuntimeError(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEPTHS = (2, 3, 4)
 FITTED = 3  # of the smallest scales
-SCALES = (1e-1, 1e-2, 1e-4, 1e-8)  # of the start of the 3x3 counterexample
+SCALES = (1e-1, 1e-4, 1e-6, 1e-8)  # of the start of the 3x3 counterexample
 _EIGENVALUES, _DEGENERATE = (4.0, 2.0, 1.0), (4.0, 4.0, 1.0)
 _DIM, _DEEP_DIM = 6, 4
 _MOST_STEPS = 100_000  # of gradient descent

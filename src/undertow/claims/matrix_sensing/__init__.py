@@ -42,7 +42,7 @@ class MatrixSensing(Knobs):
     degenerate_scale: Annotated[float, between(0, 1)] = 1e-8  # size of its start
     lr: Annotated[float, above(0)] = 0.01  # step size of gradient descent
     steps: Annotated[int, at_least(2)] = 7_500  # of gradient descent
-    seeds: Seeds = 24  # independent X*, sensors and starts
+    seeds: Seeds = 36  # independent X*, sensors and starts
 
     def rules(self) -> Mapping[str, bool]:
         """Spectra fit into U, steps do not overshoot, recoveries lie on either side of limits."""

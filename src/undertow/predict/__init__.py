@@ -7,6 +7,8 @@ from undertow.predict._counterexamples import completion_counterexample as compl
 from undertow.predict._decay import decay_exponent as decay_exponent
 from undertow.predict._decay import decay_factor as decay_factor
 from undertow.predict._decay import null_space_decay as null_space_decay
+from undertow.predict._edge import Edge as Edge
+from undertow.predict._edge import edge as edge
 from undertow.predict._equilibrium import Equilibrium as Equilibrium
 from undertow.predict._equilibrium import equilibrium as equilibrium
 from undertow.predict._equilibrium import equilibrium_steps as equilibrium_steps
@@ -59,6 +61,7 @@ __all__ = [
     "Betas",
     "Change",
     "CompletionCounterexample",
+    "Edge",
     "Equilibrium",
     "Family",
     "Initializer",
@@ -77,6 +80,7 @@ __all__ = [
     "completion_counterexample",
     "decay_exponent",
     "decay_factor",
+    "edge",
     "equilibrium",
     "equilibrium_steps",
     "fixed_order_orbit",

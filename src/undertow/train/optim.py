@@ -75,6 +75,37 @@ class RuleOptimizer(torch.optim.Optimizer):
         """What a copy needs: all that a `torch.optim.Optimizer` keeps, and the rule."""
         return super().__getstate__() | {"rule": self.rule}
 
+    def recursion(self, group: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """What `predict.edge` takes: the hyperparameters of a group, and the optimizer's name.
+
+        Raises:
+            TypeError: the rule is wrapped, or of no known recursion.
+        """
+        rule = self._rule_for(dict(group))
+        if rule.wrappers or rule.family is None:
+            raise TypeError(
+                f"preconditioner: no edge is known for {rule!r}; give the optimizer a bare rule "
+                "(rules.sgd, momentum, ema_momentum, rmsprop, adam, adamw)"
+            )
+        hyper = self._hyper(group)
+        return {name: getattr(hyper, name) for name in rule.reads}, rule.family
+
+    def preconditioner(self, param: Tensor, group: Mapping[str, Any]) -> Tensor | None:
+        """What a parameter of that group was divided by in the last step; None where that is 1.
+
+        Raises:
+            LookupError: it has had no step.
+        """
+        denominator = self._rule_for(dict(group)).denominator
+        if denominator is None:
+            return None
+        state = self.state.get(param)
+        if not state:
+            raise LookupError("no step has been taken")
+        stored = {key: [value] for key, value in state.items()}
+        (own,) = denominator(stored, self._hyper(group))
+        return own
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns the closure's loss, if any.

@@ -3,11 +3,11 @@
 from undertow.measure.curvature._density import SpectralDensity as SpectralDensity
 from undertow.measure.curvature._density import spectral_density as spectral_density
 from undertow.measure.curvature._sharpness import Sharpness as Sharpness
-from undertow.measure.curvature._sharpness import SharpnessTracker as SharpnessTracker
 from undertow.measure.curvature._sharpness import sharpness as sharpness
 from undertow.measure.curvature._sharpness import spherical_sharpness as spherical_sharpness
 from undertow.measure.curvature._trace import Estimate as Estimate
 from undertow.measure.curvature._trace import hessian_trace as hessian_trace
+from undertow.measure.curvature._tracking import SharpnessTracker as SharpnessTracker
 
 __all__ = [
     "Estimate",

@@ -1,7 +1,8 @@
 """Sharpness: the largest eigenvalues of the Hessian of the loss, or of its Gauss-Newton matrix.
 
-Also on the sphere, for scale-invariant parameters (arXiv 2206.07085: eta ||.||^-2 lambda_1 ~ 2 at
-the edge of stability), and followed along training from the last eigenvector.
+Also as an optimizer feels it that divides by what is in its state (arXiv 2207.14484), and on the
+sphere, for scale-invariant parameters (arXiv 2206.07085: eta ||.||^-2 lambda_1 ~ 2 at the edge of
+stability).
 """
 
 from __future__ import annotations
@@ -15,32 +16,13 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from undertow.measure._lengths import inner, length, lengths
-from undertow.measure.curvature._krylov import (
-    Curvature,
-    Operator,
-    RitzBasis,
-    affordable,
-    curvature_operator,
-)
+from undertow.measure.curvature._krylov import Curvature, Operator, curvature_operator
 from undertow.measure.curvature._lanczos import largest_pairs
+from undertow.measure.curvature._preconditioner import Preconditions, preconditioned
 from undertow.objective import Objective, outside_inference_mode, whole_number
 
 # |<gradient, w>| of a scale-invariant block, relative to ||gradient|| ||w||, up to rounding.
 _INVARIANT = 1e-3
-# Followed sharpness is looked up from a random start every so many steps: another eigenvalue may
-# have overtaken the one followed, which its own residual cannot tell.
-_REFRESH = 25
-_REFRESH_PRODUCTS = 12
-# Otherwise so many Ritz vectors are carried on; where they do not do, what they lack is added, for
-# at least so many products, to this residual relative to the eigenvalue.
-_CARRIED = 2
-_LEAST = 3
-_TRACKED_RESIDUAL = 0.05
-# After a change of the value by more, as when training leaves for another place, a random direction
-# is followed too.
-_JUMP = 0.1
-_TRACKED_BASIS = 40
-_TRACKED_LEAST = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +34,11 @@ class Sharpness:
         residuals: ||H v - lambda v||; an eigenvalue lies within this distance of each value.
         products: matrix-vector products spent.
         converged: whether every residual is within `rtol`.
-        vectors: the eigenvectors, of unit length, as rows.
+        vectors: the eigenvectors, of unit length, as rows; with a preconditioner those of the
+            symmetric P^-1/2 H P^-1/2, which is what `start` takes.
+        edge: the eigenvalue at which the optimizer given as `preconditioner` is at the edge of
+            stability (`predict.edge`); None without one.
+        scale: the diagonal of P^-1/2; None for P = I.
     """
 
     eigenvalues: Float64[Tensor, " k"]
@@ -60,14 +46,25 @@ class Sharpness:
     products: int
     converged: bool
     vectors: Float[Tensor, "k params"]
+    edge: float | None = None
+    scale: Float[Tensor, " params"] | None = None
+
+    @property
+    def directions(self) -> Float[Tensor, "k params"]:
+        """The directions of unit length in which the weights swing: eigenvectors of P^-1 H."""
+        moved = self.vectors if self.scale is None else self.vectors * self.scale
+        return moved / lengths(moved)[:, None].to(moved)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{value:.6g}" for value in self.eigenvalues.tolist())
         worst = float(self.residuals.max())
         state = "converged" if self.converged else "NOT converged"
+        share = ""
+        if self.edge is not None:
+            share = f", {float(self.eigenvalues[0]) / self.edge:.3g} of the edge {self.edge:.6g}"
         return (
-            f"Sharpness {values} (residual at most {worst:.2g}), {state} after {self.products} "
-            "products; batch-norm statistics frozen, dropout off."
+            f"Sharpness {values}{share} (residual at most {worst:.2g}), {state} after "
+            f"{self.products} products; batch-norm statistics frozen, dropout off."
         )
 
 
@@ -79,6 +76,7 @@ def sharpness(
     *,
     curvature: Curvature = "hessian",
     which: Literal["largest", "smallest"] = "largest",
+    preconditioner: Preconditions | None = None,
     start: Sharpness | Float[Tensor, "starts params"] | None = None,
     max_products: int = 1000,
     generator: torch.Generator | None = None,
@@ -91,23 +89,46 @@ def sharpness(
     to six products, to find eigenvalues of higher multiplicity; for fewer, once it would hold one
     that is missing with a probability of 99%.
 
+    With an optimizer as `preconditioner` they are those of P^-1 H, found as those of the symmetric
+    P^-1/2 H P^-1/2, and `edge` is where its rule puts the edge of stability (2207.14484):
+
+    - P is what the optimizer divided by in its last step, as its state has it: for Adam
+      (1 - beta1^t)(sqrt(v / (1 - beta2^t)) + eps), with amsgrad of the largest v; for SGD P = I.
+      The running mean of gradients, or momentum, is no part of P but of the edge.
+    - H is the Hessian of what it descends: with coupled weight decay, H + weight_decay I.
+    - Where parameter groups differ in rate, momentum or decoupled decay, P of each is in the units
+      of the group that holds the objective's first parameter: times the ratio of their edges. The
+      first group's edge is then that of all, exactly so for the overshooting that it is the edge
+      of.
+    - Parameters of the optimizer that the objective does not have count as held still.
+
     Args:
         objective: what to differentiate.
         k: how many eigenpairs.
         rtol: of the residual, relative to the eigenvalue.
         curvature: the Hessian, or the Gauss-Newton matrix "ggn".
         which: the largest or the smallest, by sign and not by magnitude.
+        preconditioner: an optimizer of `torch.optim` (SGD, Adam, AdamW, NAdam, RAdam, Adamax,
+            RMSprop, Adagrad, Adadelta) or `train.optim` that holds the objective's parameters and
+            has taken a step; or the diagonal of P by the names of the parameters, which has no
+            edge.
         start: directions to start from, such as the last result along a trajectory.
         max_products: stop there, not converged.
         generator: for the start; by default the same on every call.
 
     Raises:
-        TypeError: if `objective` or `start` is of another kind, or k no whole number.
+        TypeError: if `objective` or `start` is of another kind, k no whole number, or what the
+            optimizer divides by is not known.
         ValueError: if k < 1 or exceeds the number of parameters, or another argument is out of
-            its range; and as `Objective.hvp`.
+            its range; if a parameter is not in the optimizer or has no state yet; and as
+            `Objective.hvp`.
     """
     operator = curvature_operator(objective, curvature)
-    return _extreme(operator, k, rtol, which, start, max_products, generator)
+    if preconditioner is None:
+        return _extreme(operator, k, rtol, which, start, max_products, generator)
+    under = preconditioned(operator, objective, preconditioner)
+    found = _extreme(under.operator, k, rtol, which, start, max_products, generator)
+    return replace(found, edge=under.edge, scale=under.scale)
 
 
 @outside_inference_mode
@@ -167,7 +188,7 @@ def _extreme(
 ) -> Sharpness:
     if whole_number("k", k, least=1) > operator.size:
         raise ValueError(f"k must be at most the {operator.size} parameters, got {k}")
-    _check_rtol(rtol)
+    check_rtol(rtol)
     if which not in ("largest", "smallest"):
         raise ValueError(f"which must be 'largest' or 'smallest', got {which!r}")
     if max_products < 1:
@@ -189,7 +210,7 @@ def _extreme(
     )
 
 
-def _check_rtol(rtol: float) -> None:
+def check_rtol(rtol: float) -> None:
     if not 0 < rtol < 1:
         raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
 
@@ -239,133 +260,3 @@ def _block_norms(
     return torch.cat(
         [torch.full((size,), norms[name]) for name, size in zip(names, sizes, strict=True)]
     )
-
-
-class SharpnessTracker:
-    """Follows the largest eigenvalue while something else moves the objective's parameters.
-
-    While the curvature changes slowly, one product with the last eigenvector v suffices: the
-    error of v^T H v is quadratic in the residual, r^2 / gap, with the distance to the next
-    eigenvalue as last seen; where two are close, one more product with the next eigenvector gives
-    both. Where that is not small, or the value leaves its course, as it does beyond the edge of
-    stability, the space grows by the residuals of these two; every 25 updates, and after a jump,
-    it grows from a random direction in any case, and for longer. An eigenvalue that overtakes
-    within one step, of an eigenvector at right angles to both, is seen at the next such look and
-    not before.
-
-    Args:
-        objective: its module is what training updates in place.
-        rtol: of the eigenvalue, not of the residual.
-        curvature: "hessian" or "ggn".
-        max_products: in one update.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        rtol: float = 0.02,
-        *,
-        curvature: Curvature = "hessian",
-        max_products: int = 100,
-    ) -> None:
-        _check_rtol(rtol)
-        self._operator = curvature_operator(objective, curvature)
-        self._rtol = rtol
-        self._max_products = max_products
-        self._generator = torch.Generator().manual_seed(0)
-        self._start: Tensor | None = None
-        self._value = self._growth = 0.0
-        self._gaps: list[float] = []
-        self.updates = 0
-        self.products = 0
-
-    @outside_inference_mode
-    def update(self) -> Sharpness:
-        """The largest eigenvalue at the parameters as they are now.
-
-        `residuals` is the estimated error of the value.
-        """
-        wanted = min(self._operator.size, _TRACKED_BASIS)
-        rows = affordable(self._operator, wanted, _TRACKED_LEAST)
-        space = RitzBasis(self._operator, rows, self._generator)
-        # Where the last step led to another place, this one may too.
-        jumped = abs(self._growth) > _JUMP * abs(self._value)
-        due = self.updates % _REFRESH == 0 or jumped
-        with self._operator.fixed():
-            found = None if due else self._cheaply(space)
-            if found is None:
-                found = self._thoroughly(space, due)
-        value = float(found.eigenvalues[0])
-        self._growth = value - self._value if self.updates else 0.0
-        self._value = value
-        self.updates += 1
-        self.products += found.products
-        return found
-
-    def _cheaply(self, space: RitzBasis) -> Sharpness | None:
-        """By products with the last Ritz vectors, as few as are good enough."""
-        assert self._start is not None
-        for number, gap in enumerate(self._gaps[: self._max_products], 1):
-            space.extend(self._start[number - 1 : number])
-            values, coordinates = space.ritz()
-            directions = space.residuals(values, coordinates)
-            value = float(values[0])
-            error = _error(float(length(directions[0])), gap)
-            change = value - self._value
-            jump = min(abs(change), abs(change - self._growth))  # steady growth is none
-            if max(error, jump) <= self._rtol * abs(value) / 2:
-                # A step of power iteration for nothing: H v = lambda v + residual.
-                ahead = space.vectors(coordinates) * values[:, None].to(directions) + directions
-                ahead /= lengths(ahead)[:, None].to(ahead)
-                self._start = torch.cat([ahead, self._start[number:]])
-                return _tracked(space, values, coordinates, error, True)
-        return None
-
-    def _thoroughly(self, space: RitzBasis, random: bool) -> Sharpness:
-        """By Rayleigh-Ritz on from the last Ritz vectors, to a residual that bounds the error."""
-        if self._start is not None and space.size < len(self._start):
-            space.extend(self._start[space.size :])
-        if random:
-            space.extend(self._operator.random(1, self._generator))
-        least = min(space.size + (_REFRESH_PRODUCTS if random else _LEAST), self._operator.size)
-        while True:
-            values, coordinates = space.ritz()
-            value, leading = float(values[0]), slice(0, _CARRIED)
-            directions = space.residuals(values[leading], coordinates[leading])
-            residuals = lengths(directions).tolist()
-            error = _error(residuals[0], value - float(values[1]) if space.size > 1 else 0.0)
-            converged = error <= self._rtol * abs(value)
-            enough = converged and residuals[0] <= _TRACKED_RESIDUAL * abs(value)
-            if enough and space.products >= least:
-                if random or abs(value - self._value) <= _JUMP * abs(value):
-                    break
-                random = True  # the last Ritz vectors may say nothing of where this is
-                least = space.products + _REFRESH_PRODUCTS
-                if not space.full:
-                    space.extend(self._operator.random(1, self._generator))
-                    continue
-            if space.products >= self._max_products or space.size == self._operator.size:
-                break
-            if space.full:
-                space.restart(keep=space.size // 2)
-            if random and space.products < least:
-                space.append(space.lanczos_direction()[0])
-            else:  # what the pair itself lacks, or the next one, which may overtake it
-                lacking = residuals.index(max(residuals)) if enough else 0
-                space.extend(directions[lacking : lacking + 1])
-        self._gaps = (value - values[1 : _CARRIED + 1]).tolist()
-        self._start = space.vectors(coordinates[: min(_CARRIED, space.size)])
-        return _tracked(space, values, coordinates, error, converged)
-
-
-def _error(residual: float, gap: float) -> float:
-    """Of an eigenvalue, from the residual of its pair and the distance to the next one."""
-    return residual**2 / gap if residual < gap / 2 else residual
-
-
-def _tracked(
-    space: RitzBasis, values: Tensor, coordinates: Tensor, error: float, converged: bool
-) -> Sharpness:
-    residuals = torch.tensor([error], dtype=torch.float64)
-    vector = space.vectors(coordinates[:1])
-    return Sharpness(values[:1], residuals, space.products, converged, vector)

@@ -89,7 +89,16 @@ def _rule(name: str, form: _Form) -> Rule:
         eps=1 if form.eps == "outside" else 2,
     )
     reads = ("lr", "weight_decay", *(("beta1",) if form.mean else ()), "beta2", "eps")
-    return Rule(name, partial(_init, form), partial(_update, form), scaling=scaling, reads=reads)
+    family = ("adamw" if form.decay == "decoupled" else "adam") if form.mean else "rmsprop"
+    return Rule(
+        name,
+        partial(_init, form),
+        partial(_update, form),
+        scaling=scaling,
+        reads=reads,
+        family=family if form.mean or form.decay == "coupled" else None,
+        denominator=partial(_denominator, form),
+    )
 
 
 def _init(form: _Form, params: Sequence[Tensor]) -> State:
@@ -153,6 +162,16 @@ def _update(
             param = out = shrink(param, hyper, out=out)
         new_params.append(add_scaled(param, direction, scale, out=out))
     return new_params, new_state
+
+
+def _denominator(form: _Form, state: State, hyper: Hyper) -> list[Tensor]:
+    """What the running mean, or the gradient, was divided by in the last step."""
+    mean = root = 1.0
+    if form.bias_correction:
+        step = float(state["step"][0])
+        root = (1 - float(hyper.beta2) ** step) ** 0.5
+        mean = 1 - float(hyper.beta1) ** step if form.mean else 1.0
+    return [_root(form, square, root, hyper.eps) * mean for square in state["square"]]
 
 
 def _decayed(grad: Tensor, param: Tensor, weight_decay: Value) -> Tensor:

@@ -66,7 +66,7 @@ def _heavy_ball(
 
 _READS = ("lr", "weight_decay", "momentum")
 
-sgd = Rule("sgd", no_state, _sgd, scaling=Scaling(steps=1), reads=_READS[:2])
+sgd = Rule("sgd", no_state, _sgd, scaling=Scaling(steps=1), reads=_READS[:2], family="sgd")
 """Stochastic gradient descent: W <- (1 - lr weight_decay) W - lr grad (2206.05794, section 2)."""
 
 momentum = Rule(
@@ -75,6 +75,7 @@ momentum = Rule(
     partial(_heavy_ball, False),
     scaling=Scaling(steps=1),
     reads=_READS,
+    family="sgd",
 )
 """Heavy ball with coupled decay: v <- momentum v + grad + weight_decay W; W <- W - lr v.
 
@@ -87,6 +88,7 @@ ema_momentum = Rule(
     partial(_heavy_ball, True),
     scaling=Scaling(steps=1),
     reads=_READS,
+    family="ema_momentum",
 )
 """Heavy ball as the papers write it: the velocity is a mean of gradients (2307.15196).
 

@@ -136,6 +136,10 @@ class Rule:
         scaling: how the hyperparameters scale in `svag`; None where that is not known.
         wrappers: the wrappers around the rule, the outermost last.
         reads: the fields of `Hyper` that `update` reads. An optimizer refuses the others.
+        family: the optimizer of `predict.edge` whose recursion it is with what it divides by held
+            still; None where that is not known.
+        denominator: (state, hyper) -> what the update is divided by, for each parameter; None
+            where that is 1.
     """
 
     name: str
@@ -147,6 +151,8 @@ class Rule:
     scaling: Scaling | None = None
     wrappers: tuple[str, ...] = ()
     reads: tuple[str, ...] = HYPER
+    family: str | None = None
+    denominator: Callable[[State, Hyper], list[Tensor]] | None = None
 
     def combine(self, grads: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         """The gradient that `update` takes, from those of one batch for each of the weights.

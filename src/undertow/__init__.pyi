@@ -10,6 +10,7 @@ from .apply import forecast as forecast
 from .apply import inspect as inspect
 from .apply import rescale as rescale
 from .measure import activation_region as activation_region
+from .measure import batch_sharpness as batch_sharpness
 from .measure import depth_convergence as depth_convergence
 from .measure import functional_rank as functional_rank
 from .measure import gradient_noise as gradient_noise

@@ -45,6 +45,9 @@ MEASURES: dict[str, Callable[[nn.Module], Any]] = {
     "batch_gradient_norms": of_objective(
         lambda o: measure.batch_gradient_norms(o, torch.arange(4).view(2, 2))
     ),
+    "batch_sharpness": of_objective(
+        lambda o: measure.batch_sharpness(o, rtol=0.5, batch_size=SAMPLES)
+    ),
     "boundary_distance": lambda net: measure.boundary_distance(net, data()[0]),
     "depth_convergence": lambda net: measure.depth_convergence(net, data()[0]),
     "displacement": lambda net: measure.displacement(net, net),

@@ -18,6 +18,7 @@ NET = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 OBJECTIVE = Objective(NET, nn.CrossEntropyLoss(), (INPUTS, LABELS))
 OF_OBJECTIVES: dict[str, Callable[[Any], Any]] = {
     "batch_gradient_norms": lambda o: measure.batch_gradient_norms(o, torch.arange(4)[None]),
+    "batch_sharpness": lambda o: measure.batch_sharpness(o, batch_size=2),
     "functional_rank": lambda o: measure.functional_rank(NET, o),
     "SharpnessTracker": measure.SharpnessTracker,
     **{

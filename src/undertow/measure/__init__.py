@@ -4,10 +4,12 @@ from undertow.measure._drift import LocalDrift as LocalDrift
 from undertow.measure._drift import local_drift as local_drift
 from undertow.measure._profile import Profile as Profile
 from undertow.measure._profile import profile as profile
+from undertow.measure.curvature import BatchSharpness as BatchSharpness
 from undertow.measure.curvature import Estimate as Estimate
 from undertow.measure.curvature import Sharpness as Sharpness
 from undertow.measure.curvature import SharpnessTracker as SharpnessTracker
 from undertow.measure.curvature import SpectralDensity as SpectralDensity
+from undertow.measure.curvature import batch_sharpness as batch_sharpness
 from undertow.measure.curvature import hessian_trace as hessian_trace
 from undertow.measure.curvature import sharpness as sharpness
 from undertow.measure.curvature import spectral_density as spectral_density
@@ -69,6 +71,7 @@ from undertow.measure.weights import weight_matrices as weight_matrices
 
 __all__ = [
     "AffineRegion",
+    "BatchSharpness",
     "Boundary",
     "DepthConvergence",
     "DepthPath",
@@ -100,6 +103,7 @@ __all__ = [
     "WeightMatrix",
     "activation_region",
     "batch_gradient_norms",
+    "batch_sharpness",
     "boundary_distance",
     "depth_convergence",
     "displacement",

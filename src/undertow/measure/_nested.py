@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from undertow.objective import EmpiricalRisk, over_tensors
 
 
 def flattened(argument: Any) -> Iterator[Any]:
@@ -22,3 +25,12 @@ def flattened(argument: Any) -> Iterator[Any]:
 def tensors(argument: Any) -> Iterator[Tensor]:
     """The tensors among it."""
     return (part for part in flattened(argument) if isinstance(part, Tensor))
+
+
+def together(risk: EmpiricalRisk) -> tuple[Any, Tensor]:
+    """All samples of a risk as one batch (inputs, targets)."""
+    parts = list(risk.batches())
+    columns = zip(*(tensors(inputs) for inputs, _ in parts), strict=True)
+    joined = iter([torch.cat(column) for column in columns])
+    inputs = over_tensors(lambda _: next(joined), parts[0][0])
+    return inputs, torch.cat([targets for _, targets in parts])

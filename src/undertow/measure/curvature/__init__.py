@@ -1,5 +1,7 @@
 """Second derivatives: sharpness, traces and densities of the Hessian and Gauss-Newton matrices."""
 
+from undertow.measure.curvature._batch_sharpness import BatchSharpness as BatchSharpness
+from undertow.measure.curvature._batch_sharpness import batch_sharpness as batch_sharpness
 from undertow.measure.curvature._density import SpectralDensity as SpectralDensity
 from undertow.measure.curvature._density import spectral_density as spectral_density
 from undertow.measure.curvature._sharpness import Sharpness as Sharpness
@@ -10,10 +12,12 @@ from undertow.measure.curvature._trace import hessian_trace as hessian_trace
 from undertow.measure.curvature._tracking import SharpnessTracker as SharpnessTracker
 
 __all__ = [
+    "BatchSharpness",
     "Estimate",
     "Sharpness",
     "SharpnessTracker",
     "SpectralDensity",
+    "batch_sharpness",
     "hessian_trace",
     "sharpness",
     "spectral_density",

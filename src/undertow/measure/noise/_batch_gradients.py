@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from undertow.measure._kinds import check_objective
-from undertow.measure._nested import tensors
-from undertow.objective import EmpiricalRisk, Objective, dense, over_tensors, taken
+from undertow.measure._nested import together
+from undertow.objective import Objective, dense, taken
 
 
 def batch_gradient_norms(
@@ -44,7 +43,7 @@ def batch_gradient_norms(
     if batches.ndim != 2 or batches.numel() == 0:
         raise ValueError(f"batches must be [batches, size], got shape {tuple(batches.shape)}")
     risk = objective.risk
-    inputs, targets = _together(risk)
+    inputs, targets = together(risk)
     if batches.min() < 0 or batches.max() >= len(targets):
         low, high = int(batches.min()), int(batches.max())
         raise ValueError(f"batches must name samples 0 to {len(targets) - 1}, got {low} to {high}")
@@ -63,12 +62,3 @@ def batch_gradient_norms(
                 decayed = dense(gradient) + weight_decay * weight.detach()
                 found[name].append(decayed.double().norm())
     return {name: torch.stack(norms) for name, norms in found.items()}
-
-
-def _together(risk: EmpiricalRisk) -> tuple[Any, Tensor]:
-    """All samples as one batch."""
-    parts = list(risk.batches())
-    columns = zip(*(tensors(inputs) for inputs, _ in parts), strict=True)
-    joined = iter([torch.cat(column) for column in columns])
-    inputs = over_tensors(lambda _: next(joined), parts[0][0])
-    return inputs, torch.cat([targets for _, targets in parts])

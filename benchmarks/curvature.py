@@ -6,7 +6,7 @@ curvlinops-for-pytorch 3.0 and pyhessian 0.1. What is paid once, at the first pr
 apart.
 
     python -m benchmarks.curvature [--threads 1|2] [--repeats 15]
-                                   [--part products|eigenvalues|track|trace]
+                                   [--part products|eigenvalues|track|trace|preconditioned]
 """
 
 from __future__ import annotations
@@ -288,12 +288,37 @@ def trace(case: Case, rtol: float = 0.02) -> None:
     )
 
 
+def preconditioned(case: Case, repeats: int) -> None:
+    """What a product of the sharpness as Adam feels it takes over one of the plain sharpness."""
+    optimizer = torch.optim.Adam(case.model.parameters(), weight_decay=1e-4)
+    for _ in range(3):
+        optimizer.zero_grad()
+        case.loss(case.model(case.inputs), case.targets).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    objective = case.objective()
+    given = {"plain": None, "Adam": optimizer}
+    runs: dict[str, Run] = {
+        name: lambda p=own: sharpness(objective, preconditioner=p, max_products=10)
+        for name, own in given.items()
+    }
+    seconds = timed(runs, repeats)
+    found = {name: sharpness(objective, preconditioner=own) for name, own in given.items()}
+    each = {name: seconds[name] / min(10, found[name].products) for name in given}
+    print(
+        f"{case.name}: {each['Adam'] / each['plain']:.3f} of the plain sharpness's time a product; "
+        f"converged after {found['Adam'].products} products, plain after {found['plain'].products}"
+    )
+
+
 def main() -> None:
     """Run the parts."""
     parser = argparse.ArgumentParser(description="Time curvature measurements beside peers.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--part", choices=("products", "eigenvalues", "track", "trace"))
+    parser.add_argument(
+        "--part", choices=("products", "eigenvalues", "track", "trace", "preconditioned")
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.backends.mha.set_fastpath_enabled(False)  # it has no second derivative
@@ -308,6 +333,8 @@ def main() -> None:
                 eigenvalues(case)
             if chosen in (None, "trace"):
                 trace(case)
+            if chosen in (None, "preconditioned"):
+                preconditioned(case, arguments.repeats)
     if chosen in (None, "track"):
         track()
 

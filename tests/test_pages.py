@@ -1,4 +1,4 @@
-"""The two pages that teach by doing: their code is taken from them and run."""
+"""The pages that teach by doing: their code is taken from them and run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,11 @@ def code_of(page: str) -> str:
     """All Python of a page, in its order."""
     text = (JOBS / page).read_text(encoding="utf-8")
     return "\n\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+
+
+def prose_of(page: str) -> str:
+    """The page without its Python."""
+    return re.sub(r"```python\n.*?```", "", (JOBS / page).read_text("utf-8"), flags=re.DOTALL)
 
 
 @pytest.mark.slow
@@ -56,3 +62,20 @@ def test_the_measure_of_an_hour_obeys_its_laws() -> None:
             law()  # type: ignore[operator]
     finally:
         del sys.modules["a_measure_in_an_hour"]
+
+
+def test_the_page_about_the_edge_prints_what_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "is-my-training-at-the-edge.md"
+    names: dict[str, Any] = {"__name__": "is_my_training_at_the_edge"}
+    exec(compile(code_of(page), page, "exec"), names)
+    printed = capsys.readouterr().out.splitlines()
+    shown = re.findall(r"^    (\S.*)$", prose_of(page), re.MULTILINE)
+    # Digits differ between machines: what swings at the edge forgets nothing of its rounding.
+    assert [re.sub(r"[\d.e+-]+", "#", line) for line in printed] == [
+        re.sub(r"[\d.e+-]+", "#", line) for line in shown
+    ]
+    adam, whole, small = names["adam"], names["whole"], names["small"]
+    assert float(adam.eigenvalues[0]) / adam.edge == pytest.approx(1, abs=0.15)
+    assert float(whole.eigenvalues[0]) / whole.edge < 0.6
+    assert small.value * 2.5 / 2 == pytest.approx(1, abs=0.3)
+    assert sorted(names["products"])[10] == pytest.approx(2, abs=0.4)

@@ -65,20 +65,20 @@ def test_intervals_cover_the_mean_over_all_batches(replacement: bool) -> None:
     objective = regression(9)
     value, pooled = over_all(9, 3, replacement)
     covered = near = 0
-    for seed in range(60):
+    for seed in range(40):
         found = batch_sharpness(
             objective,
-            0.08,
+            0.15,
             batch_size=3,
             replacement=replacement,
             generator=torch.Generator().manual_seed(seed),
         )
         assert found.converged
-        assert found.stderr <= 0.08 * found.value
+        assert found.stderr <= 0.15 * found.value
         covered += found.interval[0] <= value <= found.interval[1]
         near += abs(found.pooled - pooled) <= 2 * found.pooled_stderr
-    assert covered >= 52  # 57 expected
-    assert near >= 52
+    assert covered >= 34  # 38 expected
+    assert near >= 34
 
 
 def test_a_step_changes_the_loss_of_its_own_batch_as_the_ratio_says() -> None:
@@ -127,6 +127,20 @@ def test_class_weights_count_within_each_batch_as_in_training() -> None:
     for left_out in range(6):
         chosen = [i for i in range(6) if i != left_out]
         own = Objective(net, loss, (inputs[chosen], labels[chosen]))
+        ratios.append(batch_sharpness(own, batch_size=5).value)
+    assert found.value == pytest.approx(sum(ratios) / 6)
+
+
+def test_a_norm_without_running_statistics_has_those_of_each_batch() -> None:
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Tanh(), nn.Linear(4, 1)
+    ).double()
+    inputs, targets = draw(1, 6, 3), draw(2, 6, 1)
+    found = batch_sharpness(Objective(net, nn.MSELoss(), (inputs, targets)), batch_size=5)
+    ratios = []
+    for left_out in range(6):
+        chosen = [i for i in range(6) if i != left_out]
+        own = Objective(net, nn.MSELoss(), (inputs[chosen], targets[chosen]))
         ratios.append(batch_sharpness(own, batch_size=5).value)
     assert found.value == pytest.approx(sum(ratios) / 6)
 

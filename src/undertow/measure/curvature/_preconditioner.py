@@ -70,8 +70,8 @@ def preconditioned(
     params = {name: named[name] for name in objective.param_names}
     if isinstance(given, Mapping):
         _check_names(params, given, "in the preconditioner")
-        scale = _inverse_root(params, given, operator.like)
-        return Preconditioned(_scaled(operator, scale, None), scale, None)
+        root = _inverse_root(params, given, operator.like)
+        return Preconditioned(_scaled(operator, root, None), root, None)
     found = dict(_of_optimizer(given, params))
     edges = [edge for _, edge, _ in found.values()]
     first = edges[0]
@@ -95,9 +95,10 @@ def _scaled(operator: Operator, scale: Tensor | None, decay: Tensor | None) -> O
     def multiply(vectors: Tensor) -> Tensor:
         inner = vectors if scale is None else vectors * scale
         images = operator.multiply(inner)
-        if decay is not None:
-            images = images.addcmul(inner, decay)
-        return images if scale is None else images * scale
+        if decay is None:
+            return images if scale is None else images * scale
+        images = images.addcmul(inner, decay)
+        return images if scale is None else images.mul_(scale)
 
     if scale is None and decay is None:
         return operator

@@ -28,9 +28,24 @@ def tensors(argument: Any) -> Iterator[Tensor]:
 
 
 def together(risk: EmpiricalRisk) -> tuple[Any, Tensor]:
-    """All samples of a risk as one batch (inputs, targets)."""
+    """All samples of a risk as one batch (inputs, targets).
+
+    Raises:
+        ValueError: samples of one batch of the data differ in shape from those of another.
+    """
     parts = list(risk.batches())
-    columns = zip(*(tensors(inputs) for inputs, _ in parts), strict=True)
-    joined = iter([torch.cat(column) for column in columns])
-    inputs = over_tensors(lambda _: next(joined), parts[0][0])
-    return inputs, torch.cat([targets for _, targets in parts])
+    columns = [
+        *zip(*(tensors(inputs) for inputs, _ in parts), strict=True),
+        [targets for _, targets in parts],
+    ]
+    for column in columns:
+        shapes = {tuple(tensor.shape[1:]) for tensor in column}
+        if len(shapes) > 1:
+            one, other = sorted(shapes)[:2]
+            raise ValueError(
+                f"samples must be of one shape to be drawn together, got {one} and {other}: pad "
+                "them alike"
+            )
+    *joined, targets = (torch.cat(list(column)) for column in columns)
+    rest = iter(joined)
+    return over_tensors(lambda _: next(rest), parts[0][0]), targets

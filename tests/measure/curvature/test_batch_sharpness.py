@@ -187,3 +187,10 @@ def test_other_kinds_are_a_type_error() -> None:
         batch_sharpness(regression(30), batch_size=2.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"objective must be an undertow\.Objective, got Linear"):
         batch_sharpness(nn.Linear(2, 2), batch_size=1)  # type: ignore[arg-type]
+
+
+def test_samples_of_several_shapes_are_refused() -> None:
+    net = nn.Sequential(nn.AdaptiveAvgPool1d(3), nn.Flatten(), nn.Linear(3, 1)).double()
+    loader = [(draw(1, 4, 1, 6), draw(2, 4, 1)), (draw(3, 4, 1, 9), draw(4, 4, 1))]
+    with pytest.raises(ValueError, match=r"one shape to be drawn together, got \(1, 6\) and"):
+        batch_sharpness(Objective(net, nn.MSELoss(), loader), batch_size=2)

@@ -89,11 +89,13 @@ def batch_sharpness(
 
         E_B [ g_B^T H_B g_B / |g_B|^2 ],
 
-    the form of the abstract of 2412.20553 and of its code (`--batch-sharpness`). A step of SGD
-    changes the loss of its own batch by -lr |g_B|^2 (1 - lr r_B / 2) with that ratio r_B, to second
-    order, so 2 / lr is where steps overshoot, and what SGD without momentum settles at. `pooled`,
-    E[g_B^T H_B g_B] / E[|g_B|^2], weighs batches by what they move; its edge is where the mean of
-    those changes vanishes. The two differ where gradients of batches differ in length.
+    the expected curvature along its own gradient that 2412.20553 has, as in its code
+    (`--batch-sharpness`). A step of SGD changes the loss of its own batch by
+    -lr |g_B|^2 (1 - lr r_B / 2) with that ratio r_B, to second order, so 2 / lr is where steps
+    overshoot, and what SGD settles at; with momentum b, small batches settle at 2 (1 - b) / lr
+    (2604.14108). `pooled`, E[g_B^T H_B g_B] / E[|g_B|^2], weighs batches by what they move; its
+    edge is where the mean of those changes vanishes. The two differ where gradients of batches
+    differ in length.
 
     With all samples in one batch it is the curvature along the full gradient, at most the
     sharpness.
@@ -113,7 +115,8 @@ def batch_sharpness(
     Raises:
         TypeError: if `objective` is of another kind, or a count is no whole number.
         ValueError: if there are fewer samples than `batch_size`, an argument is out of its range,
-            or a batch has gradient zero, and so no direction; and as `Objective.hvp`.
+            samples differ in shape, or a batch has gradient zero, and so no direction; and as
+            `Objective.hvp`.
     """
     check_objective(objective)
     check_rtol(rtol)

@@ -30,10 +30,10 @@ def quadratic(scale: float = 1.0) -> Objective:
     with torch.no_grad():
         net.weight.copy_(draw(5, 1, 5))
         net.bias.copy_(draw(6, 1))
-    inputs = draw(0, 30, 5) * scale**0.5
+    inputs = draw(0, 30, 5)
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-        return outputs.square().mean()
+        return scale * outputs.square().mean()
 
     return Objective(net, loss, (inputs, torch.zeros(30, 1).double()))
 
@@ -43,6 +43,7 @@ def begun(objective: Objective, make: Make) -> tuple[Any, list[dict[str, Any]]]:
     optimizer = make(objective.model.named_parameters())
     params = list(objective.model.parameters())
     before: list[dict[str, Any]] = []
+    start(params)
     for step in range(STEPS):
         before = [copy.deepcopy(dict(optimizer.state[param])) for param in params]
         last = step == STEPS - 1
@@ -125,11 +126,11 @@ OPTIMIZERS: dict[str, Make] = {
     "heavy ball": of(torch.optim.SGD, momentum=0.9),
     "dampened": of(torch.optim.SGD, momentum=0.8, dampening=0.5),
     "Nesterov": of(torch.optim.SGD, momentum=0.9, nesterov=True),
-    "coupled decay": of(torch.optim.SGD, momentum=0.9, weight_decay=3.0),
+    "coupled decay": of(torch.optim.SGD, momentum=0.9, weight_decay=40.0),
     "Adam": of(torch.optim.Adam),
     "Adam, other betas": of(torch.optim.Adam, betas=(0.5, 0.9), eps=0.1),
     "Adam, amsgrad": of(torch.optim.Adam, amsgrad=True, betas=(0.9, 0.9)),
-    "Adam, coupled decay": of(torch.optim.Adam, weight_decay=3.0),
+    "Adam, coupled decay": of(torch.optim.Adam, weight_decay=400.0),
     "AdamW": of(torch.optim.AdamW, weight_decay=20.0),
     "NAdam": of(torch.optim.NAdam),
     "RAdam": of(torch.optim.RAdam, betas=(0.9, 0.99)),
@@ -139,7 +140,7 @@ OPTIMIZERS: dict[str, Make] = {
     "RMSprop, centred": of(torch.optim.RMSprop, centered=True),
     "RMSprop, momentum": of(torch.optim.RMSprop, momentum=0.9, weight_decay=3.0),
     "Adagrad": of(torch.optim.Adagrad, lr_decay=0.1),
-    "two rates": in_groups(torch.optim.Adam, {"lr": 0.02}, {"lr": 0.005}),
+    "two rates": in_groups(torch.optim.Adam, {"lr": 0.01}, {"lr": 0.1}),
     "two momenta and decays": in_groups(
         torch.optim.AdamW,
         {"betas": (0.9, 0.99), "weight_decay": 30.0},
@@ -148,10 +149,10 @@ OPTIMIZERS: dict[str, Make] = {
     "two kinds of momentum": in_groups(
         torch.optim.SGD, {"momentum": 0.9}, {"momentum": 0.0, "lr": 0.3, "weight_decay": 1.0}
     ),
-    "our SGD": of(own.SGD, momentum=0.9, weight_decay=3.0),
+    "our SGD": of(own.SGD, momentum=0.9, weight_decay=40.0),
     "our SGD, plain": of(own.SGD),
     "our RMSprop": of(own.RMSprop),
-    "our Adam": of(own.Adam, weight_decay=3.0),
+    "our Adam": of(own.Adam, weight_decay=95.0),
     "our AdamW": of(own.AdamW, weight_decay=20.0),
     "papers' momentum": lambda named: own.RuleOptimizer(
         [p for _, p in named], rules.ema_momentum, lr=LR, momentum=0.9

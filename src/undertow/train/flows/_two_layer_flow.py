@@ -18,6 +18,7 @@ from undertow.objective import whole_number
 
 _DIAGONAL = 1 - math.sqrt(0.5)  # of the two-stage Rosenbrock scheme, damping what is stiff
 _FIRST, _SHRINK, _GROW, _SAFETY = 0.02, 0.2, 1.5, 0.9  # of the first step, and of step sizes
+_WEIGHTS = 0.1  # of samples in the loss: how much of them one order may put elsewhere than the other
 _DEEPEST = 1e12  # of -log loss: beyond it rounding of the outputs reaches the loss
 
 
@@ -142,12 +143,12 @@ def two_layer_flow(
         if not len(alive):
             break
         step = _FIRST / now.rate() if step is None else step
-        after, error = runs.step(now, step)
-        kept = error <= rtol  # what is not finite is not kept
+        after, error = runs.step(now, step, rtol)
+        kept = error <= 1  # what is not finite is not kept
         slower = (math.log(0.5) + torch.logaddexp(-now.log_loss, -after.log_loss)) + step.log()
         log_time = torch.where(kept, torch.logaddexp(log_time, slower), log_time)
         now = after.where(kept, now)
-        change = _SAFETY * (rtol / error.clamp(min=1e-300)).sqrt()
+        change = _SAFETY / error.clamp(min=1e-300).sqrt()
         step = step * change.nan_to_num(nan=_SHRINK).clamp(_SHRINK, _GROW)
     return path
 
@@ -210,8 +211,13 @@ class _Runs:
         to_w, to_a = _backward(self.x, a, phi, bend, self.y * pull)
         return _State(w, a, q, log_loss, pull, phi, bend, to_w, to_a)
 
-    def step(self, now: _State, step: Tensor) -> tuple[_State, Tensor]:
-        """Where the networks are a step later, and how far the lower order is from it."""
+    def step(self, now: _State, step: Tensor, rtol: float) -> tuple[_State, Tensor]:
+        """Where the networks are a step later, and how far the lower order is from it.
+
+        That is at most one where no neuron is off by more than rtol of its norm, nor the weights of
+        the samples by more than _WEIGHTS in total: a sample that becomes the least in a step that
+        is too long would have all the weight, and D no curvature left to damp what follows.
+        """
         solve = self._damped(now, step)
         length = step[:, None, None]
         first = solve(now.to_w, now.to_a)
@@ -220,7 +226,10 @@ class _Runs:
         w = now.w + length * (1.5 * first[0] + 0.5 * second[0])
         a = now.a + step[:, None] * (1.5 * first[1] + 0.5 * second[1])
         apart = (first[0] + second[0]).square().sum(2) + (first[1] + second[1]).square()
-        return self.at(w, a), step / 2 * (apart / now.squares()).amax(1).sqrt()
+        moved = step / 2 * (apart / now.squares()).amax(1).sqrt()
+        after = self.at(w, a)
+        weighed = (after.pull - halfway.pull).abs().sum(1) / 2
+        return after, torch.maximum(moved / rtol, weighed / _WEIGHTS)
 
     def _damped(self, now: _State, step: Tensor) -> _Solver:
         """v -> (1 + c J' D J)^-1 v = v - c J' (1 + c D J J')^-1 D J v, c = step x _DIAGONAL."""

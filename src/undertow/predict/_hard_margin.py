@@ -67,7 +67,7 @@ def hard_margin(
 def _non_negative_least_squares(
     system: Float64[np.ndarray, "rows columns"],
 ) -> tuple[Float64[np.ndarray, " columns"], Float64[np.ndarray, " rows"]]:
-    """u >= 0 that minimises ||E u - f|| with f = (0, ..., 0, 1), and E u - f."""
+    """The u >= 0 that minimises ||E u - f|| with f = (0, ..., 0, 1), and E u - f."""
     goal = np.zeros(len(system))
     goal[-1] = 1.0
     columns = system.shape[1]

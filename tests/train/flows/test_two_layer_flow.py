@@ -40,7 +40,7 @@ def follow(given: tuple[Tensor, ...], *log_losses: float, **options: Any) -> flo
 
 
 def reference(given: tuple[Tensor, ...], time: float) -> tuple[np.ndarray, np.ndarray]:
-    """w and a of one run at a time of theta' = -grad L, by autograd and a stiff solver."""
+    """The w and a of one run at a time of theta' = -grad L, by autograd and a stiff solver."""
     x, y, w, a = (value[0] for value in given)
 
     def velocity(_: float, theta: np.ndarray) -> np.ndarray:

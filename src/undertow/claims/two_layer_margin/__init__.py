@@ -30,7 +30,7 @@ class TwoLayerMargin(Knobs):
     scale: Annotated[float, between(0, 1)] = 1e-8  # of the start, s
     scales: Scales = (1e-30, 1e-25, 1e-20, 1e-15, 1e-10, 1e-5, 1.0)  # where s is varied
     few: Sizes = (2, 3, 4)  # neurons, where runs that get stuck are counted
-    starts: Annotated[int, at_least(1)] = 48  # of each seed and so few neurons
+    starts: Annotated[int, at_least(1)] = 96  # of each seed and so few neurons
     hint: Annotated[float, above(0)] = 4.0  # norm of the sample that is added; others have one
     depth: Annotated[float, between(1e3, 1e9)] = 1e8  # -log loss to which runs go
     images: Images = Images()  # of which two classes are mirrored
@@ -60,11 +60,11 @@ CLAIM = Claim(
     statement="Two-layer leaky-ReLU networks of any width, on linearly separable data that hold "
     "-x, labelled -y, for every x, go under gradient flow from a small start to the largest "
     "margin that any network has, and compute a linear function, that of the linear SVM. They "
-    "fail only where all neurons start with one sign of w.mu + a, a share of 2^-(m - 1) of all "
-    "starts of m neurons, and then stay at 2 slope / (1 + slope) of that margin. Early on the "
-    "neurons are of rank one, and leave zero after log(1 / s) / ||mu||. One more sample, or leaving "
-    "out the mirror images, leads them from a small start to one neuron and less than the "
-    "largest margin.",
+    "fail only where all neurons start with one sign of w.mu / ||mu|| + a, mu the mean of y x up "
+    "to a factor: a share of 2^-(m - 1) of all starts of m neurons, which stay at 2 slope / (1 + "
+    "slope) of that margin. Early on the neurons are of rank one, and leave zero after log(1 / s) "
+    "/ ||mu||. One more sample, or leaving out the mirror images too, leads them from a small "
+    "start to one neuron and less than the largest margin.",
     corrections=(
         "What one more sample does ends: the neurons of the other sign go on growing, and at any "
         "finite scale s the flow leaves the one neuron for the largest margin. It holds out until "

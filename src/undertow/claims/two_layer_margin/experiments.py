@@ -105,7 +105,9 @@ def follow(trials: Sequence[Network]) -> list[Rows]:
     from undertow.train import flows
 
     made = [_made(trial) for trial in trials]
-    inputs, labels, weights, outputs, aside = (torch.stack(each) for each in zip(*made, strict=True))
+    inputs, labels, weights, outputs, aside = (
+        torch.stack(each) for each in zip(*made, strict=True)
+    )
     slope = trials[0].slope
     known = [
         predict.two_layer_margin(x.numpy(), y.numpy(), slope=slope)
@@ -255,7 +257,9 @@ def _normals(generator: Generator, *size: int) -> Tensor:
     return torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
-def _normal(neurons: int, features: int, scale: float, generator: Generator) -> tuple[Tensor, Tensor]:
+def _normal(
+    neurons: int, features: int, scale: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
     """The same directions for any scale."""
     weights, outputs = _normals(generator, neurons, features), _normals(generator, neurons)
     return scale * weights, scale * outputs

@@ -1,4 +1,4 @@
-"""The figures of two-layer-margin: margins along the flow, one more sample, and stuck starts."""
+"""The figures of two-layer-margin: margins along the flow, and what one more sample does."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import polars as pl
 
 from undertow.claims import Records
 from undertow.claims.two_layer_margin import TwoLayerMargin
-from undertow.claims.two_layer_margin.predictions import END
+from undertow.claims.two_layer_margin.predictions import E_FOLDS, END, ESCAPE, LONG
 from undertow.lab import Charts, figure, kept, labels
 
 draw = Charts(
     ratio="margin over ceiling",
     depth="-log loss",
-    neurons="neurons, m",
-    stuck="share of stuck starts",
+    predicted="predicted, e-folds of -log loss",
+    measured="measured, e-folds of -log loss",
 )
 
 _FIRST = 10.0  # of -log loss
@@ -61,16 +61,20 @@ def order(records: Records, knobs: TwoLayerMargin) -> Any:
     return None if lines is None else lines + level
 
 
-@figure("How many starts get stuck", "starts")
-def stuck(records: Records, knobs: TwoLayerMargin) -> Any:
-    """Share of the starts of m neurons that end with all a_k of one sign, of all seeds. Dashed:
-    2^-(m - 1). The signs of w.mu + a at the start say which.
+@figure("How long one neuron holds out is known from the data", "manipulated")
+def lifetime(records: Records, knobs: TwoLayerMargin) -> Any:
+    """E-folds by which -log loss grows from one scale of the start to the next smaller one, where
+    the margin of data with one more sample is half-way to the ceiling, over kappa x the e-folds
+    between the scales; every seed. On the dashed line they agree; nothing is fitted.
     """
-    rows = kept(records["starts"]).group_by("neurons").agg(pl.col("stuck", "expected").mean())
-    return draw.measured_against_predicted(rows.sort("neurons"), "neurons", "stuck", "expected")
+    rows = kept(records["manipulated"]).filter(LONG, ESCAPE, data="hinted").sort("seed", "scale")
+    gone = pl.col("lasted").diff(-1).over("seed")
+    ahead = (pl.col("kappa") * E_FOLDS).diff(-1).over("seed")
+    seen = rows.select(predicted=ahead, measured=gone).drop_nulls()
+    return draw.diagonal(seen, "predicted", "measured")
 
 
-FIGURES = (margins, order, stuck)
+FIGURES = (margins, order, lifetime)
 
 
 def table(records: Records, knobs: TwoLayerMargin) -> pl.DataFrame:
@@ -85,7 +89,7 @@ def table(records: Records, knobs: TwoLayerMargin) -> pl.DataFrame:
         return pl.DataFrame()
     ratio = pl.col("ratio")
     found = pl.concat(parts, how="diagonal_relaxed")
-    own = dict.fromkeys(("angle_svm", "bend", "over_one"), pl.Float64)
+    own: dict[str, Any] = dict.fromkeys(("angle_svm", "bend", "over_one"), pl.Float64)
     own |= {"data": pl.String, "start": pl.String}
     missing = {name: kind for name, kind in own.items() if name not in found.columns}
     return (

@@ -29,13 +29,13 @@ from undertow.lab import (
 
 ROUNDING = 1e-9  # of a margin
 LEAST_DEPTH, SMALL_ENOUGH = 1e6, 1e-20  # without these no verdict is promised
-_LONG = math.log(100)  # of -log loss: a law of powers holds from there
 
 END = pl.col("level") == pl.col("level").min().over("trial")
 SOON = (pl.col("level") / -EARLY - 1).abs() < 1e-6
 ESCAPE = pl.col("level") == ESCAPED
 GOES = ~pl.col("forecast")
 E_FOLDS = -pl.col("scale").log()
+LONG = pl.col("lasted") >= math.log(100)  # of -log loss: from there the law is one of powers
 
 
 def predictions(knobs: TwoLayerMargin) -> dict[str, Prediction]:
@@ -80,8 +80,9 @@ def stuck_rules(knobs: TwoLayerMargin) -> dict[str, Prediction]:
     counts = [of("starts", pl.col(name).cast(pl.Float64), KEPT) for name in ("stuck", "expected")]
     stays = f"2 slope / (1 + slope) = {level:.4g}"
     return {
-        "ends that the signs of w.mu + a at the start foretell": every_seed(
-            share("starts", told, KEPT), f"all {knobs.starts} starts of each m"
+        "ends that the signs at the start foretell": every_seed(
+            share("starts", told, KEPT),
+            f"w.mu / ||mu|| + a, of all {knobs.starts} starts of each m",
         ),
         "stuck starts over 2^-(m - 1)": near(
             1, 0.15, of_means(counts, _quotient), "all m of a seed together"
@@ -105,7 +106,7 @@ def stuck_rules(knobs: TwoLayerMargin) -> dict[str, Prediction]:
 
 def early_rules(knobs: TwoLayerMargin) -> dict[str, Prediction]:
     """The way from zero: rank one along mu, after a time that is known."""
-    single = {"neurons": knobs.width, "start": "normal"}
+    single: dict[str, Any] = {"neurons": knobs.width, "start": "normal"}
     tiny = pl.when(pl.col("scale") <= knobs.scale, KEPT).then(E_FOLDS)
     time = slope_by_seed(
         "symmetric", tiny, pl.col("time") * pl.col("growth"), level=ESCAPED, **single
@@ -160,8 +161,8 @@ def manipulated_rules(knobs: TwoLayerMargin) -> dict[str, Prediction]:
 
 def order_rules(knobs: TwoLayerMargin) -> dict[str, Prediction]:
     """Limits of time and scale do not commute, and how long one neuron holds out is known."""
-    middle, long = knobs.scales[-3], pl.col("lasted") >= _LONG
-    hold = pl.when(KEPT, ESCAPE, long).then(E_FOLDS)
+    middle = knobs.scales[-3]
+    hold = pl.when(KEPT, ESCAPE, LONG).then(E_FOLDS)
     power = slope_by_seed("manipulated", hold, pl.col("lasted") / pl.col("kappa"), data="hinted")
     left = of("manipulated", "ratio", KEPT, END, data="hinted", scale=middle)
     return {

@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from undertow.objective import whole_number
 
 _DIAGONAL = 1 - math.sqrt(0.5)  # of the two-stage Rosenbrock scheme, damping what is stiff
 _FIRST, _SHRINK, _GROW, _SAFETY = 0.02, 0.2, 1.5, 0.9  # of the first step, and of step sizes
-_WEIGHTS = 0.1  # of samples in the loss: how much of them one order may put elsewhere than the other
+_WEIGHTS = (
+    0.1  # of samples in the loss: how much of them one order may put elsewhere than the other
+)
 _DEEPEST = 1e12  # of -log loss: beyond it rounding of the outputs reaches the loss
 
 
@@ -50,13 +52,13 @@ class TwoLayerPath:
     slope: float
 
     @property
-    def reached(self) -> Tensor:
-        """Whether a run reached a reading, `[runs, readings]`."""
+    def reached(self) -> Bool[Tensor, "runs readings"]:
+        """Whether a run reached a reading."""
         return self.log_losses.isfinite()
 
     @property
     def linear_parts(self) -> Float64[Tensor, "runs readings features"]:
-        """v = (1 + slope) / 2 sum_k a_k w_k: f is v . x plus a part that is even in x."""
+        """With v = (1 + slope) / 2 sum_k a_k w_k, f is v . x and a part that is even in x."""
         return (1 + self.slope) / 2 * (self.outputs[..., None] * self.weights).sum(-2)
 
     @property
@@ -77,7 +79,7 @@ class TwoLayerPath:
     def predict(
         self, inputs: Float[Tensor, "runs samples features"]
     ) -> Float64[Tensor, "runs readings samples"]:
-        """f of other inputs at every reading."""
+        """The function f of other inputs at every reading."""
         hidden = inputs.double()[:, None] @ self.weights.mT
         active = torch.where(hidden > 0, hidden, self.slope * hidden)
         return (active @ self.outputs[..., None])[..., 0]
@@ -232,7 +234,7 @@ class _Runs:
         return after, torch.maximum(moved / rtol, weighed / _WEIGHTS)
 
     def _damped(self, now: _State, step: Tensor) -> _Solver:
-        """v -> (1 + c J' D J)^-1 v = v - c J' (1 + c D J J')^-1 D J v, c = step x _DIAGONAL."""
+        """To v gives (1 + c J' D J)^-1 v = v - c J' (1 + c D J J')^-1 D J v, c = _DIAGONAL step."""
         signed = now.bend * now.a[:, None]
         gram = (signed @ signed.mT) * self.kernel + now.phi @ now.phi.mT
         gram = self.y[:, :, None] * gram * self.y[:, None]
@@ -275,9 +277,7 @@ def _unread(w: Tensor, a: Tensor, readings: int, slope: float) -> TwoLayerPath:
     )
 
 
-def _read(
-    path: TwoLayerPath, run: Tensor, index: Tensor, now: _State, log_time: Tensor
-) -> None:
+def _read(path: TwoLayerPath, run: Tensor, index: Tensor, now: _State, log_time: Tensor) -> None:
     """Write down what some runs are at their readings of these indices."""
     path.log_losses[run, index] = now.log_loss
     path.log_times[run, index] = log_time

@@ -139,8 +139,6 @@ CONTRACT = Contract(
     world=world,
     knobs=KNOBS,
     refuted=[
-        (broken("symmetric", "ratio", "is", 1.01, neurons=4, **END), "largest margin over"),
-        (broken("pictures", "ratio", "is", 1.01, seed=3), "largest margin over"),
         *[
             (broken("symmetric", "ratio", "is", 0.7, neurons=m, **OWN, **END), f"m = {m}, margin")
             for m in (4, 16, 64)

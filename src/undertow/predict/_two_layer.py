@@ -105,7 +105,7 @@ class TwoLayerMargin:
         weights: Float[np.ndarray, "*runs neurons features"],
         outputs: Float[np.ndarray, "*runs neurons"],
     ) -> Bool[np.ndarray, "*runs"]:
-        """Which starts end at `stuck_share`: those with w_k . mu / ||mu|| + a_k of one sign for all k.
+        """Which starts end at `stuck_share`: all w_k . mu / ||mu|| + a_k have one sign.
 
         While the loss is at its start, dw_k/dt = a_k mu and da_k/dt = w_k . mu: the sum
         w_k . mu / ||mu|| + a_k grows as e^(||mu|| t) and the difference decays. So from a small

@@ -128,6 +128,10 @@ def test_a_run_that_cannot_fit_is_not_read_and_leaves_the_other() -> None:
     assert path.rank_ratios[0].isnan().all()
     assert path.steps[0] == 500
     assert path.reached[1].all()
+    assert repr(path).startswith(
+        "1 of 2 two-layer networks reached their last log loss, at most -5"
+    )
+    assert "none of which" in repr(follow(hopeless, -0.8, max_steps=5))
 
 
 def test_a_path_says_what_its_networks_are() -> None:

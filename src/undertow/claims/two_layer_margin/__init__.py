@@ -84,6 +84,7 @@ CLAIM = Claim(
             points=40,
             features=20,
             widths=(4, 32, 256),
+            hint=16.0,
             starts=200,
             images=Images("fashion-mnist", image_size=14),
             pictures=100,

@@ -27,7 +27,7 @@ _DEEPEST = 1e12  # of -log loss: beyond it rounding of the outputs reaches the l
 _Solver = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TwoLayerPath:
     """Runs of `two_layer_flow` where each first had the log loss of a reading, or less.
 
@@ -50,6 +50,17 @@ class TwoLayerPath:
     margins: Float64[Tensor, "runs readings"]
     steps: Int64[Tensor, " runs"]
     slope: float
+
+    def __repr__(self) -> str:
+        runs, there = len(self.steps), self.reached[:, -1]
+        if not there.any():
+            return f"{runs} two-layer networks, none of which reached its last log loss."
+        deep, least = (own[there, -1] for own in (self.log_losses, self.margins))
+        return (
+            f"{int(there.sum())} of {runs} two-layer networks reached their last log loss, at most "
+            f"{float(deep.max()):.4g}, with margins of {float(least.min()):.4g} to "
+            f"{float(least.max()):.4g} in {int(self.steps.max())} steps or less."
+        )
 
     @property
     def reached(self) -> Bool[Tensor, "runs readings"]:

@@ -16,7 +16,14 @@ from contract import Contract
 from undertow import claims, lab, predict
 from undertow.claims import Records
 from undertow.claims.two_layer_margin import TwoLayerMargin, experiments, predictions
-from undertow.claims.two_layer_margin.experiments import EARLY, ESCAPED, Network, Starts
+from undertow.claims.two_layer_margin.experiments import (
+    EARLY,
+    ESCAPED,
+    Network,
+    Starts,
+    lasted,
+    made,
+)
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -60,7 +67,7 @@ def network(trial: Network) -> list[dict[str, Any]]:
                 "diverged": False,
                 "level": level,
                 "log_loss": level,
-                "time": 3 + folds / 0.3,
+                "log_time": math.log(3 + folds / 0.3),
                 "ratio": 0.3 if level == ESCAPED else ratio,
                 "over_one": ratio / one,
                 "rank_ratio": 0.5 if trial.scale == 1 else 1e-4 * wobble,
@@ -150,7 +157,7 @@ CONTRACT = Contract(
         (broken("starts", "ratio", "is", 0.4, **STUCK), "stuck runs, least"),
         (broken("starts", "ratio", "is", 0.7, seed=3, **STUCK), "stuck runs, largest"),
         (broken("starts", "ratio", "is", 0.7, **FREE), "other runs, least"),
-        (broken("symmetric", "time", "times", 2.0), "time to leave zero"),
+        (broken("symmetric", "growth", "times", 2.0), "time to leave zero"),
         (broken("symmetric", "rank_ratio", "is", 0.7, **OWN), "on leaving zero, s2 / s1"),
         (broken("symmetric", "angle_mean", "is", 0.6, **OWN), "on leaving zero, angle"),
         (
@@ -225,17 +232,17 @@ def judged(*changes: Changed, knobs: TwoLayerMargin = KNOBS) -> lab.Verdict:
 
 
 def test_starts_differ_in_nothing_but_their_scale() -> None:
-    one, other = (experiments._made(replace(TRIAL, scale=scale)) for scale in (1.0, 1e-30))
+    one, other = (made(replace(TRIAL, scale=scale)) for scale in (1.0, 1e-30))
     torch.testing.assert_close(one[0], other[0])
     torch.testing.assert_close(1e-30 * one[2], other[2])
-    forced = experiments._made(replace(TRIAL, start="one-sign"))
+    forced = made(replace(TRIAL, start="one-sign"))
     assert (forced[3] >= forced[2].norm(dim=1)).all()
 
 
 @pytest.mark.parametrize("data", ["mirrored", "hinted", "halved", "pictures"])
 def test_data_are_what_they_say(data: str) -> None:
     trial = replace(TRIAL, data=data, points=6)
-    x, y, *_ = experiments._made(trial)
+    x, y, *_ = made(trial)
     known = predict.two_layer_margin(x.numpy(), y.numpy(), slope=0.5)
     assert (known.ceiling is not None) == (data in ("mirrored", "pictures"))
     assert len(x) == {"mirrored": 12, "hinted": 13, "halved": 7, "pictures": 24}[data]
@@ -249,7 +256,7 @@ def test_data_are_what_they_say(data: str) -> None:
 
 def test_pictures_are_of_two_classes_that_the_seed_draws() -> None:
     trial = replace(TRIAL, data="pictures")
-    drawn = [experiments._made(replace(trial, seed=seed))[0] for seed in (1, 1, 2)]
+    drawn = [made(replace(trial, seed=seed))[0] for seed in (1, 1, 2)]
     assert drawn[0].equal(drawn[1])
     assert not drawn[0].equal(drawn[2])
     torch.testing.assert_close(drawn[0].norm(dim=1), torch.ones(len(drawn[0])).double())
@@ -261,12 +268,12 @@ def test_lifetimes_are_read_between_readings() -> None:
         "log_loss": torch.tensor([-0.7, -10.0, -100.0, -1_000.0, -10_000.0]),
     }
     known: dict[str, Any] = {"kappa": 0.3, "one_over_linear": 2 / 3}
-    found = experiments._lasted(facts, known)
+    found = lasted(facts, known)
     assert found is not None
     assert found / math.log(10) == pytest.approx(2 + (5 / 6 - 0.7) / 0.2, rel=1e-5)
-    assert experiments._lasted(facts, known | {"kappa": None}) is None
+    assert lasted(facts, known | {"kappa": None}) is None
     never = facts | {"ratio": torch.full((5,), 2 / 3)}
-    assert experiments._lasted(never, known) is None
+    assert lasted(never, known) is None
 
 
 # ---- the verdict

@@ -185,6 +185,8 @@ def test_it_reads_like_a_sentence_and_has_numbers() -> None:
         assert f"{found.linear:.4g}" in repr(found)
         assert found.as_dict()["linear"] == found.linear
     assert "0.667" in repr(found)
+    assert repr(found.positive).startswith("One neuron, a > 0: margin")
+    assert "growing at" in repr(found.negative)
 
 
 def test_what_holds_for_symmetric_data_only_is_refused_for_others() -> None:

@@ -6,7 +6,7 @@ gradient flow on the mean logistic loss from a small start (Lyu, Li, Wang and Ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,8 +36,12 @@ class OneNeuron:
 
     sign: int
     margin: float
-    direction: Float64[np.ndarray, " features"] = field(repr=False)
+    direction: Float64[np.ndarray, " features"]
     growth: float | None
+
+    def __repr__(self) -> str:
+        grows = "" if self.growth is None else f", growing at {self.growth:.4g}"
+        return f"One neuron, a {'>' if self.sign > 0 else '<'} 0: margin {self.margin:.4g}{grows}."
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,10 +104,8 @@ def follow(trials: Sequence[Network]) -> list[Rows]:
 
     from undertow.train import flows
 
-    made = [_made(trial) for trial in trials]
-    inputs, labels, weights, outputs, aside = (
-        torch.stack(each) for each in zip(*made, strict=True)
-    )
+    each = zip(*map(made, trials), strict=True)
+    inputs, labels, weights, outputs, aside = map(torch.stack, each)
     slope = trials[0].slope
     known = [
         predict.two_layer_margin(x.numpy(), y.numpy(), slope=slope)
@@ -117,34 +115,34 @@ def follow(trials: Sequence[Network]) -> list[Rows]:
     path = flows.two_layer_flow(
         inputs, labels, weights, outputs, slope=slope, log_losses=levels, max_steps=100_000
     )
-    bend = _even_share(path, aside)
+    facts = {
+        "diverged": ~path.reached,
+        "log_loss": path.log_losses,
+        "log_time": path.log_times,
+        "rank_ratio": path.rank_ratios,
+        "other": path.shares[..., 1],
+        "bend": _even_share(path, aside),
+    }
+    ways = torch.nn.functional.normalize(path.linear_parts, dim=2)
     rows = []
     for run, (trial, found) in enumerate(zip(trials, known, strict=True)):
+        own = {name: values[run] for name, values in facts.items()} | {"level": levels}
+        own |= _held_to(found, path.margins[run], ways[run])
         shared = _forecast(trial, found, weights[run], outputs[run])
-        facts = _facts(path, run, found) | {"bend": bend[run], "level": levels}
-        shared |= {"lasted": _lasted(facts, shared)}
-        rows.append([shared | row for row in rows_of(facts)])
+        shared |= {"lasted": lasted(own, shared)}
+        rows.append([shared | row for row in rows_of(own)])
     return rows
 
 
-def _facts(path: TwoLayerPath, run: int, known: predict.TwoLayerMargin) -> dict[str, Any]:
-    """What one run was at its readings."""
+def _held_to(known: predict.TwoLayerMargin, margins: Tensor, ways: Tensor) -> dict[str, Any]:
+    """Margins over what they can be, and the angles of linear parts to where they can go."""
     import torch
 
-    linear = torch.nn.functional.normalize(path.linear_parts[run], dim=1)
     one = known.positive
-    ahead = {"svm": known.direction, "one": one.direction, "mean": known.mean}
-    return {
-        "diverged": ~path.reached[run],
-        "log_loss": path.log_losses[run],
-        "time": path.log_times[run].exp(),
-        "ratio": path.margins[run] / known.linear,
-        "over_one": path.margins[run] / one.margin,
-        "other": path.shares[run, :, 1],
-        "rank_ratio": path.rank_ratios[run],
-    } | {
-        f"angle_{name}": _angles(linear, torch.from_numpy(way.copy())) if way is not None else None
-        for name, way in ahead.items()
+    ends = {"svm": known.direction, "one": one.direction, "mean": known.mean}
+    return {"ratio": margins / known.linear, "over_one": margins / one.margin} | {
+        f"angle_{name}": _angles(ways, torch.from_numpy(end.copy())) if end is not None else None
+        for name, end in ends.items()
     }
 
 
@@ -169,7 +167,7 @@ def _forecast(
     }
 
 
-def _lasted(facts: dict[str, Any], known: dict[str, Any]) -> float | None:
+def lasted(facts: dict[str, Any], known: dict[str, Any]) -> float | None:
     """Of log -log loss, where the margin is half-way from one neuron's to a linear network's."""
     import numpy as np
 
@@ -228,7 +226,7 @@ def count(trials: Sequence[Starts]) -> list[Rows]:
 # ---- data and starts
 
 
-def _made(trial: Network) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def made(trial: Network) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Samples `[n, d]`, labels, weights and outputs at the start, and points aside."""
     import torch
 

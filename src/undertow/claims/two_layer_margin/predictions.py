@@ -104,7 +104,7 @@ def early_rules(knobs: TwoLayerMargin) -> dict[str, Prediction]:
     single: dict[str, Any] = {"neurons": knobs.width, "start": "normal"}
     tiny = pl.when(pl.col("scale") <= knobs.scale, KEPT).then(E_FOLDS)
     time = slope_by_seed(
-        "symmetric", tiny, pl.col("time") * pl.col("growth"), level=ESCAPED, **single
+        "symmetric", tiny, pl.col("log_time").exp() * pl.col("growth"), level=ESCAPED, **single
     )
     large = of("symmetric", "rank_ratio", KEPT, ESCAPE, scale=knobs.scales[-1], **single)
     turned = pl.col("angle_mean") / pl.col("svm_to_mean")

@@ -39,7 +39,7 @@ class TwoLayerPath:
         weights: w.
         outputs: a.
         margins: min_n y_n f(x_n) / ||theta||^2, theta all weights of both layers.
-        steps: how many each run took.
+        steps: how many each run tried, those that were too long among them.
         slope: of phi below zero.
     """
 

@@ -252,6 +252,9 @@ def test_data_are_what_they_say(data: str) -> None:
     if data == "halved":
         assert known.positive.margin < 0.9 * known.linear
         assert known.positive.direction @ known.direction < math.cos(math.radians(10))
+        assert known.positive.growth is not None
+        assert known.negative.growth is not None
+        assert known.negative.growth <= 0.85 * known.positive.growth
 
 
 def test_pictures_are_of_two_classes_that_the_seed_draws() -> None:

@@ -23,6 +23,7 @@ _PER_DECADE = 4  # readings of -log loss, from 10 on
 _SHIFT = 0.3  # of unit samples along the teacher, so that there is a margin
 _SUBOPTIMAL = 0.9  # of the linear network's margin: at most that is one neuron's, half the data
 _APART = math.cos(math.radians(10))  # and its direction is so far from the SVM's
+_SLOWER = 0.85  # growth of small neurons of the other sign over that of its own, at most
 _ASIDE = 256  # points at which it is read how much of a network is not linear
 
 Rows = list[dict[str, Any]]
@@ -283,7 +284,9 @@ def _mirrored(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _half(
     trial: Network, x: Tensor, y: Tensor, hint: Tensor, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """The hint and a sample of each pair, such that one neuron is not best, nor along the SVM."""
+    """The hint and a sample of each pair, such that one neuron is first to fit them, alone, and is
+    neither best nor along the SVM.
+    """
     import torch
 
     for _ in range(10_000):
@@ -291,7 +294,9 @@ def _half(
         half = torch.cat([sides[:, None] * x, hint])
         labels = torch.cat([sides * y, torch.ones(1).double()])
         found = predict.two_layer_margin(half.numpy(), labels.numpy(), slope=trial.slope)
-        one = found.positive
+        one, slower = found.positive, found.negative.growth
+        if one.growth is None or slower is None or slower > _SLOWER * one.growth:
+            continue
         if one.margin < _SUBOPTIMAL * found.linear and one.direction @ found.direction < _APART:
             return half, labels
     raise ValueError(

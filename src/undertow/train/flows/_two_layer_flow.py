@@ -18,9 +18,7 @@ from undertow.objective import whole_number
 
 _DIAGONAL = 1 - math.sqrt(0.5)  # of the two-stage Rosenbrock scheme, damping what is stiff
 _FIRST, _SHRINK, _GROW, _SAFETY = 0.02, 0.2, 1.5, 0.9  # of the first step, and of step sizes
-_WEIGHTS = (
-    0.1  # of samples in the loss: how much of them one order may put elsewhere than the other
-)
+_WEIGHTS = 0.2  # of samples in the loss: how much of them may pass to others in a step
 _DEEPEST = 1e12  # of -log loss: beyond it rounding of the outputs reaches the loss
 
 
@@ -107,11 +105,13 @@ def two_layer_flow(
     rtol: float = 1e-3,
     max_steps: int = 20_000,
 ) -> TwoLayerPath:
-    """Follow theta' = -grad L from a start to these log losses, in float64.
+    """Follow theta' = -grad L from a start to these log losses, in float64 on the processor.
 
     L is the mean of log(1 + exp(-q_n)), q_n = y_n f(x_n). The path is that of the flow; its time is
     theta' = -grad log L, in which theta grows at a steady rate before and after the loss falls:
-    from 1e-20 to a loss of e^-1e10 takes about a thousand steps, where descent would take 1e11.
+    from 1e-20 to a loss of e^-1e10 takes about a thousand steps, where descent on log L, whose
+    steps are bound by its curvature, would take some 1e11. Where a neuron's boundary comes to rest
+    on a sample the flow slides along a kink, and steps are small.
 
     A step is that of a two-stage Rosenbrock scheme of second order for any approximation of the
     Jacobian (Verwer, Spee, Blom and Hundsdorfer 1999, ROS2), here -J' D J: J the derivatives of q
@@ -136,7 +136,7 @@ def two_layer_flow(
     whole_number("max_steps", max_steps, least=1)
     given = {"inputs": inputs, "labels": labels, "weights": weights, "outputs": outputs}
     _check(given, slope, log_losses, rtol)
-    x, y, w, a = (value.detach().double() for value in given.values())
+    x, y, w, a = (value.detach().cpu().double() for value in given.values())
     levels = torch.tensor([*log_losses, -math.inf], dtype=torch.float64)
     path = _unread(w, a, len(log_losses), slope)
     runs = _Runs(x, y, x @ x.mT, slope)
@@ -227,9 +227,9 @@ class _Runs:
     def step(self, now: _State, step: Tensor, rtol: float) -> tuple[_State, Tensor]:
         """Where the networks are a step later, and how far the lower order is from it.
 
-        That is at most one where no neuron is off by more than rtol of its norm, nor the weights of
-        the samples by more than _WEIGHTS in total: a sample that becomes the least in a step that
-        is too long would have all the weight, and D no curvature left to damp what follows.
+        That is at most one where no neuron is off by more than rtol of its norm, and no more than
+        _WEIGHTS of the samples' weight in the loss passes to others: a sample that becomes the
+        least in a step that is too long has all the weight, and D nothing left that damps.
         """
         solve = self._damped(now, step)
         length = step[:, None, None]
@@ -241,7 +241,7 @@ class _Runs:
         apart = (first[0] + second[0]).square().sum(2) + (first[1] + second[1]).square()
         moved = step / 2 * (apart / now.squares()).amax(1).sqrt()
         after = self.at(w, a)
-        weighed = (after.pull - halfway.pull).abs().sum(1) / 2
+        weighed = (after.pull - now.pull).abs().sum(1) / 2
         return after, torch.maximum(moved / rtol, weighed / _WEIGHTS)
 
     def _damped(self, now: _State, step: Tensor) -> _Solver:

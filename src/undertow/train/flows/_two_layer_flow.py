@@ -16,9 +16,9 @@ from torch import Tensor
 
 from undertow.objective import whole_number
 
-_DIAGONAL = 1 - math.sqrt(0.5)  # of the two-stage Rosenbrock scheme, damping what is stiff
+_DIAGONAL = 1 + math.sqrt(0.5)  # of the two-stage Rosenbrock scheme, damping what is stiff
 _FIRST, _SHRINK, _GROW, _SAFETY = 0.02, 0.2, 1.5, 0.9  # of the first step, and of step sizes
-_WEIGHTS = 0.2  # of samples in the loss: how much of them may pass to others in a step
+_WEIGHTS = 0.1  # of samples in the loss: how much of them may be misplaced
 _DEEPEST = 1e12  # of -log loss: beyond it rounding of the outputs reaches the loss
 
 
@@ -227,9 +227,9 @@ class _Runs:
     def step(self, now: _State, step: Tensor, rtol: float) -> tuple[_State, Tensor]:
         """Where the networks are a step later, and how far the lower order is from it.
 
-        That is at most one where no neuron is off by more than rtol of its norm, and no more than
-        _WEIGHTS of the samples' weight in the loss passes to others: a sample that becomes the
-        least in a step that is too long has all the weight, and D nothing left that damps.
+        That is at most one where no neuron is off by more than rtol of its norm, nor the samples'
+        weight in the loss by more than _WEIGHTS: a sample that becomes the least in a step that is
+        too long has all the weight, and D nothing left that damps.
         """
         solve = self._damped(now, step)
         length = step[:, None, None]
@@ -241,7 +241,7 @@ class _Runs:
         apart = (first[0] + second[0]).square().sum(2) + (first[1] + second[1]).square()
         moved = step / 2 * (apart / now.squares()).amax(1).sqrt()
         after = self.at(w, a)
-        weighed = (after.pull - now.pull).abs().sum(1) / 2
+        weighed = (after.pull - halfway.pull).abs().sum(1) / 2
         return after, torch.maximum(moved / rtol, weighed / _WEIGHTS)
 
     def _damped(self, now: _State, step: Tensor) -> _Solver:

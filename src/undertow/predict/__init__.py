@@ -53,6 +53,9 @@ from undertow.predict._survivors import forecast_rank as forecast_rank
 from undertow.predict._survivors import initial_spectrum as initial_spectrum
 from undertow.predict._survivors import initial_std as initial_std
 from undertow.predict._survivors import surviving_rank as surviving_rank
+from undertow.predict._two_layer import OneNeuron as OneNeuron
+from undertow.predict._two_layer import TwoLayerMargin as TwoLayerMargin
+from undertow.predict._two_layer import two_layer_margin as two_layer_margin
 
 __all__ = [
     "FAMILIES",
@@ -66,6 +69,7 @@ __all__ = [
     "Family",
     "Initializer",
     "MomentumEquivalent",
+    "OneNeuron",
     "RankBound",
     "RankIdentity",
     "RecoveryWindow",
@@ -73,6 +77,7 @@ __all__ = [
     "SaddlePhase",
     "ScalingRule",
     "SyncRounds",
+    "TwoLayerMargin",
     "activation_derivatives",
     "averaged_lr",
     "best_lr",
@@ -108,4 +113,5 @@ __all__ = [
     "surviving_rank",
     "sync_period",
     "sync_rounds",
+    "two_layer_margin",
 ]

@@ -17,6 +17,8 @@ from undertow.train.flows._sharpness_reduction import (
 from undertow.train.flows._slow_sde import Manifold as Manifold
 from undertow.train.flows._slow_sde import local_sgd_slow_sde as local_sgd_slow_sde
 from undertow.train.flows._stochastic import StochasticFlow as StochasticFlow
+from undertow.train.flows._two_layer_flow import TwoLayerPath as TwoLayerPath
+from undertow.train.flows._two_layer_flow import two_layer_flow as two_layer_flow
 
 __all__ = [
     "Event",
@@ -26,6 +28,7 @@ __all__ = [
     "NormalizedPath",
     "SharpnessReduction",
     "StochasticFlow",
+    "TwoLayerPath",
     "adam_sde",
     "factored_flow",
     "gradient_flow",
@@ -34,4 +37,5 @@ __all__ = [
     "rmsprop_sde",
     "sgd_sde",
     "sharpness_reduction_flow",
+    "two_layer_flow",
 ]

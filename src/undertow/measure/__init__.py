@@ -16,6 +16,7 @@ from undertow.measure.function import AffineRegion as AffineRegion
 from undertow.measure.function import Boundary as Boundary
 from undertow.measure.function import DepthConvergence as DepthConvergence
 from undertow.measure.function import DepthPath as DepthPath
+from undertow.measure.function import FunctionDistance as FunctionDistance
 from undertow.measure.function import FunctionalRank as FunctionalRank
 from undertow.measure.function import Homogeneity as Homogeneity
 from undertow.measure.function import Margins as Margins
@@ -24,6 +25,7 @@ from undertow.measure.function import NormBounds as NormBounds
 from undertow.measure.function import activation_region as activation_region
 from undertow.measure.function import boundary_distance as boundary_distance
 from undertow.measure.function import depth_convergence as depth_convergence
+from undertow.measure.function import distance_in_function_space as distance_in_function_space
 from undertow.measure.function import follow_depth as follow_depth
 from undertow.measure.function import functional_rank as functional_rank
 from undertow.measure.function import homogeneity as homogeneity
@@ -45,6 +47,7 @@ from undertow.measure.noise import gradient_noise as gradient_noise
 from undertow.measure.noise import noise_covariance as noise_covariance
 from undertow.measure.noise import noise_floor as noise_floor
 from undertow.measure.noise import per_sample_gradient_norms as per_sample_gradient_norms
+from undertow.measure.weights import AngularUpdate as AngularUpdate
 from undertow.measure.weights import Displacement as Displacement
 from undertow.measure.weights import InitSplit as InitSplit
 from undertow.measure.weights import LayerNorms as LayerNorms
@@ -53,6 +56,7 @@ from undertow.measure.weights import Ranks as Ranks
 from undertow.measure.weights import SpectrumRanks as SpectrumRanks
 from undertow.measure.weights import SplitRanks as SplitRanks
 from undertow.measure.weights import WeightMatrix as WeightMatrix
+from undertow.measure.weights import angular_update as angular_update
 from undertow.measure.weights import displacement as displacement
 from undertow.measure.weights import layer_norms as layer_norms
 from undertow.measure.weights import matrix_ranks as matrix_ranks
@@ -69,11 +73,13 @@ from undertow.measure.weights import weight_matrices as weight_matrices
 
 __all__ = [
     "AffineRegion",
+    "AngularUpdate",
     "Boundary",
     "DepthConvergence",
     "DepthPath",
     "Displacement",
     "Estimate",
+    "FunctionDistance",
     "FunctionalRank",
     "GradientNoise",
     "Homogeneity",
@@ -99,10 +105,12 @@ __all__ = [
     "SplitRanks",
     "WeightMatrix",
     "activation_region",
+    "angular_update",
     "batch_gradient_norms",
     "boundary_distance",
     "depth_convergence",
     "displacement",
+    "distance_in_function_space",
     "follow_depth",
     "functional_rank",
     "gradient_noise",

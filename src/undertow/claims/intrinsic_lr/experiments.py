@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 TIMES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 CLOCK = tuple(part / 20 for part in range(1, 21))  # and norms on their way
 SPLIT = 4  # by so much lr is smaller, and weight_decay larger, from the far start
+FAR = 2.0  # times initial weights: from where norms come back
+SMALLER, LONGER = 100, 10  # an initial rate, and the steps that it is given
 REPEATS, READINGS, BATCHES = 4, 24, 8  # networks of a seed, and what is read of norms at rest
-FALLS = 2  # to a tenth, of a usual schedule
+FALLS = (0.6, 0.8, 0.9)  # parts of a training after which its rate falls to a tenth
+# Of the toy: lr x weight_decay not too small, or its loss underflows before it comes back.
+CIRCLE = {"lr": 0.1, "weight_decay": 0.1, "steps": 20_000}
 _APART = 2**32  # between the seeds of two members, so that no two networks share one
 _PERMUTATIONS = 199
 
@@ -64,17 +68,16 @@ class Rest(Trained):
     """Norms and gradients at rest, layer by layer."""
 
     product: float
-    momentum: float = 0.0
+    momentum: float
     decayed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clock(Trained):
-    """Norms on their way, from initial weights times a factor."""
+    """Norms on their way, from initial weights that are far too large."""
 
     product: float
     momentum: float
-    factor: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,39 +89,44 @@ class Schedule(Trained):
     falls: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Circle:
     """Full-batch descent on x^2 / (x^2 + y^2), and a twin a hair off."""
 
-    weight_decay: float
     seed: int
 
 
 def experiments(knobs: IntrinsicLr, seed: int) -> dict[str, Experiment]:
     """The longest first."""
-    own, kinds = seeds(seed, knobs.seeds), list(KINDS)
-    middle = knobs.products[1]
-    rates = [{"lr": knobs.lr * SPLIT}, {"lr": knobs.lr / SPLIT}]
+    own, product = seeds(seed, knobs.seeds), knobs.products[1]
+    norms, controls = ([{"kind": kind} for kind in own_kinds] for own_kinds in (KINDS, CONTROLS))
+    at: dict[str, Any] = {"norm": norms, "seed": own}
     heavy = {"momentum": knobs.momentum, "lr": knobs.lr * (1 - knobs.momentum)}
-    resting = grid(Rest, knobs, product=[middle], kind=kinds, cell=[*rates, heavy], seed=own)
-    resting += grid(Rest, knobs, product=[2 * middle], kind=kinds, seed=own)
-    resting += grid(Rest, knobs, product=[middle], kind=list(CONTROLS), seed=own)
-    resting += grid(Rest, knobs, product=[middle], kind=kinds, decayed=[False], seed=own)
-    clocks = grid(
-        Clock,
-        knobs,
-        product=[middle],
-        kind=kinds,
-        factor=[1.0, 2.0],
-        cell=[{"momentum": 0.0}, heavy],
-        seed=own,
-    )
-    weights = grid(Weights, knobs, product=[middle], kind=kinds, seed=own)
+    plain = {"momentum": 0.0}
+    # The same product in other parts, twice as much of it, momentum, and without decay.
+    cells = [
+        plain | {"lr": knobs.lr * SPLIT},
+        plain | {"lr": knobs.lr / SPLIT},
+        plain | {"product": 2 * product},
+        heavy,
+        plain | {"decayed": False},
+    ]
+    resting = grid(Rest, knobs, product=[product], cell=cells, **at)
+    resting += grid(Rest, knobs, product=[product], cell=[plain], norm=controls, seed=own)
+    clocks = grid(Clock, knobs, product=[product], cell=[plain, heavy], **at)
+    clocks += grid(Clock, knobs, product=[product], cell=[plain], norm=controls[:1], seed=own)
+    usual = {"lr": knobs.annealed_lr, "steps": knobs.steps, "falls": 2}
+    small = usual | {"lr": knobs.annealed_lr / SMALLER}
+    trained = [small | {"steps": LONGER * knobs.steps, "falls": 3}, small, usual]
     return {
-        "functions": Experiment(grid(Meeting, knobs, kind=kinds, seed=own), meet, ("seed",), 3),
-        "weights": Experiment(weights, keep_moving, ("seed",)),
+        "functions": Experiment(grid(Meeting, knobs, **at), meet, ("seed",), 6),
+        "schedules": Experiment(grid(Schedule, knobs, cell=trained, **at), anneal, ("seed",)),
+        "weights": Experiment(
+            grid(Weights, knobs, product=[product], **at), keep_moving, ("seed",)
+        ),
         "rest": Experiment(resting, rest, ("seed",)),
         "clock": Experiment(clocks, turn_back, ("seed",)),
+        "circle": Experiment(grid(Circle, knobs, seed=own), descend),
     }
 
 
@@ -177,11 +185,13 @@ def learned_at_random(trials: Sequence[Trained]) -> list[nn.Module]:
     return [found.ensemble.module(number) for number in range(len(trials))]
 
 
-def from_both(trials: Sequence[Meeting] | Sequence[Weights], product: float) -> Networks:
+def from_both(
+    trials: Sequence[Meeting] | Sequence[Weights], far: Sequence[nn.Module], product: float
+) -> Networks:
     """Of each trial two ensembles at one product, the far one with lr and decay in other parts."""
-    each, modules, members = trials[0].members, list[Any](), []
-    for trial, far in zip(trials, learned_at_random(trials), strict=True):
-        modules += [fresh(trial)] * each + [far] * each
+    each, modules, members = trials[0].members, list[Any](), list[Any]()
+    for trial, learned in zip(trials, far, strict=True):
+        modules += [fresh(trial)] * each + [learned] * each
         rates = [trial.lr] * each + [trial.lr / SPLIT] * each
         members += [member(trial, own, lr, product / lr) for own, lr in enumerate(rates)]
     return of_kind(trials, modules, members)
@@ -192,10 +202,10 @@ def from_both(trials: Sequence[Meeting] | Sequence[Weights], product: float) -> 
 
 def meet(trials: Sequence[Meeting]) -> list[Rows]:
     """How far apart ensembles are: from two starts, of two products, and after as many steps."""
-    first, rows = trials[0], [Rows() for _ in trials]
+    first, rows, far = trials[0], [Rows() for _ in trials], learned_at_random(trials)
     seen: dict[tuple[float, float], Tensor] = {}
     for product in first.products:
-        both = from_both(trials, product)
+        both = from_both(trials, far, product)
         steps = {round(time / product): time for time in (*TIMES, first.horizon)}
         for step in both.ensemble.read_at(steps):
             shown = both.held_out[:, : first.shown]
@@ -231,7 +241,7 @@ def keep_moving(trials: Sequence[Weights]) -> list[Rows]:
     from torch.nn import functional
 
     first, rows = trials[0], [Rows() for _ in trials]
-    both = from_both(trials, first.product)
+    both = from_both(trials, learned_at_random(trials), first.product)
     steps = {round(time / first.product): time for time in range(2, first.horizon + 1)}
     began: Tensor | None = None
     sums: dict[str, Tensor] = {}
@@ -319,13 +329,13 @@ def rest(trials: Sequence[Rest]) -> list[Rows]:
     ends = (round(part / first.product) for part in (first.horizon / 2, first.horizon))
     steps = torch.linspace(*ends, READINGS).round().int().tolist()
     read: dict[str, list[Tensor]] = {}
-    for step in found.ensemble.read_at(steps):
+    for _ in found.ensemble.read_at(steps):
         before, squares = trained_weights(found), square_gradients(found, generators)
         found.ensemble.train(1)
         for name, after in trained_weights(found).items():
             norm, cosine = before[name].norm(dim=1), torch.cosine_similarity(before[name], after)
-            own = torch.stack([norm**4, norm**2 * squares[name], 1 - cosine])
-            read.setdefault(name, []).append(own.unflatten(1, (len(trials), -1)).mean(2))
+            numbers = torch.stack([norm**4, norm**2 * squares[name], 1 - cosine])
+            read.setdefault(name, []).append(numbers.unflatten(1, (len(trials), -1)).mean(2))
     accuracy = found.tested().accuracy.view(len(trials), -1).mean(1)
     for layer, readings in enumerate(read.values(), 1):
         fourth, square, lost = torch.stack(readings, 1)
@@ -335,13 +345,22 @@ def rest(trials: Sequence[Rest]) -> list[Rows]:
             "square": square.mean(0),
             # In root mean square: 1 - cos is what the moments tell.
             "turned": 2 * (lost.mean(0) / 2).sqrt().asin(),
-            "grown": fourth[-1] / fourth[0],
-            "weight_decay": decay,
             "accuracy": accuracy,
         }
-        for own_rows, row in zip(rows, rows_of(facts), strict=True):
-            own_rows.append(row)
+        for own, row in zip(rows, rows_of(facts), strict=True):
+            own.append(row | (law(first, decay, row["square"]) if decay else {}))
     return rows
+
+
+def law(trial: Rest, decay: float, square: float) -> dict[str, Any]:
+    """What the closed forms make of the gradients' size."""
+    from undertow import predict
+
+    found = predict.equilibrium(
+        trial.lr, decay, momentum=trial.momentum, gradient_sqnorm=square
+    )
+    assert found.norm is not None  # there is a size
+    return {"predicted": found.norm**4, "predicted_turn": found.angular_update}
 
 
 def square_gradients(found: Networks, generators: Sequence[Generator]) -> dict[str, Tensor]:
@@ -379,7 +398,7 @@ def turn_back(trials: Sequence[Clock]) -> list[Rows]:
 
     first = trials[0]
     decay = first.product * (1 - first.momentum) / first.lr
-    found = of_rest(trials, decay, first.factor)
+    found = of_rest(trials, decay, FAR)
 
     def fourth() -> Tensor:
         own = [weights.norm(dim=1) ** 4 for weights in trained_weights(found).values()]
@@ -400,3 +419,46 @@ def turn_back(trials: Sequence[Clock]) -> list[Rows]:
         ]
         for own in ratios.unbind(1)
     ]
+
+
+# ---- schedules, and full batches
+
+
+def anneal(trials: Sequence[Schedule]) -> list[Rows]:
+    """A network each, trained to the end at a rate that falls to a tenth from time to time."""
+    from undertow.train import schedules
+
+    first = trials[0]
+    milestones = tuple(round(first.steps * share) for share in FALLS[: first.falls])
+    falling = schedules.StepDecay(milestones)
+    members = [member(own, 0, own.lr, own.weight_decay, schedule=falling) for own in trials]
+    found = of_kind(trials, [fresh(trial) for trial in trials], members)
+    found.ensemble.train(first.steps)
+    return [[row] for row in rows_of(found.results())]
+
+
+def descend(trial: Circle) -> Rows:
+    """Where losses of full-batch descent go with decay, and where once decay is off."""
+    import numpy as np
+
+    angle = np.random.default_rng(trial.seed).uniform(0, 2 * np.pi)
+    place = np.stack([np.cos(angle) + np.array([0, 1e-9]), np.full(2, np.sin(angle))])
+    rows = []
+    for decay in (CIRCLE["weight_decay"], 0.0):
+        losses = []
+        for _ in range(int(CIRCLE["steps"])):
+            square = (place**2).sum(0)
+            losses.append(place[0] ** 2 / square)
+            slope = 2 * place[0] * place[1] / square**2
+            gradient = slope * np.stack([place[1], -place[0]])
+            place = (1 - CIRCLE["lr"] * decay) * place - CIRCLE["lr"] * gradient
+        late = np.array(losses[len(losses) // 2 :])
+        rows.append(
+            {
+                "decayed": decay > 0,
+                "highest": late[:, 0].max(),
+                "lowest": late[:, 0].min(),
+                "apart": abs(late[:, 0] - late[:, 1]).max(),
+            }
+        )
+    return rows

@@ -16,8 +16,8 @@ from undertow.measure.function import AffineRegion as AffineRegion
 from undertow.measure.function import Boundary as Boundary
 from undertow.measure.function import DepthConvergence as DepthConvergence
 from undertow.measure.function import DepthPath as DepthPath
-from undertow.measure.function import FunctionDistance as FunctionDistance
 from undertow.measure.function import FunctionalRank as FunctionalRank
+from undertow.measure.function import FunctionDistance as FunctionDistance
 from undertow.measure.function import Homogeneity as Homogeneity
 from undertow.measure.function import Margins as Margins
 from undertow.measure.function import NeuralCollapse as NeuralCollapse

@@ -15,8 +15,8 @@ from undertow.models._layers import activation_maker, drawn_layer, or_new
 DeepInit = Literal["identity-plus-noise", "he"]
 Norm = Literal["batch", "layer", "none"]
 
-# Added to a variance, to divide 0 by 0 no more. Beside any other one it is lost to rounding, so that
-# scale invariance is exact, which PyTorch's 1e-5 spoils where weights are small.
+# Added to a variance, which may be 0. Beside any other one it is lost to rounding, so that scale
+# invariance is exact, which PyTorch's 1e-5 spoils where weights are small.
 _EPS = 1e-30
 
 

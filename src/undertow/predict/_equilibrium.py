@@ -25,8 +25,8 @@ class Equilibrium:
         intrinsic_lr: lambda_e = lr x weight_decay / (1 - momentum), the decay of one step.
         mixing_steps: 1 / lambda_e, the steps over which the network's function forgets its start
             (a conjecture of the paper), and a norm that is too large falls by a factor e.
-        relaxation_steps: the steps over which a small deviation of ||w|| falls by a factor e: about
-            1 / (4 lambda_e), and 1 / (2 lambda_e) under AdamW, whose steps do not shrink with ||w||.
+        relaxation_steps: the steps over which a small deviation of ||w|| falls by a factor e, about
+            1 / (4 lambda_e), and 1 / (2 lambda_e) under AdamW, whose steps no norm shrinks.
         angular_update: by how much a step turns the weights, in radians.
         norm: ||w|| at equilibrium; None without `gradient_sqnorm`, or AdamW's `num_weights`.
         effective_lr: at equilibrium, how far a step moves the direction for the gradient at unit
@@ -90,8 +90,11 @@ def equilibrium(
                                                     about lr C / (2 weight_decay)
         cos of the angle = (k + b) / (1 + b k)      angle about sqrt(2 x (1 - b) / (1 + b))
 
-    To first order these are the rotational equilibria of 2305.17212. A network's gradients are
-    not independent from step to step: what they share turns the weights further under momentum.
+    To first order these are the rotational equilibria of 2305.17212. In a network gradients have
+    some memory of the steps before, which momentum adds up: `sgd` without it is right all the same.
+    AdamW's group is a unit's weights under batch norm. Under layer norm units are not
+    scale-invariant one by one, m / sqrt(v) is not orthogonal to all of them together where their
+    gradients differ in size, and a small network turned a quarter less.
 
     `weight_decay` is PyTorch's, which is this paper's lambda (its loss has (lambda / 2) ||w||^2);
     papers that write lambda ||w||^2 mean half of it.

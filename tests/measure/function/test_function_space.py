@@ -1,4 +1,4 @@
-"""The distance between two ensembles' laws of the output: closed forms, its null, and invariances."""
+"""The distance between two ensembles' laws of the output: closed forms, null and invariances."""
 
 from __future__ import annotations
 

@@ -8,15 +8,28 @@ network's function has forgotten its start.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from undertow.claims import Claim
 from undertow.data import Images
 from undertow.lab import Count, Knobs, Seeds, Share, above, at_least
 
-# Of the networks under each norm. A unit of a ReLU that layer norm lets die is a memory of its own.
-KINDS = {"batch norm": ("batch", "relu"), "layer norm": ("layer", "leaky_relu")}
-CONTROLS = {"no norm": ("none", "relu"), "trained head": ("batch", "relu")}
+Norm = Literal["batch", "layer", "none"]
+# Norm and activation of networks. A unit of a ReLU that layer norm lets die remembers its start.
+KINDS: dict[str, tuple[Norm, str]] = {
+    "batch norm": ("batch", "relu"),
+    "layer norm": ("layer", "gelu"),
+}
+    "batch norm": ("batch", "relu"),
+    "layer norm": ("layer", "gelu"),
+}
+CONTROLS: dict[str, tuple[Norm, str]] = {
+    "no norm": ("none", "relu"),
+    "trained head": ("batch", "relu"),
+}
+    "no norm": ("none", "relu"),
+    "trained head": ("batch", "relu"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,11 +40,11 @@ class IntrinsicLr(Knobs):
     width: Count = 32  # of two hidden layers
     batch_size: Annotated[int, at_least(2)] = 16
     lr: Annotated[float, above(0)] = 0.2
-    product: Share = 8e-3  # lr x weight_decay, the largest
+    product: Share = 16e-3  # lr x weight_decay, the largest
     halvings: Annotated[int, at_least(2)] = 2  # of it
     members: Annotated[int, at_least(2)] = 32  # of an ensemble
-    shown: Count = 200  # test images on which laws of the output are compared
-    horizon: Annotated[int, at_least(3)] = 6  # steps, in parts of 1 / (lr x weight_decay)
+    shown: Count = 350  # test images on which laws of the output are compared
+    horizon: Annotated[int, at_least(4)] = 6  # steps, in parts of 1 / (lr x weight_decay)
     momentum: Share = 0.9
     annealed_lr: Annotated[float, above(0)] = 0.8  # of a usual schedule
     weight_decay: Annotated[float, above(0)] = 0.025  # of the schedules
@@ -50,14 +63,14 @@ CLAIM = Claim(
     paper="Li, Lyu and Arora, Reconciling Modern Deep Learning with Traditional Optimization "
     "Analyses: The Intrinsic Learning Rate, 2020 (arXiv 2010.02916)",
     statement="Weights under batch or layer norm, trained by SGD with weight decay, come to a norm "
-    "with ||w||^4 = lr q / (2 weight_decay) for gradients of mean square q at unit norm, and so to "
-    "an effective rate that lr x weight_decay alone decides; ||w||^4 comes back to it at the rate "
-    "4 lr weight_decay, with momentum at lr / (1 - beta) in place of lr. Ensembles of networks from "
-    "different starts, with other lr but equal products, have the same law of outputs after some "
-    "1 / (lr x weight_decay) steps, a power and not an exponential, though their weights have not "
-    "mixed: averages of weights still help, and weights keep moving away. An initial rate 100 times "
-    "smaller gives the same test accuracy in 10 times the steps. Full-batch descent with decay "
-    "never settles, and without does.",
+    "with ||w||^4 = lr q / (2 weight_decay) for gradients of mean square q at unit norm, so that "
+    "lr x weight_decay alone decides the effective learning rate. From far above, ||w||^4 comes "
+    "back at the rate 4 lr weight_decay, with momentum at lr / (1 - beta) in place of lr. "
+    "Ensembles from different starts, with other lr but equal products, have the same law of "
+    "outputs after some 1 / (lr x weight_decay) steps: a power, not an exponential. Their weights "
+    "have not mixed by then: averages of weights still help, and weights keep moving away. An "
+    "initial rate 100 times smaller gives the same test accuracy in 10 times the steps. "
+    "Full-batch descent with decay never settles, and without does.",
     corrections=(
         "q is signal and noise, not the trace of the noise covariance alone, and the law at finite "
         "steps has 2 - lr weight_decay in place of 2. With momentum it is exact for gradients that "

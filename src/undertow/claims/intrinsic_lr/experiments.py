@@ -24,7 +24,7 @@ SPLIT = 4  # by so much lr is smaller, and weight_decay larger, from the far sta
 FAR = 2.0  # times initial weights: from where norms come back
 SMALLER, LONGER = 100, 10  # an initial rate, and the steps that it is given
 REPEATS, READINGS, BATCHES = 4, 24, 8  # networks of a seed, and what is read of norms at rest
-FALLS = (0.6, 0.8, 0.9)  # parts of a training after which its rate falls to a tenth
+FALLS = (0.6, 0.8)  # parts of a training after which its rate falls to a tenth
 # Of the toy: lr x weight_decay not too small, or its loss underflows before it comes back.
 CIRCLE = {"lr": 0.1, "weight_decay": 0.1, "steps": 20_000}
 _APART = 2**32  # between the seeds of two members, so that no two networks share one
@@ -82,11 +82,10 @@ class Clock(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Trained):
-    """A whole training, whose rate falls to a tenth so many times."""
+    """A whole training, whose rate falls to a tenth twice."""
 
     weight_decay: float
     steps: int
-    falls: int
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,9 @@ def experiments(knobs: IntrinsicLr, seed: int) -> dict[str, Experiment]:
     resting += grid(Rest, knobs, product=[product], cell=[plain], norm=controls, seed=own)
     clocks = grid(Clock, knobs, product=[product], cell=[plain, heavy], **at)
     clocks += grid(Clock, knobs, product=[product], cell=[plain], norm=controls[:1], seed=own)
-    usual = {"lr": knobs.annealed_lr, "steps": knobs.steps, "falls": 2}
+    usual = {"lr": knobs.annealed_lr, "steps": knobs.steps}
     small = usual | {"lr": knobs.annealed_lr / SMALLER}
-    trained = [small | {"steps": LONGER * knobs.steps, "falls": 3}, small, usual]
+    trained = [small | {"steps": LONGER * knobs.steps}, small, usual]
     return {
         "functions": Experiment(grid(Meeting, knobs, **at), meet, ("seed",), 6),
         "schedules": Experiment(grid(Schedule, knobs, cell=trained, **at), anneal, ("seed",)),
@@ -155,22 +154,23 @@ def fresh(trial: Trained, start: int = 0, factor: float = 1.0) -> nn.Module:
     import torch
 
     from undertow import models
+    from undertow.train import spawn_generators
 
     norm, activation = (KINDS | CONTROLS)[trial.kind]
     shown = trial.images.load(seed=trial.seed)
     features, classes = shown.train_inputs[0].numel(), shown.num_classes
-
-    def draw(number: int) -> nn.Sequential:
-        return models.scale_invariant_mlp(
+    head, *starts, _ = (
+        models.scale_invariant_mlp(
             (features, trial.width, trial.width, classes),
             norm=norm,
             activation=activation,
             frozen_head=trial.kind != "trained head",
-            generator=torch.Generator().manual_seed(trial.seed + number * _APART),
+            generator=generator,
         )
-
-    made = draw(start)
-    made[-1].load_state_dict(draw(0)[-1].state_dict())
+        for generator in spawn_generators(trial.seed, 4)
+    )
+    made = starts[start]
+    made[-1].load_state_dict(head[-1].state_dict())
     with torch.no_grad():
         for layer in made[:-1].parameters():
             layer.mul_(factor)
@@ -216,9 +216,9 @@ def meet(trials: Sequence[Meeting]) -> list[Rows]:
                 own.append(compared("starts", product, steps[step], *pair))
     for twice, product in pairwise(first.products):
         at_rest = seen[product, first.horizon], seen[twice, first.horizon]
-        as_long = seen[product, 1.0], seen[twice, 2.0]
+        as_long = seen[product, 0.5], seen[twice, 1.0]
         for number, own in enumerate(rows):
-            for what, time, pair in (("products", first.horizon, at_rest), ("steps", 1.0, as_long)):
+            for what, time, pair in (("products", first.horizon, at_rest), ("steps", 0.5, as_long)):
                 own.append(compared(what, product, time, *(laws[number] for laws in pair)))
     return rows
 
@@ -318,18 +318,24 @@ def of_rest(
     return of_kind(trials, modules, members, rule=rules.momentum if first.momentum else rules.sgd)
 
 
+def late(trial: Rest | Clock) -> list[int]:
+    """Steps at which norms at rest are read, over the second half."""
+    first, last = trial.horizon / 2 / trial.product, trial.horizon / trial.product
+    return [round(first + (last - first) * part / (READINGS - 1)) for part in range(READINGS)]
+
+
 def rest(trials: Sequence[Rest]) -> list[Rows]:
     """Each layer's norm, the square of its gradients at unit norm, and the turn of a step."""
     import torch
 
+    from undertow.train import spawn_generators
+
     first, rows = trials[0], [Rows() for _ in trials]
     decay = first.product * (1 - first.momentum) / first.lr * first.decayed
     found = of_rest(trials, decay)
-    generators = [torch.Generator().manual_seed(trial.seed) for trial in trials]
-    ends = (round(part / first.product) for part in (first.horizon / 2, first.horizon))
-    steps = torch.linspace(*ends, READINGS).round().int().tolist()
+    generators = [spawn_generators(trial.seed, 4)[3] for trial in trials]
     read: dict[str, list[Tensor]] = {}
-    for _ in found.ensemble.read_at(steps):
+    for _ in found.ensemble.read_at(late(first)):
         before, squares = trained_weights(found), square_gradients(found, generators)
         found.ensemble.train(1)
         for name, after in trained_weights(found).items():
@@ -356,9 +362,7 @@ def law(trial: Rest, decay: float, square: float) -> dict[str, Any]:
     """What the closed forms make of the gradients' size."""
     from undertow import predict
 
-    found = predict.equilibrium(
-        trial.lr, decay, momentum=trial.momentum, gradient_sqnorm=square
-    )
+    found = predict.equilibrium(trial.lr, decay, momentum=trial.momentum, gradient_sqnorm=square)
     assert found.norm is not None  # there is a size
     return {"predicted": found.norm**4, "predicted_turn": found.angular_update}
 
@@ -408,9 +412,7 @@ def turn_back(trials: Sequence[Clock]) -> list[Rows]:
     steps = [round(part / first.product) for part in CLOCK]
     for _ in found.ensemble.read_at(steps):
         read.append(fourth())
-    ends = (round(part / first.product) for part in (first.horizon - 2, first.horizon))
-    late = torch.linspace(*ends, READINGS).round().int().tolist()
-    rest_at = torch.stack([fourth() for _ in found.ensemble.read_at(late)]).mean(0)
+    rest_at = torch.stack([fourth() for _ in found.ensemble.read_at(late(first))]).mean(0)
     ratios = (torch.stack(read) / rest_at).mean(1)
     return [
         [
@@ -425,16 +427,22 @@ def turn_back(trials: Sequence[Clock]) -> list[Rows]:
 
 
 def anneal(trials: Sequence[Schedule]) -> list[Rows]:
-    """A network each, trained to the end at a rate that falls to a tenth from time to time."""
+    """Networks trained to the end, and how many of their test images they get right."""
     from undertow.train import schedules
 
     first = trials[0]
-    milestones = tuple(round(first.steps * share) for share in FALLS[: first.falls])
-    falling = schedules.StepDecay(milestones)
-    members = [member(own, 0, own.lr, own.weight_decay, schedule=falling) for own in trials]
-    found = of_kind(trials, [fresh(trial) for trial in trials], members)
+    falling = schedules.StepDecay(tuple(round(first.steps * share) for share in FALLS))
+    modules, members = list[Any](), list[Any]()
+    for trial in trials:
+        modules += [fresh(trial)] * REPEATS
+        members += [
+            member(trial, own, trial.lr, trial.weight_decay, schedule=falling)
+            for own in range(REPEATS)
+        ]
+    found = of_kind(trials, modules, members)
     found.ensemble.train(first.steps)
-    return [[row] for row in rows_of(found.results())]
+    accuracy = found.tested().accuracy.view(len(trials), -1).mean(1)
+    return [[{"accuracy": own}] for own in accuracy.tolist()]
 
 
 def descend(trial: Circle) -> Rows:

@@ -1,14 +1,13 @@
-"""The figures of intrinsic-lr: functions that meet, weights that do not, norms at rest, a circle."""
+"""The figures of intrinsic-lr: functions that meet, weights that do not, and norms at rest."""
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import polars as pl
 
 from undertow.claims import Records
-from undertow.claims.intrinsic_lr import KINDS, IntrinsicLr
+from undertow.claims.intrinsic_lr import IntrinsicLr
 from undertow.lab import Charts, beside, figure, means
 
 draw = Charts(

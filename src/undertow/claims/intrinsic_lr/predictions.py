@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,17 @@ from undertow import lab
 from undertow.claims import Records
 from undertow.claims.intrinsic_lr import KINDS, IntrinsicLr
 from undertow.claims.intrinsic_lr.experiments import LONGER, SMALLER, SPLIT, TIMES
-from undertow.lab import PerSeed, Prediction, Reading, at_most, every_seed, near, no_less, of, outside
+from undertow.lab import (
+    PerSeed,
+    Prediction,
+    Reading,
+    at_most,
+    every_seed,
+    near,
+    no_less,
+    of,
+    outside,
+)
 
 SETTLED = 2.0  # a distance in parts of what chance sets apart, down to which ensembles have met
 _FAR = pl.col("distance") / pl.col("null")
@@ -30,11 +39,10 @@ def predictions(knobs: IntrinsicLr) -> dict[str, Prediction]:
 
 
 def summary(records: Records, knobs: IntrinsicLr) -> str:
-    """How many networks an ensemble has, and where it is read."""
-    lost, total = lab.lost(records, "schedules")
+    """How many networks an ensemble has, and until when it is read."""
     return (
-        f"Ensembles of {knobs.members} networks, read up to {knobs.horizon} / (lr x weight_decay) "
-        f"steps; {lost} of {total} schedules diverged."
+        f"Ensembles of {knobs.members} networks a start and seed, read up to {knobs.horizon} / (lr "
+        f"x weight_decay) steps on {knobs.shown} test images."
     )
 
 
@@ -43,7 +51,7 @@ def _functions(knobs: IntrinsicLr, kind: str) -> dict[str, Prediction]:
     half = "half the intrinsic lr"
     return {
         "distance of two starts over chance, at the end": at_most(
-            1.2, apart(kind, "starts", last), "equal products meet", against=SETTLED
+            1.2, apart(kind, "starts", last), "equal products meet", against=1.5
         ),
         "distance of two starts over chance, at first": no_less(
             SETTLED, apart(kind, "starts", TIMES[0]), "they are far apart then", control=True
@@ -52,10 +60,10 @@ def _functions(knobs: IntrinsicLr, kind: str) -> dict[str, Prediction]:
             1.3, apart(kind, "products", last), "another law, and it is seen", control=True
         ),
         f"distance to {half} over chance, after equal steps": no_less(
-            1.3, apart(kind, "steps", 1.0), "time goes by the product", control=True
+            1.3, apart(kind, "steps", 0.5), "time goes by the product", control=True
         ),
         "power of the product in the steps until they meet": near(
-            -1, 0.25, power(knobs, kind), "its inverse", against=1
+            -1, 0.25, power(knobs, kind), "its inverse", against=0.75
         ),
         "steps until they meet over what is exponential in 1 / product": at_most(
             0.75, exponential(knobs, kind), "from the two larger products", control=True
@@ -69,7 +77,7 @@ def _weights(knobs: IntrinsicLr, kind: str) -> dict[str, Prediction]:
     ways = [of("weights", "moved", kind=kind, time=time) for time in (last, middle)]
     losses = [of("weights", name, kind=kind, time=last) for name in ("averaged_loss", "loss")]
     return {
-        "cosine of weights from one start over from two, less 0, at the end": every_seed(
+        "cosine of weights from one start above that from two, at the end": every_seed(
             apart > 0, "weights do not meet"
         ),
         "square distance of weights, later over earlier": no_less(
@@ -180,7 +188,7 @@ def as_ratio(found: PerSeed) -> PerSeed:
 
 
 def settling(kind: str, product: float) -> Reading:
-    """log of the steps after which two starts are no farther than `SETTLED` times chance."""
+    """Log of the steps after which two starts are no farther than `SETTLED` times chance."""
 
     def read(records: Records) -> PerSeed:
         frame = records["functions"]
@@ -234,7 +242,7 @@ def exponential(knobs: IntrinsicLr, kind: str) -> Reading:
 
 
 def exponentiated(found: PerSeed) -> PerSeed:
-    """e to the power of each seed's number, as ratios."""
+    """E to the power of each seed's number, as ratios."""
     return PerSeed(found.map(math.exp).values, is_ratio=True)
 
 
@@ -244,7 +252,7 @@ def at_rest(kind: str, column: str, law: str, **where: Any) -> Reading:
 
 
 def effective(kind: str, lr: float) -> Reading:
-    """lr / ||w||^2 at rest, mean over layers."""
+    """Lr / ||w||^2 at rest, mean over layers."""
     return of("rest", lr / pl.col("fourth").sqrt(), "decayed", kind=kind, lr=lr)
 
 
@@ -256,4 +264,4 @@ def clock(kind: str, lr: float) -> Reading:
 
 def accuracy(kind: str, lr: float, steps: int) -> Reading:
     """Test accuracy at the end of a schedule."""
-    return of("schedules", "accuracy", ~pl.col("diverged"), kind=kind, lr=lr, steps=steps)
+    return of("schedules", "accuracy", kind=kind, lr=lr, steps=steps)

@@ -133,9 +133,9 @@ def distance_in_function_space(
     Source: 2010.02916, the fast equilibrium conjecture, for a law of classes; its experiments
     compare laws of predictions by the l1 distance, which is twice the total variation.
     """
-    for name, value, words in (("kind", kind, Kind), ("law", law, Law)):
-        if value not in get_args(words):
-            raise ValueError(f"{name} must be {' or '.join(get_args(words))}, got {value!r}")
+    for name, word, words in (("kind", kind, Kind), ("law", law, Law)):
+        if word not in get_args(words):
+            raise ValueError(f"{name} must be {' or '.join(get_args(words))}, got {word!r}")
     permutations = whole_number("permutations", permutations, least=1)
     if inputs is not None and isinstance(models, Tensor) and isinstance(others, Tensor):
         raise ValueError("inputs must be None where models and others are outputs already")
@@ -194,8 +194,8 @@ def _outputs(name: str, models: Models, inputs: Any) -> Tensor:
     whole = not found.is_floating_point()
     if found.is_complex() or found.dtype == torch.bool or found.ndim != (2 if whole else 3):
         raise ValueError(
-            f"{name} must give logits [members, rows, classes], or classes [members, rows] as whole "
-            f"numbers, got shape {tuple(found.shape)} of {found.dtype}"
+            f"{name} must give logits [members, rows, classes], or classes [members, rows] as "
+            f"whole numbers, got shape {tuple(found.shape)} of {found.dtype}"
         )
     if len(found) < 2 or not found.shape[1]:
         raise ValueError(

@@ -21,10 +21,12 @@ from undertow.data import Images
 TINY = IntrinsicLr(
     images=Images(train_size=40),
     width=8,
-    product=0.08,
-    members=4,
+    product=0.1,
+    members=3,
+    random_steps=20,
     shown=20,
     horizon=4,
+    readings=2,
     steps=4,
     seeds=2,
 )
@@ -105,7 +107,7 @@ def world(
         for lr, over, faster, decayed in cells:
             fourth = (lr / (0.02 * faster)) ** 2
             if not decayed:
-                fourth = (KNOBS.lr / experiments.SPLIT / 0.02) ** 2 * undecayed
+                fourth = (lr / (0.02 * twice)) ** 2 * undecayed
             laws = {"predicted": fourth / over, "predicted_turn": 0.1 / turn}
             row = {"lr": lr, "decayed": decayed, "layer": 1, "fourth": drawn(fourth), "turned": 0.1}
             laws = laws if decayed else dict.fromkeys(laws)
@@ -190,7 +192,13 @@ def test_when_something_is_first_below_zero() -> None:
 
 
 def trial(kind: str, **more: Any) -> Rest:
-    shape: dict[str, Any] = {"width": TINY.width, "batch_size": 16, "lr": 0.2, "horizon": 4}
+    shape: dict[str, Any] = {
+        "width": TINY.width,
+        "batch_size": 16,
+        "lr": 0.2,
+        "horizon": 4,
+        "readings": 2,
+    }
     return Rest(images=TINY.images, kind=kind, product=0.08, momentum=0.0, seed=0, **shape | more)
 
 

@@ -20,13 +20,7 @@ KINDS: dict[str, tuple[Norm, str]] = {
     "batch norm": ("batch", "relu"),
     "layer norm": ("layer", "gelu"),
 }
-    "batch norm": ("batch", "relu"),
-    "layer norm": ("layer", "gelu"),
-}
 CONTROLS: dict[str, tuple[Norm, str]] = {
-    "no norm": ("none", "relu"),
-    "trained head": ("batch", "relu"),
-}
     "no norm": ("none", "relu"),
     "trained head": ("batch", "relu"),
 }
@@ -43,8 +37,10 @@ class IntrinsicLr(Knobs):
     product: Share = 16e-3  # lr x weight_decay, the largest
     halvings: Annotated[int, at_least(2)] = 2  # of it
     members: Annotated[int, at_least(2)] = 32  # of an ensemble
+    random_steps: Count = 600  # in which the far start learns random labels
     shown: Count = 350  # test images on which laws of the output are compared
     horizon: Annotated[int, at_least(4)] = 6  # steps, in parts of 1 / (lr x weight_decay)
+    readings: Count = 48  # of norms at rest
     momentum: Share = 0.9
     annealed_lr: Annotated[float, above(0)] = 0.8  # of a usual schedule
     weight_decay: Annotated[float, above(0)] = 0.025  # of the schedules
@@ -80,10 +76,12 @@ CLAIM = Claim(
         "smoke": IntrinsicLr(
             images=Images(train_size=60),
             width=8,
-            product=0.08,
+            product=0.1,
             members=6,
+            random_steps=50,
             shown=40,
             horizon=4,
+            readings=3,
             steps=20,
             seeds=2,
         ),

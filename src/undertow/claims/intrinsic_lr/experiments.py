@@ -23,7 +23,8 @@ CLOCK = tuple(part / 20 for part in range(1, 21))  # and norms on their way
 SPLIT = 4  # by so much lr is smaller, and weight_decay larger, from the far start
 FAR = 2.0  # times initial weights: from where norms come back
 SMALLER, LONGER = 100, 10  # an initial rate, and the steps that it is given
-REPEATS, READINGS, BATCHES = 4, 24, 8  # networks of a seed, and what is read of norms at rest
+REPEATS, BATCHES = 4, 12  # networks of a seed, and batches a reading, where norms are read
+ANNEALED = 2  # networks of a seed under each schedule
 FALLS = (0.6, 0.8)  # parts of a training after which its rate falls to a tenth
 # Of the toy: lr x weight_decay not too small, or its loss underflows before it comes back.
 CIRCLE = {"lr": 0.1, "weight_decay": 0.1, "steps": 20_000}
@@ -52,6 +53,7 @@ class Meeting(Trained):
 
     products: tuple[float, ...]
     members: int
+    random_steps: int
     shown: int
 
 
@@ -61,6 +63,7 @@ class Weights(Trained):
 
     product: float
     members: int
+    random_steps: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ class Rest(Trained):
 
     product: float
     momentum: float
+    readings: int
     decayed: bool = True
 
 
@@ -78,6 +82,7 @@ class Clock(Trained):
 
     product: float
     momentum: float
+    readings: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +106,7 @@ def experiments(knobs: IntrinsicLr, seed: int) -> dict[str, Experiment]:
     norms, controls = ([{"kind": kind} for kind in own_kinds] for own_kinds in (KINDS, CONTROLS))
     at: dict[str, Any] = {"norm": norms, "seed": own}
     heavy = {"momentum": knobs.momentum, "lr": knobs.lr * (1 - knobs.momentum)}
-    plain = {"momentum": 0.0}
+    plain, fewer = {"momentum": 0.0}, (knobs.members + 1) // 2
     # The same product in other parts, twice as much of it, momentum, and without decay.
     cells = [
         plain | {"lr": knobs.lr * SPLIT},
@@ -121,7 +126,7 @@ def experiments(knobs: IntrinsicLr, seed: int) -> dict[str, Experiment]:
         "functions": Experiment(grid(Meeting, knobs, **at), meet, ("seed",), 6),
         "schedules": Experiment(grid(Schedule, knobs, cell=trained, **at), anneal, ("seed",)),
         "weights": Experiment(
-            grid(Weights, knobs, product=[product], **at), keep_moving, ("seed",)
+            grid(Weights, knobs, product=[product], members=[fewer], **at), keep_moving, ("seed",)
         ),
         "rest": Experiment(resting, rest, ("seed",)),
         "clock": Experiment(clocks, turn_back, ("seed",)),
@@ -177,23 +182,33 @@ def fresh(trial: Trained, start: int = 0, factor: float = 1.0) -> nn.Module:
     return made
 
 
-def learned_at_random(trials: Sequence[Trained]) -> list[nn.Module]:
+def learned_at_random(trials: Sequence[Meeting] | Sequence[Weights]) -> list[nn.Module]:
     """For each trial a network that has learned random labels of its images."""
-    members = [member(trial, 1_000, trial.lr, 4e-3 / trial.lr) for trial in trials]
+    members = [member(trial, 0, trial.lr, 4e-3 / trial.lr) for trial in trials]
     found = of_kind(trials, [fresh(trial, 1) for trial in trials], members, label_noise=1.0)
-    found.ensemble.train(600)
+    found.ensemble.train(trials[0].random_steps)
     return [found.ensemble.module(number) for number in range(len(trials))]
 
 
 def from_both(
-    trials: Sequence[Meeting] | Sequence[Weights], far: Sequence[nn.Module], product: float
+    trials: Sequence[Meeting] | Sequence[Weights],
+    far: Sequence[nn.Module],
+    product: float,
+    place: int = 0,
 ) -> Networks:
-    """Of each trial two ensembles at one product, the far one with lr and decay in other parts."""
+    """Of each trial two ensembles at one product, the far one with lr and decay in other parts.
+
+    Ensembles at another place see other batches: all are independent.
+    """
     each, modules, members = trials[0].members, list[Any](), list[Any]()
     for trial, learned in zip(trials, far, strict=True):
         modules += [fresh(trial)] * each + [learned] * each
         rates = [trial.lr] * each + [trial.lr / SPLIT] * each
-        members += [member(trial, own, lr, product / lr) for own, lr in enumerate(rates)]
+        numbers = range(1 + 2 * each * place, 1 + 2 * each * (place + 1))
+        members += [
+            member(trial, number, lr, product / lr)
+            for number, lr in zip(numbers, rates, strict=True)
+        ]
     return of_kind(trials, modules, members)
 
 
@@ -204,8 +219,8 @@ def meet(trials: Sequence[Meeting]) -> list[Rows]:
     """How far apart ensembles are: from two starts, of two products, and after as many steps."""
     first, rows, far = trials[0], [Rows() for _ in trials], learned_at_random(trials)
     seen: dict[tuple[float, float], Tensor] = {}
-    for product in first.products:
-        both = from_both(trials, far, product)
+    for place, product in enumerate(first.products):
+        both = from_both(trials, far, product, place)
         steps = {round(time / product): time for time in (*TIMES, first.horizon)}
         for step in both.ensemble.read_at(steps):
             shown = both.held_out[:, : first.shown]
@@ -321,7 +336,8 @@ def of_rest(
 def late(trial: Rest | Clock) -> list[int]:
     """Steps at which norms at rest are read, over the second half."""
     first, last = trial.horizon / 2 / trial.product, trial.horizon / trial.product
-    return [round(first + (last - first) * part / (READINGS - 1)) for part in range(READINGS)]
+    parts = range(1, trial.readings + 1)
+    return [round(first + (last - first) * part / trial.readings) for part in parts]
 
 
 def rest(trials: Sequence[Rest]) -> list[Rows]:
@@ -434,10 +450,10 @@ def anneal(trials: Sequence[Schedule]) -> list[Rows]:
     falling = schedules.StepDecay(tuple(round(first.steps * share) for share in FALLS))
     modules, members = list[Any](), list[Any]()
     for trial in trials:
-        modules += [fresh(trial)] * REPEATS
+        modules += [fresh(trial)] * ANNEALED
         members += [
             member(trial, own, trial.lr, trial.weight_decay, schedule=falling)
-            for own in range(REPEATS)
+            for own in range(ANNEALED)
         ]
     found = of_kind(trials, modules, members)
     found.ensemble.train(first.steps)

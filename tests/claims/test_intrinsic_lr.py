@@ -13,17 +13,17 @@ from contract import Contract
 
 from undertow import claims
 from undertow.claims import Records
-from undertow.claims.intrinsic_lr import CONTROLS, KINDS, IntrinsicLr, experiments
-from undertow.claims.intrinsic_lr.experiments import Circle, Rest
+from undertow.claims.intrinsic_lr import CONTROLS, KINDS, IntrinsicLr, experiments, norms, trials
 from undertow.claims.intrinsic_lr.predictions import crossing
+from undertow.claims.intrinsic_lr.trials import Circle, Rest
 from undertow.data import Images
 
 TINY = IntrinsicLr(
     images=Images(train_size=40),
     width=8,
-    product=0.1,
-    members=3,
-    random_steps=20,
+    product=0.2,
+    members=2,
+    random_steps=4,
     shown=20,
     horizon=4,
     readings=2,
@@ -32,7 +32,7 @@ TINY = IntrinsicLr(
 )
 KNOBS = IntrinsicLr(seeds=12)
 CLAIM = claims.get("intrinsic-lr")
-_SMALL = KNOBS.annealed_lr / experiments.SMALLER
+_SMALL = KNOBS.annealed_lr / trials.SMALLER
 
 
 def world(
@@ -84,8 +84,8 @@ def world(
         for number, product in enumerate(KNOBS.products):
             # Steps until the distance is twice chance, in parts of 1 / product.
             meets = 1.6 * (product / KNOBS.product) ** (power + 1) * late ** (number > 1)
-            for time in experiments.TIMES:
-                far = first if time == experiments.TIMES[0] else 2 * math.exp(meets - time)
+            for time in trials.TIMES:
+                far = first if time == trials.TIMES[0] else 2 * math.exp(meets - time)
                 compared("starts", product, time, max(far, met))
             compared("starts", product, end, met)
             if number:
@@ -98,8 +98,8 @@ def world(
             frames["weights"].append(own | {"time": float(time)} | ways | cosines | losses)
         slow = KNOBS.lr * (1 - KNOBS.momentum)
         cells = [
-            (KNOBS.lr * experiments.SPLIT, norm, rate, True),
-            (KNOBS.lr / experiments.SPLIT, norm, 1.0, True),
+            (KNOBS.lr * trials.SPLIT, norm, rate, True),
+            (KNOBS.lr / trials.SPLIT, norm, 1.0, True),
             (slow, heavy, 1.0, True),
             (KNOBS.lr, 1.0, twice, True),
             (KNOBS.lr, 1.0, 1.0, False),
@@ -112,13 +112,13 @@ def world(
             row = {"lr": lr, "decayed": decayed, "layer": 1, "fourth": drawn(fourth), "turned": 0.1}
             laws = laws if decayed else dict.fromkeys(laws)
             frames["rest"].append(own | row | laws)
-        for time in experiments.CLOCK:
+        for time in trials.CLOCK:
             for lr in (KNOBS.lr, slow):
                 ratio = 1 + 1000 * math.exp(drawn(clock) * time)
                 frames["clock"].append(own | {"lr": lr, "time": time, "ratio": ratio})
         for lr, steps, more in (
             (KNOBS.annealed_lr, KNOBS.steps, 0.0),
-            (_SMALL, KNOBS.steps * experiments.LONGER, longer),
+            (_SMALL, KNOBS.steps * trials.LONGER, longer),
             (_SMALL, KNOBS.steps, shorter),
         ):
             accuracy = {"accuracy": 0.95 + more + generator.normal(0, 1e-3)}
@@ -128,7 +128,7 @@ def world(
             row = {"seed": seed, "kind": kind, "lr": KNOBS.lr, "decayed": True, "layer": layer}
             numbers = {"fourth": drawn(over), "turned": 0.1, "predicted": 1.0}
             frames["rest"].append(row | numbers | {"predicted_turn": 0.1})
-        for time in experiments.CLOCK:
+        for time in trials.CLOCK:
             ratio = 1 + 1000 * math.exp(bare_clock * time)
             row = {"seed": seed, "kind": "no norm", "lr": KNOBS.lr, "time": time, "ratio": ratio}
             frames["clock"].append(row)
@@ -177,7 +177,7 @@ CONTRACT = Contract(
     ],
     bad_knobs=[
         ({"members": 1}, "members must be at least 2"),
-        ({"product": 1.5}, "product must be"),
+        ({"product": 0.5}, "product must be"),
         ({"halvings": 1}, "halvings must be at least 2"),
         ({"horizon": 2}, "horizon must be at least 4"),
     ],
@@ -204,22 +204,22 @@ def trial(kind: str, **more: Any) -> Rest:
 
 @pytest.mark.parametrize("kind", [*KINDS, *CONTROLS])
 def test_what_is_trained_is_scale_invariant_and_controls_are_not(kind: str) -> None:
-    net = experiments.fresh(trial(kind)).train()
-    far = experiments.fresh(trial(kind), factor=4.0).train()
+    net = trials.fresh(trial(kind)).train()
+    far = trials.fresh(trial(kind), factor=4.0).train()
     inputs = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
     same = torch.equal(net(inputs), far(inputs))
     assert same == (kind != "no norm")
     head = net[-1].weight
     assert head.requires_grad == (kind == "trained head")
-    assert torch.equal(head, experiments.fresh(trial(kind), 1)[-1].weight)
-    assert not torch.equal(net[1].weight, experiments.fresh(trial(kind), 1)[1].weight)
+    assert torch.equal(head, trials.fresh(trial(kind), 1)[-1].weight)
+    assert not torch.equal(net[1].weight, trials.fresh(trial(kind), 1)[1].weight)
 
 
 def test_gradients_of_a_scale_invariant_layer_are_orthogonal_to_it() -> None:
     """By which the square norm after a step is a sum, as the law has it."""
-    found = experiments.of_rest([trial("batch norm")], 0.0)
-    before = experiments.trained_weights(found)
-    after = experiments.trained_weights(found) if found.ensemble.train(1) else {}
+    found = norms.of_rest([trial("batch norm")], 0.0)
+    before = trials.trained_weights(found)
+    after = trials.trained_weights(found) if found.ensemble.train(1) else {}
     for name, weights in before.items():
         step = after[name] - weights
         along = (step * weights).sum(1).abs() / (step.norm(dim=1) * weights.norm(dim=1))

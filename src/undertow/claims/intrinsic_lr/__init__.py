@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from undertow.claims import Claim
 from undertow.data import Images
-from undertow.lab import Count, Knobs, Seeds, Share, above, at_least
+from undertow.lab import Count, Knobs, Seeds, Share, above, at_least, up_to
 
 Norm = Literal["batch", "layer", "none"]
 # Norm and activation of networks. A unit of a ReLU that layer norm lets die remembers its start.
@@ -34,7 +34,8 @@ class IntrinsicLr(Knobs):
     width: Count = 32  # of two hidden layers
     batch_size: Annotated[int, at_least(2)] = 16
     lr: Annotated[float, above(0)] = 0.2
-    product: Share = 16e-3  # lr x weight_decay, the largest
+    # lr x weight_decay, the largest; above 0.2 two readings would fall on one step.
+    product: Annotated[float, above(0), up_to(0.2)] = 16e-3
     halvings: Annotated[int, at_least(2)] = 2  # of it
     members: Annotated[int, at_least(2)] = 32  # of an ensemble
     random_steps: Count = 600  # in which the far start learns random labels
@@ -76,13 +77,13 @@ CLAIM = Claim(
         "smoke": IntrinsicLr(
             images=Images(train_size=60),
             width=8,
-            product=0.1,
-            members=6,
-            random_steps=50,
+            product=0.2,
+            members=4,
+            random_steps=20,
             shown=40,
             horizon=4,
-            readings=3,
-            steps=20,
+            readings=2,
+            steps=10,
             seeds=2,
         ),
         "small": IntrinsicLr(),

@@ -1,103 +1,40 @@
-"""Ensembles from two starts, norms at rest and on their way there, schedules, and full batches."""
+"""Ensembles from two starts, whose functions meet; norms, schedules, and full batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from undertow.claims import Networks, networks
+from undertow.claims import Networks
 from undertow.claims.intrinsic_lr import CONTROLS, KINDS, IntrinsicLr
-from undertow.data import Images
+from undertow.claims.intrinsic_lr.norms import rest, turn_back
+from undertow.claims.intrinsic_lr.trials import (
+    ANNEALED,
+    CIRCLE,
+    FALLS,
+    LONGER,
+    SMALLER,
+    SPLIT,
+    TIMES,
+    Circle,
+    Clock,
+    Meeting,
+    Rest,
+    Rows,
+    Schedule,
+    Weights,
+    fresh,
+    member,
+    of_kind,
+    trained_weights,
+)
 from undertow.lab import Experiment, grid, rows_of, seeds
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, nn
+    from torch import Tensor, nn
 
-    from undertow.train import Member
-
-# Parts of 1 / (lr x weight_decay) at which ensembles are read.
-TIMES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
-CLOCK = tuple(part / 20 for part in range(1, 21))  # and norms on their way
-SPLIT = 4  # by so much lr is smaller, and weight_decay larger, from the far start
-FAR = 2.0  # times initial weights: from where norms come back
-SMALLER, LONGER = 100, 10  # an initial rate, and the steps that it is given
-REPEATS, BATCHES = 4, 12  # networks of a seed, and batches a reading, where norms are read
-ANNEALED = 2  # networks of a seed under each schedule
-FALLS = (0.6, 0.8)  # parts of a training after which its rate falls to a tenth
-# Of the toy: lr x weight_decay not too small, or its loss underflows before it comes back.
-CIRCLE = {"lr": 0.1, "weight_decay": 0.1, "steps": 20_000}
-_APART = 2**32  # between the seeds of two members, so that no two networks share one
 _PERMUTATIONS = 199
-
-Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """Networks of one kind, on images that the seed draws."""
-
-    images: Images
-    width: int
-    batch_size: int
-    kind: str
-    lr: float
-    horizon: int
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Meeting(Trained):
-    """Ensembles from a fresh start, and from one that has learned random labels."""
-
-    products: tuple[float, ...]
-    members: int
-    random_steps: int
-    shown: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Weights(Trained):
-    """Where an ensemble's weights go after its functions have come to rest."""
-
-    product: float
-    members: int
-    random_steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rest(Trained):
-    """Norms and gradients at rest, layer by layer."""
-
-    product: float
-    momentum: float
-    readings: int
-    decayed: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clock(Trained):
-    """Norms on their way, from initial weights that are far too large."""
-
-    product: float
-    momentum: float
-    readings: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule(Trained):
-    """A whole training, whose rate falls to a tenth twice."""
-
-    weight_decay: float
-    steps: int
-
-
-@dataclass(frozen=True)
-class Circle:
-    """Full-batch descent on x^2 / (x^2 + y^2), and a twin a hair off."""
-
-    seed: int
 
 
 def experiments(knobs: IntrinsicLr, seed: int) -> dict[str, Experiment]:
@@ -134,52 +71,7 @@ def experiments(knobs: IntrinsicLr, seed: int) -> dict[str, Experiment]:
     }
 
 
-# ---- networks
-
-
-def member(trial: Trained, number: int, lr: float, weight_decay: float, **more: Any) -> Member:
-    """A member that shares its batches with no other one."""
-    from undertow.train import Member
-
-    return Member(trial.seed + number * _APART, lr, weight_decay, order="replacement", **more)
-
-
-def of_kind(
-    trials: Sequence[Trained], modules: Sequence[nn.Module], members: Sequence[Member], **more: Any
-) -> Networks:
-    """Networks from these weights, as many for each trial, on its own images."""
-    each = len(members) // len(trials)
-    options: dict[str, Any] = {"batch_size": trials[0].batch_size, "path": "vmap"} | more
-    data = [trial.seed for trial in trials for _ in range(each)]
-    return networks(trials[0].images, lambda *_: modules, members, data_seeds=data, **options)
-
-
-def fresh(trial: Trained, start: int = 0, factor: float = 1.0) -> nn.Module:
-    """A network with initial weights of its own, but for the head, which all starts share."""
-    import torch
-
-    from undertow import models
-    from undertow.train import spawn_generators
-
-    norm, activation = (KINDS | CONTROLS)[trial.kind]
-    shown = trial.images.load(seed=trial.seed)
-    features, classes = shown.train_inputs[0].numel(), shown.num_classes
-    head, *starts, _ = (
-        models.scale_invariant_mlp(
-            (features, trial.width, trial.width, classes),
-            norm=norm,
-            activation=activation,
-            frozen_head=trial.kind != "trained head",
-            generator=generator,
-        )
-        for generator in spawn_generators(trial.seed, 4)
-    )
-    made = starts[start]
-    made[-1].load_state_dict(head[-1].state_dict())
-    with torch.no_grad():
-        for layer in made[:-1].parameters():
-            layer.mul_(factor)
-    return made
+# ---- functions, and weights
 
 
 def learned_at_random(trials: Sequence[Meeting] | Sequence[Weights]) -> list[nn.Module]:
@@ -212,9 +104,6 @@ def from_both(
     return of_kind(trials, modules, members)
 
 
-# ---- functions
-
-
 def meet(trials: Sequence[Meeting]) -> list[Rows]:
     """How far apart ensembles are: from two starts, of two products, and after as many steps."""
     first, rows, far = trials[0], [Rows() for _ in trials], learned_at_random(trials)
@@ -245,9 +134,6 @@ def compared(what: str, product: float, time: float, own: Tensor, other: Tensor)
     found = measure.distance_in_function_space(own, other, permutations=_PERMUTATIONS)
     facts = {"compared": what, "product": product, "time": float(time)}
     return facts | {"distance": found.value, "null": found.null, "p_value": found.p_value}
-
-
-# ---- weights
 
 
 def keep_moving(trials: Sequence[Weights]) -> list[Rows]:
@@ -284,13 +170,6 @@ def keep_moving(trials: Sequence[Weights]) -> list[Rows]:
     return rows
 
 
-def trained_weights(found: Networks) -> dict[str, Tensor]:
-    """The layers that are trained, each `[members, numbers]`."""
-    named = found.ensemble.module(0).named_parameters()
-    weights = found.ensemble.parameters()
-    return {name: weights[name].flatten(1).double() for name, own in named if own.requires_grad}
-
-
 def tested(both: Networks, weights: dict[str, Tensor], trials: int) -> Tensor:
     """Mean test loss of each trial's first ensemble at these weights, with statistics of their own.
 
@@ -314,129 +193,6 @@ def tested(both: Networks, weights: dict[str, Tensor], trials: int) -> Tensor:
             outputs = module.eval()(both.pool[0][rows])
             losses.append(functional.cross_entropy(outputs, both.pool[1][rows]))
     return torch.stack(losses).view(trials, each).mean(1)
-
-
-# ---- norms
-
-
-def of_rest(
-    trials: Sequence[Rest] | Sequence[Clock], decay: float, factor: float = 1.0
-) -> Networks:
-    """A few networks of each trial, with momentum where it has any."""
-    from undertow.train import rules
-
-    first, modules, members = trials[0], list[Any](), []
-    for trial in trials:
-        modules += [fresh(trial, factor=factor)] * REPEATS
-        for own in range(REPEATS):
-            members.append(member(trial, own, first.lr, decay, momentum=first.momentum))
-    return of_kind(trials, modules, members, rule=rules.momentum if first.momentum else rules.sgd)
-
-
-def late(trial: Rest | Clock) -> list[int]:
-    """Steps at which norms at rest are read, over the second half."""
-    first, last = trial.horizon / 2 / trial.product, trial.horizon / trial.product
-    parts = range(1, trial.readings + 1)
-    return [round(first + (last - first) * part / trial.readings) for part in parts]
-
-
-def rest(trials: Sequence[Rest]) -> list[Rows]:
-    """Each layer's norm, the square of its gradients at unit norm, and the turn of a step."""
-    import torch
-
-    from undertow.train import spawn_generators
-
-    first, rows = trials[0], [Rows() for _ in trials]
-    decay = first.product * (1 - first.momentum) / first.lr * first.decayed
-    found = of_rest(trials, decay)
-    generators = [spawn_generators(trial.seed, 4)[3] for trial in trials]
-    read: dict[str, list[Tensor]] = {}
-    for _ in found.ensemble.read_at(late(first)):
-        before, squares = trained_weights(found), square_gradients(found, generators)
-        found.ensemble.train(1)
-        for name, after in trained_weights(found).items():
-            norm, cosine = before[name].norm(dim=1), torch.cosine_similarity(before[name], after)
-            numbers = torch.stack([norm**4, norm**2 * squares[name], 1 - cosine])
-            read.setdefault(name, []).append(numbers.unflatten(1, (len(trials), -1)).mean(2))
-    accuracy = found.tested().accuracy.view(len(trials), -1).mean(1)
-    for layer, readings in enumerate(read.values(), 1):
-        fourth, square, lost = torch.stack(readings, 1)
-        facts = {
-            "layer": layer,
-            "fourth": fourth.mean(0),
-            "square": square.mean(0),
-            # In root mean square: 1 - cos is what the moments tell.
-            "turned": 2 * (lost.mean(0) / 2).sqrt().asin(),
-            "accuracy": accuracy,
-        }
-        for own, row in zip(rows, rows_of(facts), strict=True):
-            own.append(row | (law(first, decay, row["square"]) if decay else {}))
-    return rows
-
-
-def law(trial: Rest, decay: float, square: float) -> dict[str, Any]:
-    """What the closed forms make of the gradients' size."""
-    from undertow import predict
-
-    found = predict.equilibrium(trial.lr, decay, momentum=trial.momentum, gradient_sqnorm=square)
-    assert found.norm is not None  # there is a size
-    return {"predicted": found.norm**4, "predicted_turn": found.angular_update}
-
-
-def square_gradients(found: Networks, generators: Sequence[Generator]) -> dict[str, Tensor]:
-    """Mean square norm of the gradients of a few batches, by layer, for each member.
-
-    The batches are drawn anew: what is measured of them has no part in how the weights came about.
-    """
-    import torch
-    from torch.func import functional_call, grad, vmap
-    from torch.nn import functional
-
-    ensemble, (members, count) = found.ensemble, found.train.shape
-    template = ensemble.module(0).train()
-
-    def loss(weights: Any, buffers: Any, inputs: Tensor, labels: Tensor) -> Tensor:
-        outputs = functional_call(template, (weights, buffers), (inputs,))
-        return functional.cross_entropy(outputs, labels)
-
-    shape = members // len(generators), ensemble.batch_size
-    squares: dict[str, Tensor] = {}
-    for _ in range(BATCHES):
-        drawn = [torch.randint(count, shape, generator=own) for own in generators]
-        rows = found.train.gather(1, torch.cat(drawn))
-        data = found.pool[0][rows], found.pool[1][rows]
-        state = ensemble.parameters(), ensemble.buffers()
-        for name, own in vmap(grad(loss))(*state, *data).items():
-            square = own.flatten(1).double().square().sum(1) / BATCHES
-            squares[name] = squares[name] + square if name in squares else square
-    return squares
-
-
-def turn_back(trials: Sequence[Clock]) -> list[Rows]:
-    """||w||^4 on its way, in parts of what it is at the end, mean over layers."""
-    import torch
-
-    first = trials[0]
-    decay = first.product * (1 - first.momentum) / first.lr
-    found = of_rest(trials, decay, FAR)
-
-    def fourth() -> Tensor:
-        own = [weights.norm(dim=1) ** 4 for weights in trained_weights(found).values()]
-        return torch.stack(own).unflatten(1, (len(trials), -1)).mean(2)
-
-    read = []
-    steps = [round(part / first.product) for part in CLOCK]
-    for _ in found.ensemble.read_at(steps):
-        read.append(fourth())
-    rest_at = torch.stack([fourth() for _ in found.ensemble.read_at(late(first))]).mean(0)
-    ratios = (torch.stack(read) / rest_at).mean(1)
-    return [
-        [
-            {"time": step * first.product, "ratio": float(ratio)}
-            for step, ratio in zip(steps, own, strict=True)
-        ]
-        for own in ratios.unbind(1)
-    ]
 
 
 # ---- schedules, and full batches

@@ -59,11 +59,14 @@ def weights(records: Records, knobs: IntrinsicLr) -> Any:
 @figure("At rest, norms are the law's", "rest")
 def norms(records: Records, knobs: IntrinsicLr) -> Any:
     """||w||^4 of every layer at rest against lr q / (weight_decay (1 - beta) (2 - lr weight_decay /
-    (1 + beta))), with q measured of fresh batches; a point a seed and layer. Without normalisation,
-    and of a last layer that is trained, it is something else.
+    (1 + beta))), with q of fresh batches; a point a seed and layer, and the law (dashed). Without
+    norms, and of a last layer that is trained, it is something else.
     """
     rows = records["rest"].filter(pl.col("predicted").is_not_null())
-    return draw.points(rows, "predicted", "fourth", "kind", log="xy")
+    ends = rows.select(low=pl.col("predicted").min(), high=pl.col("predicted").max()).row(0)
+    law = pl.DataFrame({"predicted": ends, "fourth": ends})
+    line = draw.lines(law, "predicted", "fourth", dash=True, log="xy")
+    return line + draw.points(rows, "predicted", "fourth", "kind", log="xy")
 
 
 FIGURES = (functions, weights, norms)

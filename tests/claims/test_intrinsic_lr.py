@@ -90,7 +90,7 @@ def world(
             compared("starts", product, end, met)
             if number:
                 compared("products", product, end, other)
-                compared("steps", product, 0.5, as_long)
+        compared("steps", KNOBS.products[-1], trials.EARLY, as_long)
         for time in range(2, KNOBS.horizon + 1):
             ways = {"moved": drawn(0.3 * (growth if time > 4 else 1.0))}
             cosines = {"within": 0.3 + drawn(gap), "across": 0.3}
@@ -152,8 +152,8 @@ CONTRACT = Contract(
         ({"growth": 0.9}, "square distance of weights, later over earlier, batch norm"),
         ({"averaged": 1.1}, "test loss of weights averaged over time"),
         ({"gap": -0.1}, "cosine of weights from one start above that from two"),
-        ({"norm": 1.7}, "||w||^4 over the law's, lr 0.8, batch norm"),
-        ({"turn": 1.7}, "turn of a step over the law's, lr 0.8, batch norm"),
+        ({"norm": 1.7}, "||w||^4 over the law's, lr 0.05 and 0.8, batch norm"),
+        ({"turn": 1.7}, "turn of a step over the law's, lr 0.05 and 0.8, batch norm"),
         ({"heavy": 0.4}, "||w||^4 over the law's, momentum 0.9, batch norm"),
         ({"rate": 4.0}, "effective lr, lr 0.8 over lr 0.05, batch norm"),
         ({"clock": -1.0}, "rate at which ||w||^4 comes back over lr x weight_decay, batch norm"),
@@ -165,7 +165,7 @@ CONTRACT = Contract(
     left_open=[
         ({"first": 1.5}, "distance of two starts over chance, at first"),
         ({"other": 1.0}, "distance to half the intrinsic lr over chance, at the end"),
-        ({"as_long": 1.0}, "distance to half the intrinsic lr over chance, after equal steps"),
+        ({"as_long": 1.0}, "distance of the least product to the largest over chance"),
         ({"late": 2.0}, "steps until they meet over what is exponential in 1 / product"),
         ({"twice": 1.0}, "effective lr at twice the product over it"),
         ({"shorter": 0.0}, "test accuracy, initial lr / 100 and as long"),

@@ -36,7 +36,7 @@ class IntrinsicLr(Knobs):
     lr: Annotated[float, above(0)] = 0.2
     # lr x weight_decay, the largest; above 0.2 two readings would fall on one step.
     product: Annotated[float, above(0), up_to(0.2)] = 16e-3
-    halvings: Annotated[int, at_least(2)] = 2  # of it
+    halvings: Annotated[int, at_least(2), up_to(3)] = 2  # of it
     members: Annotated[int, at_least(2)] = 32  # of an ensemble
     random_steps: Count = 600  # in which the far start learns random labels
     shown: Count = 350  # test images on which laws of the output are compared

@@ -10,8 +10,8 @@ from undertow.claims import Networks
 from undertow.claims.intrinsic_lr import CONTROLS, KINDS, IntrinsicLr
 from undertow.claims.intrinsic_lr.norms import rest, turn_back
 from undertow.claims.intrinsic_lr.trials import (
-    ANNEALED,
     CIRCLE,
+    EARLY,
     FALLS,
     LONGER,
     SMALLER,
@@ -59,9 +59,11 @@ def experiments(knobs: IntrinsicLr, seed: int) -> dict[str, Experiment]:
     usual = {"lr": knobs.annealed_lr, "steps": knobs.steps}
     small = usual | {"lr": knobs.annealed_lr / SMALLER}
     trained = [small | {"steps": LONGER * knobs.steps}, small, usual]
+    # What is told apart there is small.
+    schedules = grid(Schedule, knobs, cell=trained, norm=norms, seed=seeds(seed, 2 * knobs.seeds))
     return {
         "functions": Experiment(grid(Meeting, knobs, **at), meet, ("seed",), 6),
-        "schedules": Experiment(grid(Schedule, knobs, cell=trained, **at), anneal, ("seed",)),
+        "schedules": Experiment(schedules, anneal, ("seed",)),
         "weights": Experiment(
             grid(Weights, knobs, product=[product], members=[fewer], **at), keep_moving, ("seed",)
         ),
@@ -118,12 +120,15 @@ def meet(trials: Sequence[Meeting]) -> list[Rows]:
             seen[product, steps[step]] = outputs[:, 0]
             for own, pair in zip(rows, outputs, strict=True):
                 own.append(compared("starts", product, steps[step], *pair))
-    for twice, product in pairwise(first.products):
-        at_rest = seen[product, first.horizon], seen[twice, first.horizon]
-        as_long = seen[product, 0.5], seen[twice, 1.0]
-        for number, own in enumerate(rows):
-            for what, time, pair in (("products", first.horizon, at_rest), ("steps", 0.5, as_long)):
-                own.append(compared(what, product, time, *(laws[number] for laws in pair)))
+    pairs: list[tuple[str, tuple[float, float], tuple[float, float]]] = [
+        ("products", (product, first.horizon), (twice, first.horizon))
+        for twice, product in pairwise(first.products)
+    ]
+    least, most = first.products[-1], first.products[0]
+    pairs.append(("steps", (least, EARLY), (most, EARLY * round(most / least))))
+    for number, own in enumerate(rows):
+        for what, one, other in pairs:
+            own.append(compared(what, *one, seen[one][number], seen[other][number]))
     return rows
 
 
@@ -204,17 +209,10 @@ def anneal(trials: Sequence[Schedule]) -> list[Rows]:
 
     first = trials[0]
     falling = schedules.StepDecay(tuple(round(first.steps * share) for share in FALLS))
-    modules, members = list[Any](), list[Any]()
-    for trial in trials:
-        modules += [fresh(trial)] * ANNEALED
-        members += [
-            member(trial, own, trial.lr, trial.weight_decay, schedule=falling)
-            for own in range(ANNEALED)
-        ]
-    found = of_kind(trials, modules, members)
+    members = [member(own, 0, own.lr, own.weight_decay, schedule=falling) for own in trials]
+    found = of_kind(trials, [fresh(trial) for trial in trials], members)
     found.ensemble.train(first.steps)
-    accuracy = found.tested().accuracy.view(len(trials), -1).mean(1)
-    return [[{"accuracy": own}] for own in accuracy.tolist()]
+    return [[{"accuracy": own}] for own in found.tested().accuracy.tolist()]
 
 
 def descend(trial: Circle) -> Rows:

@@ -64,7 +64,6 @@ def rest(trials: Sequence[Rest]) -> list[Rows]:
             norm, cosine = before[name].norm(dim=1), torch.cosine_similarity(before[name], after)
             numbers = torch.stack([norm**4, norm**2 * squares[name], 1 - cosine])
             read.setdefault(name, []).append(numbers.unflatten(1, (len(trials), -1)).mean(2))
-    accuracy = found.tested().accuracy.view(len(trials), -1).mean(1)
     for layer, readings in enumerate(read.values(), 1):
         fourth, square, lost = torch.stack(readings, 1)
         facts = {
@@ -73,7 +72,6 @@ def rest(trials: Sequence[Rest]) -> list[Rows]:
             "square": square.mean(0),
             # In root mean square: 1 - cos is what the moments tell.
             "turned": 2 * (lost.mean(0) / 2).sqrt().asin(),
-            "accuracy": accuracy,
         }
         for own, row in zip(rows, rows_of(facts), strict=True):
             own.append(row | (law(first, decay, row["square"]) if decay else {}))

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 # Parts of 1 / (lr x weight_decay) at which ensembles are read.
 TIMES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
+EARLY = 0.5  # when the least product is held against the largest after as many steps
 CLOCK = tuple(part / 20 for part in range(1, 21))  # and norms on their way
 SPLIT = 4  # by so much lr is smaller, and weight_decay larger, from the far start
 FAR = 2.0  # times initial weights: from where norms come back
 SMALLER, LONGER = 100, 10  # an initial rate, and the steps that it is given
-REPEATS, BATCHES = 4, 12  # networks of a seed, and batches a reading, where norms are read
-ANNEALED = 2  # networks of a seed under each schedule
+REPEATS, BATCHES = 4, 24  # networks of a seed, and batches a reading, where norms are read
 FALLS = (0.6, 0.8)  # parts of a training after which its rate falls to a tenth
 # Of the toy: lr x weight_decay not too small, or its loss underflows before it comes back.
 CIRCLE = {"lr": 0.1, "weight_decay": 0.1, "steps": 20_000}

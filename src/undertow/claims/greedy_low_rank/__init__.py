@@ -57,7 +57,7 @@ class GreedyLowRank(Knobs):
     rows: Count = 40  # of the completed matrices
     columns: Count = 30  # likewise
     seeds: Seeds = 24  # independent repetitions
-    rank_two: Seeds = 36  # of completions of rank two, some of which go wrong
+    rank_two: Seeds = 72  # of completions of rank two, some of which go wrong
     exact: Seeds = 12  # of products, counterexamples and descents, which hardly scatter
 
 

@@ -37,7 +37,7 @@ class Janus(Knobs):
     width: Count = 32  # of the deep network's two hidden layers
     deep_steps: Count = 6_000  # of the deep network's training
     deep_weight_decay: Decays = (0.0, 1e-2, 2e-2)  # 0 is the control
-    seeds: Seeds = 12  # independent repetitions
+    seeds: Seeds = 20  # independent repetitions
 
     def rules(self) -> Mapping[str, bool]:
         """Batches are smaller than the data, and these leave a null space."""

@@ -63,10 +63,11 @@ CLAIM = Claim(
     "with ||w||^4 = lr q / (2 weight_decay) for gradients of mean square q at unit norm, so that "
     "lr x weight_decay alone decides the effective learning rate. From far above, ||w||^4 comes "
     "back at the rate 4 lr weight_decay, with momentum at lr / (1 - beta) in place of lr. "
-    "Ensembles from different starts, with other lr but equal products, have the same law of "
-    "outputs after some 1 / (lr x weight_decay) steps: a power, not an exponential. Their weights "
-    "have not mixed by then: averages of weights still help, and weights keep moving away. An "
-    "initial rate 100 times smaller gives the same test accuracy in 10 times the steps. "
+    "Ensembles from different starts, with other lr but equal products, come to the same law of "
+    "outputs, but for some percent of what set them apart, in some 1 / (lr x weight_decay) steps: "
+    "a power, not an exponential. Their weights have not mixed by then: averages of weights still "
+    "help, and weights keep moving away. An initial rate 100 times smaller gives the same test "
+    "accuracy in 10 times the steps. "
     "Full-batch descent with decay never settles, and without does.",
     corrections=(
         "q is signal and noise, not the trace of the noise covariance alone, and the law at finite "

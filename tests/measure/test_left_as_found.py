@@ -42,6 +42,7 @@ GENERATOR = torch.Generator()
 # How each public function that takes a module or an objective is called; a new one belongs here.
 MEASURES: dict[str, Callable[[nn.Module], Any]] = {
     "activation_region": lambda net: measure.activation_region(net, data()[0]),
+    "angular_update": lambda net: measure.angular_update(net, net),
     "batch_gradient_norms": of_objective(
         lambda o: measure.batch_gradient_norms(o, torch.arange(4).view(2, 2))
     ),
@@ -51,6 +52,9 @@ MEASURES: dict[str, Callable[[nn.Module], Any]] = {
     "boundary_distance": lambda net: measure.boundary_distance(net, data()[0]),
     "depth_convergence": lambda net: measure.depth_convergence(net, data()[0]),
     "displacement": lambda net: measure.displacement(net, net),
+    "distance_in_function_space": lambda net: measure.distance_in_function_space(
+        [net, net], [net, net], data()[0], permutations=9
+    ),
     "functional_rank": lambda net: measure.functional_rank(net, objective_of(net)),
     "gradient_noise": of_objective(measure.gradient_noise),
     "hessian_trace": of_objective(lambda o: measure.hessian_trace(o, rtol=0.5)),

@@ -44,12 +44,16 @@ OF_OBJECTIVES: dict[str, Callable[[Any], Any]] = {
 OF_MODELS: dict[str, Callable[[Any], Any]] = {
     "activation_region": lambda net: measure.activation_region(net, INPUTS),
     "boundary_distance": lambda net: measure.boundary_distance(net, INPUTS),
+    "distance_in_function_space": lambda net: measure.distance_in_function_space(
+        [NET, net], [NET, NET], INPUTS
+    ),
     "functional_rank": lambda net: measure.functional_rank(net, OBJECTIVE),
     "local_drift": lambda net: measure.local_drift([net, net], [OBJECTIVE, OBJECTIVE]),
     "noise_floor": lambda net: measure.noise_floor(net, weight_decay=0.1, batch_size=1),
     "region_radius": lambda net: measure.region_radius(net, INPUTS, INPUTS),
 }
 OF_WEIGHTS: dict[str, Callable[[Any], Any]] = {
+    "angular_update": lambda net: measure.angular_update(NET, net),
     "displacement": lambda net: measure.displacement(net, NET),
     "ranks": measure.ranks,
     "split_init": lambda net: measure.split_init(net, NET.state_dict(), 0.5),

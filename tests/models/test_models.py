@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from undertow.models import (
     identity_plus_noise_,
     mlp,
     residual_net,
+    scale_invariant_mlp,
     transformer,
 )
 
@@ -321,3 +323,31 @@ def test_bad_transformers_are_named() -> None:
         transformer(7, 6, depth=0)
     with pytest.raises(ValueError, match=r"9 a sample, but the context is 6"):
         transformer(7, 6)(token_batch(length=9))
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_each_layer_of_a_scale_invariant_mlp_is_so_to_the_last_bit(
+    norm: Any, activation: str
+) -> None:
+    net = scale_invariant_mlp((6, 8, 8, 3), norm=norm, activation=activation)
+    inputs = torch.randn(7, 6, generator=generator(0))
+    outputs = net(inputs)
+    for number in (1, 4):
+        with torch.no_grad():
+            net[number].weight.mul_(2.0**-20)
+        assert torch.equal(net(inputs), outputs)
+    assert [own.requires_grad for own in net.parameters()] == [True, True, False]
+
+
+def test_without_norms_or_a_frozen_head_it_is_a_plain_mlp() -> None:
+    net = scale_invariant_mlp((6, 8, 3), norm="none", frozen_head=False)
+    assert kinds(net) == ["Flatten", "Linear", "ReLU", "Linear"]
+    assert all(own.requires_grad for own in net.parameters())
+
+
+def test_a_scale_invariant_mlp_names_what_would_not_do() -> None:
+    with pytest.raises(ValueError, match="at least one hidden width"):
+        scale_invariant_mlp((6, 3))
+    with pytest.raises(ValueError, match="norm='group' is unknown; choose batch, layer, none"):
+        scale_invariant_mlp((6, 8, 3), norm="group")  # type: ignore[arg-type]

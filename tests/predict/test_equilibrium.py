@@ -107,6 +107,83 @@ def test_momentum_against_a_walk_in_many_dimensions() -> None:
     assert np.mean(angles) == pytest.approx(found.angular_update, rel=0.03)
 
 
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("lost", [1e-4, 1e-3, 2e-2])
+def test_second_moments_rest_there_and_relax_so(kept: float, lost: float) -> None:
+    """E ||w||^2, E <w, v> and E ||v||^2 under heavy ball, as one recursion."""
+    lr, decay, square = 0.1, lost / 0.1, 3.0
+    found = equilibrium(lr, decay, momentum=kept, gradient_sqnorm=square)
+    rest = np.array([1, -decay / (1 + kept), 2 * decay / (lr * (1 + kept))]) * found.norm**2
+
+    def step(moments: np.ndarray) -> np.ndarray:
+        own, both, moved = moments
+        along = kept * both + decay * own
+        moved = kept**2 * moved + square / own + decay**2 * own + 2 * decay * kept * both
+        return np.array([own - 2 * lr * along + lr**2 * moved, along - lr * moved, moved])
+
+    assert step(rest) == pytest.approx(rest)
+    own, both, _ = rest
+    assert 1 - lr * (kept * both + decay * own) / own == pytest.approx(
+        math.cos(found.angular_update)
+    )
+    steps = math.ceil(3 * found.relaxation_steps)
+    here = [rest * [1 + 1e-6, 1, 1]]
+    for _ in range(3 * steps):
+        here.append(step(here[-1]))
+    # Where it oscillates, only the envelope falls so.
+    far = np.abs(np.array(here) - rest)[:, 0] / rest[0]
+    early, late = far[:steps].max(), far[2 * steps :].max()
+    assert math.log(early / late) == pytest.approx(2 * steps / found.relaxation_steps, rel=0.25)
+
+
+def test_momentum_overshoots_from_a_sixteenth_on() -> None:
+    slow, fast = (equilibrium(0.1 * (1 - 0.9), share / 16, momentum=0.9) for share in (0.5, 2.0))
+    assert slow.relaxation_steps > 1 / (4 * slow.intrinsic_lr) * 0.5
+    assert fast.relaxation_steps == pytest.approx(-1 / math.log(math.sqrt(0.9)))
+
+
+@pytest.mark.parametrize(
+    ("lr", "decay", "beta1", "beta2"), [(0.01, 1.0, 0.9, 0.999), (0.02, 1.0, 0.0, 0.999)]
+)
+def test_adamw_against_a_walk_in_many_dimensions(
+    lr: float, decay: float, beta1: float, beta2: float
+) -> None:
+    generator, shape = np.random.default_rng(0), (4, 200)
+    found = equilibrium(lr, decay, optimizer="adamw", beta1=beta1, num_weights=shape[1])
+    weights = generator.standard_normal(shape)
+    weights *= found.norm / np.linalg.norm(weights, axis=1, keepdims=True)
+    mean, square = np.zeros(shape), np.full(shape, 1 / (found.norm**2 * shape[1]))
+    sizes, angles = [], []
+    for step in range(3000):
+        norm = np.linalg.norm(weights, axis=1, keepdims=True)
+        unit, draw = weights / norm, generator.standard_normal(shape)
+        draw -= (draw * unit).sum(1, keepdims=True) * unit
+        draw /= np.linalg.norm(draw, axis=1, keepdims=True) * norm
+        mean = beta1 * mean + (1 - beta1) * draw
+        square = beta2 * square + (1 - beta2) * draw**2
+        weights = (1 - lr * decay) * weights - lr * mean / np.sqrt(square)
+        after = np.linalg.norm(weights, axis=1, keepdims=True)
+        if step >= 1000:
+            sizes.append(float((after**2).mean()))
+            angles.append(float(np.arccos((unit * weights / after).sum(1)).mean()))
+    assert np.mean(sizes) == pytest.approx(found.norm**2, rel=0.02)
+    assert np.mean(angles) == pytest.approx(found.angular_update, rel=0.01)
+
+
+def test_adamw_to_first_order_as_published() -> None:
+    lr, decay, beta1, size = 1e-3, 0.1, 0.9, 512
+    found = equilibrium(lr, decay, optimizer="adamw", beta1=beta1, num_weights=size)
+    turned = math.sqrt(2 * lr * decay * (1 - beta1) / (1 + beta1))
+    assert found.angular_update == pytest.approx(turned, rel=1e-3)
+    assert found.norm == pytest.approx(math.sqrt(lr * size / (2 * decay)), rel=1e-3)
+    assert found.relaxation_steps == pytest.approx(1 / (2 * lr * decay), rel=1e-3)
+    steps = equilibrium_steps(
+        lr, decay, initial_norm=3 * found.norm, equilibrium_norm=found.norm, optimizer="adamw"
+    )
+    # ||w||^2 relaxes linearly: the ninefold square is within (1.01)^2 of its rest.
+    assert 1 + 8 * math.exp(-steps / found.relaxation_steps) == pytest.approx(1.01**2, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -115,6 +192,11 @@ def test_momentum_against_a_walk_in_many_dimensions() -> None:
         ({"momentum": 1.0}, "momentum must lie"),
         ({"weight_decay": 10.0}, "lr x weight_decay"),
         ({"gradient_sqnorm": math.inf}, "gradient_sqnorm"),
+        ({"optimizer": "adam"}, "optimizer must be sgd or adamw .* coupled decay"),
+        ({"num_weights": 10}, "num_weights is read by"),
+        ({"optimizer": "adamw", "momentum": 0.9}, "momentum and gradient_sqnorm are SGD's"),
+        ({"optimizer": "adamw", "beta1": 1.0}, "beta1 must lie"),
+        ({"optimizer": "adamw", "num_weights": 0}, "num_weights must be at least 1"),
     ],
 )
 def test_bad_input_is_named(arguments: dict[str, float], message: str) -> None:

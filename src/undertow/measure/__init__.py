@@ -19,6 +19,7 @@ from undertow.measure.function import Boundary as Boundary
 from undertow.measure.function import DepthConvergence as DepthConvergence
 from undertow.measure.function import DepthPath as DepthPath
 from undertow.measure.function import FunctionalRank as FunctionalRank
+from undertow.measure.function import FunctionDistance as FunctionDistance
 from undertow.measure.function import Homogeneity as Homogeneity
 from undertow.measure.function import Margins as Margins
 from undertow.measure.function import NeuralCollapse as NeuralCollapse
@@ -26,6 +27,7 @@ from undertow.measure.function import NormBounds as NormBounds
 from undertow.measure.function import activation_region as activation_region
 from undertow.measure.function import boundary_distance as boundary_distance
 from undertow.measure.function import depth_convergence as depth_convergence
+from undertow.measure.function import distance_in_function_space as distance_in_function_space
 from undertow.measure.function import follow_depth as follow_depth
 from undertow.measure.function import functional_rank as functional_rank
 from undertow.measure.function import homogeneity as homogeneity
@@ -47,6 +49,7 @@ from undertow.measure.noise import gradient_noise as gradient_noise
 from undertow.measure.noise import noise_covariance as noise_covariance
 from undertow.measure.noise import noise_floor as noise_floor
 from undertow.measure.noise import per_sample_gradient_norms as per_sample_gradient_norms
+from undertow.measure.weights import AngularUpdate as AngularUpdate
 from undertow.measure.weights import Displacement as Displacement
 from undertow.measure.weights import InitSplit as InitSplit
 from undertow.measure.weights import LayerNorms as LayerNorms
@@ -55,6 +58,7 @@ from undertow.measure.weights import Ranks as Ranks
 from undertow.measure.weights import SpectrumRanks as SpectrumRanks
 from undertow.measure.weights import SplitRanks as SplitRanks
 from undertow.measure.weights import WeightMatrix as WeightMatrix
+from undertow.measure.weights import angular_update as angular_update
 from undertow.measure.weights import displacement as displacement
 from undertow.measure.weights import layer_norms as layer_norms
 from undertow.measure.weights import matrix_ranks as matrix_ranks
@@ -71,12 +75,14 @@ from undertow.measure.weights import weight_matrices as weight_matrices
 
 __all__ = [
     "AffineRegion",
+    "AngularUpdate",
     "BatchSharpness",
     "Boundary",
     "DepthConvergence",
     "DepthPath",
     "Displacement",
     "Estimate",
+    "FunctionDistance",
     "FunctionalRank",
     "GradientNoise",
     "Homogeneity",
@@ -102,11 +108,13 @@ __all__ = [
     "SplitRanks",
     "WeightMatrix",
     "activation_region",
+    "angular_update",
     "batch_gradient_norms",
     "batch_sharpness",
     "boundary_distance",
     "depth_convergence",
     "displacement",
+    "distance_in_function_space",
     "follow_depth",
     "functional_rank",
     "gradient_noise",

@@ -9,6 +9,7 @@ from undertow.models._convolutions import residual_net as residual_net
 from undertow.models._perceptrons import deep_plain_mlp as deep_plain_mlp
 from undertow.models._perceptrons import identity_plus_noise_ as identity_plus_noise_
 from undertow.models._perceptrons import mlp as mlp
+from undertow.models._perceptrons import scale_invariant_mlp as scale_invariant_mlp
 from undertow.models._transformer import transformer as transformer
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "identity_plus_noise_",
     "mlp",
     "residual_net",
+    "scale_invariant_mlp",
     "transformer",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -13,6 +13,11 @@ from torch import nn
 from undertow.models._layers import activation_maker, drawn_layer, or_new
 
 DeepInit = Literal["identity-plus-noise", "he"]
+Norm = Literal["batch", "layer", "none"]
+
+# Added to a variance, which may be 0. Beside any other one it is lost to rounding, so that scale
+# invariance is exact, which PyTorch's 1e-5 spoils where weights are small.
+_EPS = 1e-30
 
 
 def mlp(
@@ -50,6 +55,57 @@ def mlp(
         layers.append(drawn_layer(nn.Linear, fan_in, fan_out, bias=bias, generator=generator))
         if depth < len(sizes) - 1:
             layers += [nn.BatchNorm1d(fan_out)] * batch_norm + between()
+    return nn.Sequential(*layers)
+
+
+def scale_invariant_mlp(
+    sizes: Sequence[int],
+    *,
+    norm: Norm = "batch",
+    activation: str = "relu",
+    frozen_head: bool = True,
+    generator: torch.Generator | None = None,
+) -> nn.Sequential:
+    """An MLP whose loss does not depend on the size of any layer that is trained.
+
+    Flatten, then for each hidden width a linear layer without bias, a norm without gain and offset,
+    and the activation; last a linear layer without bias that keeps its initial weights. Its loss
+    at c W is that at W, for each layer alone and to the last bit for c a power of two. As in the
+    experiments of 2010.02916, but for their convolutions.
+
+    Args:
+        sizes: inputs, hidden widths, outputs: at least three positive numbers.
+        norm: `batch` and `layer` norm, or `none`: then nothing is scale-invariant.
+        activation: as of `mlp`. Under layer norm a unit of a ReLU may die for good.
+        frozen_head: whether the last layer keeps its initial weights; trained, it is not
+            scale-invariant.
+        generator: draws the initial weights, normal of variance 2 / fan_in (He et al., 2015) so
+            that the frozen layer's logits are of order one; None starts a new one from 0.
+
+    Raises:
+        ValueError: fewer than three sizes, a size below 1, an unknown norm or activation.
+    """
+    if len(sizes) < 3 or min(sizes) < 1:
+        raise ValueError(
+            f"sizes={tuple(sizes)} would not do: give inputs, at least one hidden width, and"
+            " outputs, each at least 1, such as (64, 32, 10)."
+        )
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm={norm!r} is unknown; choose {', '.join(get_args(Norm))}.")
+    between = activation_maker(activation)
+    generator = or_new(generator)
+    norms: dict[str, Callable[[int], list[nn.Module]]] = {
+        "batch": lambda width: [nn.BatchNorm1d(width, eps=_EPS, affine=False)],
+        "layer": lambda width: [nn.LayerNorm(width, eps=_EPS, elementwise_affine=False)],
+        "none": lambda width: [],
+    }
+    layers: list[nn.Module] = [nn.Flatten()]
+    for fan_in, fan_out in pairwise(sizes):
+        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=False)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
+        layers += [layer, *norms[norm](fan_out), *between()]
+    layers = layers[: layers.index(layer) + 1]
+    layer.weight.requires_grad_(not frozen_head)
     return nn.Sequential(*layers)
 
 

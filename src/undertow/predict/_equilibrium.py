@@ -1,4 +1,4 @@
-"""Where a normalised network's weights settle, and how soon (2010.02916).
+"""Where a normalised network's weights settle, and how soon (2010.02916, 2305.17212).
 
 For a scale-invariant loss the gradient is orthogonal to the weights and falls as 1 / ||w||: noise
 makes the norm grow, decay makes it shrink, and the direction moves at a rate that both set.
@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
-from undertow.predict._arguments import coefficient, positive, step_decay
+import numpy as np
+
+from undertow.predict._arguments import coefficient, count, positive, step_decay
+
+Settling = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,12 @@ class Equilibrium:
         intrinsic_lr: lambda_e = lr x weight_decay / (1 - momentum), the decay of one step.
         mixing_steps: 1 / lambda_e, the steps over which the network's function forgets its start
             (a conjecture of the paper), and a norm that is too large falls by a factor e.
-        relaxation_steps: about 1 / (4 lambda_e), the steps over which a small deviation of ||w||^4
-            falls by a factor e.
+        relaxation_steps: the steps over which a small deviation of ||w|| falls by a factor e, about
+            1 / (4 lambda_e), and 1 / (2 lambda_e) under AdamW, whose steps no norm shrinks.
         angular_update: by how much a step turns the weights, in radians.
-        norm: ||w|| at equilibrium; None without `gradient_sqnorm`.
-        effective_lr: lr / ((1 - momentum) ||w||^2) at equilibrium; None without it.
+        norm: ||w|| at equilibrium; None without `gradient_sqnorm`, or AdamW's `num_weights`.
+        effective_lr: at equilibrium, how far a step moves the direction for the gradient at unit
+            norm: lr / ((1 - momentum) ||w||^2), and lr / ||w|| under AdamW; None without a norm.
     """
 
     intrinsic_lr: float
@@ -51,59 +57,145 @@ def equilibrium(
     *,
     momentum: float = 0.0,
     gradient_sqnorm: float | None = None,
+    optimizer: Settling = "sgd",
+    beta1: float = 0.9,
+    num_weights: int | None = None,
 ) -> Equilibrium:
-    """Norm, effective learning rate and clock at the equilibrium of SGD with weight decay.
+    """Norm, turn of a step, effective learning rate and clock of weights that decay holds.
 
-    For w <- (1 - lr weight_decay) w - lr g with g orthogonal to w and ||g|| = ||g_1|| / ||w||, g_1
-    being the gradient at w / ||w||, lambda_e = lr weight_decay and q = E ||g_1||^2:
+    The weights w are scale-invariant: the gradient g is orthogonal to them and ||g|| = ||g_1|| /
+    ||w||, g_1 being the gradient at w / ||w||. It is independent from step to step, of mean zero,
+    with q = E ||g_1||^2; without momentum any g that is orthogonal to w will do.
 
-        ||w'||^2 = (1 - lambda_e)^2 ||w||^2 + lr^2 q / ||w||^2
-        ||w||^4  = lr q / (weight_decay (2 - lambda_e))    at rest; lr tr Sigma / (2 weight_decay)
-                                                           to first order and without signal
-        lr / ||w||^2 = sqrt(lambda_e (2 - lambda_e) / q)
-        angle a step = arccos(1 - lambda_e)                about sqrt(2 lambda_e)
+    `sgd`, with momentum b, PyTorch's, and coupled decay: v' = b v + g + weight_decay w and w' =
+    w - lr v'. The second moments E ||w||^2, E <w, v> and E ||v||^2 close. At rest, for x = lr
+    weight_decay:
 
-    and a deviation of ||w||^2 shrinks by 2 (1 - lambda_e)^2 - 1 a step. Exact where ||g_1|| is
-    constant; it holds for the mean to first order where it fluctuates.
+        ||w||^4          = lr q / (weight_decay (1 - b) (2 - x / (1 + b)))
+        cos of the angle = 1 - x / (1 + b)          angle about sqrt(2 x / (1 + b))
+        lr / ((1 - b) ||w||^2)                      about sqrt(2 lambda_e / q)
+
+    lr tr Sigma / (2 weight_decay) in place of the first to first order, without momentum and
+    signal. Deviations shrink by the slowest eigenvalue of the moments' recursion, without momentum
+    1 - 2 lambda_e (2 - lambda_e) a step; with it they overshoot once lambda_e is above about
+    (1 - b) / 16, and shrink by sqrt(b). Exact in the mean where ||w|| does not fluctuate, as in
+    many dimensions.
+
+    `adamw`, the decay decoupled: the step is lr m / sqrt(v) with v the mean square of each
+    weight's gradient. Where beta2 is near 1 and gradients are as large for all of the
+    `num_weights` C, m / sqrt(v) is a running mean of noise of square norm C. With b = beta1 and
+    k = 1 - lr weight_decay:
+
+        ||w||^2          = lr^2 C (1 - b) (1 + b k) / ((1 + b) (1 - b k) (1 - k^2))
+                                                    about lr C / (2 weight_decay)
+        cos of the angle = (k + b) / (1 + b k)      angle about sqrt(2 x (1 - b) / (1 + b))
+
+    To first order these are the rotational equilibria of 2305.17212. In a network gradients have
+    some memory of the steps before, which momentum adds up: `sgd` without it is right all the same.
+    AdamW's group is a unit's weights under batch norm. Under layer norm units are not
+    scale-invariant one by one, m / sqrt(v) is not orthogonal to all of them together where their
+    gradients differ in size, and a small network turned a quarter less.
 
     `weight_decay` is PyTorch's, which is this paper's lambda (its loss has (lambda / 2) ||w||^2);
     papers that write lambda ||w||^2 mean half of it.
 
-    With momentum (PyTorch's, the decay coupled), lr is lr / (1 - momentum) in all of this except
-    the angle of one step, which is about sqrt(2 lr weight_decay / (1 + momentum)); of first order
-    in lambda_e / (1 - momentum), for gradients that are independent from step to step.
-
     Args:
         lr: constant learning rate.
-        weight_decay: above 0, coupled.
-        momentum: heavy-ball coefficient, in [0, 1).
+        weight_decay: above 0; coupled, or decoupled in `adamw`.
+        momentum: heavy-ball coefficient of `sgd`, in [0, 1).
         gradient_sqnorm: q, the mean square norm of a batch's gradient at unit norm: signal and
             noise, summed over the scale-invariant weights of one group (a layer, or a filter).
+            AdamW's norm does not depend on it.
+        optimizer: `sgd` or `adamw`.
+        beta1: of `adamw`, in [0, 1).
+        num_weights: C, how many weights the group has; read by `adamw`, for the norm.
 
     Raises:
         ValueError: if a value is out of its range, lr x weight_decay / (1 - momentum) >= 1 or there
-            is no decay: then there is no equilibrium.
+            is no decay: then there is no equilibrium; or an argument is the other optimizer's.
+        TypeError: `num_weights` is no whole number.
 
-    Source: 2010.02916, equations of the norm and of gamma = ||w||^4 / lr^2; the exact discrete
-    forms are derived from the update.
+    Source: 2010.02916, equations of the norm and of gamma = ||w||^4 / lr^2; 2305.17212, table of
+    equilibria; the exact discrete forms are derived from the updates.
     """
+    check_optimizer(optimizer)
+    if optimizer == "adamw":
+        if momentum or gradient_sqnorm is not None:
+            raise ValueError(
+                "momentum and gradient_sqnorm are SGD's; AdamW's step depends on beta1 and "
+                "num_weights instead"
+            )
+        return _adamw(lr, weight_decay, coefficient("beta1", beta1), num_weights)
+    if num_weights is not None:
+        raise ValueError(
+            "num_weights is read by optimizer='adamw'; SGD's norm needs gradient_sqnorm"
+        )
     kept = coefficient("momentum", momentum)
     decay = positive("weight_decay", weight_decay)
     rate = positive("lr", lr) / (1 - kept)
     intrinsic = step_decay(rate, decay)
-    lost = 2 * intrinsic * (2 - intrinsic)  # of a deviation in one step; 1 - lost loses digits
-    # The arccos of 1 - x, in a form that keeps the digits of a small x.
-    turned = 2 * math.asin(math.sqrt(step_decay(lr, decay) / (1 + kept) / 2))
+    turn = step_decay(lr, decay) / (1 + kept)
     norm = effective = None
     if gradient_sqnorm is not None:
         square = positive("gradient_sqnorm", gradient_sqnorm)
-        norm = (rate * square / (decay * (2 - intrinsic))) ** 0.25
+        norm = (rate * square / (decay * (2 - turn))) ** 0.25
         effective = rate / norm**2
-    # A deviation of ||w||^4 and one of ||w||^2 shrink alike. From 1 - 1/sqrt(2) on they alternate.
-    relaxation = 0.0
-    if lost != 1:
-        relaxation = -1 / (math.log1p(-lost) if lost < 1 else math.log(lost - 1))
-    return Equilibrium(intrinsic, 1 / intrinsic, relaxation, turned, norm, effective)
+    relaxation = _relaxation(step_decay(lr, decay), kept)
+    return Equilibrium(intrinsic, 1 / intrinsic, relaxation, _angle(turn), norm, effective)
+
+
+def check_optimizer(optimizer: str) -> None:
+    """Refuse an optimizer whose equilibrium is not known here."""
+    if optimizer not in get_args(Settling):
+        raise ValueError(
+            f"optimizer must be {' or '.join(get_args(Settling))} (momentum is sgd's), got "
+            f"{optimizer!r}; with Adam's coupled decay the norm depends on more than these"
+        )
+
+
+def _adamw(lr: float, weight_decay: float, kept: float, num_weights: int | None) -> Equilibrium:
+    rate, decay = positive("lr", lr), positive("weight_decay", weight_decay)
+    lost = step_decay(rate, decay)
+    left = 1 - lost
+    norm = effective = None
+    if num_weights is not None:
+        averaged = (1 - kept) / (1 + kept) * (1 + kept * left) / (1 - kept * left)
+        size = count("num_weights", num_weights)
+        norm = rate * math.sqrt(size * averaged / (lost * (2 - lost)))
+        effective = rate / norm
+    turn = lost * (1 - kept) / (1 + kept * left)
+    relaxation = -0.5 / math.log1p(-lost)
+    return Equilibrium(lost, 1 / lost, relaxation, _angle(turn), norm, effective)
+
+
+def _angle(turn: float) -> float:
+    """The arccos of 1 - turn, in a form that keeps the digits of a small one."""
+    return 2 * math.asin(math.sqrt(turn / 2))
+
+
+def _relaxation(lost: float, kept: float) -> float:
+    """Steps over which the slowest deviation of SGD's second moments falls by a factor e.
+
+    A' = A - 2 S + C', B' = S - C', C' = kept^2 C + lost^2 A + 2 kept lost B + G(A) with S = kept B
+    + lost A, in units in which lr is 1; G falls as 1 / A and is `grown` times A at rest. 1 - delta
+    being an eigenvalue, 1 / delta solves a cubic whose coefficients lose no digits where lost is
+    small.
+    """
+    grown = lost * (1 - kept) * (2 - lost / (1 + kept))
+    last = 2 * lost * (1 - kept) * (2 * (1 + kept) - lost)
+    own = np.array(
+        [
+            [2 * lost - lost**2 + grown, 2 * kept * (1 - lost), -(kept**2)],
+            [lost**2 - lost - grown, 1 - kept + 2 * kept * lost, kept**2],
+            [grown - lost**2, -2 * kept * lost, 1 - kept**2],
+        ]
+    )
+    pairs = ([0, 1], [0, 2], [1, 2])
+    middle = sum(float(np.linalg.det(own[np.ix_(pair, pair)])) for pair in pairs)
+    delta = 1 / np.roots([last, -middle, float(np.trace(own)), -1.0])
+    with np.errstate(divide="ignore"):  # what is gone in one step
+        falls = 0.5 * np.log1p(np.maximum(np.abs(delta) ** 2 - 2 * delta.real, -1.0))
+    return float(-1 / falls.max())
 
 
 def equilibrium_steps(
@@ -114,20 +206,27 @@ def equilibrium_steps(
     equilibrium_norm: float,
     momentum: float = 0.0,
     tolerance: float = 0.01,
+    optimizer: Settling = "sgd",
 ) -> float:
     """Steps until ||w|| is within a relative `tolerance` of its equilibrium.
 
-    ln(|r^4 - 1| / |(1 +- tolerance)^4 - 1|) / (4 lambda_e) with r = ||w_0|| / ||w_eq||, from
-    d ||w||^4 / dt = -4 lambda_e (||w||^4 - ||w_eq||^4). From a norm much too large these are
-    ln(r) / lambda_e steps of pure decay and a little more; from one too small, ln(1 / tolerance) /
-    (4 lambda_e) at most. Zero where the start is that close already. In continuous time: right
-    while lambda_e is small and ||w_0||^2 well above lr ||g_1||, below which one step overshoots.
+    ln(|r^n - 1| / |(1 +- tolerance)^n - 1|) / (n lambda_e) with r = ||w_0|| / ||w_eq||, from
+    d ||w||^n / dt = -n lambda_e (||w||^n - ||w_eq||^n), n = 4 and under AdamW 2. From a norm much
+    too large these are ln(r) / lambda_e steps of pure decay and a little more; from one too small,
+    ln(1 / tolerance) / (n lambda_e) at most. Zero where the start is that close already. In
+    continuous time: right while lambda_e is small, with momentum against (1 - momentum) / 16, and
+    ||w_0||^2 well above lr ||g_1||, below which one step overshoots; and where AdamW's averages
+    have filled.
 
     Raises:
         ValueError: if a value is out of its range, or lr x weight_decay / (1 - momentum) >= 1.
 
     Source: 2010.02916, the equation of gamma, solved.
     """
+    check_optimizer(optimizer)
+    if optimizer == "adamw" and momentum:
+        raise ValueError("momentum is SGD's; how soon AdamW's norm settles depends on no beta")
+    power = 4 if optimizer == "sgd" else 2
     rate = positive("lr", lr) / (1 - coefficient("momentum", momentum))
     intrinsic = step_decay(rate, positive("weight_decay", weight_decay))
     if not 0 < tolerance < 1:
@@ -136,4 +235,4 @@ def equilibrium_steps(
     if abs(ratio - 1) <= tolerance:
         return 0.0
     goal = 1 + tolerance if ratio > 1 else 1 - tolerance
-    return math.log((ratio**4 - 1) / (goal**4 - 1)) / (4 * intrinsic)
+    return math.log((ratio**power - 1) / (goal**power - 1)) / (power * intrinsic)

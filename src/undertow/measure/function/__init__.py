@@ -9,6 +9,10 @@ from undertow.measure.function._depth import depth_convergence as depth_converge
 from undertow.measure.function._depth_path import DepthPath as DepthPath
 from undertow.measure.function._depth_path import follow_depth as follow_depth
 from undertow.measure.function._depth_path import row_norms as row_norms
+from undertow.measure.function._function_space import FunctionDistance as FunctionDistance
+from undertow.measure.function._function_space import (
+    distance_in_function_space as distance_in_function_space,
+)
 from undertow.measure.function._functional_rank import FunctionalRank as FunctionalRank
 from undertow.measure.function._functional_rank import functional_rank as functional_rank
 from undertow.measure.function._homogeneity import Homogeneity as Homogeneity
@@ -27,6 +31,7 @@ __all__ = [
     "Boundary",
     "DepthConvergence",
     "DepthPath",
+    "FunctionDistance",
     "FunctionalRank",
     "Homogeneity",
     "Margins",
@@ -35,6 +40,7 @@ __all__ = [
     "activation_region",
     "boundary_distance",
     "depth_convergence",
+    "distance_in_function_space",
     "follow_depth",
     "functional_rank",
     "homogeneity",

@@ -1,5 +1,7 @@
 """Read off weights alone: ranks, spectra, norms, and what is left of the initial ones."""
 
+from undertow.measure.weights._angles import AngularUpdate as AngularUpdate
+from undertow.measure.weights._angles import angular_update as angular_update
 from undertow.measure.weights._convolution import operator_spectrum as operator_spectrum
 from undertow.measure.weights._displacement import Displacement as Displacement
 from undertow.measure.weights._displacement import displacement as displacement
@@ -26,6 +28,7 @@ from undertow.measure.weights._weights import WeightMatrix as WeightMatrix
 from undertow.measure.weights._weights import weight_matrices as weight_matrices
 
 __all__ = [
+    "AngularUpdate",
     "Displacement",
     "Include",
     "InitSplit",
@@ -36,6 +39,7 @@ __all__ = [
     "SpectrumRanks",
     "SplitRanks",
     "WeightMatrix",
+    "angular_update",
     "displacement",
     "layer_calls",
     "layer_norms",

@@ -60,14 +60,14 @@ def displacement(
     """
     if not after:
         raise ValueError("after must hold the weights of at least one run, got none")
-    start = _matrices(before, include)
+    start = weights_of(before, include)
     flat = torch.cat([matrix.flatten() for matrix in start.values()])
     norm = flat.norm()
     if norm == 0:
         raise ValueError("before must hold weights that are not all zero")
     moved = []
     for end in after:
-        found = _matrices(end, include)
+        found = weights_of(end, include)
         for name, matrix in start.items():
             if name not in found or found[name].shape != matrix.shape:
                 raise ValueError(f"after must hold {name} of shape {tuple(matrix.shape)}")
@@ -84,6 +84,7 @@ def displacement(
     )
 
 
-def _matrices(weights: nn.Module | Mapping[str, Any], include: Include) -> dict[str, torch.Tensor]:
+def weights_of(weights: nn.Module | Mapping[str, Any], include: Include) -> dict[str, torch.Tensor]:
+    """All weight matrices in float64, by name."""
     found, _ = weight_matrices(weights, include, check_finite=False)
     return {item.name: item.matrix.detach().double() for item in found}

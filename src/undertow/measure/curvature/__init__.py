@@ -6,16 +6,20 @@ from undertow.measure.curvature._sharpness import Sharpness as Sharpness
 from undertow.measure.curvature._sharpness import SharpnessTracker as SharpnessTracker
 from undertow.measure.curvature._sharpness import sharpness as sharpness
 from undertow.measure.curvature._sharpness import spherical_sharpness as spherical_sharpness
+from undertow.measure.curvature._sharpness_gradient import SharpnessGradient as SharpnessGradient
+from undertow.measure.curvature._sharpness_gradient import sharpness_gradient as sharpness_gradient
 from undertow.measure.curvature._trace import Estimate as Estimate
 from undertow.measure.curvature._trace import hessian_trace as hessian_trace
 
 __all__ = [
     "Estimate",
     "Sharpness",
+    "SharpnessGradient",
     "SharpnessTracker",
     "SpectralDensity",
     "hessian_trace",
     "sharpness",
+    "sharpness_gradient",
     "spectral_density",
     "spherical_sharpness",
 ]

@@ -1,4 +1,4 @@
-"""The pace of flattening: its closed forms, descent itself, and what several eigenvalues do to it."""
+"""The pace of flattening: closed forms, descent itself, and what several eigenvalues do."""
 
 from __future__ import annotations
 
@@ -68,8 +68,10 @@ def test_opposed_eigenvalues_hold_each_other_up() -> None:
 
 
 def test_descent_with_two_eigenvalues_at_the_edge_keeps_the_pace() -> None:
-    """L = (a w3^2 + b w4^2) / (2 ||w||^2), log a = k . theta, log b = l . theta: a sphere of minima
-    in w0, w1, w2, on which both are at the edge where k . theta = l . theta."""
+    """L = (a w3^2 + b w4^2) / (2 ||w||^2), log a and log b two axes times the direction of w0..w2.
+
+    The minimisers are a sphere, on which both are at the edge where the two products are equal.
+    """
     first, second = np.array([2.0, 1.5, 0.0]), np.array([2.0, 0.0, 2.25])
     point = np.array([0.6, 0.9, 0.6])
     weights = np.concatenate([point / np.linalg.norm(point), [0.01, 0.013]])

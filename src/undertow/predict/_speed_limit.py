@@ -23,7 +23,7 @@ def sharpness_speed_limit(
     *,
     gram: Float[np.ndarray, "pairs pairs"] | None = None,
 ) -> float | Float64[np.ndarray, "*shape"]:
-    """d log lambda_1 / d tau = -2 s^2 / (4 + s^2), with tau = lr weight_decay steps.
+    """The pace d log lambda_1 / d tau = -2 s^2 / (4 + s^2), with tau = lr weight_decay steps.
 
     Of w <- (1 - lr weight_decay) w - lr grad L(w) with L(c w) = L(w), near minimisers, where
     lambda_1 is the sharpness at theta = w / ||w|| and s = `slope` is the length of the gradient of

@@ -1,8 +1,8 @@
 """Normalisation with weight decay reduces sharpness (Lyu, Li, Arora, 2022; arXiv 2206.07085).
 
 Where the loss does not depend on the length of the weights, decay brings gradient descent to the
-edge of stability and then down the sharpness, along minimisers. Tested on a circle and on batch-norm
-regression, where the path is known, and on batch-norm networks, whose pace is foreseen.
+edge of stability and then down the sharpness, along minimisers. Tested on a circle and on
+batch-norm regression, where the path is known, and on batch-norm networks, whose pace is foreseen.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ class NormalizationFlattens(Knobs):
     """Knobs."""
 
     images: Images = Images("fashion-mnist", train_size=100, image_size=14)
-    other: str = "digits"  # the networks' second data set, as many images of it
+    # The networks' second data set, as many images of it; None for none.
+    other: str | None = "digits"
     widths: Annotated[tuple[int, ...], at_least(1), some(), DISTINCT] = (32, 16)  # of two layers
     weight_decay: Annotated[float, above(0)] = 2e-4  # of the networks, at learning rate 1
     # Of slower branches, in units of it.
     slower: Annotated[tuple[float, ...], above(0), some(), DISTINCT] = (0.5, 0.25)
     fit_steps: Count = 1_000  # before the branches
-    steps: Annotated[int, at_least(READINGS)] = 10_000  # of the branches
+    steps: Annotated[int, at_least(READINGS)] = 8_000  # of the branches
     settling: Count = 150  # steps in which the oscillation settles before a reading
-    test_size: Count | None = 2_000  # test images of the first data set; of the second, all
+    test_size: Count | None = 4_000  # test images of the first data set; of the second, all
     speed_weight_decay: Annotated[float, above(0)] = 1e-4  # where the pace is foreseen
     speed_fit: Count = 4_000
     speed_steps: Annotated[int, at_least(SPEED_READINGS)] = 6_000
@@ -63,12 +64,29 @@ CLAIM = Claim(
     title="Normalisation with weight decay drives descent to ever flatter minima",
     paper="Lyu, Li and Arora, Understanding the Generalization Benefit of Normalization Layers: "
     "Sharpness Reduction, 2022 (arXiv 2206.07085)",
-    statement="PLACEHOLDER",
-    corrections=(),
+    statement="Gradient descent with weight decay on a loss that does not depend on the length of "
+    "the weights settles at the edge of stability, effective rate x spherical sharpness = 2, and "
+    "then loses sharpness along the minimisers as the sharpness-reduction flow does: on a circle, "
+    "in batch-norm regression and in batch-norm networks on images. The clock is 1 / (lr x weight "
+    "decay); without decay nothing moves. How fast a network flattens is foreseen from the "
+    "gradients of the eigenvalues at the edge. The flattened networks' test accuracy is above that "
+    "of their twins without decay.",
+    corrections=(
+        "The flow is for a sharpness that is a simple eigenvalue. In every network here two to "
+        "four eigenvalues are at the edge together, and the flow of the largest alone leaves out "
+        "most of what the oscillation takes; counting all of them foresees the pace.",
+        "The theorem's distance to the flow, the power 1/4 of the intrinsic rate, is an upper "
+        "bound: on a circle it is the power 2.",
+        "The gain in test accuracy is about a point. It is not the flow's alone: where decay "
+        "is slower it is smaller at the same sharpness (pilot). It is not that decay forgets what "
+        "no training input reaches, either.",
+        "With heavy-ball momentum the same balance exists but is not stable: on a circle there "
+        "are bursts in place of a drift.",
+    ),
     presets={
         "smoke": NormalizationFlattens(
-            images=Images("digits", train_size=50),
-            other="mnist-5k",
+            images=Images(train_size=50),
+            other=None,
             widths=(8,),
             slower=(0.5,),
             fit_steps=100,
@@ -98,6 +116,6 @@ CLAIM = Claim(
             seeds=24,
         ),
     },
-    costs={"smoke": "10 s", "small": "4 min on two cores", "paper": "days on two cores"},
+    costs={"smoke": "10 s", "small": "150 s on two cores", "paper": "days on two cores"},
     home=__name__,
 )

@@ -26,9 +26,11 @@ REGRESSION_DECAY = 2e-4  # at learning rate 1
 REGRESSION_READINGS = 8
 FAR = 3.0  # tan psi of the regression at the start
 CANDIDATES = 8  # of the largest eigenvalues, those that may be at the edge
+ENDS = (1.0, 0.0)  # branches with all of the weight decay, and with none
 FALL = 0.4  # of log sharpness, whose time is taken
 AT_THE_EDGE = 1.95  # effective rate x eigenvalue of those that count as being there
 FORESEEN = (2, 6, 10)  # readings of a network at which its pace is foreseen
+TESTED = (0, 5, 10, 15, READINGS - 2, READINGS - 1, READINGS)  # readings with accuracy
 _POWER_STEPS = 25  # of the power iteration, from where the last reading ended
 
 Rows = list[dict[str, Any]]
@@ -82,15 +84,16 @@ class Pace:
 
 def experiments(knobs: NormalizationFlattens, seed: int) -> dict[str, Experiment]:
     """The longest first."""
-    own, apart = seeds(seed, knobs.seeds), [(1.0, 0.0)]
-    others = Images(knobs.other, train_size=knobs.images.train_size)
+    own = seeds(seed, knobs.seeds)
     first = {"images": knobs.images, "test_size": knobs.test_size}
-    second: dict[str, Any] = {"images": others, "test_size": None}
     cells = [
         first | {"width": knobs.widths[0], "branches": (1.0, *sorted(knobs.slower)[::-1], 0.0)}
     ]
-    for source, widths in ((first, knobs.widths[1:]), (second, knobs.widths)):
-        cells += [source | {"width": width, "branches": apart[0]} for width in widths]
+    cells += [first | {"width": width, "branches": ENDS} for width in knobs.widths[1:]]
+    if knobs.other is not None:
+        others = Images(knobs.other, train_size=knobs.images.train_size)
+        second: dict[str, Any] = {"images": others, "test_size": None, "branches": ENDS}
+        cells += [second | {"width": width} for width in knobs.widths]
     fewer = replace(knobs.images, train_size=knobs.regression_size)
     half: dict[str, Any] = {"together": ("seed",), "group_size": (knobs.seeds + 1) // 2}
     return {
@@ -99,7 +102,9 @@ def experiments(knobs: NormalizationFlattens, seed: int) -> dict[str, Experiment
         "circles": Experiment(
             grid(Circle, knobs, intrinsic_rate=knobs.intrinsic_rates, seed=own), around, **half
         ),
-        "regressions": Experiment(grid(Regression, knobs, images=[fewer], seed=own), regress, **half),
+        "regressions": Experiment(
+            grid(Regression, knobs, images=[fewer], seed=own), regress, **half
+        ),
     }
 
 
@@ -218,18 +223,19 @@ def train(trials: Sequence[Network]) -> list[Rows]:
     for reading in range(READINGS + 1):
         settled = runs.settled(first.settling)
         sharpness, residual, start = settled.sharpness(_POWER_STEPS * (1 + (start is None)), start)
+        crossed.append(sharpness.double().log())
         facts = {
             "branch": branch,
             "step": reading * every,
             "tau": [reading * every * LR * first.weight_decay * own for own in branch],
-            "log_sharpness": sharpness.double().log(),
+            "log_sharpness": crossed[-1],
             "residual": residual,
             "edge": settled.effective_lr * sharpness,
             "loss": settled.losses(settled.weights),
-            "accuracy": settled.accuracies(held_out, labels),
             "last": reading > READINGS - 3,
         }
-        crossed.append(facts["log_sharpness"])
+        if reading in TESTED:
+            facts["accuracy"] = settled.accuracies(held_out, labels)
         if reading == READINGS:
             facts["crossing"] = _crossings(torch.stack(crossed), every)
             facts["seen_accuracy"] = _without_unseen(settled).accuracies(held_out, labels)

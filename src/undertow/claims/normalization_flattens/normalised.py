@@ -77,10 +77,9 @@ class Stack:
         """
         leaves = [weight.detach().clone().requires_grad_() for weight in self.weights]
         slopes = torch.autograd.grad(self.losses(leaves).sum(), leaves, create_graph=True)
-        ahead = [torch.ones_like(weight) for weight in leaves] if start is None else start
-        if start is None:
-            drawn = torch.Generator().manual_seed(0)
-            ahead = [torch.randn(weight.shape, generator=drawn).to(weight) for weight in leaves]
+        drawn = torch.Generator().manual_seed(0)  # the same for each, whichever are together
+        random = [torch.randn(weight.shape[1:], generator=drawn) for weight in leaves]
+        ahead = start or [own.to(w).expand_as(w) for own, w in zip(random, leaves, strict=True)]
         for _ in range(steps):
             length = inner(ahead, ahead).sqrt()[:, None, None]
             top = [part / length for part in ahead]
@@ -109,7 +108,13 @@ class Stack:
             layer.weight.data = weight[place].detach().clone()
             norm = nn.BatchNorm1d(out, eps=_EPS, affine=False, track_running_stats=False)
             modules += [layer, norm, nn.GELU()]
-        data = self.inputs[place], self.targets[place]
+        # Small and large targets in turn: second derivatives are tried on the first few samples,
+        # and samples of one class that a network has fitted have outputs without a variance.
+        half = len(self.targets[place]) // 2
+        ranked = self.targets[place, :, 0].argsort()
+        order = torch.stack([ranked[:half], ranked[-half:]], dim=1).flatten()
+        order = torch.cat([order, ranked[half:-half]])
+        data = self.inputs[place, order], self.targets[place, order]
         return Objective(nn.Sequential(*modules[:-1]), nn.MSELoss(), data)
 
 

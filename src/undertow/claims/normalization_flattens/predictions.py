@@ -1,4 +1,4 @@
-"""What the paper predicts of descent with decay on scale-invariant losses, and where it must fail."""
+"""What the paper predicts of descent with decay, and where the prediction must fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from undertow.lab import (
 )
 
 FULL, NONE = 1.0, 0.0  # branches: all of the decay, and no decay
-_HALF = math.log(0.5)
+_FALLEN, _STILL = math.log(0.7), math.log(0.9)
 
 
 def predictions(knobs: NormalizationFlattens) -> dict[str, Prediction]:
@@ -37,7 +37,8 @@ def summary(records: Records, knobs: NormalizationFlattens) -> str:
     counts = records["pace"]["at_edge"].drop_nulls()
     if counts.is_empty():
         return ""
-    return f"{counts.min()} to {counts.max()} eigenvalues are at the edge where pace is foreseen."
+    low, high = sorted(counts.to_list())[:: max(1, len(counts) - 1)]
+    return f"{low} to {high} eigenvalues are at the edge where pace is foreseen."
 
 
 def _of_circles(knobs: NormalizationFlattens) -> dict[str, Prediction]:
@@ -81,13 +82,13 @@ def _of_networks(knobs: NormalizationFlattens) -> dict[str, Prediction]:
         cell: dict[str, Any] = {"images.data": data, "width": width}
         name = f"network, {data}, width {width}"
         found[f"{name}: log sharpness, end - fit"] = at_most(
-            _HALF, fall(FULL, **cell), "it falls on and on", against=0
+            _FALLEN, fall(FULL, **cell), "it falls on and on", against=0
         )
         found[f"{name}: effective rate x sharpness"] = near(
-            2, 0.2, edge(FULL, **cell), "at the edge all the while", against=1
+            2, 0.25, edge(FULL, **cell), "at the edge all the while", against=1
         )
-        found[f"{name}, no decay: log sharpness, end - fit"] = near(
-            0, 0.1, fall(NONE, **cell), "nothing drives it", control=True
+        found[f"{name}, no decay: log sharpness, end - fit"] = no_less(
+            _STILL, fall(NONE, **cell), "nothing drives it", control=True
         )
     main = main_cell(knobs)
     slowest = min(knobs.slower)
@@ -119,7 +120,16 @@ def _of_pace() -> dict[str, Prediction]:
 
 
 def _of_tests(knobs: NormalizationFlattens) -> dict[str, Prediction]:
-    return {}
+    name = "test accuracy, flattened - twin without decay, mean over the networks"
+    return {
+        name: no_less(0, mean_gain(knobs), "flatter minima generalise better"),
+        f"{name}, less what no input reaches": no_less(
+            0,
+            mean_gain(knobs, "seen_accuracy"),
+            "it is not that decay forgets what training does not see",
+            against=math.inf,
+        ),
+    }
 
 
 # ---- readings
@@ -127,7 +137,8 @@ def _of_tests(knobs: NormalizationFlattens) -> dict[str, Prediction]:
 
 def cells(knobs: NormalizationFlattens) -> list[tuple[str, int]]:
     """Data sets and widths of the networks."""
-    return [(data, width) for data in (knobs.images.data, knobs.other) for width in knobs.widths]
+    sources = (knobs.images.data, knobs.other)
+    return [(data, width) for data in sources if data is not None for width in knobs.widths]
 
 
 def main_cell(knobs: NormalizationFlattens) -> dict[str, Any]:
@@ -144,7 +155,7 @@ def tangent(decay: bool) -> Reading:
     """Tan psi at the end over that at the second reading, over (1 - lr weight_decay)^steps."""
     kept = pl.col("tangent") / (pl.col("step") * math.log1p(-REGRESSION_DECAY)).exp()
     first, last = (
-        of("regressions", kept, pl.col("step") > 0, decay=decay, how=how)  # type: ignore[arg-type]
+        of("regressions", kept, pl.col("step") > 0, decay=decay, how=how)
         for how in ("first", "last")
     )
     return last / first
@@ -154,7 +165,7 @@ def lost(decay: bool) -> Reading:
     """Log sharpness of the regression at the second reading less that at the end."""
     moving = pl.col("step") > 0
     first, last = (
-        of("regressions", "log_sharpness", moving, decay=decay, how=how)  # type: ignore[arg-type]
+        of("regressions", "log_sharpness", moving, decay=decay, how=how)
         for how in ("first", "last")
     )
     return first - last
@@ -190,9 +201,8 @@ def edge(branch: float, **cell: Any) -> Reading:
 
 def clock(knobs: NormalizationFlattens) -> Reading:
     """The power of the decay in the steps after which sharpness has fallen by so much."""
-    return slope_by_seed(
-        "networks", pl.col("branch").log(), pl.col("crossing").log(), **main_cell(knobs)
-    )
+    steps = pl.col("crossing").cast(pl.Float64)  # null altogether where none has fallen so far
+    return slope_by_seed("networks", pl.col("branch").log(), steps.log(), **main_cell(knobs))
 
 
 def pace() -> Reading:
@@ -205,3 +215,11 @@ def gain(data: str, width: int, column: str = "accuracy") -> Reading:
     cell: dict[str, Any] = {"images.data": data, "width": width, "last": True}
     flat = of("networks", "accuracy", branch=FULL, **cell)
     return flat - of("networks", column, branch=NONE, **cell)
+
+
+def mean_gain(knobs: NormalizationFlattens, column: str = "accuracy") -> Reading:
+    """Each seed's gain, averaged over data sets and widths."""
+    first, *others = (gain(data, width, column) for data, width in cells(knobs))
+    for other in others:
+        first = first + other
+    return first * (1 / (len(others) + 1))

@@ -217,7 +217,7 @@ class _Sphere:
             off = float((near - far).norm()) / max(float(near.norm()), torch.finfo(near.dtype).tiny)
             if off > _SMOOTH:
                 raise ValueError(
-                    f"the loss has no third derivative here that differences agree on (they differ "
+                    "the loss has no third derivative here that differences agree on (they differ "
                     f"by {off:.2g}); take a smooth activation, such as GELU"
                 )
             weights = torch.full((len(vectors) - place, 1), 2**0.5).to(near)

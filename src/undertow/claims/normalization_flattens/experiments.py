@@ -19,8 +19,8 @@ from undertow.lab import Experiment, grid, rows_of, seeds
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from undertow.claims.normalization_flattens.normalised import Stack
     from undertow.data import Draws
+    from undertow.train import NormalizedNetworks
 
 REGRESSION_DECAY = 2e-4  # at learning rate 1
 REGRESSION_READINGS = 8
@@ -115,13 +115,13 @@ def around(trials: Sequence[Circle]) -> list[Rows]:
     """Where descent is and where the flow is, with decay; and how far it went without."""
     import numpy as np
 
-    from undertow.claims.normalization_flattens import circles
+    from undertow.train import circle_descent, circle_flow
 
     drawn = [np.random.default_rng((trial.seed, 1)) for trial in trials]
     angle = np.array([own.uniform(0.8, 1.6) for own in drawn])
     steepness = np.exp([own.uniform(np.log(0.5), np.log(4)) for own in drawn])
     first, count = trials[0], len(trials)
-    run = circles.descend(
+    run = circle_descent(
         np.tile(angle, 2),
         np.tile(steepness, 2),
         first.intrinsic_rate,
@@ -132,7 +132,7 @@ def around(trials: Sequence[Circle]) -> list[Rows]:
     for place, (begin, steep) in enumerate(zip(angle, steepness, strict=True)):
         paths = {
             "": run.angle[:, place],
-            "flow_": circles.flow_angles(begin, steep, run.times),
+            "flow_": circle_flow(begin, steep, run.times),
             "still_": run.angle[:, count + place],
         }
         facts: dict[str, Any] = {f"{name}angle": path for name, path in paths.items()}
@@ -150,12 +150,12 @@ def regress(trials: Sequence[Regression]) -> list[Rows]:
     import torch
 
     from undertow import measure
-    from undertow.claims.normalization_flattens import normalised
+    from undertow.train import normalized_networks
 
     first, count = trials[0], len(trials)
     own = [trial.seed for trial in trials]
     _, inputs, parity = _drawn(first.images, own)
-    made = normalised.stack(
+    made = normalized_networks(
         (inputs.shape[2], 1),
         own,
         inputs.double(),
@@ -175,7 +175,7 @@ def regress(trials: Sequence[Regression]) -> list[Rows]:
     made = replace(made, weights=[length * weight for weight in made.weights])
     every = first.regression_steps // REGRESSION_READINGS
     # Until the oscillation is there.
-    runs, rows = normalised.branched(made.trained(every), (REGRESSION_DECAY, 0.0)), []
+    runs, rows = made.trained(every).branched((REGRESSION_DECAY, 0.0)), []
     for reading in range(REGRESSION_READINGS + 1):
         weights = runs.weights[0][:, 0]
         lost = torch.einsum("epq,eq->ep", unseen.repeat(2, 1, 1), weights)
@@ -200,12 +200,12 @@ def train(trials: Sequence[Network]) -> list[Rows]:
     """Sharpness, edge and accuracy of every branch, where its oscillation settles."""
     import torch
 
-    from undertow.claims.normalization_flattens import normalised
+    from undertow.train import normalized_networks
 
     first, count = trials[0], len(trials)
     drawn, inputs, _ = _drawn(first.images, [trial.seed for trial in trials], first.test_size)
     targets = torch.nn.functional.one_hot(drawn.targets[drawn.train], drawn.num_classes)
-    fitted = normalised.stack(
+    fitted = normalized_networks(
         (inputs.shape[2], first.width, first.width, drawn.num_classes),
         [trial.seed for trial in trials],
         inputs,
@@ -213,7 +213,7 @@ def train(trials: Sequence[Network]) -> list[Rows]:
         lr=LR,
         weight_decay=first.weight_decay,
     ).trained(first.fit_steps)
-    runs = normalised.branched(fitted, [first.weight_decay * own for own in first.branches])
+    runs = fitted.branched([first.weight_decay * own for own in first.branches])
     branch = [own for own in first.branches for _ in trials]
     flat = drawn.inputs.flatten(1)
     held_out = [flat[rows] for rows in drawn.test] * len(first.branches)
@@ -246,11 +246,11 @@ def train(trials: Sequence[Network]) -> list[Rows]:
 
 def follow(trials: Sequence[Pace]) -> list[Rows]:
     """Sharpness on the way, and at some readings what its gradient says of the pace."""
-    from undertow.claims.normalization_flattens import normalised
+    from undertow.train import normalized_networks
 
     first = trials[0]
     _, inputs, parity = _drawn(first.images, [trial.seed for trial in trials])
-    runs = normalised.stack(
+    runs = normalized_networks(
         (inputs.shape[2], first.width, first.width, 1),
         [trial.seed for trial in trials],
         inputs,
@@ -277,7 +277,7 @@ def follow(trials: Sequence[Pace]) -> list[Rows]:
     return [list(own) for own in zip(*rows, strict=True)]
 
 
-def _foreseen(networks: Stack, place: int, trial: Pace) -> dict[str, Any]:
+def _foreseen(networks: NormalizedNetworks, place: int, trial: Pace) -> dict[str, Any]:
     """The pace by the largest eigenvalue's gradient, and by those of all that are at the edge."""
     from undertow import measure, predict
 
@@ -314,7 +314,7 @@ def _crossings(log_sharpness: Tensor, every: int) -> list[float | None]:
     return found
 
 
-def _without_unseen(networks: Stack) -> Stack:
+def _without_unseen(networks: NormalizedNetworks) -> NormalizedNetworks:
     """The same without what no training input reaches in the first layer."""
     import torch
 

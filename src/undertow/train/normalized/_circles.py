@@ -1,6 +1,7 @@
 """Descent on minimisers that form a circle: L = w3^2 e^(k cos phi) / (2 ||w||^2).
 
-The sharpness at the angle phi is e^(k cos phi); where it drifts to, and how fast, has a solution.
+The sharpness at the angle phi is e^(k cos phi); where it drifts to, and how fast, has a solution
+(arXiv 2206.07085: the sharpness-reduction flow).
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float64
+
+from undertow.train.flows import sharpness_reduction_flow
 
 Array = Float64[np.ndarray, " runs"]
 
@@ -17,7 +21,7 @@ LATE = 0.5  # share of the time after which the edge is read
 
 
 @dataclass(frozen=True)
-class Descent:
+class CircleDescent:
     """Runs with lr = 1 at a common intrinsic rate, read at times of equal distance.
 
     Attributes:
@@ -31,7 +35,7 @@ class Descent:
     times: Float64[np.ndarray, " times"]
 
 
-def descend(
+def circle_descent(
     angle: Array,
     steepness: Array,
     intrinsic_rate: float,
@@ -39,17 +43,38 @@ def descend(
     *,
     decay: Sequence[bool],
     readings: int = 40,
-) -> Descent:
-    """From a minimiser at the edge, with the oscillation that belongs to the rate.
+) -> CircleDescent:
+    """Gradient descent with weight decay on L = w3^2 e^(k cos phi) / (2 ||w||^2), w in R^3.
+
+    Phi is the angle of (w1, w2); the minimisers on the unit sphere are the circle w3 = 0, and on it
+    lambda_1 = e^(k cos phi). It starts on the circle at the edge of stability, effective rate x
+    sharpness = 2, with the oscillation across that belongs to the rate, and drifts with decay as
+    `circle_flow` says.
 
     Args:
-        angle: phi of each run.
+        angle: phi of each run at the start.
         steepness: k of each.
         intrinsic_rate: sqrt(2 lr weight_decay).
         time: lr weight_decay steps, at the end.
         decay: whether each run decays its weights; one that does not has as many steps.
         readings: of the angle, evenly spaced.
+
+    Raises:
+        ValueError: shapes that differ, or a number that is not above zero.
     """
+    angle, steepness = (np.asarray(own, dtype=np.float64) for own in (angle, steepness))
+    if not angle.shape == steepness.shape == (len(decay),):
+        raise ValueError(
+            f"angle, steepness and decay must be one for each run, got {angle.shape}, "
+            f"{steepness.shape} and {len(decay)}"
+        )
+    for name, value in (
+        ("intrinsic_rate", intrinsic_rate),
+        ("time", time),
+        ("readings", readings),
+    ):
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value!r}")
     clock = intrinsic_rate**2 / 2
     weight_decay = np.where(decay, clock, 0.0)
     every = max(2, round(time / clock / readings))
@@ -70,7 +95,7 @@ def descend(
         if step == every * readings:
             break
     times = np.arange(readings + 1) * every * clock
-    return Descent(np.array(found), np.mean(edges, axis=0), times)
+    return CircleDescent(np.array(found), np.mean(edges, axis=0), times)
 
 
 def _steps(
@@ -95,19 +120,25 @@ def _steps(
         yield weights, edge
 
 
-def flow_angles(
+def circle_flow(
     angle: float, steepness: float, times: Float64[np.ndarray, " times"]
 ) -> Float64[np.ndarray, " times"]:
-    """Phi on the sharpness-reduction flow at these times, by `train.flows`."""
-    import torch
+    """Phi on the sharpness-reduction flow at these times, by `flows.sharpness_reduction_flow`.
 
-    from undertow.train import flows
+    Args:
+        angle: phi at time 0.
+        steepness: k.
+        times: increasing, of lr weight_decay steps.
+
+    Raises:
+        ValueError: as that function.
+    """
 
     def loss(weights: torch.Tensor) -> torch.Tensor:
         phi = torch.atan2(weights[1], weights[0])
         return weights[2] ** 2 / weights.square().sum() * torch.exp(steepness * phi.cos()) / 2
 
     start = torch.tensor([np.cos(angle), np.sin(angle), 0.0], dtype=torch.float64)
-    flow = flows.sharpness_reduction_flow(loss, times.tolist(), start=start)
+    flow = sharpness_reduction_flow(loss, times.tolist(), start=start)
     found: np.ndarray = torch.atan2(flow.parameters[:, 1], flow.parameters[:, 0]).numpy()
     return found

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 REGRESSION_DECAY = 2e-4  # at learning rate 1
 REGRESSION_READINGS = 8
 FAR = 3.0  # tan psi of the regression at the start
-CANDIDATES = 8  # of the largest eigenvalues, those that may be at the edge
+CANDIDATES = 10  # of the largest eigenvalues, those that may be at the edge
 ENDS = (1.0, 0.0)  # branches with all of the weight decay, and with none
 FALL = 0.4  # of log sharpness, whose time is taken
-AT_THE_EDGE = 1.95  # effective rate x eigenvalue of those that count as being there
+# Effective rate x eigenvalue of those that count as being at the edge: an eigenvalue that does not
+# fall gains nearly 2 of its logarithm in a time of 1, so that it is there after less than 0.1.
+AT_THE_EDGE = 1.8
 FORESEEN = (2, 6, 10)  # readings of a network at which its pace is foreseen
 TESTED = (0, 5, 10, 15, READINGS - 2, READINGS - 1, READINGS)  # readings with accuracy
 _POWER_STEPS = 25  # of the power iteration, from where the last reading ended

@@ -111,7 +111,7 @@ def _of_pace() -> dict[str, Prediction]:
             1, 0.1, measured / foreseen, "by all eigenvalues at the edge", against=0.5
         ),
         "network: 2 + d log sharpness / d tau, over what gradients foresee": near(
-            1, 0.5, (measured + 2) / (foreseen + 2), "what the oscillation takes", against=1
+            1, 0.4, (measured + 2) / (foreseen + 2), "what the oscillation takes", against=1
         ),
         "network: the same, by the largest eigenvalue alone": no_less(
             2, (measured + 2) / (alone + 2), "it is not alone at the edge", control=True

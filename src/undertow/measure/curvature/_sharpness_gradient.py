@@ -156,8 +156,8 @@ def sharpness_gradient(
     if distance > _AT_REST:
         raise ValueError(
             f"objective is not near a minimum: on the sphere ||grad L|| is {distance:.3g} x "
-            f"lambda_1, above {_AT_REST:g}. Let a copy settle first: some hundred steps of gradient "
-            "descent at a third of the rate, without weight decay"
+            f"lambda_1, above {_AT_REST:g}. Let a copy settle first: some hundred steps of "
+            "gradient descent at a third of the rate, without weight decay"
         )
     changes = sphere.changes(pairs.vectors[:k]) / top
     tangent = changes - (changes @ sphere.point)[:, None] * sphere.point

@@ -86,7 +86,7 @@ class Pace:
 
 def experiments(knobs: NormalizationFlattens, seed: int) -> dict[str, Experiment]:
     """The longest first."""
-    own = seeds(seed, knobs.seeds)
+    own, more = (seeds(seed, count) for count in (knobs.seeds, knobs.pace_seeds))
     first = {"images": knobs.images, "test_size": knobs.test_size}
     cells = [
         first | {"width": knobs.widths[0], "branches": (1.0, *sorted(knobs.slower)[::-1], 0.0)}
@@ -100,7 +100,7 @@ def experiments(knobs: NormalizationFlattens, seed: int) -> dict[str, Experiment
     half: dict[str, Any] = {"together": ("seed",), "group_size": (knobs.seeds + 1) // 2}
     return {
         "networks": Experiment(grid(Network, knobs, cell=cells, seed=own), train, **half),
-        "pace": Experiment(grid(Pace, knobs, width=knobs.widths[:1], seed=own), follow, **half),
+        "pace": Experiment(grid(Pace, knobs, width=knobs.widths[:1], seed=more), follow, **half),
         "circles": Experiment(
             grid(Circle, knobs, intrinsic_rate=knobs.intrinsic_rates, seed=own), around, **half
         ),

@@ -26,8 +26,9 @@ from undertow.objective import (
     whole_number,
 )
 
-# Differences of Hessian products in units of the sphere's radius, of fourth order.
-_DIFFERENCE = 1e-3
+# Differences of Hessian products in units of the sphere's radius, of fourth order: small beside the
+# norm of one row of a wide layer, in which an eigenvector may lie.
+_DIFFERENCE = 1e-4
 # By how much differences over twice the distance may differ where there is a third derivative.
 _SMOOTH = 0.05
 # ||grad L|| / lambda_1 on the sphere, about the distance to the minimisers across.
@@ -96,7 +97,7 @@ def sharpness_gradient(
     """The gradient of log lambda_1 on the unit sphere, along the minimisers (arXiv 2206.07085).
 
     The gradient of u_i^T H u_j at fixed eigenvectors is the third derivative of L along both, taken
-    by differences of Hessian products (1e-10, relatively); the part along theta goes, since
+    by differences of Hessian products (1e-8 or so, relatively); the part along theta goes, since
     lambda_1(c theta) = lambda_1(theta) / c^2 is what the sphere leaves out; and what remains is
     projected off the directions in which the loss is curved. Of the Gauss-Newton matrix J, which at
     a minimiser with loss zero is the Hessian, the filter is (1 + J / (tolerance lambda_1))^-1: one

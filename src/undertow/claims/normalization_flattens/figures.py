@@ -14,7 +14,7 @@ from undertow.lab import Charts, beside, figure, labels, means
 
 draw = Charts(
     tau="lr x weight decay x steps",
-    full_tau="lr x decay of the fastest x steps",
+    full_tau="lr x wd x steps",
     fall="log sharpness",
     flow_fall="log sharpness",
     log_sharpness="log sharpness",

@@ -49,6 +49,7 @@ WITHIN: dict[str, dict[str, set[str]]] = {
         "flows": set(),
         "matrix": set(),
         "noise": {"rules"},
+        "normalized": {"flows"},
     },
     "apply": {"inspection": set(), "rescaling": set(), "forecasting": {"inspection", "rescaling"}},
 }

@@ -76,6 +76,9 @@ MEASURES: dict[str, Callable[[nn.Module], Any]] = {
     "ranks": measure.ranks,
     "region_radius": lambda net: measure.region_radius(net, data()[0], data()[0]),
     "sharpness": of_objective(lambda o: measure.sharpness(o, rtol=0.5)),
+    "sharpness_gradient": of_objective(
+        lambda o: measure.sharpness_gradient(o, rtol=0.5, tolerance=0.1)
+    ),
     "spectral_density": of_objective(lambda o: measure.spectral_density(o, rtol=0.5)),
     "spherical_sharpness": of_objective(lambda o: measure.spherical_sharpness(o, rtol=0.5)),
     "split_init": lambda net: measure.split_init(

@@ -36,6 +36,7 @@ OF_OBJECTIVES: dict[str, Callable[[Any], Any]] = {
             "per_sample_gradient_norms",
             "profile",
             "sharpness",
+            "sharpness_gradient",
             "spectral_density",
             "spherical_sharpness",
         )

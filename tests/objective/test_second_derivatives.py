@@ -203,3 +203,21 @@ def test_what_is_right_is_not_refused(dtype: torch.dtype) -> None:
     for module in modules:
         objective = Objective(around(module).to(dtype), nn.CrossEntropyLoss(), (x, y))
         assert objective.hvp(torch.ones(2, objective.num_params)).isfinite().all()
+
+
+def test_samples_on_which_the_loss_is_a_constant_are_not_held_against_it() -> None:
+    """Of one target, under a batch-normalised output: their Hessian is nothing but rounding."""
+    for seed in range(4):
+        torch.manual_seed(seed)
+        first, last = (
+            nn.BatchNorm1d(k, affine=False, track_running_stats=False, eps=1e-12) for k in (16, 1)
+        )
+        layers = nn.Linear(3, 16, bias=False), nn.Linear(16, 1, bias=False)
+        net = nn.Sequential(layers[0], first, nn.GELU(), layers[1], last)
+        targets = torch.full((64, 1), -1.0)
+        targets[-8:] = 7.0
+        measured = Objective(net, nn.MSELoss(), (torch.randn(64, 3), targets))
+        vectors = torch.randn(2, measured.num_params)
+        images = measured.hvp(vectors)
+        across, back = images[0] @ vectors[1], images[1] @ vectors[0]
+        assert abs(across - back) < 1e-3 * images.norm() * vectors.norm()

@@ -34,6 +34,7 @@ ALL = (
     "adaptive-sde",
     "matrix-sensing",
     "greedy-low-rank",
+    "normalization-flattens",
     "intrinsic-lr",
     "two-layer-margin",
 )

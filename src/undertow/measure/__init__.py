@@ -7,11 +7,13 @@ from undertow.measure._profile import profile as profile
 from undertow.measure.curvature import BatchSharpness as BatchSharpness
 from undertow.measure.curvature import Estimate as Estimate
 from undertow.measure.curvature import Sharpness as Sharpness
+from undertow.measure.curvature import SharpnessGradient as SharpnessGradient
 from undertow.measure.curvature import SharpnessTracker as SharpnessTracker
 from undertow.measure.curvature import SpectralDensity as SpectralDensity
 from undertow.measure.curvature import batch_sharpness as batch_sharpness
 from undertow.measure.curvature import hessian_trace as hessian_trace
 from undertow.measure.curvature import sharpness as sharpness
+from undertow.measure.curvature import sharpness_gradient as sharpness_gradient
 from undertow.measure.curvature import spectral_density as spectral_density
 from undertow.measure.curvature import spherical_sharpness as spherical_sharpness
 from undertow.measure.function import AffineRegion as AffineRegion
@@ -102,6 +104,7 @@ __all__ = [
     "Profile",
     "Ranks",
     "Sharpness",
+    "SharpnessGradient",
     "SharpnessTracker",
     "SpectralDensity",
     "SpectrumRanks",
@@ -138,6 +141,7 @@ __all__ = [
     "region_radius",
     "row_norms",
     "sharpness",
+    "sharpness_gradient",
     "spectral_density",
     "spectrum_ranks",
     "spherical_sharpness",

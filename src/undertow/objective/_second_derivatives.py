@@ -54,13 +54,21 @@ def check_second_derivatives(risk: EmpiricalRisk) -> None:
 
 
 def _first_fault(risk: EmpiricalRisk) -> str:
+    """What is wrong on a few samples, and on a whole microbatch too.
+
+    A few may have no Hessian but rounding: a batch-normalised output of samples with one target.
+    """
+    fault = ""
     for inputs, targets in _batches(risk):
         for exact, tolerance in ((risk.at(torch.float64), _EXACT), (risk, _ROUNDED)):
             try:
-                return attempted(partial(_fault_of_hessian, exact, inputs, targets, tolerance))
+                fault = attempted(partial(_fault_of_hessian, exact, inputs, targets, tolerance))
             except Unable:
                 continue
-    return ""
+            if not fault:
+                return ""
+            break
+    return fault
 
 
 def _batches(risk: EmpiricalRisk) -> Iterator[tuple[Any, Tensor]]:

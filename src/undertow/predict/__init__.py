@@ -48,6 +48,7 @@ from undertow.predict._rules import ScalingRule as ScalingRule
 from undertow.predict._saddles import SaddlePhase as SaddlePhase
 from undertow.predict._saddles import greedy_exponents as greedy_exponents
 from undertow.predict._saddles import saddle_phases as saddle_phases
+from undertow.predict._speed_limit import sharpness_speed_limit as sharpness_speed_limit
 from undertow.predict._survivors import Initializer as Initializer
 from undertow.predict._survivors import forecast_rank as forecast_rank
 from undertow.predict._survivors import initial_spectrum as initial_spectrum
@@ -110,6 +111,7 @@ __all__ = [
     "rescale",
     "ridge_noise",
     "saddle_phases",
+    "sharpness_speed_limit",
     "surviving_rank",
     "sync_period",
     "sync_rounds",

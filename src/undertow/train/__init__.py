@@ -44,8 +44,14 @@ from undertow.train.noise import exact_stationary_variance as exact_stationary_v
 from undertow.train.noise import label_noise_imbalances as label_noise_imbalances
 from undertow.train.noise import momentum_paths as momentum_paths
 from undertow.train.noise import stationary_variance as stationary_variance
+from undertow.train.normalized import CircleDescent as CircleDescent
+from undertow.train.normalized import NormalizedNetworks as NormalizedNetworks
+from undertow.train.normalized import circle_descent as circle_descent
+from undertow.train.normalized import circle_flow as circle_flow
+from undertow.train.normalized import normalized_networks as normalized_networks
 
 __all__ = [
+    "CircleDescent",
     "ClosestApproach",
     "CommitteeMachine",
     "Completion",
@@ -58,10 +64,13 @@ __all__ = [
     "GreedyPhase",
     "Member",
     "NoisyOscillator",
+    "NormalizedNetworks",
     "PhaseVisit",
     "SaddleSpectra",
     "SensingProblems",
     "balanced_factors",
+    "circle_descent",
+    "circle_flow",
     "completion_error",
     "completion_flow",
     "completion_loss",
@@ -74,6 +83,7 @@ __all__ = [
     "label_noise_imbalances",
     "largest_stable_lr",
     "momentum_paths",
+    "normalized_networks",
     "nuclear_norm_completion",
     "optim",
     "phase_distance",

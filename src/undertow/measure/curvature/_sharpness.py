@@ -170,7 +170,7 @@ def spherical_sharpness(
             divide up the parameters; and as `sharpness`.
     """
     operator = curvature_operator(objective, curvature)
-    scale = _block_norms(objective, blocks).to(operator.like)
+    scale = block_norms(objective, blocks).to(operator.like)
     on_sphere = replace(
         operator, multiply=lambda vectors: operator.multiply(vectors * scale) * scale
     )
@@ -230,9 +230,14 @@ def _checked_start(start: Sharpness | Tensor | None, operator: Operator) -> Tens
     return vectors.detach().to(operator.like)
 
 
-def _block_norms(
-    objective: Objective, blocks: Iterable[Iterable[str]] | None
+def block_norms(
+    objective: Objective, blocks: Iterable[Iterable[str]] | None = None
 ) -> Float[Tensor, " params"]:
+    """The norm of each parameter's block, of the weights as they are.
+
+    Raises:
+        ValueError: if the loss depends on one, a block is zero, or blocks do not divide up theta.
+    """
     names = objective.param_names
     groups = [tuple(names)] if blocks is None else [tuple(block) for block in blocks]
     if sorted(name for group in groups for name in group) != sorted(names):

@@ -17,7 +17,9 @@ from undertow.measure.function import Boundary as Boundary
 from undertow.measure.function import DepthConvergence as DepthConvergence
 from undertow.measure.function import DepthPath as DepthPath
 from undertow.measure.function import FunctionalRank as FunctionalRank
+from undertow.measure.function import GrowthMargin as GrowthMargin
 from undertow.measure.function import Homogeneity as Homogeneity
+from undertow.measure.function import KKTResidual as KKTResidual
 from undertow.measure.function import Margins as Margins
 from undertow.measure.function import NeuralCollapse as NeuralCollapse
 from undertow.measure.function import NormBounds as NormBounds
@@ -27,6 +29,8 @@ from undertow.measure.function import depth_convergence as depth_convergence
 from undertow.measure.function import follow_depth as follow_depth
 from undertow.measure.function import functional_rank as functional_rank
 from undertow.measure.function import homogeneity as homogeneity
+from undertow.measure.function import kkt_residual as kkt_residual
+from undertow.measure.function import margin_from_growth as margin_from_growth
 from undertow.measure.function import margins as margins
 from undertow.measure.function import neural_collapse as neural_collapse
 from undertow.measure.function import norm_bounds as norm_bounds
@@ -76,8 +80,10 @@ __all__ = [
     "Estimate",
     "FunctionalRank",
     "GradientNoise",
+    "GrowthMargin",
     "Homogeneity",
     "InitSplit",
+    "KKTResidual",
     "LayerNorms",
     "LocalDrift",
     "Margins",
@@ -108,8 +114,10 @@ __all__ = [
     "gradient_noise",
     "hessian_trace",
     "homogeneity",
+    "kkt_residual",
     "layer_norms",
     "local_drift",
+    "margin_from_growth",
     "margins",
     "matrix_ranks",
     "matrix_spectrum",

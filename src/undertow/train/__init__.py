@@ -44,18 +44,28 @@ from undertow.train.noise import exact_stationary_variance as exact_stationary_v
 from undertow.train.noise import label_noise_imbalances as label_noise_imbalances
 from undertow.train.noise import momentum_paths as momentum_paths
 from undertow.train.noise import stationary_variance as stationary_variance
+from undertow.train.past_zero import Dips as Dips
+from undertow.train.past_zero import LogDomain as LogDomain
+from undertow.train.past_zero import LossBasedLR as LossBasedLR
+from undertow.train.past_zero import descend_log_loss as descend_log_loss
+from undertow.train.past_zero import log_losses as log_losses
+from undertow.train.past_zero import loss_based_epochs as loss_based_epochs
+from undertow.train.past_zero import past_zero_loss as past_zero_loss
 
 __all__ = [
     "ClosestApproach",
     "CommitteeMachine",
     "Completion",
     "Crossing",
+    "Dips",
     "EigenvaluesLearned",
     "Ensemble",
     "Evaluation",
     "GreedyLowRank",
     "GreedyPath",
     "GreedyPhase",
+    "LogDomain",
+    "LossBasedLR",
     "Member",
     "NoisyOscillator",
     "PhaseVisit",
@@ -65,6 +75,7 @@ __all__ = [
     "completion_error",
     "completion_flow",
     "completion_loss",
+    "descend_log_loss",
     "exact_stationary_variance",
     "factored_descent",
     "flows",
@@ -73,9 +84,12 @@ __all__ = [
     "greedy_low_rank",
     "label_noise_imbalances",
     "largest_stable_lr",
+    "log_losses",
+    "loss_based_epochs",
     "momentum_paths",
     "nuclear_norm_completion",
     "optim",
+    "past_zero_loss",
     "phase_distance",
     "phase_visits",
     "rank_minimiser",

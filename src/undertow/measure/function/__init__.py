@@ -11,8 +11,12 @@ from undertow.measure.function._depth_path import follow_depth as follow_depth
 from undertow.measure.function._depth_path import row_norms as row_norms
 from undertow.measure.function._functional_rank import FunctionalRank as FunctionalRank
 from undertow.measure.function._functional_rank import functional_rank as functional_rank
+from undertow.measure.function._growth import GrowthMargin as GrowthMargin
+from undertow.measure.function._growth import margin_from_growth as margin_from_growth
 from undertow.measure.function._homogeneity import Homogeneity as Homogeneity
 from undertow.measure.function._homogeneity import homogeneity as homogeneity
+from undertow.measure.function._kkt import KKTResidual as KKTResidual
+from undertow.measure.function._kkt import kkt_residual as kkt_residual
 from undertow.measure.function._margins import Margins as Margins
 from undertow.measure.function._margins import margins as margins
 from undertow.measure.function._margins import normalized_outputs as normalized_outputs
@@ -28,7 +32,9 @@ __all__ = [
     "DepthConvergence",
     "DepthPath",
     "FunctionalRank",
+    "GrowthMargin",
     "Homogeneity",
+    "KKTResidual",
     "Margins",
     "NeuralCollapse",
     "NormBounds",
@@ -38,6 +44,8 @@ __all__ = [
     "follow_depth",
     "functional_rank",
     "homogeneity",
+    "kkt_residual",
+    "margin_from_growth",
     "margins",
     "neural_collapse",
     "norm_bounds",

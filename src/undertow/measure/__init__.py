@@ -14,6 +14,7 @@ from undertow.measure.curvature import spectral_density as spectral_density
 from undertow.measure.curvature import spherical_sharpness as spherical_sharpness
 from undertow.measure.function import AffineRegion as AffineRegion
 from undertow.measure.function import Boundary as Boundary
+from undertow.measure.function import DecisionDistance as DecisionDistance
 from undertow.measure.function import DepthConvergence as DepthConvergence
 from undertow.measure.function import DepthPath as DepthPath
 from undertow.measure.function import FunctionalRank as FunctionalRank
@@ -25,6 +26,7 @@ from undertow.measure.function import NeuralCollapse as NeuralCollapse
 from undertow.measure.function import NormBounds as NormBounds
 from undertow.measure.function import activation_region as activation_region
 from undertow.measure.function import boundary_distance as boundary_distance
+from undertow.measure.function import decision_distance as decision_distance
 from undertow.measure.function import depth_convergence as depth_convergence
 from undertow.measure.function import follow_depth as follow_depth
 from undertow.measure.function import functional_rank as functional_rank
@@ -74,6 +76,7 @@ from undertow.measure.weights import weight_matrices as weight_matrices
 __all__ = [
     "AffineRegion",
     "Boundary",
+    "DecisionDistance",
     "DepthConvergence",
     "DepthPath",
     "Displacement",
@@ -107,6 +110,7 @@ __all__ = [
     "activation_region",
     "batch_gradient_norms",
     "boundary_distance",
+    "decision_distance",
     "depth_convergence",
     "displacement",
     "follow_depth",

@@ -4,6 +4,8 @@ from undertow.measure.function._bounds import NormBounds as NormBounds
 from undertow.measure.function._bounds import norm_bounds as norm_bounds
 from undertow.measure.function._collapse import NeuralCollapse as NeuralCollapse
 from undertow.measure.function._collapse import neural_collapse as neural_collapse
+from undertow.measure.function._decision import DecisionDistance as DecisionDistance
+from undertow.measure.function._decision import decision_distance as decision_distance
 from undertow.measure.function._depth import DepthConvergence as DepthConvergence
 from undertow.measure.function._depth import depth_convergence as depth_convergence
 from undertow.measure.function._depth_path import DepthPath as DepthPath
@@ -29,6 +31,7 @@ from undertow.measure.function._regions import region_radius as region_radius
 __all__ = [
     "AffineRegion",
     "Boundary",
+    "DecisionDistance",
     "DepthConvergence",
     "DepthPath",
     "FunctionalRank",
@@ -40,6 +43,7 @@ __all__ = [
     "NormBounds",
     "activation_region",
     "boundary_distance",
+    "decision_distance",
     "depth_convergence",
     "follow_depth",
     "functional_rank",

@@ -31,7 +31,7 @@ class KKTResidual:
     """The distance of a direction from the KKT points of min ||theta||^2 / 2, q_n >= 1.
 
     With theta^ = theta / rho, g_n = grad q_n rho / (L q_min) and r_n = q_n / q_min, so that
-    theta^ . g_n = r_n >= 1: a KKT point is theta^ = sum mu_n g_n with mu_n >= 0, mu_n (r_n - 1) = 0.
+    theta^ . g_n = r_n >= 1: at a KKT point theta^ = sum mu_n g_n, mu_n >= 0, mu_n (r_n - 1) = 0.
     All numbers are free of the scale of the parameters, and of the inputs.
 
     Attributes:
@@ -86,8 +86,8 @@ def kkt_residual(
     """How far the parameters' direction is from a KKT point of the margin (arXiv 1906.05890).
 
     The best multipliers are those of a support vector machine on the gradients of the margins,
-    solved exactly (Lawson and Hanson's least distance problem) on the constraints that matter, which
-    are found by how far the solution misses others. In float64; weights of the loss are a softmax,
+    solved exactly (Lawson and Hanson's least distance problem) on the constraints that matter,
+    found by how far the solution misses others. In float64; weights of the loss are a softmax,
     so that it does not matter how far below any float the loss lies. Of ReLU and maxima, the
     gradients are PyTorch's, elements of the paper's Clarke differential; q_n has a constraint for
     each other class.

@@ -101,7 +101,7 @@ def loss_based_epochs(
     alpha: float = 0.1,
     constant: bool = False,
 ) -> Float64[Tensor, " E"]:
-    """Mini-batch SGD at lr = alpha / mean loss, the paper's rule: alpha is searched, epoch by epoch.
+    """Mini-batch SGD at lr = alpha / mean loss, with the paper's search for alpha by epochs.
 
     An epoch that does not lower the full loss is taken back and alpha divided by 2^(1/10);
     otherwise alpha is multiplied by 2^(1/5). What is taken back counts as an epoch.
@@ -150,10 +150,10 @@ def past_zero_loss(
     """Train until log Loss is as low as this, such as -9,000: far below the least float.
 
     Steps have the length `relative_step` x ||theta||, along an average of past directions of
-    -grad log Loss, which is that of plain descent at a rate of the order of 1 / Loss. Every `period`
-    steps the full loss is read; where it rose they are taken back, and the steps get shorter by
-    2^(1/2), otherwise longer by 2^(1/10), up to `relative_step`. In between, samples whose share in
-    the gradient is below rounding are left out. A member that has arrived stays as it is.
+    -grad log Loss: descent at a rate of the order of 1 / Loss. Every `period` steps the full loss
+    is read; where it rose they are taken back, and the steps get shorter by 2^(1/2), otherwise
+    longer by 2^(1/10), up to `relative_step`. In between, samples whose share in the gradient is
+    below rounding are left out. A member that has arrived stays as it is.
 
     Args:
         networks: they are moved.

@@ -35,7 +35,7 @@ class LogDomain:
         models: of one structure; without buffers, in eval mode while they run.
         inputs: of every member, `[E, n, ...]`; taken to float64, as the parameters are.
         labels: of every member.
-        loss: "logistic" (of several classes, the cross-entropy), "exponential" or "cubic", e^(-q^3).
+        loss: "logistic" (of more classes, the cross-entropy), "exponential" or "cubic", e^(-q^3).
 
     Attributes:
         params: every member's parameters, stacked.
@@ -119,10 +119,14 @@ class LogDomain:
 
     def normalized_margins(self, degree: float) -> dict[str, Float64[Tensor, " E"]]:
         """The least margin (`normalized`) and the smoothed one (`smoothed`), over rho^L."""
-        size = self.norm() ** degree
+        with torch.no_grad():
+            scores = self.scores(self.params, self.inputs)
+        least = score_margins(scores, self.labels, soft=False)
+        soft = score_margins(scores, self.labels, soft=True) if self.loss == "logistic" else least
+        log_loss, size = (-exponent(soft, self.loss)).logsumexp(1), self.norm() ** degree
         return {
-            "normalized": self.margins().amin(1) / size,
-            "smoothed": smoothed(self.log_loss(), self.loss) / size,
+            "normalized": least.amin(1) / size,
+            "smoothed": smoothed(log_loss, self.loss) / size,
         }
 
     def below_threshold(self) -> Tensor:

@@ -1,7 +1,7 @@
 """The loss-based learning rate of arXiv 1906.05890 as a PyTorch scheduler.
 
-lr = alpha / mean loss. Where an epoch lowered the loss alpha grows by 2^(1/5); where it did not, the
-epoch is taken back, and alpha shrinks by 2^(1/10).
+lr = alpha / mean loss. Where an epoch lowered the loss alpha grows by 2^(1/5); where it did not,
+the epoch is taken back, and alpha shrinks by 2^(1/10).
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class LossBasedLR:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the optimizer: what `load_state_dict` goes on from, what would be restored too."""
+        """All but the optimizer, with what an epoch that is taken back would restore."""
         return {
             name: copy.deepcopy(value)
             for name, value in self.__dict__.items()
@@ -131,7 +131,7 @@ class LossBasedLR:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the scheduler that this state is of; its optimizer and model are loaded apart."""
+        """Go on from such a state; the optimizer's and the model's are loaded apart."""
         self.__dict__.update(copy.deepcopy(state))
         self._set()
 

@@ -34,6 +34,7 @@ ALL = (
     "adaptive-sde",
     "matrix-sensing",
     "greedy-low-rank",
+    "margin",
 )
 """The names in the order in which they are shown; the package `low_rank` is `low-rank`."""
 _GROUP = "undertow.claims"

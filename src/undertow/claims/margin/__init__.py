@@ -59,8 +59,9 @@ CLAIM = Claim(
         "The threshold is of the summed loss: of the mean, log(2) / n.",
         "Discrete steps end it where a step would lower log loss by a tenth or more: the smoothed "
         "margin then falls in many steps, though over the run it still rises.",
-        "It is at the nearest training image that robustness grows. At images that were not trained on "
-        "it does not follow the margin, which doubles: it stays on digits and falls on Fashion-MNIST.",
+        "It is at the nearest training image that robustness grows. At held-out images it "
+        "does not follow the margin, which doubles: in pilots it stayed on digits and fell on "
+        "Fashion-MNIST.",
         "Biases take the network out of the theorem; the smoothed margin rose in every small step "
         "with them, too, so they are no control.",
         "Beyond a loss of e^-1000 or so the loss's own multipliers are those of one sample or two, "

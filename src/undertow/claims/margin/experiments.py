@@ -20,6 +20,7 @@ DEGREE = 3  # of all networks: three layers
 READINGS = 20  # of a run near the flow, equally spaced
 START = -2.0  # the log loss at which a descent begins, below every threshold
 GOALS = (-1.0, -10.0, -25.0, -50.0, -200.0, -800.0)  # log losses of readings on the way
+FINER = 4  # times as small are the steps of convolutional networks, and as short their runs
 BIAS = 1.0  # standard deviation of biases
 SQUARE_RATE = 0.02  # of the descent on the square loss
 
@@ -76,9 +77,10 @@ def experiments(knobs: Margin, seed: int) -> dict[str, Experiment]:
     two: list[dict[str, Any]] = [
         {"loss": loss, "classes": 2} for loss in ("exponential", "logistic", "cubic")
     ]
-    cells = [{"drop": drop} for drop in knobs.drops]
+    cells: list[dict[str, Any]] = [{"drop": drop} for drop in knobs.drops]
     cells += [{"drop": fine} | each for each in two]
-    cells += [{"drop": fine, "network": "convolutional"}]
+    shorter = {"drop": fine / FINER, "descent": knobs.descent / FINER}
+    cells += [{"network": "convolutional"} | shorter]
     cells += [{"drop": fine, "kind": kind} for kind in ("biases", "square")]
     rules = ("constant", "loss-based")
     return {
@@ -182,20 +184,20 @@ def descend_square(networks: LogDomain, steps: int) -> None:
             }
 
 
-def kkt_residuals(networks: LogDomain) -> list[float]:
-    """Every member's, with the best multipliers."""
+def kkt_residuals(networks: LogDomain) -> list[float | None]:
+    """Every member's, with the best multipliers; None of one that does not separate its data."""
     from torch.nn.functional import cross_entropy
 
     from undertow import measure
     from undertow.objective import Objective
 
-    data = list(zip(networks.inputs, networks.labels, strict=True))
-    return [
-        measure.kkt_residual(
-            Objective(networks.module(member), cross_entropy, own), degree=DEGREE
-        ).value
-        for member, own in enumerate(data)
-    ]
+    found: list[float | None] = []
+    for member, least in enumerate(networks.margins().amin(1).tolist()):
+        data = networks.inputs[member], networks.labels[member]
+        objective = Objective(networks.module(member), cross_entropy, data)
+        residual = measure.kkt_residual(objective, degree=DEGREE).value if least > 0 else None
+        found.append(residual)
+    return found
 
 
 # ---- epochs
@@ -252,7 +254,7 @@ def go_far(trials: Sequence[Far]) -> list[Rows]:
         past_zero_loss(networks, goal, relative_step=2e-3)
         facts: dict[str, Any] = {
             "goal": goal,
-            "log_loss": networks.log_loss(),
+            "reached": networks.log_loss(),
             **networks.normalized_margins(DEGREE),
             "accuracy": accuracies(networks, drawn),
         }

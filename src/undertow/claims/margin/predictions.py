@@ -9,6 +9,7 @@ import polars as pl
 
 from undertow.claims import Records
 from undertow.claims.margin import BEYOND, Margin
+from undertow.claims.margin.experiments import FINER
 from undertow.lab import Prediction, Reading, at_most, every_seed, near, no_less, of
 
 EARLY = -50.0  # the goal at which the margin is foretold from the growth of the norm
@@ -28,10 +29,11 @@ def predictions(knobs: Margin) -> dict[str, Prediction]:
 
 
 def near_the_flow(drop: float) -> dict[str, Prediction]:
-    """For each loss of the family and either network: no fall, a rise, and the way to KKT points."""
+    """For each loss of the family and either network: no fall, a rise, the way to KKT points."""
     rules: dict[str, Prediction] = {}
     for family, where in FAMILIES.items():
-        plain = {"drop": drop, "kind": "plain"} | where
+        finer = FINER if where["network"] == "convolutional" else 1
+        plain = {"drop": drop / finer, "kind": "plain"} | where
         falls = of("descents", "falls", how="last", **plain)
         rules[f"{family}, steps in which the smoothed margin falls"] = every_seed(
             falls <= 0, "none, as along the flow"
@@ -95,7 +97,7 @@ def far_past_zero(knobs: Margin) -> dict[str, Prediction]:
     foretold, there = (of("far", column, goal=EARLY) / later for column in ("growth", "normalized"))
     rules = {
         "log loss at the end": every_seed(
-            final("log_loss", knobs) <= max(BEYOND, knobs.log_loss),
+            final("reached", knobs) <= max(BEYOND, knobs.log_loss),
             f"at most {max(BEYOND, knobs.log_loss):.0f}; a loss of 1e-800 in the preset small",
             against=math.inf,
         ),
@@ -125,8 +127,8 @@ def summary(records: Records, knobs: Margin) -> str:
     """How far the losses went."""
     if records["far"].is_empty():
         return "No network was trained far past zero loss."
-    least = records["far"]["log_loss"].min()
-    return f"The least loss is 1e{least / math.log(10):.0f}; margins are over rho^L, L = 3."
+    exponent = (records["far"]["reached"] / math.log(10)).to_list()
+    return f"The least loss is 1e{min(exponent):.0f}; margins are over rho^L, L = 3."
 
 
 def promises_verdict(records: Records, knobs: Margin) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.optimize import minimize
+from scipy import optimize
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,6 +17,7 @@ from undertow.models import mlp
 from undertow.objective import Objective
 
 DOUBLE = torch.float64
+minimize: Any = optimize.minimize  # its overloads know no arrays of more than one kind
 
 
 class Linear(nn.Module):

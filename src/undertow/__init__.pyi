@@ -16,6 +16,7 @@ from .measure import functional_rank as functional_rank
 from .measure import gradient_noise as gradient_noise
 from .measure import hessian_trace as hessian_trace
 from .measure import homogeneity as homogeneity
+from .measure import kkt_residual as kkt_residual
 from .measure import local_drift as local_drift
 from .measure import margins as margins
 from .measure import neural_collapse as neural_collapse

@@ -37,6 +37,7 @@ ALL = (
     "normalization-flattens",
     "intrinsic-lr",
     "two-layer-margin",
+    "margin",
 )
 """The names in the order in which they are shown; the package `low_rank` is `low-rank`."""
 _GROUP = "undertow.claims"

@@ -18,21 +18,27 @@ from undertow.measure.curvature import spectral_density as spectral_density
 from undertow.measure.curvature import spherical_sharpness as spherical_sharpness
 from undertow.measure.function import AffineRegion as AffineRegion
 from undertow.measure.function import Boundary as Boundary
+from undertow.measure.function import DecisionDistance as DecisionDistance
 from undertow.measure.function import DepthConvergence as DepthConvergence
 from undertow.measure.function import DepthPath as DepthPath
 from undertow.measure.function import FunctionalRank as FunctionalRank
 from undertow.measure.function import FunctionDistance as FunctionDistance
+from undertow.measure.function import GrowthMargin as GrowthMargin
 from undertow.measure.function import Homogeneity as Homogeneity
+from undertow.measure.function import KKTResidual as KKTResidual
 from undertow.measure.function import Margins as Margins
 from undertow.measure.function import NeuralCollapse as NeuralCollapse
 from undertow.measure.function import NormBounds as NormBounds
 from undertow.measure.function import activation_region as activation_region
 from undertow.measure.function import boundary_distance as boundary_distance
+from undertow.measure.function import decision_distance as decision_distance
 from undertow.measure.function import depth_convergence as depth_convergence
 from undertow.measure.function import distance_in_function_space as distance_in_function_space
 from undertow.measure.function import follow_depth as follow_depth
 from undertow.measure.function import functional_rank as functional_rank
 from undertow.measure.function import homogeneity as homogeneity
+from undertow.measure.function import kkt_residual as kkt_residual
+from undertow.measure.function import margin_from_growth as margin_from_growth
 from undertow.measure.function import margins as margins
 from undertow.measure.function import neural_collapse as neural_collapse
 from undertow.measure.function import norm_bounds as norm_bounds
@@ -80,6 +86,7 @@ __all__ = [
     "AngularUpdate",
     "BatchSharpness",
     "Boundary",
+    "DecisionDistance",
     "DepthConvergence",
     "DepthPath",
     "Displacement",
@@ -87,8 +94,10 @@ __all__ = [
     "FunctionDistance",
     "FunctionalRank",
     "GradientNoise",
+    "GrowthMargin",
     "Homogeneity",
     "InitSplit",
+    "KKTResidual",
     "LayerNorms",
     "LocalDrift",
     "Margins",
@@ -115,6 +124,7 @@ __all__ = [
     "batch_gradient_norms",
     "batch_sharpness",
     "boundary_distance",
+    "decision_distance",
     "depth_convergence",
     "displacement",
     "distance_in_function_space",
@@ -123,8 +133,10 @@ __all__ = [
     "gradient_noise",
     "hessian_trace",
     "homogeneity",
+    "kkt_residual",
     "layer_norms",
     "local_drift",
+    "margin_from_growth",
     "margins",
     "matrix_ranks",
     "matrix_spectrum",

@@ -49,6 +49,13 @@ from undertow.train.normalized import NormalizedNetworks as NormalizedNetworks
 from undertow.train.normalized import circle_descent as circle_descent
 from undertow.train.normalized import circle_flow as circle_flow
 from undertow.train.normalized import normalized_networks as normalized_networks
+from undertow.train.past_zero import Dips as Dips
+from undertow.train.past_zero import LogDomain as LogDomain
+from undertow.train.past_zero import LossBasedLR as LossBasedLR
+from undertow.train.past_zero import descend_log_loss as descend_log_loss
+from undertow.train.past_zero import log_losses as log_losses
+from undertow.train.past_zero import loss_based_epochs as loss_based_epochs
+from undertow.train.past_zero import past_zero_loss as past_zero_loss
 
 __all__ = [
     "CircleDescent",
@@ -56,12 +63,15 @@ __all__ = [
     "CommitteeMachine",
     "Completion",
     "Crossing",
+    "Dips",
     "EigenvaluesLearned",
     "Ensemble",
     "Evaluation",
     "GreedyLowRank",
     "GreedyPath",
     "GreedyPhase",
+    "LogDomain",
+    "LossBasedLR",
     "Member",
     "NoisyOscillator",
     "NormalizedNetworks",
@@ -74,6 +84,7 @@ __all__ = [
     "completion_error",
     "completion_flow",
     "completion_loss",
+    "descend_log_loss",
     "exact_stationary_variance",
     "factored_descent",
     "flows",
@@ -82,10 +93,13 @@ __all__ = [
     "greedy_low_rank",
     "label_noise_imbalances",
     "largest_stable_lr",
+    "log_losses",
+    "loss_based_epochs",
     "momentum_paths",
     "normalized_networks",
     "nuclear_norm_completion",
     "optim",
+    "past_zero_loss",
     "phase_distance",
     "phase_visits",
     "rank_minimiser",

@@ -57,7 +57,7 @@ class Descent(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class Epochs(Trained):
-    """Mini-batches at a constant rate, or at one in proportion to 1 / loss."""
+    """Mini-batches at a constant rate, or at alpha / loss as the paper has it."""
 
     batch_size: int
     epochs: int
@@ -66,7 +66,7 @@ class Epochs(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class Far(Trained):
-    """Training until log loss is this, with readings on the way."""
+    """Normalised steps until log loss is this, with readings on the way."""
 
     log_loss: float
     shown: int

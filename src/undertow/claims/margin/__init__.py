@@ -50,10 +50,10 @@ CLAIM = Claim(
     "the exponential, the logistic, the cross-entropy or another loss e^(-f(q)) never lowers the "
     "smoothed margin f^-1(log(1 / Loss)) / rho^L, and the margin q_min / rho^L follows it; the "
     "direction of the parameters goes towards a KKT point of the margin problem. In as many "
-    "epochs, a learning rate in proportion to 1 / Loss takes loss and margin farther than a constant one. "
-    "Descent on log Loss by steps in proportion to rho goes on below 1e-800: the margin is larger "
-    "there, the direction nearer to a KKT point, and the training image nearest to the decision "
-    "boundary farther from it.",
+    "epochs, a learning rate in proportion to 1 / Loss takes loss and margin farther than a "
+    "constant one. Descent on log Loss by steps in proportion to rho goes on below 1e-800: the "
+    "margin is larger there, the direction nearer to a KKT point, and the training image nearest "
+    "to the decision boundary farther from it.",
     corrections=(
         "It is the smoothed margin that cannot fall; the least margin dips on the way, by no more "
         "than log(n) / rho^L can hide.",

@@ -25,14 +25,14 @@ def test_the_tree_is_the_tree() -> None:
     room = ""
     for line in tree.splitlines():
         indent = len(line) - len(line.lstrip())
-        folders = re.findall(r"([a-z]+)/(?= |$)", line)
+        folders = re.findall(r"([a-z_]+)/(?= |$)", line)
         if indent == 6 and folders:
             room = folders[0]
             named.add(room)
         elif indent == 8:
             named |= {f"{room}/{folder}" for folder in folders}
         elif indent == 10:
-            named |= {f"{room}/{path}" for path in re.findall(r"([a-z]+/[a-z]+)/(?= |$)", line)}
+            named |= {f"{room}/{path}" for path in re.findall(r"([a-z]+/[a-z_]+)/(?= |$)", line)}
         elif indent == 4 and folders and not line.strip().startswith("src"):
             assert (root / folders[0]).is_dir(), f"there is no {folders[0]}/"
     source = root / "src" / "undertow"

@@ -34,7 +34,7 @@ def main() -> None:
     seconds = time.process_time() - start
     margin = networks.normalized_margins(3)["normalized"]
     print(
-        f"log loss {float(networks.log_loss()[0]):,.0f} after {int(steps[0]):,} steps in "
+        f"log loss {float(networks.log_loss()[0]):,.0f} after {float(steps[0]):,.0f} steps in "
         f"{seconds:.1f} s of one core; margin over rho^3 {float(margin[0]):.4g}"
     )
 

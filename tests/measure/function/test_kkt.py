@@ -183,6 +183,7 @@ def test_an_offset_is_no_part_of_the_slope() -> None:
     assert found.offset == pytest.approx(math.log(64), rel=1e-6)
     assert found.smoothed < 0.3
     assert "offset of 4.16" in repr(found)
+    assert "not an interval" in repr(found)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -103,6 +103,7 @@ def test_small_steps_never_lower_the_smoothed_margin_and_large_ones_do(loss: Any
     assert dips.falls.tolist() == [0, 0]
     assert (stack.normalized_margins(2)["smoothed"] > kept.normalized_margins(2)["smoothed"]).all()
     assert "fell in 0 of 400 steps" in repr(dips)
+    assert dips.as_dict()["falls"] == [0, 0]
     wild = train.descend_log_loss(kept, 200, drop=500.0 if loss == "cubic" else 5.0, degree=2)
     assert int(wild.falls.sum()) > 0
 
@@ -115,12 +116,16 @@ def test_far_past_zero_a_member_does_not_depend_on_the_others() -> None:
     torch.testing.assert_close(both.log_loss()[:1], alone.log_loss(), rtol=1e-6, atol=0)
 
 
-def test_data_that_cannot_be_separated_end_in_a_line() -> None:
-    stack = networks()
-    stack.inputs[:, 1] = stack.inputs[:, 0]
-    stack.labels[:, 1] = 1 - stack.labels[:, 0]
-    with pytest.raises(RuntimeError, match="may not be separable"):
-        train.past_zero_loss(stack, -50.0, max_steps=200)
+def test_a_member_that_does_not_arrive_is_marked_and_leaves_the_others_alone() -> None:
+    both, alone = networks(), networks((3,))
+    both.inputs[1, 1] = both.inputs[1, 0]
+    both.labels[1, 1] = 1 - both.labels[1, 0]
+    found = train.past_zero_loss(both, -20.0, max_steps=2000)
+    (expected,) = train.past_zero_loss(alone, -20.0).tolist()
+    assert found[0] == expected
+    assert found[1].isnan()
+    torch.testing.assert_close(both.log_loss()[:1], alone.log_loss(), rtol=1e-6, atol=0)
+    assert both.log_loss()[1] > math.log(math.log(2))
 
 
 def test_loss_based_epochs_lower_the_loss_and_a_constant_rate_is_plain_sgd() -> None:

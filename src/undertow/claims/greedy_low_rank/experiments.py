@@ -85,7 +85,9 @@ class Counterexample:
 
 def experiments(knobs: GreedyLowRank, seed: int) -> dict[str, Experiment]:
     """Completions, trajectories, products and counterexamples, with their controls."""
-    own, exact = seeds(seed, knobs.seeds), seeds(seed, knobs.exact)
+    own, exact, twice = (
+        seeds(seed, count) for count in (knobs.seeds, knobs.exact, 2 * knobs.exact)
+    )
     gap = [{"eigenvalues": _EIGENVALUES, "weighted": True}]
     ends = (knobs.scales[0], knobs.scales[-1])
     none = [{"eigenvalues": _DEGENERATE, "weighted": False, "scales": ends}]
@@ -109,7 +111,7 @@ def experiments(knobs: GreedyLowRank, seed: int) -> dict[str, Experiment]:
         "completions": Experiment(grid(Completion, knobs, drawn=drawn), complete),
         "descents": Experiment(descents, descend, together=("seed",), group_size=100),
         "stepped": Experiment(stepped, step_down, together=("seed",), group_size=100),
-        "trajectories": Experiment(grid(Trajectory, knobs, case=gap, seed=own), follow),
+        "trajectories": Experiment(grid(Trajectory, knobs, case=gap, seed=twice), follow),
         "no_gap": Experiment(grid(Trajectory, knobs, case=none, seed=exact), follow),
         "products": Experiment(products, multiply),
         "counterexamples": Experiment(grid(Counterexample, knobs, case=cases, seed=exact), end),

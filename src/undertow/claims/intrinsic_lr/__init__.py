@@ -46,7 +46,7 @@ class IntrinsicLr(Knobs):
     annealed_lr: Annotated[float, above(0)] = 0.8  # of a usual schedule
     weight_decay: Annotated[float, above(0)] = 0.025  # of the schedules
     steps: Count = 1_000  # of a usual schedule
-    seeds: Seeds = 12
+    seeds: Seeds = 16
 
     @property
     def products(self) -> tuple[float, ...]:

@@ -14,11 +14,13 @@ from undertow.lab import Experiment, grid, rows_of, seeds
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from undertow.objective import Objective
     from undertow.train import LogDomain
 
 DEGREE = 3  # of all networks: three layers
 READINGS = 20  # of a run near the flow, equally spaced
 START = -2.0  # the log loss at which a descent begins, below every threshold
+PATIENCE = 10_000  # steps to the next goal before a network counts as not separating its images
 GOALS = (-1.0, -10.0, -25.0, -50.0, -200.0, -800.0)  # log losses of readings on the way
 FINER = 4  # times as small are the steps of convolutional networks, and as short their runs
 BIAS = 1.0  # standard deviation of biases
@@ -55,7 +57,7 @@ class Descent(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class Epochs(Trained):
-    """Mini-batches at a constant rate, or at one in proportion to 1 / loss."""
+    """Mini-batches at a constant rate, or at alpha / loss as the paper has it."""
 
     batch_size: int
     epochs: int
@@ -64,7 +66,7 @@ class Epochs(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class Far(Trained):
-    """Training until log loss is this, with readings on the way."""
+    """Normalised steps until log loss is this, with readings on the way."""
 
     log_loss: float
     shown: int
@@ -123,6 +125,13 @@ def networks_of(
     return LogDomain(made, inputs[drawn.train], drawn.targets[drawn.train]), drawn
 
 
+def add(rows: list[Rows], facts: dict[str, Any], steps: Tensor) -> None:
+    """A record more of each run; without numbers where a network did not arrive (NaN steps)."""
+    there = steps.isfinite().tolist()
+    for own, row, known in zip(rows, rows_of(facts), there, strict=True):
+        own.append({name: each if known and each == each else None for name, each in row.items()})
+
+
 # ---- near the flow
 
 
@@ -137,7 +146,7 @@ def descend(trials: Sequence[Descent]) -> list[Rows]:
         classes=first.classes,
         biases=BIAS if first.kind == "biases" else 0.0,
     )
-    past_zero_loss(networks, START, relative_step=5e-3, period=10)
+    begun = past_zero_loss(networks, START, relative_step=5e-3, period=10, max_steps=PATIENCE)
     networks.loss = cast(Any, first.loss)
     steps = max(1, round(first.descent / first.drop / READINGS))
     rows: list[Rows] = [[] for _ in trials]
@@ -151,8 +160,7 @@ def descend(trials: Sequence[Descent]) -> list[Rows]:
         }
         if first.kind == "plain" and reading in (0, READINGS):
             now["kkt"] = kkt_residuals(networks)
-        for own, row in zip(rows, rows_of(now), strict=True):
-            own.append(row)
+        add(rows, now, begun)
         if reading == READINGS:
             break
         if first.kind == "square":
@@ -186,18 +194,24 @@ def descend_square(networks: LogDomain, steps: int) -> None:
 
 def kkt_residuals(networks: LogDomain) -> list[float | None]:
     """Every member's, with the best multipliers; None of one that does not separate its data."""
+    from undertow import measure
+
+    return [
+        measure.kkt_residual(objective_of(networks, member), degree=DEGREE).value
+        if least > 0
+        else None
+        for member, least in enumerate(networks.margins().amin(1).tolist())
+    ]
+
+
+def objective_of(networks: LogDomain, member: int) -> Objective:
+    """One network with the cross-entropy of its images."""
     from torch.nn.functional import cross_entropy
 
-    from undertow import measure
     from undertow.objective import Objective
 
-    found: list[float | None] = []
-    for member, least in enumerate(networks.margins().amin(1).tolist()):
-        data = networks.inputs[member], networks.labels[member]
-        objective = Objective(networks.module(member), cross_entropy, data)
-        residual = measure.kkt_residual(objective, degree=DEGREE).value if least > 0 else None
-        found.append(residual)
-    return found
+    data = networks.inputs[member], networks.labels[member]
+    return Objective(networks.module(member), cross_entropy, data)
 
 
 # ---- epochs
@@ -239,10 +253,7 @@ def accuracies(networks: LogDomain, drawn: Any) -> Tensor:
 
 def go_far(trials: Sequence[Far]) -> list[Rows]:
     """Runs side by side, a record for every goal; distances and KKT residuals at both ends."""
-    from torch.nn.functional import cross_entropy
-
     from undertow import measure
-    from undertow.objective import Objective
     from undertow.train import past_zero_loss
 
     last = trials[0].log_loss
@@ -251,9 +262,8 @@ def go_far(trials: Sequence[Far]) -> list[Rows]:
     seen: list[list[measure.Margins]] = [[] for _ in trials]
     goals = [goal for goal in GOALS if goal > last] + [last]
     for goal in goals:
-        past_zero_loss(networks, goal, relative_step=2e-3)
+        steps = past_zero_loss(networks, goal, relative_step=2e-3, max_steps=PATIENCE)
         facts: dict[str, Any] = {
-            "goal": goal,
             "reached": networks.log_loss(),
             **networks.normalized_margins(DEGREE),
             "accuracy": accuracies(networks, drawn),
@@ -262,29 +272,28 @@ def go_far(trials: Sequence[Far]) -> list[Rows]:
             facts["kkt"] = kkt_residuals(networks)
             facts |= distances(networks, drawn, trials[0].shown)
         facts["growth"] = growth = []
-        for member, own in enumerate(seen):
-            data = networks.inputs[member], networks.labels[member]
-            objective = Objective(networks.module(member), cross_entropy, data)
-            own.append(measure.margins(objective, degree=DEGREE))
-            far = measure.margin_from_growth(own).value if len(own) > 2 else math.nan
-            growth.append(far)
-        for run, row in zip(rows, rows_of(facts), strict=True):
-            run.append({name: None if value != value else value for name, value in row.items()})
+        for member, (own, arrived) in enumerate(zip(seen, steps.isfinite().tolist(), strict=True)):
+            if arrived:
+                own.append(measure.margins(objective_of(networks, member), degree=DEGREE))
+            growth.append(measure.margin_from_growth(own).value if len(own) > 2 else math.nan)
+        add(rows, facts, steps)
+        for run in rows:
+            run[-1]["goal"] = goal
     return rows
 
 
 def distances(networks: LogDomain, drawn: Any, shown: int) -> dict[str, list[float]]:
     """To the decision boundary: of the nearest training image, and the median of test images."""
+    import torch
+
     from undertow import measure
 
     found: dict[str, list[float]] = {"nearest": [], "held_out": []}
-    for member in range(len(networks.inputs)):
-        module = networks.module(member)
-        inputs, labels = networks.inputs[member], networks.labels[member]
-        own = measure.decision_distance(module, inputs, labels)
-        found["nearest"].append(float(own.upper.min()))
+    for member, (inputs, labels) in enumerate(zip(networks.inputs, networks.labels, strict=True)):
         rows = drawn.test[member][:shown]
-        test = drawn.inputs[rows].double().view(len(rows), *networks.inputs.shape[2:])
-        other = measure.decision_distance(module, test, drawn.targets[rows])
-        found["held_out"].append(float(other.upper.median()))
+        test = drawn.inputs[rows].double().view(len(rows), *inputs.shape[1:])
+        images, classes = torch.cat([inputs, test]), torch.cat([labels, drawn.targets[rows]])
+        upper = measure.decision_distance(networks.module(member), images, classes).upper
+        found["nearest"].append(float(upper[: len(inputs)].min()))
+        found["held_out"].append(float(upper[len(inputs) :].median()))
     return found

@@ -79,32 +79,32 @@ def in_epochs() -> dict[str, Prediction]:
 
     ratio = value("normalized", "loss-based") / value("normalized", "constant")
     return {
-        "log loss in as many epochs, loss-based less constant rate": at_most(
-            -1, gap("log_loss"), "lr = alpha / loss goes on", against=0
+        "log loss in as many epochs, at alpha / loss less at a constant rate": at_most(
+            -1, gap("log_loss"), "alpha / loss goes on", against=0
         ),
-        "margin in as many epochs, loss-based over constant rate": no_less(
+        "margin in as many epochs, at alpha / loss over at a constant rate": no_less(
             1.2, ratio, "and so does the margin", against=1
         ),
-        "test accuracy, loss-based less constant rate": near(
+        "test accuracy in as many epochs, at alpha / loss less at a constant rate": near(
             0, 0.02, gap("accuracy"), "what is decided hardly changes", against=math.inf
         ),
     }
 
 
 def far_past_zero(knobs: Margin) -> dict[str, Prediction]:
-    """To losses below any float, and what has become of the network there."""
+    """By normalised steps to losses below any float, and what has become of the network there."""
     later = final("normalized", knobs)
     foretold, there = (of("far", column, goal=EARLY) / later for column in ("growth", "normalized"))
     rules = {
-        "log loss at the end": every_seed(
+        "log loss at the end of normalised steps": every_seed(
             final("reached", knobs) <= max(BEYOND, knobs.log_loss),
             f"at most {max(BEYOND, knobs.log_loss):.0f}; a loss of 1e-800 in the preset small",
             against=math.inf,
         ),
-        "margin, end over a loss of e^-1": no_less(
+        "normalised steps, margin, end over a loss of e^-1": no_less(
             1.5, change("far", "normalized"), "it goes on rising", against=1
         ),
-        "KKT residual, end over a loss of e^-1": at_most(
+        "normalised steps, KKT residual, end over a loss of e^-1": at_most(
             0.5, change("far", "kkt"), "towards a KKT point", against=1
         ),
         "nearest training image to the decision boundary, end over start": no_less(

@@ -23,9 +23,10 @@ class GrowthMargin:
 
     Attributes:
         value: d (smoothed margin) / d rho^L over the later half of the growth of rho^L.
-        stderr: of what it is an estimate of, the normalised margin in the limit: the line's own
-            error, and by how much the slope still changes from the earlier half to the later one.
-            No less than the latter, it is an error of extrapolation and not one of chance.
+        stderr: a scale for how far `value` may be from the normalised margin in the limit, and no
+            error of chance: the root of the squares of the line's own error and of the change of
+            the slope from the earlier half to the later one. No interval is promised by it: a
+            direction that turns late is not seen in the readings before.
         smoothed: the smoothed margin of the last reading; gradient flow does not lower it, so it
             is a lower bound.
         offset: what the start costs, in log loss: value x rho^L less the smoothed margin.
@@ -44,10 +45,10 @@ class GrowthMargin:
 
     def __repr__(self) -> str:
         return (
-            f"Margin {self.value:.4g} ± {self.stderr:.2g} from the growth of the norm, over "
-            f"{self.readings} readings; the smoothed margin at the last one is "
-            f"{self.smoothed:.4g}, "
-            f"for an offset of {self.offset:.3g} in log loss."
+            f"Margin {self.value:.4g} from the growth of the norm over {self.readings} readings, "
+            f"whose slope still changes by {self.stderr:.2g} (a scale of the error, not an "
+            f"interval); the smoothed margin at the last one is {self.smoothed:.4g}, for an offset "
+            f"of {self.offset:.3g} in log loss."
         )
 
 
@@ -56,7 +57,8 @@ def margin_from_growth(readings: Sequence[Margins]) -> GrowthMargin:
 
     What `margins` reads is q_min / rho^L, and where the loss is e^-24 the offset of the start can
     hide most of it. Along a run log(1 / Loss) is nearly a line in rho^L, whose slope is the margin
-    without the offset.
+    without the offset. It is the limit only as far as the slope has settled, which `stderr` is a
+    scale of and no test of.
 
     Args:
         readings: three or more results of `margins` along one run, in order, with the loss below

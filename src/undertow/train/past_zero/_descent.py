@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int
@@ -37,6 +38,10 @@ class Dips:
     falls: Int[Tensor, " E"]
     deepest: Float64[Tensor, " E"]
     deepest_least: Float64[Tensor, " E"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every number by its name."""
+        return {name: value.tolist() for name, value in self.__dict__.items()}
 
     def __repr__(self) -> str:
         worst = float(self.deepest.max())
@@ -146,14 +151,15 @@ def past_zero_loss(
     momentum: float = 0.9,
     period: int = 50,
     max_steps: int = 100_000,
-) -> Int[Tensor, " E"]:
+) -> Float64[Tensor, " E"]:
     """Train until log Loss is as low as this, such as -9,000: far below the least float.
 
     Steps have the length `relative_step` x ||theta||, along an average of past directions of
     -grad log Loss: descent at a rate of the order of 1 / Loss. Every `period` steps the full loss
     is read; where it rose they are taken back, and the steps get shorter by 2^(1/2), otherwise
     longer by 2^(1/10), up to `relative_step`. In between, samples whose share in the gradient is
-    below rounding are left out. A member that has arrived stays as it is.
+    below rounding are left out. A member that has arrived stays as it is. So it is not the rule of
+    `loss_based_epochs`, whose steps are alpha |grad Loss| / Loss and grow with alpha alone.
 
     Args:
         networks: they are moved.
@@ -164,24 +170,25 @@ def past_zero_loss(
         max_steps: give up after so many.
 
     Returns:
-        Steps that each member took, those taken back included.
+        Steps that each member took, those taken back included; NaN for a member that is not there
+        after `max_steps`, and stays where it got to: its data may not be separable by it.
 
     Raises:
         ValueError: an argument out of range.
-        RuntimeError: some member is not there after `max_steps`.
     """
     _check_positive("relative_step", relative_step)
     _check_count("period", period)
+    _check_count("max_steps", max_steps)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be at least 0 and below 1, got {momentum}")
     last = networks.log_loss()
     longest = torch.full_like(last, relative_step)
-    length, taken = longest.clone(), torch.zeros(len(last), dtype=torch.int64)
+    length, taken = longest.clone(), torch.zeros_like(last)
     average: Stacked = {name: torch.zeros_like(each) for name, each in networks.params.items()}
     for _ in range(0, max_steps, period):
         going = last > log_loss
         if not going.any():
-            return taken
+            break
         kept = networks.params
         rows = _weighty(networks)
         for _ in range(period):
@@ -200,12 +207,7 @@ def past_zero_loss(
         last = torch.where(fell, now, last)
         length = torch.where(fell, torch.minimum(length * 2**0.1, longest), length * 2**-0.5)
         taken += period * going
-    if (last <= log_loss).all():
-        return taken
-    raise RuntimeError(
-        f"log loss is {float(last.max()):.4g} after {max_steps:,} steps, short of {log_loss:g}: "
-        "data may not be separable by these networks; raise max_steps, or widen them"
-    )
+    return torch.where(last <= log_loss, taken, math.nan)
 
 
 def _weighty(networks: LogDomain) -> Int[Tensor, "E k"] | None:

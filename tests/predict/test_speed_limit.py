@@ -109,6 +109,7 @@ def test_descent_with_two_eigenvalues_at_the_edge_keeps_the_pace() -> None:
         ({"slope": 1.0, "gram": np.eye(1)}, "give slope, or gram"),
         ({"slope": -1.0}, "slope must be finite and at least 0"),
         ({"slope": [1.0, math.nan]}, "slope must be finite and at least 0"),
+        ({"slope": "steep"}, "slope must be numbers, got 'steep'"),
         ({"gram": np.eye(2)}, "one for each pair of k eigenvalues"),
         ({"gram": np.zeros((0, 0))}, "one for each pair of k eigenvalues"),
         ({"gram": np.ones(3)}, "one for each pair of k eigenvalues"),

@@ -175,6 +175,13 @@ def test_stuck_starts_are_as_many_as_coins_that_fall_alike(neurons: int) -> None
     assert found.gets_stuck(w, np.abs(a) + np.linalg.norm(w, axis=2)).all()
 
 
+def test_a_neuron_that_is_zero_has_no_say() -> None:
+    found = predict.two_layer_margin(*mirrored(*separable(1)[:2]), slope=0.5)
+    signs = np.array([[1.0, 1.0, 0.0], [1.0, -1.0, 0.0], [-1.0, 0.0, 0.0]])
+    stuck = found.gets_stuck(np.zeros((3, 3, 4)), signs)
+    assert stuck.tolist() == [True, False, True]
+
+
 # ---- what it says
 
 
@@ -211,6 +218,8 @@ def test_what_holds_for_symmetric_data_only_is_refused_for_others() -> None:
         ({"labels": [1]}, "inputs must be .samples, features. and labels .samples."),
         ({"inputs": [[np.nan, 1.0], [1.0, 1.0]]}, "inputs must be finite"),
         ({"inputs": [1.0, 2.0]}, "inputs must be .samples, features."),
+        ({"inputs": [[1e-200, 0.0], [0.0, 1e-200]]}, "largest entry between 1e-100 and 1e.100"),
+        ({"inputs": [[1e200, 0.0], [0.0, 1e200]]}, "largest entry between 1e-100 and 1e.100"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
@@ -223,5 +232,9 @@ def test_starts_of_another_shape_are_named() -> None:
     found = predict.two_layer_margin(*mirrored(*separable(1)[:2]), slope=0.5)
     with pytest.raises(ValueError, match="weights must be outputs' shape and 4 features"):
         found.gets_stuck(np.ones((3, 2, 5)), np.ones((3, 2)))
+    with pytest.raises(ValueError, match="weights and outputs must be finite"):
+        found.gets_stuck(np.full((2, 4), np.nan), np.ones(2))
+    with pytest.raises(ValueError, match="such a run never leaves zero"):
+        found.gets_stuck(np.zeros((3, 2, 4)), np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))
     with pytest.raises(TypeError, match="neurons must be a whole number"):
         found.failure_probability(2.0)  # type: ignore[arg-type]

@@ -58,7 +58,7 @@ def equilibrium(
     momentum: float = 0.0,
     gradient_sqnorm: float | None = None,
     optimizer: Settling = "sgd",
-    beta1: float = 0.9,
+    beta1: float | None = None,
     num_weights: int | None = None,
 ) -> Equilibrium:
     """Norm, turn of a step, effective learning rate and clock of weights that decay holds.
@@ -107,7 +107,7 @@ def equilibrium(
             noise, summed over the scale-invariant weights of one group (a layer, or a filter).
             AdamW's norm does not depend on it.
         optimizer: `sgd` or `adamw`.
-        beta1: of `adamw`, in [0, 1).
+        beta1: of `adamw`, in [0, 1); by default 0.9.
         num_weights: C, how many weights the group has; read by `adamw`, for the norm.
 
     Raises:
@@ -125,10 +125,12 @@ def equilibrium(
                 "momentum and gradient_sqnorm are SGD's; AdamW's step depends on beta1 and "
                 "num_weights instead"
             )
-        return _adamw(lr, weight_decay, coefficient("beta1", beta1), num_weights)
-    if num_weights is not None:
+        kept = coefficient("beta1", 0.9 if beta1 is None else beta1)
+        return _adamw(lr, weight_decay, kept, num_weights)
+    if num_weights is not None or beta1 is not None:
         raise ValueError(
-            "num_weights is read by optimizer='adamw'; SGD's norm needs gradient_sqnorm"
+            "num_weights and beta1 are read by optimizer='adamw'; SGD has gradient_sqnorm and "
+            "momentum instead"
         )
     kept = coefficient("momentum", momentum)
     decay = positive("weight_decay", weight_decay)

@@ -66,17 +66,24 @@ def sharpness_speed_limit(
         raise ValueError("give slope, or gram in its place where several eigenvalues are at 2")
     if gram is not None:
         return _speed_of_several(gram)
-    length = np.asarray(slope, dtype=np.float64)
+    length = _numbers("slope", slope)
     if not np.isfinite(length).all() or (length < 0).any():
         raise ValueError(f"slope must be finite and at least 0, got {slope}")
     # In these terms no square leaves the range of numbers.
-    speed = -2 * (length / np.hypot(2, length)) ** 2
+    speed = 0.0 - 2 * (length / np.hypot(2, length)) ** 2
     return float(speed) if speed.ndim == 0 else speed
+
+
+def _numbers(name: str, value: object) -> np.ndarray:
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be numbers, got {value!r}") from None
 
 
 def _speed_of_several(gram: Float[np.ndarray, "pairs pairs"]) -> float:
     """Projected accelerated descent over positive semidefinite matrices (a convex problem)."""
-    gram = np.asarray(gram, dtype=np.float64)
+    gram = _numbers("gram", gram)
     pairs = len(gram) if gram.ndim == 2 else 0
     count = (math.isqrt(8 * pairs + 1) - 1) // 2
     if gram.shape != (pairs, pairs) or not pairs or count * (count + 1) // 2 != pairs:

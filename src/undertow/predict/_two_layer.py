@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float, Float64
 
+_LEAST = 1e-100  # of the inputs' largest entry
+
 
 @dataclass(frozen=True, eq=False)
 class OneNeuron:
@@ -109,7 +111,7 @@ class TwoLayerMargin:
         weights: Float[np.ndarray, "*runs neurons features"],
         outputs: Float[np.ndarray, "*runs neurons"],
     ) -> Bool[np.ndarray, "*runs"]:
-        """Which starts end at `stuck_share`: all w_k . mu / ||mu|| + a_k have one sign.
+        """Which starts end at `stuck_share`: no two w_k . mu / ||mu|| + a_k differ in sign.
 
         While the loss is at its start, dw_k/dt = a_k mu and da_k/dt = w_k . mu: the sum
         w_k . mu / ||mu|| + a_k grows as e^(||mu|| t) and the difference decays. So from a small
@@ -122,7 +124,8 @@ class TwoLayerMargin:
             outputs: a at the start.
 
         Raises:
-            ValueError: the data are not symmetric, or shapes that do not fit.
+            ValueError: the data are not symmetric, shapes that do not fit, values that are not
+                finite, or a run in which no neuron has a sign: it never leaves zero.
         """
         mean = self._of_symmetric("gets_stuck")
         w, a = np.asarray(weights, dtype=np.float64), np.asarray(outputs, dtype=np.float64)
@@ -131,8 +134,16 @@ class TwoLayerMargin:
                 f"weights must be outputs' shape and {len(mean)} features, got {w.shape} and "
                 f"{a.shape}"
             )
-        positive = w @ mean + a > 0
-        return positive.all(-1) | ~positive.any(-1)
+        grows = w @ mean + a
+        if not np.isfinite(grows).all():
+            raise ValueError("weights and outputs must be finite, got NaN or infinity")
+        signs = [(sign * grows > 0).any(-1) for sign in (1, -1)]
+        if not np.logical_or(*signs).all():
+            raise ValueError(
+                "weights and outputs must give a neuron of each run a sign, but w . mu / ||mu|| + a"
+                " is 0 for all of one: such a run never leaves zero"
+            )
+        return ~np.logical_and(*signs)
 
     def failure_probability(self, neurons: int) -> float:
         """2^-(m - 1), of m neurons drawn independently, with w_k and a_k as likely as their signs.
@@ -205,6 +216,11 @@ def two_layer_margin(
         )
     if not np.isfinite(x).all():
         raise ValueError("inputs must be finite, got NaN or infinity")
+    if not _LEAST <= (largest := float(np.abs(x).max())) <= 1 / _LEAST and largest:
+        raise ValueError(
+            f"inputs must have their largest entry between {_LEAST:g} and {1 / _LEAST:g}, beyond "
+            f"which squares leave float64, got {largest:.4g}; divide them by it"
+        )
     if not (np.abs(y) == 1).all():
         raise ValueError(f"labels must be 1 or -1, got {np.unique(y)[:5].tolist()}")
     rows = y[:, None] * x + 0.0  # -0 becomes 0

@@ -160,11 +160,19 @@ def test_what_has_no_such_gradient_is_refused() -> None:
             sharpness_gradient(measured, **given)  # type: ignore[arg-type]
 
 
-def test_kinks_are_refused() -> None:
-    measured, _ = network(nn.ReLU())
-    with pytest.raises(ValueError, match="ReLU"):
+class Kinked(nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.relu(hidden)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(), Kinked()])
+def test_kinks_are_refused(activation: nn.Module) -> None:
+    measured, _ = network(activation)
+    with pytest.raises(ValueError, match="relu changes at kinks, which derivatives do not see"):
         sharpness_gradient(measured)
 
+
+def test_what_has_no_third_derivative_is_refused() -> None:
     class Rough(nn.Module):
         def forward(self, hidden: Tensor) -> Tensor:
             return torch.tanh(hidden) + 1e-7 * torch.sin(1e4 * hidden)

@@ -186,3 +186,23 @@ def test_bad_options_are_named() -> None:
         distance(lost, pair[1])
     with pytest.raises(ValueError, match="classes must lie below the 2 of the logits, got 5"):
         distance(pair[0], torch.full((3, 4), 5), law="classes")
+
+
+def test_what_gives_a_number_that_is_none_is_refused() -> None:
+    one, *others = (nn.Linear(3, 2) for _ in range(4))
+    inputs = torch.ones(5, 3)
+    with pytest.raises(ValueError, match="models must be different modules"):
+        distance([one, one], others, inputs)
+    laws = torch.rand(3, 5, 2).softmax(2)
+    with pytest.raises(ValueError, match="others must give logits, but give probabilities"):
+        distance(laws.log(), laws)
+    with pytest.raises(TypeError, match="models must be modules in a list"):
+        distance(laws.numpy(), laws)  # type: ignore[arg-type]
+
+
+def test_how_classes_are_numbered_makes_no_difference() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    one, other = (torch.randint(3, (4, 6), generator=drawn) for _ in range(2))
+    plain = distance(one, other, law="classes")
+    far = distance(one * 10**9, other * 10**9, law="classes")
+    assert plain == far

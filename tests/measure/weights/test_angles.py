@@ -38,7 +38,8 @@ def test_scale_does_not_count_and_pairs_add_in_squares() -> None:
     assert both.angle == pytest.approx(math.sqrt((0.03**2 + 0.04**2) / 2), rel=1e-3)
     assert both.pairs == 2
     assert both.stderr == pytest.approx(abs(0.04**2 - 0.03**2) / 2 / (2 * both.angle), rel=1e-3)
-    assert angular_update(steps[0], steps[0], steps[0]).stderr == 0
+    same = [{name: own.clone() for name, own in steps[0].items()} for _ in range(3)]
+    assert angular_update(*same).stderr == 0
 
 
 @pytest.mark.slow
@@ -88,3 +89,14 @@ def test_bad_input_is_named() -> None:
         angular_update(good, {"weight": torch.zeros(2, 4)})
     with pytest.raises(ValueError, match="has norm nan"):
         angular_update(good, {"weight": torch.full((2, 4), math.nan)})
+
+
+def test_snapshots_of_one_memory_are_refused_and_a_layer_that_is_shared_is_not() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    for same in (net, net.state_dict()):
+        with pytest.raises(ValueError, match="snapshots 0 and 1 must be copies"):
+            angular_update(same, net)
+    frozen = nn.Sequential(net[0], nn.Linear(3, 3))
+    found = angular_update(net, frozen)
+    assert found.per_layer["0.weight"] == 0
+    assert found.per_layer["1.weight"] > 0

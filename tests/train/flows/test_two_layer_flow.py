@@ -134,6 +134,46 @@ def test_a_run_that_cannot_fit_is_not_read_and_leaves_the_other() -> None:
     assert "none of which" in repr(follow(hopeless, -0.8, max_steps=5))
 
 
+def with_a_sample_far_out(seed: int, *, mirrored: bool) -> tuple[Tensor, ...]:
+    """Four neurons from 1e-8, and one more sample along the teacher: the least q_n tie early."""
+    x, y, w, a = problem(seed, neurons=4, scale=1e-8)
+    drawn = torch.randn(14, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    kept = x.shape[1] // (1 if mirrored else 2)
+    far = 4 * torch.nn.functional.normalize(drawn[:1], dim=1)[None]
+    return torch.cat([x[:, :kept], far], 1), torch.cat([y[:, :kept], far.new_ones(1, 1)], 1), w, a
+
+
+@pytest.mark.parametrize(
+    ("seed", "mirrored", "deep"), [(117, True, -1e6), (119, True, -1e6), (121, False, -1e4)]
+)
+def test_ties_do_not_stall_it_where_data_are_not_symmetric(
+    seed: int, mirrored: bool, deep: float
+) -> None:
+    """At 700, 940 and 870 steps; damped by less they were more than 4,000, or 1,300 to 1,800."""
+    path = follow(with_a_sample_far_out(seed, mirrored=mirrored), -1e3, deep, max_steps=1_100)
+    assert path.reached.all()
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-320])
+def test_neurons_whose_squares_leave_float64_are_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="of a neuron must be zero or of norm 1e-140 or more"):
+        follow(problem(0, scale=scale), -0.8)
+
+
+def test_a_neuron_that_is_zero_stays_so() -> None:
+    x, y, w, a = problem(2)
+    w[:, 0], a[:, 0] = 0.0, 0.0
+    path = follow((x, y, w, a), -2.0)
+    assert path.reached.all()
+    assert not path.weights[0, 0, 0].any()
+    assert path.outputs[0, 0, 0] == 0
+
+
+def test_arrays_are_no_tensors() -> None:
+    with pytest.raises(TypeError, match="labels must be a tensor, got ndarray"):
+        follow(bad(1, np.ones((1, 12))), -1.0)  # type: ignore[arg-type]
+
+
 def test_a_path_says_what_its_networks_are() -> None:
     given = problem(10)
     path = follow(given, -5.0)
@@ -169,6 +209,8 @@ def bad(place: int, value: Tensor) -> tuple[Tensor, ...]:
         (bad(1, torch.ones(1, 3)), {}, "labels must be .1, 12., got .1, 3."),
         (bad(1, torch.zeros(1, 12)), {}, "labels must be 1 or -1, got .0.0."),
         (bad(3, torch.ones(1, 2)), {}, "outputs must be .1, 3., got .1, 2."),
+        (bad(1, torch.ones(0, 12)), {}, "labels must be .1, 12., got .0, 12."),
+        ((torch.ones(1, 0, 4), torch.ones(1, 0), *problem(0)[2:]), {}, "inputs must hold someth"),
         (bad(3, torch.full((1, 3), math.nan)), {}, "outputs must be finite"),
         (problem(0), {"slope": 1.5}, "slope must be from 0 to 1, got 1.5"),
         (problem(0), {"rtol": 0.0}, "rtol must be a finite number above 0"),

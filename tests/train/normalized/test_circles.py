@@ -33,5 +33,11 @@ def test_runs_without_a_time_are_refused() -> None:
     one = np.array([1.0])
     with pytest.raises(ValueError, match="one for each run"):
         circle_descent(one, one, 0.1, 1.0, decay=[True, False])
-    with pytest.raises(ValueError, match="time must be above 0"):
+    with pytest.raises(ValueError, match="time must be a finite number above 0"):
         circle_descent(one, one, 0.1, 0.0, decay=[True])
+    with pytest.raises(ValueError, match="angle and steepness must be finite"):
+        circle_descent(one, np.array([np.inf]), 0.1, 1.0, decay=[True])
+    with pytest.raises(ValueError, match="intrinsic_rate must be between 0 and sqrt"):
+        circle_descent(one, one, 2.0, 1.0, decay=[True])
+    with pytest.raises(TypeError, match="readings must be a whole number"):
+        circle_descent(one, one, 0.1, 1.0, decay=[True], readings=2.5)  # type: ignore[arg-type]

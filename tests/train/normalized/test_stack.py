@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -90,3 +92,55 @@ def test_what_does_not_belong_together_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             normalized_networks(sizes, seeds, inputs, targets, lr=1.0, weight_decay=0.0)
+
+
+def made(**changed: Any) -> NormalizedNetworks:
+    given = {"sizes": (3, 2), "seeds": (1,), "inputs": torch.randn(1, 6, 3)}
+    given |= {"targets": torch.randn(1, 6, 2), "lr": 0.5, "weight_decay": 0.1}
+    return normalized_networks(**(given | changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"targets": torch.ones(1, 6, 2)}, "targets must differ between samples"),
+        ({"targets": torch.ones(1, 5, 2)}, "the same two samples or more, got 6 and 5"),
+        ({"inputs": torch.full((1, 6, 3), math.nan)}, "inputs must be floating and finite"),
+        ({"inputs": torch.ones(1, 6, 3).long()}, "inputs must be floating and finite"),
+        ({"sizes": (3, 0, 2)}, "sizes must be at least 1, got 0"),
+        ({"lr": -1.0}, "lr must be a finite number above 0"),
+        ({"lr": 5.0, "weight_decay": 0.2}, "weight_decay must be from 0 to below 1 / lr = 0.2"),
+        ({"weight_decay": math.nan}, "weight_decay must be from 0"),
+    ],
+)
+def test_bad_input_is_named(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made(**changed)
+
+
+def test_runs_that_are_none_are_refused() -> None:
+    networks = few()
+    with pytest.raises(ValueError, match="steps must be at least 0, got -1"):
+        networks.trained(-1)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        networks.sharpness(0)
+    with pytest.raises(ValueError, match="decays must hold at least one"):
+        networks.branched([])
+    with pytest.raises(ValueError, match="weight_decay must be from 0"):
+        networks.branched([0.0, -0.1])
+    with pytest.raises(ValueError, match="one for each of the 3 networks, got 1 and 1"):
+        networks.accuracies([torch.ones(4, 6)], [torch.ones(4).long()])
+    with pytest.raises(ValueError, match="several outputs, got one output"):
+        made(sizes=(3, 1), targets=torch.randn(1, 6, 1)).accuracies([], [])
+    with pytest.raises(TypeError, match="inputs must be a tensor, got list"):
+        made(inputs=[1.0])
+
+
+def test_training_leaves_a_stack_as_it_was_and_needs_no_grad_mode() -> None:
+    networks = few()
+    with torch.no_grad():
+        quiet = networks.trained(2)
+        quiet.sharpness(2)
+    assert not any(weight.requires_grad for weight in networks.weights)
+    for one, other in zip(quiet.weights, networks.trained(2).weights, strict=True):
+        assert torch.equal(one, other)

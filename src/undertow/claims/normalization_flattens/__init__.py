@@ -70,10 +70,10 @@ CLAIM = Claim(
     paper="Lyu, Li and Arora, Understanding the Generalization Benefit of Normalization Layers: "
     "Sharpness Reduction, 2022 (arXiv 2206.07085)",
     statement="Gradient descent with weight decay on a loss that does not depend on the length of "
-    "the weights settles at the edge of stability, effective rate x spherical sharpness = 2, and "
-    "then loses sharpness along the minimisers as the sharpness-reduction flow does: on a circle, "
-    "in batch-norm regression and in batch-norm networks on images. The clock is 1 / (lr x weight "
-    "decay); without decay nothing moves. How fast a network flattens is foreseen from the "
+    "the weights settles at the edge of stability, effective rate x spherical sharpness about 2, "
+    "and then loses sharpness along the minimisers as the sharpness-reduction flow does: on a "
+    "circle, in batch-norm regression and in batch-norm networks on images. The clock is 1 / (lr x "
+    "weight decay); without decay nothing moves. How fast a network flattens is foreseen from the "
     "gradients of the eigenvalues at the edge. The flattened networks' test accuracy is above that "
     "of their twins without decay.",
     corrections=(
@@ -90,20 +90,21 @@ CLAIM = Claim(
     ),
     presets={
         "smoke": NormalizationFlattens(
-            images=Images(train_size=50),
+            images=Images(train_size=20),
             other=None,
-            widths=(8,),
+            widths=(4,),
             slower=(0.5,),
-            fit_steps=100,
-            steps=200,
-            settling=10,
-            test_size=None,
-            speed_fit=100,
-            speed_steps=60,
-            regression_size=30,
-            regression_steps=200,
-            intrinsic_rates=(0.1, 0.05),
-            circle_time=0.5,
+            fit_steps=50,
+            steps=60,
+            settling=5,
+            test_size=100,
+            speed_weight_decay=1e-2,
+            speed_fit=60,
+            speed_steps=24,
+            regression_size=20,
+            regression_steps=40,
+            intrinsic_rates=(0.2, 0.1),
+            circle_time=0.3,
             seeds=2,
         ),
         "small": NormalizationFlattens(),

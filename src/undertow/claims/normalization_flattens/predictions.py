@@ -34,11 +34,10 @@ def predictions(knobs: NormalizationFlattens) -> dict[str, Prediction]:
 
 def summary(records: Records, knobs: NormalizationFlattens) -> str:
     """How many eigenvalues are at the edge of the networks whose pace is foreseen."""
-    counts = records["pace"]["at_edge"].drop_nulls()
-    if counts.is_empty():
+    counts: list[int] = records["pace"]["at_edge"].drop_nulls().to_list()
+    if not counts:
         return ""
-    low, high = sorted(counts.to_list())[:: max(1, len(counts) - 1)]
-    return f"{low} to {high} eigenvalues are at the edge where pace is foreseen."
+    return f"{min(counts)} to {max(counts)} eigenvalues are at the edge where pace is foreseen."
 
 
 def _of_circles(knobs: NormalizationFlattens) -> dict[str, Prediction]:

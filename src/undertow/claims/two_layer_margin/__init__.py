@@ -57,14 +57,15 @@ CLAIM = Claim(
     title="Small starts reach the largest margin on symmetric data",
     paper="Lyu, Li, Wang and Arora, Gradient Descent on Two-layer Nets: Margin Maximization and "
     "Simplicity Bias (arXiv 2110.13905, NeurIPS 2021)",
-    statement="Two-layer leaky-ReLU networks of any width, on linearly separable data that hold "
-    "-x, labelled -y, for every x, go under gradient flow from a small start to the largest "
-    "margin that any network has, and compute a linear function, that of the linear SVM. They "
-    "fail only where all neurons start with one sign of w.mu / ||mu|| + a, mu the mean of y x up "
-    "to a factor: a share of 2^-(m - 1) of all starts of m neurons, which stay at 2 slope / (1 + "
-    "slope) of that margin. Early on the neurons are of rank one, and leave zero after log(1 / s) "
-    "/ ||mu||. One more sample, or leaving out the mirror images too, leads them from a small "
-    "start to one neuron and less than the largest margin.",
+    statement="Two-layer leaky-ReLU networks of any width from 2 to 64, on linearly separable "
+    "data that hold -x, labelled -y, for every x, go under gradient flow from a small start to "
+    "the largest margin that any network has, and compute a linear function, that of the linear "
+    "SVM. They fail only where all neurons start with one sign of w.mu / ||mu|| + a, mu the mean "
+    "of y x up to a factor: a share of 2^-(m - 1) of all starts of m neurons, which stay at 2 "
+    "slope / (1 + slope) of that margin. Early on the neurons are of rank one, and leave zero "
+    "after log(1 / s) / ||mu||. One more sample, far out along the SVM, or leaving out one of "
+    "each two mirror images too, chosen for it, leads them from a small start to one neuron and "
+    "less than the largest margin.",
     corrections=(
         "What one more sample does ends: the neurons of the other sign go on growing, and at any "
         "finite scale s the flow leaves the one neuron for the largest margin. It holds out until "

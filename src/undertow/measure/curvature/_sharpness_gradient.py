@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float64
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from undertow.measure._kinds import check_objective
 from undertow.measure.curvature._krylov import Operator
@@ -34,7 +35,8 @@ _SMOOTH = 0.05
 # ||grad L|| / lambda_1 on the sphere, about the distance to the minimisers across.
 _AT_REST = 0.03
 # What has kinks, which derivatives do not see: in the mean they are what moves the sharpness.
-_KINKED = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ReLU6, nn.Hardtanh)
+_RECTIFIERS = {"relu", "leaky_relu", "prelu", "rrelu"}
+_KINKED = _RECTIFIERS | {"hardtanh", "hardswish", "hardsigmoid", "threshold"}
 # Residual of eigenpairs, relative: far below the distance to the next eigenvalue, as it must be.
 _EIGENPAIRS = 1e-6
 
@@ -121,9 +123,8 @@ def sharpness_gradient(
     Raises:
         TypeError: if `objective` is none, or k no whole number.
         ValueError: if the loss depends on ||w||, this is not near a minimum, the largest eigenvalue
-            is not positive, a third derivative is not there, a module is piecewise linear (ReLU;
-            as a function in forward it is not seen), or an argument is out of its range; and as
-            `Objective.hvp`.
+            is not positive, a third derivative is not there, the network has kinks (ReLU, as a
+            module or a function), or an argument is out of its range; and as `Objective.hvp`.
     """
     check_objective(objective)
     whole_number("k", k, least=1)
@@ -133,15 +134,15 @@ def sharpness_gradient(
         if not 0 < value < 1:
             raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
     whole_number("max_products", max_products, least=1)
-    for module in objective.model.modules():
-        if isinstance(module, _KINKED):
-            raise ValueError(
-                f"the sharpness of a network with {type(module).__name__} changes at kinks, which "
-                "derivatives do not see; take a smooth activation, such as GELU"
-            )
     block_norms(objective)  # is scale-invariant
     sphere = _Sphere.of(objective)
-    slope = sphere.gradient()
+    with _Kinks() as kinks:
+        slope = sphere.gradient()
+    if kinks.found:
+        raise ValueError(
+            f"the sharpness of a network with {', '.join(sorted(kinks.found))} changes at kinks, "
+            "which derivatives do not see; take a smooth activation, such as GELU"
+        )
     pairs = largest_pairs(
         sphere.operator(),
         k + 1,
@@ -177,6 +178,20 @@ def sharpness_gradient(
         products=pairs.products + 4 * k * k + spent,
         converged=pairs.converged and settled,
     )
+
+
+class _Kinks(TorchFunctionMode):
+    """Notes the functions with kinks that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.found |= {getattr(func, "__name__", "").rstrip("_")} & _KINKED
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

@@ -126,9 +126,9 @@ def distance_in_function_space(
     Raises:
         TypeError: models are neither modules nor an ensemble nor a tensor, or the number of
             permutations is not whole.
-        ValueError: fewer than two models, an unknown kind or law, outputs that are not finite, of
-            another shape, or of other inputs or classes in the two; or inputs are missing or given
-            in vain.
+        ValueError: fewer than two models or one of them twice, an unknown kind or law, outputs
+            that are not finite, that are probabilities, of another shape, or of other inputs or
+            classes in the two; or inputs are missing or given in vain.
 
     Source: 2010.02916, the fast equilibrium conjecture, for a law of classes; its experiments
     compare laws of predictions by the l1 distance, which is twice the total variation.
@@ -174,23 +174,28 @@ def _outputs(name: str, models: Models, inputs: Any) -> Tensor:
     """Logits `[members, rows, classes]`, or chosen classes `[members, rows]`."""
     if isinstance(models, Tensor):
         found = models.detach()
+    elif not isinstance(models, Sequence | Predicts) or isinstance(models, nn.Module):
+        raise TypeError(
+            f"{name} must be modules in a list, a train.Ensemble, or their outputs as a tensor, "
+            f"got {type(models).__name__}"
+        )
     elif inputs is None:
         raise ValueError(f"inputs must be given where {name} are no outputs yet, got None")
-    elif isinstance(models, Predicts) and not isinstance(models, nn.Module):
+    elif isinstance(models, Predicts):
         found = models.predict(inputs).detach()
-    elif isinstance(models, Sequence):
+    else:
         for model in models:
             check_model(model, f"each of {name}")
+        if len({id(model) for model in models}) < len(models):
+            raise ValueError(
+                f"{name} must be different modules, but one of them is there twice: members must "
+                "be independent"
+            )
         shown = [_of_module(model, inputs) for model in models]
         if len({tuple(own.shape) for own in shown}) > 1:
             shapes = sorted({tuple(own.shape) for own in shown})
             raise ValueError(f"{name} must give outputs of one shape, got {shapes}")
         found = torch.stack(shown) if shown else torch.empty(0, 0, 0)
-    else:
-        raise TypeError(
-            f"{name} must be modules in a list, a train.Ensemble, or their outputs as a tensor, "
-            f"got {type(models).__name__}"
-        )
     whole = not found.is_floating_point()
     if found.is_complex() or found.dtype == torch.bool or found.ndim != (2 if whole else 3):
         raise ValueError(
@@ -212,6 +217,13 @@ def _outputs(name: str, models: Models, inputs: Any) -> Tensor:
             f"{name} must give finite outputs, but members {lost[:8]} do not; leave out those that "
             "diverged"
         )
+    if not whole and bool((found >= 0).all()):
+        sums = found.double().sum(2)
+        if bool(((sums - 1).abs() < 1e-2).all()):
+            raise ValueError(
+                f"{name} must give logits, but give probabilities: all are at least 0 and each "
+                "row's sum is 1; give their logarithms"
+            )
     if whole and bool((found < 0).any()):
         raise ValueError(f"{name} must hold classes from 0 on, got {int(found.min())}")
     return found
@@ -242,13 +254,13 @@ def _laws(given: Sequence[Tensor], law: Law) -> list[Float64[Tensor, "members ro
     chosen = [
         found.long() if own else found.argmax(2) for found, own in zip(given, whole, strict=True)
     ]
-    highest = max(int(found.max()) for found in chosen) + 1
-    if classes and highest > classes[0]:
-        raise ValueError(
-            f"classes must lie below the {classes[0]} of the logits, got {highest - 1}"
-        )
-    count = classes[0] if classes else highest
-    return [nn.functional.one_hot(found, count).double() for found in chosen]
+    highest = max(int(found.max()) for found in chosen)
+    if classes and highest >= classes[0]:
+        raise ValueError(f"classes must lie below the {classes[0]} of the logits, got {highest}")
+    # Of those that somebody chose, however they are numbered.
+    _, which = torch.cat(chosen).unique(return_inverse=True)
+    laws = nn.functional.one_hot(which).double()
+    return [laws[: len(chosen[0])], laws[len(chosen[0]) :]]
 
 
 Distance = Callable[[Tensor, Tensor], Tensor]

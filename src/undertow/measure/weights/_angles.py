@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from undertow.measure.weights._displacement import weights_of
+from undertow.measure.weights._displacement import as_they_lie
 from undertow.measure.weights._weights import Include
 
 
@@ -62,16 +62,23 @@ def angular_update(
         snapshots: at least two of the network or its state dict, in order; copies where it is
             trained in place.
         include: names of the matrices to count, or a function of the name; by default all. Leave
-            out what no norm follows, such as the last layer.
+            out what no norm follows, such as the last layer, and what is frozen.
 
     Raises:
         TypeError: something is neither a module nor a mapping.
-        ValueError: fewer than two snapshots, a layer whose weights are all zero or not finite, or
-            matrices of other names or shapes in a later one.
+        ValueError: fewer than two snapshots, two in a row that are one memory, a layer whose
+            weights are all zero or not finite, or matrices of other names or shapes in a later one.
     """
     if len(snapshots) < 2:
         raise ValueError(f"snapshots must be at least two, got {len(snapshots)}")
-    found = [weights_of(own, include) for own in snapshots]
+    found = [as_they_lie(own, include) for own in snapshots]
+    memory = [{name: own.data_ptr() for name, own in weights.items()} for weights in found]
+    for number, (old, new) in enumerate(pairwise(memory)):
+        if old == new:
+            raise ValueError(
+                f"snapshots {number} and {number + 1} must be copies, but they are one memory, in "
+                "which training leaves the last weights only; take copy.deepcopy of each"
+            )
     for number, own in enumerate(found):
         for name, weights in found[0].items():
             if name not in own or own[name].shape != weights.shape:
@@ -79,6 +86,7 @@ def angular_update(
                     f"snapshot {number} must hold {name} of shape {tuple(weights.shape)}, as the "
                     "first one does"
                 )
+            own[name] = own[name].double()
             norm = float(own[name].norm())
             if not (math.isfinite(norm) and norm > 0):
                 raise ValueError(

@@ -86,5 +86,12 @@ def displacement(
 
 def weights_of(weights: nn.Module | Mapping[str, Any], include: Include) -> dict[str, torch.Tensor]:
     """All weight matrices in float64, by name."""
+    return {name: own.double() for name, own in as_they_lie(weights, include).items()}
+
+
+def as_they_lie(
+    weights: nn.Module | Mapping[str, Any], include: Include
+) -> dict[str, torch.Tensor]:
+    """All weight matrices by name, in their own type and memory where it is theirs."""
     found, _ = weight_matrices(weights, include, check_finite=False)
-    return {item.name: item.matrix.detach().double() for item in found}
+    return {item.name: item.matrix.detach() for item in found}

@@ -19,6 +19,7 @@ from undertow.objective import whole_number
 _DIAGONAL = 1 + math.sqrt(0.5)  # of the two-stage Rosenbrock scheme, damping what is stiff
 _FIRST, _SHRINK, _GROW, _SAFETY = 0.02, 0.2, 1.5, 0.9  # of the first step, and of step sizes
 _WEIGHTS = 0.1  # of samples in the loss: how much of them may be misplaced
+_SMALLEST = 1e-140  # norm of a neuron whose squares, and of these the errors, are in float64
 _DEEPEST = 1e12  # of -log loss: beyond it rounding of the outputs reaches the loss
 
 
@@ -122,7 +123,7 @@ def two_layer_flow(
     Args:
         inputs: of each run its own.
         labels: y, 1 or -1.
-        weights: w at the start.
+        weights: w at the start. A neuron is zero, and stays so, or of norm 1e-140 or more.
         outputs: a at the start.
         slope: of phi below zero, from 0 (ReLU, at whose kink the flow is not unique) to 1 (linear).
         log_losses: where a run is read: log L, falling, above -1e12.
@@ -131,7 +132,7 @@ def two_layer_flow(
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite or out of range.
-        TypeError: max_steps is no whole number.
+        TypeError: max_steps is no whole number, or something is no tensor.
     """
     whole_number("max_steps", max_steps, least=1)
     given = {"inputs": inputs, "labels": labels, "weights": weights, "outputs": outputs}
@@ -300,6 +301,9 @@ def _read(path: TwoLayerPath, run: Tensor, index: Tensor, now: _State, log_time:
 def _check(
     given: dict[str, Tensor], slope: float, log_losses: Sequence[float], rtol: float
 ) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     inputs, labels, weights, outputs = given.values()
     if inputs.ndim != 3 or weights.ndim != 3 or inputs.shape[::2] != weights.shape[::2]:
         raise ValueError(
@@ -312,6 +316,14 @@ def _check(
     for name, value in given.items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} must be finite, got values that are not")
+        if not value.numel():
+            raise ValueError(f"{name} must hold something, got shape {tuple(value.shape)}")
+    norms = torch.hypot(weights.detach().double().norm(dim=2), outputs.detach().double())
+    if bool(((norms < _SMALLEST) & (norms > 0)).any()):
+        raise ValueError(
+            f"weights and outputs of a neuron must be zero or of norm {_SMALLEST:g} or more, got "
+            f"{float(norms[norms > 0].min()):.3g}"
+        )
     if not bool((labels.abs() == 1).all()):
         raise ValueError(f"labels must be 1 or -1, got {labels.unique().tolist()[:5]}")
     if not 0 <= slope <= 1:

@@ -6,6 +6,7 @@ The sharpness at the angle phi is e^(k cos phi); where it drifts to, and how fas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from undertow.objective import whole_number
 from undertow.train.flows import sharpness_reduction_flow
 
 Array = Float64[np.ndarray, " runs"]
@@ -60,7 +62,9 @@ def circle_descent(
         readings: of the angle, evenly spaced.
 
     Raises:
-        ValueError: shapes that differ, or a number that is not above zero.
+        TypeError: readings is no whole number.
+        ValueError: shapes that differ, a number that is not finite, or a rate or time that is not
+            above zero; sqrt(2) is where a step would leave nothing of w.
     """
     angle, steepness = (np.asarray(own, dtype=np.float64) for own in (angle, steepness))
     if not angle.shape == steepness.shape == (len(decay),):
@@ -68,13 +72,13 @@ def circle_descent(
             f"angle, steepness and decay must be one for each run, got {angle.shape}, "
             f"{steepness.shape} and {len(decay)}"
         )
-    for name, value in (
-        ("intrinsic_rate", intrinsic_rate),
-        ("time", time),
-        ("readings", readings),
-    ):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value!r}")
+    if not np.isfinite([angle, steepness]).all():
+        raise ValueError("angle and steepness must be finite, got NaN or infinity")
+    if not 0 < intrinsic_rate < math.sqrt(2):
+        raise ValueError(f"intrinsic_rate must be between 0 and sqrt(2), got {intrinsic_rate!r}")
+    if not 0 < time < math.inf:
+        raise ValueError(f"time must be a finite number above 0, got {time!r}")
+    whole_number("readings", readings, least=1)
     clock = intrinsic_rate**2 / 2
     weight_decay = np.where(decay, clock, 0.0)
     every = max(2, round(time / clock / readings))
@@ -139,6 +143,6 @@ def circle_flow(
         return weights[2] ** 2 / weights.square().sum() * torch.exp(steepness * phi.cos()) / 2
 
     start = torch.tensor([np.cos(angle), np.sin(angle), 0.0], dtype=torch.float64)
-    flow = sharpness_reduction_flow(loss, times.tolist(), start=start)
+    flow = sharpness_reduction_flow(loss, np.asarray(times).tolist(), start=start)
     found: np.ndarray = torch.atan2(flow.parameters[:, 1], flow.parameters[:, 0]).numpy()
     return found

@@ -6,6 +6,7 @@ all training inputs. So L(c w) = L(w), and every parameter is inside of the inva
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from undertow.objective import Objective
+from undertow.objective import Objective, whole_number
 
 _EPS = 1e-12  # of the normalisation; a variance is of order one, or a dead feature's zero
 _SETTLING = 0.3  # share of the rate at which the oscillation settles
@@ -50,12 +51,14 @@ class NormalizedNetworks:
         """Of the direction w / ||w||: lr / ((1 - lr weight_decay) ||w||^2)."""
         return self.lr / (1 - self.lr * self.weight_decay) / _inner(self.weights, self.weights)
 
+    @torch.enable_grad()
     def trained(self, steps: int) -> NormalizedNetworks:
         """After so many steps w <- (1 - lr weight_decay) w - lr grad L(w)."""
+        whole_number("steps", steps, least=0)
         weights, lr = self.weights, self.lr[:, None, None]
         kept = 1 - lr * self.weight_decay[:, None, None]
         for _ in range(steps):
-            leaves = [weight.requires_grad_() for weight in weights]
+            leaves = [weight.detach().requires_grad_() for weight in weights]
             slopes = torch.autograd.grad(self.losses(leaves).sum(), leaves)
             pairs = zip(leaves, slopes, strict=True)
             weights = [(w.detach() * kept).sub_(slope * lr) for w, slope in pairs]
@@ -68,11 +71,18 @@ class NormalizedNetworks:
         edge is off by some 20%, as the oscillation has it; of what has settled it is not.
         """
         calm = replace(self, lr=_SETTLING * self.lr, weight_decay=0 * self.weight_decay)
-        rested = replace(calm, weights=[w.clone() for w in self.weights]).trained(steps)
-        return replace(self, weights=rested.weights)
+        return replace(self, weights=calm.trained(steps).weights)
 
     def branched(self, decays: Sequence[float]) -> NormalizedNetworks:
-        """The same networks once for each weight decay, one after another."""
+        """The same networks once for each weight decay, one after another.
+
+        Raises:
+            ValueError: no decay, one that is not finite or below 0, or as large as 1 / lr.
+        """
+        if not decays:
+            raise ValueError("decays must hold at least one weight decay, got none")
+        for decay in decays:
+            _check_rates(float(self.lr.max()), decay)
         count, copies = len(self.lr), len(decays)
         return NormalizedNetworks(
             [weight.repeat(copies, 1, 1) for weight in self.weights],
@@ -92,6 +102,7 @@ class NormalizedNetworks:
         """Of each network."""
         return (_outputs(weights, self.inputs) - self.targets).square().mean((1, 2))
 
+    @torch.enable_grad()
     def sharpness(
         self, steps: int, start: Weights | None = None
     ) -> tuple[Float[Tensor, " E"], Float[Tensor, " E"], Weights]:
@@ -100,6 +111,7 @@ class NormalizedNetworks:
         By so many steps of power iteration; the value is off by less than its residual squared,
         over the distance to the next eigenvalue.
         """
+        whole_number("steps", steps, least=1)
         leaves = [weight.detach().clone().requires_grad_() for weight in self.weights]
         slopes = torch.autograd.grad(self.losses(leaves).sum(), leaves, create_graph=True)
         drawn = torch.Generator().manual_seed(0)  # the same for each, whichever are together
@@ -116,7 +128,18 @@ class NormalizedNetworks:
     def accuracies(
         self, inputs: Sequence[Float[Tensor, "m d"]], labels: Sequence[Int[Tensor, " m"]]
     ) -> list[float]:
-        """Of each on its own held-out inputs, normalised by the statistics of training."""
+        """Of each on its own held-out inputs, normalised by the statistics of training.
+
+        Raises:
+            ValueError: networks of one output, or other than one set of inputs and labels for each.
+        """
+        if len(self.weights[-1][0]) < 2:
+            raise ValueError("accuracies are of the largest of several outputs, got one output")
+        if not len(inputs) == len(labels) == len(self.lr):
+            raise ValueError(
+                f"inputs and labels must be one for each of the {len(self.lr)} networks, got "
+                f"{len(inputs)} and {len(labels)}"
+            )
         found = []
         for place, (own, right) in enumerate(zip(inputs, labels, strict=True)):
             weights = [weight[place : place + 1] for weight in self.weights]
@@ -151,14 +174,26 @@ def normalized_networks(
     Args:
         sizes: inputs, hidden widths and outputs.
         seeds: one for each network.
-        inputs: of each.
+        inputs: of each; at least two samples.
         targets: of each; they are brought to mean 0 and variance 1 in each column.
         lr: learning rate.
-        weight_decay: PyTorch's.
+        weight_decay: PyTorch's; below 1 / lr.
 
     Raises:
-        ValueError: sizes, seeds and data that do not belong together.
+        TypeError: data that are no tensors, sizes or seeds that are no whole numbers.
+        ValueError: sizes, seeds and data that do not belong together, data that are not finite or
+            not floating, a target that is the same for all samples, or rates out of their range.
     """
+    for name, data in (("inputs", inputs), ("targets", targets)):
+        if not isinstance(data, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(data).__name__}")
+        if not data.is_floating_point() or not bool(data.isfinite().all()):
+            raise ValueError(f"{name} must be floating and finite, got {data.dtype}")
+    for size in sizes:
+        whole_number("sizes", size, least=1)
+    for seed in seeds:
+        whole_number("seeds", seed, least=0)
+    _check_rates(lr, weight_decay)
     if inputs.ndim != 3 or targets.ndim != 3 or len(seeds) != len(inputs):
         raise ValueError(
             f"inputs and targets must be [E, n, d] and [E, n, k] with E = {len(seeds)}, one for "
@@ -169,6 +204,15 @@ def normalized_networks(
             f"sizes must run from {inputs.shape[2]} inputs to {targets.shape[2]} outputs, got "
             f"{tuple(sizes)}"
         )
+    if inputs.shape[1] != targets.shape[1] or inputs.shape[1] < 2:
+        raise ValueError(
+            f"inputs and targets must hold the same two samples or more, got {inputs.shape[1]} and "
+            f"{targets.shape[1]}"
+        )
+    if len(sizes) < 2:
+        raise ValueError(f"sizes must be inputs and outputs at least, got {tuple(sizes)}")
+    if bool((targets == targets[:, :1]).all(1).any()):
+        raise ValueError("targets must differ between samples in every column; leave out the rest")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     weights = [
         torch.stack([torch.randn(out, own, generator=drawn) for drawn in generators]).to(inputs)
@@ -179,6 +223,15 @@ def normalized_networks(
     targets = targets / targets.square().mean(1, keepdim=True).sqrt()
     rates = [torch.full((len(seeds),), value, dtype=inputs.dtype) for value in (lr, weight_decay)]
     return NormalizedNetworks(weights, inputs, targets, *rates)
+
+
+def _check_rates(lr: float, weight_decay: float) -> None:
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr must be a finite number above 0, got {lr}")
+    if not 0 <= lr * weight_decay < 1:
+        raise ValueError(
+            f"weight_decay must be from 0 to below 1 / lr = {1 / lr:g}, got {weight_decay}"
+        )
 
 
 def _outputs(

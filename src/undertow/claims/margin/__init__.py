@@ -32,7 +32,7 @@ class Margin(Knobs):
     epochs: Annotated[int, at_least(2)] = 400
     log_loss: Annotated[float, between(-1e6, -1)] = -2000.0  # to which networks are trained
     shown: Count = 100  # images whose distance to the decision boundary is measured
-    seeds: Seeds = 16  # images, initial weights and orders
+    seeds: Seeds = 16  # images, weights and orders; twice as many in epochs and far past zero
 
     def rules(self) -> Mapping[str, bool]:
         """A batch fits into the images."""

@@ -74,7 +74,7 @@ class Far(Trained):
 
 def experiments(knobs: Margin, seed: int) -> dict[str, Experiment]:
     """Descents by family, by step and with what must break them; epochs; and far runs."""
-    own = seeds(seed, knobs.seeds)
+    own, twice = (seeds(seed, count) for count in (knobs.seeds, 2 * knobs.seeds))
     fine = min(knobs.drops)
     two: list[dict[str, Any]] = [
         {"loss": loss, "classes": 2} for loss in ("exponential", "logistic", "cubic")
@@ -87,8 +87,8 @@ def experiments(knobs: Margin, seed: int) -> dict[str, Experiment]:
     rules = ("constant", "loss-based")
     return {
         "descents": Experiment(grid(Descent, knobs, cell=cells, seed=own), descend, ("seed",)),
-        "epochs": Experiment(grid(Epochs, knobs, rule=rules, seed=own), train, ("seed",)),
-        "far": Experiment(grid(Far, knobs, seed=own), go_far, ("seed",)),
+        "epochs": Experiment(grid(Epochs, knobs, rule=rules, seed=twice), train, ("seed",)),
+        "far": Experiment(grid(Far, knobs, seed=twice), go_far, ("seed",)),
     }
 
 

@@ -195,7 +195,7 @@ def test_a_network_that_does_not_separate_its_images_has_no_numbers(
     lost, other = descend([descent(7), descent(8)])
     assert all(value is None for row in lost for value in row.values())
     assert all(value is not None for row in other for value in row.values())
-    trials = experiments.experiments(TINY, 1000)["far"].trials
+    trials = experiments.experiments(TINY, 1000)["far"].trials[:2]
     lost, other = experiments.go_far([replace(trial, log_loss=-2.0) for trial in trials])
     assert [row["goal"] for row in lost] == [row["goal"] for row in other] == [-1.0, -2.0]
     assert lost[-1]["nearest"] is lost[-1]["kkt"] is lost[-1]["normalized"] is None

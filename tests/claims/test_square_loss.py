@@ -60,7 +60,7 @@ def flows_world(seeds: int, **broken: Any) -> pl.DataFrame:
     for start, decay, flipped in kinds:
         end = decayed[decay] * start ** broken.get("memory", 0.0) if decay else free[start]
         end *= broken.get("noisy_rho", 1.35) if flipped else 1.0
-        error = errors[decay] if flipped else 0.02
+        error = errors[decay] if flipped else broken.get("clean", 0.02)
         error *= broken.get("far_error", 0.6) if start == 500 and flipped else 1.0
         error *= broken.get("clean_error", 1.0) if decay == 1e-2 and not flipped else 1.0
         late_cv = broken.get("late_cv", 0.06) if decay else broken.get("free_cv", 0.012)
@@ -237,7 +237,7 @@ CONTRACT = Contract(
         ({"noisy_rho": 1.0}, "rho, 20% of the labels"),
         ({"small_rank": 11.0}, "stable rank without decay"),
         ({"far_error": 1.5}, "test error without decay, from 500"),
-        ({"clean_error": 0.1}, "what lambda = 0.01 takes off"),
+        ({"clean": 0.2, "clean_error": 0.1}, "what lambda = 0.01 takes off"),
         ({"free_cv": 0.1}, "spread of the margins, decay over none"),
         ({"free_soon": 0.005}, "steps of SGD without decay"),
         ({"full_noise": 0.1}, "steps of full-batch descent"),

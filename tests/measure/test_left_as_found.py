@@ -42,7 +42,9 @@ GENERATOR = torch.Generator()
 # How each public function that takes a module or an objective is called; a new one belongs here.
 MEASURES: dict[str, Callable[[nn.Module], Any]] = {
     "activation_region": lambda net: measure.activation_region(net, data()[0]),
-    "angular_update": lambda net: measure.angular_update(net, net),
+    "angular_update": lambda net: measure.angular_update(
+        net, {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    ),
     "batch_gradient_norms": of_objective(
         lambda o: measure.batch_gradient_norms(o, torch.arange(4).view(2, 2))
     ),
@@ -50,15 +52,17 @@ MEASURES: dict[str, Callable[[nn.Module], Any]] = {
         lambda o: measure.batch_sharpness(o, rtol=0.5, batch_size=SAMPLES)
     ),
     "boundary_distance": lambda net: measure.boundary_distance(net, data()[0]),
+    "decision_distance": lambda net: measure.decision_distance(net, *data(), steps=2),
     "depth_convergence": lambda net: measure.depth_convergence(net, data()[0]),
     "displacement": lambda net: measure.displacement(net, net),
     "distance_in_function_space": lambda net: measure.distance_in_function_space(
-        [net, net], [net, net], data()[0], permutations=9
+        [net, nn.Sequential(net)], [*map(nn.Sequential, [net, net])], data()[0], permutations=9
     ),
     "functional_rank": lambda net: measure.functional_rank(net, objective_of(net)),
     "gradient_noise": of_objective(measure.gradient_noise),
     "hessian_trace": of_objective(lambda o: measure.hessian_trace(o, rtol=0.5)),
     "homogeneity": of_objective(lambda o: measure.homogeneity(o, layers=True)),
+    "kkt_residual": of_objective(lambda o: measure.kkt_residual(o, degree=2.0)),
     "layer_norms": of_objective(measure.layer_norms),
     "local_drift": lambda net: measure.local_drift([net, net], [objective_of(net)] * 2),
     "margins": of_objective(measure.margins),
@@ -94,9 +98,10 @@ MEASURES: dict[str, Callable[[nn.Module], Any]] = {
     "ggn_trace": of_objective(Objective.ggn_trace),
     "sample_noise": of_objective(lambda o: o.sample_noise(2, batch_size=2, generator=GENERATOR)),
 }
-# Of tensors alone.
+# Of tensors or readings alone.
 OF_TENSORS = {
     "follow_depth",
+    "margin_from_growth",
     "matrix_ranks",
     "matrix_spectrum",
     "null_projector",

@@ -94,10 +94,9 @@ def _scaled(operator: Operator, scale: Tensor | None, decay: Tensor | None) -> O
 
     def multiply(vectors: Tensor) -> Tensor:
         inner = vectors if scale is None else vectors * scale
-        images = operator.multiply(inner)
-        if decay is None:
-            return images if scale is None else images * scale
-        images = images.addcmul(inner, decay)
+        images = operator.multiply(inner)  # its own memory: written over, which costs least
+        if decay is not None:
+            images.addcmul_(inner, decay)
         return images if scale is None else images.mul_(scale)
 
     if scale is None and decay is None:

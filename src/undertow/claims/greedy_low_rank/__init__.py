@@ -108,6 +108,6 @@ CLAIM = Claim(
             exact=25,
         ),
     },
-    costs={"smoke": "15 s", "small": "300 s on two cores", "paper": "30 min on two cores"},
+    costs={"smoke": "15 s", "small": "180 s on two cores", "paper": "30 min on two cores"},
     home=__name__,
 )

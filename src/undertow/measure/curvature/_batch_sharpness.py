@@ -15,17 +15,12 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from undertow.measure._arguments import check_rtol, or_new
 from undertow.measure._kinds import check_objective
 from undertow.measure._lengths import inner
 from undertow.measure._nested import together
-from undertow.measure.curvature._sharpness import check_rtol
+from undertow.measure.curvature._stopping import FIRST, half_width, still_wanted
 from undertow.objective import Objective, outside_inference_mode, taken, whole_number
-
-# Batches before the first look at the standard error: fewer give no error bar to rely on. Where
-# there are no more than these, each is taken.
-_FIRST = 24
-# The interval widens by this over the number of batches, for stopping on the error; as for traces.
-_STOPPING = 2.0
 
 
 @dataclass(frozen=True)
@@ -121,17 +116,17 @@ def batch_sharpness(
     check_objective(objective)
     check_rtol(rtol)
     batch_size = whole_number("batch_size", batch_size, least=1)
-    max_batches = whole_number("max_batches", max_batches, least=_FIRST)
+    max_batches = whole_number("max_batches", max_batches, least=FIRST)
     samples = objective.num_samples
     if batch_size > samples and not replacement:
         raise ValueError(
             f"batch_size must be at most the {samples} samples, got {batch_size}; or draw with "
             "replacement=True"
         )
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = or_new(generator)
     batches = _Batches(objective)
     possible = samples**batch_size if replacement else math.comb(samples, batch_size)
-    if possible <= _FIRST:
+    if possible <= FIRST:
         every = (
             itertools.product(range(samples), repeat=batch_size)
             if replacement
@@ -139,7 +134,7 @@ def batch_sharpness(
         )
         found = batches.measured(torch.tensor(list(every)))
         return _estimate(found, batch_size, exact=True)
-    found = batches.measured(_draw(samples, batch_size, _FIRST, replacement, generator))
+    found = batches.measured(_draw(samples, batch_size, FIRST, replacement, generator))
     while True:
         count = len(found)
         ratios = found[:, 0] / found[:, 1]
@@ -148,7 +143,7 @@ def batch_sharpness(
         room = max_batches - count
         if stderr <= target or room <= 0:
             return _estimate(found, batch_size, converged=stderr <= target)
-        more = math.ceil(count * ((stderr / target) ** 2 - 1)) if target else room
+        more = still_wanted(count, stderr, target, room)
         fresh = max(1, min(more, room, 3 * count))
         drawn = _draw(samples, batch_size, fresh, replacement, generator)
         found = torch.cat([found, batches.measured(drawn)])
@@ -207,8 +202,6 @@ def _estimate(
     exact: bool = False,
     converged: bool = True,
 ) -> BatchSharpness:
-    from scipy import stats  # loads slowly
-
     count = len(found)
     ratios = found[:, 0] / found[:, 1]
     value = float(ratios.mean())
@@ -219,7 +212,7 @@ def _estimate(
         stderr = float(ratios.std()) / math.sqrt(count)
         off = (found[:, 0] - pooled * found[:, 1]) / square
         pooled_stderr = float(off.std()) / math.sqrt(count)
-        half = float(stats.t.ppf(0.975, count - 1)) * stderr * (1 + _STOPPING / count)
+        half = half_width(stderr, count)
     return BatchSharpness(
         value,
         stderr,

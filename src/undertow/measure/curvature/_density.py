@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from undertow.measure._arguments import check_rtol, or_new
 from undertow.measure.curvature._krylov import (
     Curvature,
     affordable,
@@ -103,15 +104,14 @@ def spectral_density(
         ValueError: if an argument is out of its range; and as `Objective.hvp`.
     """
     operator = curvature_operator(objective, curvature)
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+    check_rtol(rtol)
     whole_number("steps", steps, least=2)
     if width is not None and not (0 < width < math.inf):
         raise ValueError(f"width must be above 0, got {width!r}")
     steps = min(steps, operator.size)
     if max_products < 2 * steps:
         raise ValueError(f"max_products must allow two probes of {steps} steps, got {max_products}")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = or_new(generator)
     block = max(1, affordable(operator, _BLOCK * steps, 1) // steps)
     found: list[Quadrature] = []
     products = 0

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.measure._arguments import check_rtol, or_new
 from undertow.measure._lengths import inner, length, lengths
 from undertow.measure.curvature._krylov import Curvature, Operator, curvature_operator
 from undertow.measure.curvature._lanczos import largest_pairs
@@ -203,16 +204,11 @@ def _extreme(
         rtol=rtol,
         start=_checked_start(start, operator),
         max_products=max_products,
-        generator=torch.Generator().manual_seed(0) if generator is None else generator,
+        generator=or_new(generator),
     )
     return Sharpness(
         sign * pairs.values, pairs.residuals, pairs.products, pairs.converged, pairs.vectors
     )
-
-
-def check_rtol(rtol: float) -> None:
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
 
 
 def _checked_start(start: Sharpness | Tensor | None, operator: Operator) -> Tensor | None:

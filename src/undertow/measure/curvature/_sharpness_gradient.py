@@ -15,6 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from undertow.measure._arguments import check_rtol, or_new
 from undertow.measure._kinds import check_objective
 from undertow.measure.curvature._krylov import Operator
 from undertow.measure.curvature._lanczos import largest_pairs
@@ -35,8 +36,16 @@ _SMOOTH = 0.05
 # ||grad L|| / lambda_1 on the sphere, about the distance to the minimisers across.
 _AT_REST = 0.03
 # What has kinks, which derivatives do not see: in the mean they are what moves the sharpness.
-_RECTIFIERS = {"relu", "leaky_relu", "prelu", "rrelu"}
-_KINKED = _RECTIFIERS | {"hardtanh", "hardswish", "hardsigmoid", "threshold"}
+_KINKED = {
+    "relu",
+    "leaky_relu",
+    "prelu",
+    "rrelu",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "threshold",
+}
 # Residual of eigenpairs, relative: far below the distance to the next eigenvalue, as it must be.
 _EIGENPAIRS = 1e-6
 
@@ -130,9 +139,8 @@ def sharpness_gradient(
     whole_number("k", k, least=1)
     if k >= objective.num_params:
         raise ValueError(f"k must be below the {objective.num_params} parameters, got {k}")
-    for name, value in (("tolerance", tolerance), ("rtol", rtol)):
-        if not 0 < value < 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {value!r}")
+    check_rtol(tolerance, "tolerance")
+    check_rtol(rtol)
     whole_number("max_products", max_products, least=1)
     block_norms(objective)  # is scale-invariant
     sphere = _Sphere.of(objective)
@@ -149,7 +157,7 @@ def sharpness_gradient(
         rtol=_EIGENPAIRS,
         start=None,
         max_products=max_products,
-        generator=torch.Generator().manual_seed(0) if generator is None else generator,
+        generator=or_new(generator),
     )
     values, top = pairs.values, float(pairs.values[0])
     if not top > 0:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.measure._arguments import check_rtol, or_new
 from undertow.measure._lengths import inners
 from undertow.measure.curvature._krylov import (
     Curvature,
@@ -22,12 +23,9 @@ from undertow.measure.curvature._krylov import (
     affordable,
     curvature_operator,
 )
+from undertow.measure.curvature._stopping import FIRST, half_width, still_wanted
 from undertow.objective import Objective, outside_inference_mode
 
-# Probes before the first look at the standard error: fewer give no error bar to rely on.
-_FIRST = 24
-# The interval widens by this over the number of probes: calibrated on four kinds of spectra.
-_STOPPING = 2.0
 # Rounding errors that an interval allows for, in units of the trace's.
 _ROUNDING = 10.0
 # A look takes at most this many probes at once, as far as memory is meant for.
@@ -94,17 +92,16 @@ def hessian_trace(
         ValueError: if an argument is out of its range; and as `Objective.hvp`.
     """
     operator = curvature_operator(objective, curvature)
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
-    if max_products < _FIRST:
-        raise ValueError(f"max_products must be at least {_FIRST}, got {max_products!r}")
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    check_rtol(rtol)
+    if max_products < FIRST:
+        raise ValueError(f"max_products must be at least {FIRST}, got {max_products!r}")
+    generator = or_new(generator)
     if curvature == "ggn":
         exact = objective.ggn_trace()
         if exact is not None:
             value, products = exact
             return Estimate(value, 0.0, products, True, (value, value), method="exact")
-    if operator.size <= _FIRST:
+    if operator.size <= FIRST:
         every = operator.multiply(torch.eye(operator.size).to(operator.like))
         value = float(every.diagonal().double().sum())
         return Estimate(value, 0.0, operator.size, True, (value, value), method="exact")
@@ -115,18 +112,12 @@ def hessian_trace(
 def hutchinson(
     operator: Operator, rtol: float, max_products: int, generator: torch.Generator
 ) -> Estimate:
-    """The trace by random signs, deflated where that pays.
-
-    Few looks at the standard error: stopping at the first of many that happens to be small would
-    bias it.
-    """
-    from scipy import stats  # loads slowly
-
+    """The trace by random signs, deflated where that pays."""
     # Deflation needs the first probes again.
-    undecided = affordable(operator, _FIRST, 1) == _FIRST
-    drawn = [_probe(operator, _FIRST, generator)] if undecided else []
-    samples = inners(*drawn[0]) if undecided else _sampled(operator, _FIRST, generator)
-    products = _FIRST
+    undecided = affordable(operator, FIRST, 1) == FIRST
+    drawn = [_probe(operator, FIRST, generator)] if undecided else []
+    samples = inners(*drawn[0]) if undecided else _sampled(operator, FIRST, generator)
+    products = FIRST
     space: RitzBasis | None = None
     known = 0.0
     while True:
@@ -137,7 +128,7 @@ def hutchinson(
         room = max_products - products
         if stderr <= target or room <= 0:
             break
-        more = math.ceil(count * ((stderr / max(target, 1e-300)) ** 2 - 1)) if target else room
+        more = still_wanted(count, stderr, target, room)
         steps = min(int(_DEFLATION_SHARE * min(more, room)), _DEFLATION_MOST)
         if undecided and steps >= _DEFLATION_LEAST:
             space = _krylov_space(operator, min(steps, operator.size // 2), generator)
@@ -151,9 +142,7 @@ def hutchinson(
         fresh = max(1, min(more, room, 3 * count))
         samples = torch.cat([samples, _sampled(operator, fresh, generator, space)])
         products += fresh
-    half = float(stats.t.ppf(0.975, count - 1)) * stderr
-    # To stop where the standard error happens to be small makes it small by a part of order 1 / n.
-    half *= 1 + _STOPPING / count
+    half = half_width(stderr, count)
     # Without spread, as where deflation leaves nothing, the error is that of rounding.
     magnitude = float(samples.abs().max())
     if space is not None:

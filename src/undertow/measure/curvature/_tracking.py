@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from undertow.measure._arguments import check_rtol
 from undertow.measure._lengths import length, lengths
 from undertow.measure.curvature._krylov import (
     Curvature,
@@ -15,7 +16,7 @@ from undertow.measure.curvature._krylov import (
     curvature_operator,
 )
 from undertow.measure.curvature._preconditioner import Preconditions, preconditioned
-from undertow.measure.curvature._sharpness import Sharpness, check_rtol
+from undertow.measure.curvature._sharpness import Sharpness
 from undertow.objective import Objective, outside_inference_mode
 
 # Followed sharpness is looked up from a random start every so many steps: another eigenvalue may

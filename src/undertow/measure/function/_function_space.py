@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor, nn
 
+from undertow.measure._arguments import or_new
 from undertow.measure._kinds import check_model
 from undertow.objective import StandIn, evaluating, logits_of, whole_number
 
@@ -289,7 +290,7 @@ def _redrawn(
     generator: torch.Generator | None,
 ) -> Iterator[Float64[Tensor, " some"]]:
     """Distances between the two parts of random divisions, a block of divisions at a time."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = or_new(generator)
     members, flat = len(pooled), pooled.flatten(1)
     total, block = flat.sum(0), max(1, _NUMBERS // flat.shape[1])
     for start in range(0, permutations, block):

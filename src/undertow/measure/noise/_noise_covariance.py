@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from undertow.measure._arguments import check_rtol, or_new
 from undertow.measure.noise._gradient_noise import noise_and_sweep
 from undertow.measure.noise._layer_gradients import wide
 from undertow.objective import Objective, outside_inference_mode, whole_number
@@ -162,8 +163,7 @@ class NoiseCovariance:
         limit = min(self.num_samples - 1, len(self.gradient))
         if whole_number("k", k, least=1) > limit:
             raise ValueError(f"k must be at most min(n - 1, p) = {limit}, got {k}")
-        if not 0 < rtol < 1:
-            raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+        check_rtol(rtol)
         if not max_products >= k:
             raise ValueError(f"max_products must be at least k = {k}, got {max_products!r}")
         block = min(k + _EXTRA_DIRECTIONS, limit, max_products)
@@ -212,7 +212,7 @@ class NoiseCovariance:
             max_products: with H at most.
             generator: of the draws; None starts one from 0.
         """
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        generator = or_new(generator)
         noise: list[Tensor] = []
         numbers: list[Tensor] = []
         while True:

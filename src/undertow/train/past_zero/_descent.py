@@ -16,8 +16,8 @@ from jaxtyping import Float64, Int
 from torch import Generator, Tensor
 
 from undertow.train.past_zero._networks import LogDomain, Stacked, norm_of, spread
+from undertow.train.past_zero._scheduler import GROW, SHRINK
 
-GROW, SHRINK = 2**0.2, 2**-0.1  # of alpha, where the loss fell and where it did not
 _WEIGHTLESS = 40.0  # e^-40 of the largest weight is below rounding
 _LATER = 0.3  # of the least margin: samples that far from it cannot come near within one round
 

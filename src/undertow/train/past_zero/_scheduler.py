@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+GROW, SHRINK = 2**0.2, 2**-0.1  # of alpha, where the loss fell and where it did not
 _LEAST_LOG = -600.0  # of a loss by which a learning rate can be divided
 
 
@@ -59,8 +60,8 @@ class LossBasedLR:
         *,
         log_loss: float,
         alpha: float = 0.1,
-        grow: float = 2**0.2,
-        shrink: float = 2**-0.1,
+        grow: float = GROW,
+        shrink: float = SHRINK,
         relative: bool = False,
     ) -> None:
         if not isinstance(optimizer, Optimizer):

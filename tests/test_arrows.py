@@ -45,7 +45,8 @@ WITHIN: dict[str, dict[str, set[str]]] = {
     "train": {
         "rules": set(),
         "optim": {"rules"},
-        "ensemble": {"rules"},
+        "local_sgd": set(),
+        "ensemble": {"rules", "local_sgd"},
         "flows": set(),
         "matrix": set(),
         "noise": {"rules"},

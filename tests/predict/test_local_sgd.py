@@ -51,6 +51,12 @@ def test_rounds_tile_the_run_and_follow_the_rule(lr: list[float], alpha: float, 
 def test_period_is_the_square_of_the_ratio_floored(root: int, lr: float, base: int) -> None:
     assert sync_period(lr, alpha=root * lr, base=base) == max(base, root**2)
     assert sync_period(lr, alpha=0, base=base) == base
+    assert sync_period(lr, alpha=root * lr, base=base, power=1) == max(base, root)
+    assert sync_period(lr, alpha=root * lr, base=base, power=3) == max(base, root**3)
+
+
+def test_a_rate_next_to_nothing_gives_a_round_longer_than_any_run() -> None:
+    assert sync_period(5e-324, alpha=1e300, base=4, power=3) > 10**17
 
 
 def test_a_small_rate_in_warm_up_does_not_lengthen_the_round() -> None:

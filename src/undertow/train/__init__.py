@@ -8,6 +8,8 @@ from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
 from undertow.train.ensemble import Member as Member
 from undertow.train.ensemble import spawn_generators as spawn_generators
+from undertow.train.local_sgd import Outer as Outer
+from undertow.train.local_sgd import Rounds as Rounds
 from undertow.train.matrix import ClosestApproach as ClosestApproach
 from undertow.train.matrix import Completion as Completion
 from undertow.train.matrix import Crossing as Crossing
@@ -75,7 +77,9 @@ __all__ = [
     "Member",
     "NoisyOscillator",
     "NormalizedNetworks",
+    "Outer",
     "PhaseVisit",
+    "Rounds",
     "SaddleSpectra",
     "SensingProblems",
     "balanced_factors",

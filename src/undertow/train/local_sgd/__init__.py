@@ -1,0 +1,6 @@
+"""Local SGD: workers that take steps on their own and are averaged now and then."""
+
+from undertow.train.local_sgd._outer import Outer as Outer
+from undertow.train.local_sgd._rounds import Rounds as Rounds
+
+__all__ = ["Outer", "Rounds"]

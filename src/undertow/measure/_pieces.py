@@ -121,7 +121,7 @@ def _prelu(inputs: Tensor, weight: Tensor) -> Kinks:
 
 
 # Elementwise operations that are continuous and piecewise linear, from their arguments.
-_KINKS: dict[str, Callable[..., Kinks]] = {
+KINKS: dict[str, Callable[..., Kinks]] = {
     "relu": lambda inputs: Kinks((0.0,), (0.0, 1.0)),
     "leaky_relu": lambda inputs, negative_slope=0.01: Kinks((0.0,), (negative_slope, 1.0)),
     "_prelu_kernel": _prelu,
@@ -268,7 +268,7 @@ class _Watcher(TorchDispatchMode):
             return func(*args, **kwargs)
         bounds = list(tensors((args[1:], kwargs)))
         slope = name == "_prelu_kernel" and not any(map(self._depends, bounds))
-        if name in _KINKS and (not bounds or slope):
+        if name in KINKS and (not bounds or slope):
             return self._kinked(func, name, args, kwargs)
         if name in _POOLS:
             return self._pooled(func, name, args)
@@ -307,7 +307,7 @@ class _Watcher(TorchDispatchMode):
 
     def _kinked(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = args[0]
-        kinks = _KINKS[name](*args, **kwargs)
+        kinks = KINKS[name](*args, **kwargs)
         if self._frozen is None:
             pattern = kinks.pattern(inputs)
             margins = kinks.margins(inputs, pattern)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import hessian, jacrev
+from torch.nn import functional
 
 from undertow.measure import sharpness_gradient, spherical_sharpness
 from undertow.objective import Objective
@@ -160,16 +162,62 @@ def test_what_has_no_such_gradient_is_refused() -> None:
             sharpness_gradient(measured, **given)  # type: ignore[arg-type]
 
 
-class Kinked(nn.Module):
+class Written(nn.Module):
+    """An activation written as a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.relu(hidden)
+        return self.function(hidden)
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(), Kinked()])
-def test_kinks_are_refused(activation: nn.Module) -> None:
-    measured, _ = network(activation)
-    with pytest.raises(ValueError, match="relu changes at kinks, which derivatives do not see"):
+KINKED = {
+    "relu": functional.relu,
+    "prelu": lambda x: functional.prelu(x, x.new_tensor([0.1])),
+    "clamp": lambda x: x.clamp(min=0),
+    "clamp_min": lambda x: torch.clamp_min(x, 0.0),
+    "bounds": lambda x: torch.clamp(x, min=torch.zeros_like(x)),
+    "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "max": lambda x: torch.max(x, torch.zeros_like(x)),
+    "abs": lambda x: (x + abs(x)) / 2,
+    "method": lambda x: (x + x.abs()) / 2,
+    "gate": lambda x: x * (x > 0),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "in place": lambda x: (x * 1).relu_(),
+    "pool": lambda x: functional.max_pool1d(x[:, None], 3, 1, 1)[:, 0],
+    "topk": lambda x: x - x.topk(2, dim=1).values[:, -1:],
+    "elu": functional.elu,
+    "selu": functional.selu,
+    "celu": functional.celu,
+    "relu6": functional.relu6,
+    "hardtanh": functional.hardtanh,
+    "shrink": functional.softshrink,
+    "threshold": lambda x: functional.threshold(x, 0.1, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", KINKED)
+def test_kinks_are_refused_however_they_are_written(name: str) -> None:
+    measured, _ = network(Written(KINKED[name]))
+    with pytest.raises(ValueError, match="changes at kinks, which derivatives do not see"):
         sharpness_gradient(measured)
+
+
+SMOOTH = {
+    "gelu": functional.gelu,
+    "normalised": lambda x: functional.normalize(functional.silu(x), dim=0),
+    "softmax": lambda x: functional.softmax(x - x.detach().amax(1, keepdim=True), 1),
+    "away": lambda x: torch.tanh(x).clamp(min=-2.0),
+    "masked": lambda x: torch.where(torch.arange(4) > 1, torch.tanh(x), x.sigmoid()),
+}
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_kinks_that_nothing_comes_near_are_none(name: str) -> None:
+    measured, _ = network(Written(SMOOTH[name]))
+    assert sharpness_gradient(measured).converged
 
 
 def test_what_has_no_third_derivative_is_refused() -> None:

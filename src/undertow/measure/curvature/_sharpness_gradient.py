@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from undertow.measure._arguments import check_rtol, or_new
 from undertow.measure._kinds import check_objective
+from undertow.measure.curvature._kinks import watching_for_kinks
 from undertow.measure.curvature._krylov import Operator
 from undertow.measure.curvature._lanczos import largest_pairs
 from undertow.measure.curvature._sharpness import block_norms
@@ -35,17 +35,6 @@ _DIFFERENCE = 1e-4
 _SMOOTH = 0.05
 # ||grad L|| / lambda_1 on the sphere, about the distance to the minimisers across.
 _AT_REST = 0.03
-# What has kinks, which derivatives do not see: in the mean they are what moves the sharpness.
-_KINKED = {
-    "relu",
-    "leaky_relu",
-    "prelu",
-    "rrelu",
-    "hardtanh",
-    "hardswish",
-    "hardsigmoid",
-    "threshold",
-}
 # Residual of eigenpairs, relative: far below the distance to the next eigenvalue, as it must be.
 _EIGENPAIRS = 1e-6
 
@@ -132,8 +121,9 @@ def sharpness_gradient(
     Raises:
         TypeError: if `objective` is none, or k no whole number.
         ValueError: if the loss depends on ||w||, this is not near a minimum, the largest eigenvalue
-            is not positive, a third derivative is not there, the network has kinks (ReLU, as a
-            module or a function), or an argument is out of its range; and as `Objective.hvp`.
+            is not positive, a third derivative is not there, the network has kinks (ReLU however
+            it is written, ELU, max pools, Huber's loss, comparisons), or an argument is out of its
+            range; and as `Objective.hvp`.
     """
     check_objective(objective)
     whole_number("k", k, least=1)
@@ -144,11 +134,11 @@ def sharpness_gradient(
     whole_number("max_products", max_products, least=1)
     block_norms(objective)  # is scale-invariant
     sphere = _Sphere.of(objective)
-    with _Kinks() as kinks:
+    with watching_for_kinks() as kinks:
         slope = sphere.gradient()
-    if kinks.found:
+    if kinks:
         raise ValueError(
-            f"the sharpness of a network with {', '.join(sorted(kinks.found))} changes at kinks, "
+            f"the sharpness of a network with {', '.join(sorted(kinks))} changes at kinks, "
             "which derivatives do not see; take a smooth activation, such as GELU"
         )
     pairs = largest_pairs(
@@ -186,20 +176,6 @@ def sharpness_gradient(
         products=pairs.products + 4 * k * k + spent,
         converged=pairs.converged and settled,
     )
-
-
-class _Kinks(TorchFunctionMode):
-    """Notes the functions with kinks that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        self.found |= {getattr(func, "__name__", "").rstrip("_")} & _KINKED
-        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)

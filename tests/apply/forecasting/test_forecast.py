@@ -99,10 +99,27 @@ def test_what_applies_to_which_optimizer() -> None:
     assert heavy.layers[0].bound is None
     assert heavy.effective_lr == pytest.approx(1.0)
     adaptive = apply.forecast(SHAPES, **RUN, optimizer="adamw")
-    assert adaptive.equilibrium is None
+    assert adaptive.equilibrium == predict.equilibrium(0.1, 5e-4, optimizer="adamw")
     assert adaptive.effective_lr is None
+    assert apply.forecast(SHAPES, **RUN, optimizer="adam").equilibrium is None
     assert adaptive.decay_exponent == plain.decay_exponent
     assert any("coupled decay" in note for note in apply.forecast(**RUN, optimizer="adam").notes)
+
+
+def test_adamw_settles_by_its_own_first_beta_at_the_peak() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    for optimizer in (
+        torch.optim.AdamW([weight], lr=0.1, betas=(0.8, 0.999)),
+        torch.optim.Adam([weight], lr=0.1, betas=(0.8, 0.999), decoupled_weight_decay=True),
+    ):
+        found = apply.forecast(**RUN, optimizer=optimizer)
+        assert found.equilibrium == predict.equilibrium(0.1, 5e-4, optimizer="adamw", beta1=0.8)
+    moved = torch.optim.AdamW([weight], lr=0.1)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(moved, max_lr=0.1, total_steps=RUN["steps"] + 1)
+    found = apply.forecast(**RUN | {"lr": None}, schedule=cycle)
+    assert found.equilibrium is not None
+    settled = predict.equilibrium(0.1, 5e-4, optimizer="adamw", beta1=0.85)
+    assert found.equilibrium.angular_update == pytest.approx(settled.angular_update, rel=1e-3)
 
 
 def test_without_decay_nothing_is_forgotten() -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from undertow import predict
 from undertow.apply._arguments import whole_number
 from undertow.apply._start import initial_values, running_exponent
-from undertow.apply.forecasting._memory import decay_of, judged
-from undertow.apply.forecasting._rates import rates_of
+from undertow.apply.forecasting._memory import Decay, decay_of, judged
+from undertow.apply.forecasting._rates import Rates, rates_of
 from undertow.apply.forecasting._result import Forecast, LayerForecast
 from undertow.apply.forecasting._schedule import Schedule
 from undertow.predict import Initializer, RankBound
@@ -147,7 +147,7 @@ def forecast(
         decays_so=decay.known,
         memory_says=("" if decay.known or not weight_decay else "were decay decoupled: ")
         + judged(memory, total, None if count is None else count / batch_size),
-        **_along_gradients(peak if linear else 0.0, weight_decay, momentum),
+        **_settling(decay, peak, weight_decay, momentum, found),
         sync=predict.sync_rounds(rates, alpha=alpha, base=sync_base, warmup_steps=warmup_steps),
         sync_alpha=alpha,
         sync_base=sync_base,
@@ -166,16 +166,24 @@ def _at_one_momentum(rates: np.ndarray, momenta: np.ndarray) -> tuple[np.ndarray
     return rates * (1 - momentum) / (1 - momenta), momentum
 
 
-def _along_gradients(lr: float, weight_decay: float, momentum: float) -> dict[str, Any]:
-    """What is known of updates that are linear in the gradients, at a rate above 0."""
+def _settling(
+    decay: Decay, lr: float, weight_decay: float, momentum: float, rates: Rates
+) -> dict[str, Any]:
+    """Where normalised layers settle, and what momentum amounts to, as far as both are known."""
+    found: dict[str, Any] = {"equilibrium": None, "effective_lr": None}
     if not lr:
-        return {"equilibrium": None, "effective_lr": None}
-    return {
-        "equilibrium": predict.equilibrium(lr, weight_decay, momentum=momentum)
-        if weight_decay
-        else None,
-        "effective_lr": predict.momentum_equivalent(lr, momentum).effective_lr,
-    }
+        return found
+    if decay.follows_gradients:
+        found["effective_lr"] = predict.momentum_equivalent(lr, momentum).effective_lr
+        if weight_decay:
+            found["equilibrium"] = predict.equilibrium(lr, weight_decay, momentum=momentum)
+    elif decay.beta1 is not None and weight_decay:
+        kept = decay.beta1
+        if rates.momenta is not None:
+            kept = float(rates.momenta[np.argmax(rates.values)])
+        settled = predict.equilibrium(lr, weight_decay, optimizer="adamw", beta1=kept)
+        found["equilibrium"] = settled
+    return found
 
 
 def _compared(records: Any, **given: Any) -> Comparison:

@@ -44,17 +44,19 @@ class Decay:
         family: of `predict.FAMILIES`.
         momentum: by which a coupled decay is amplified, 1 / (1 - momentum); else 0.
         decoupled: whether a step takes lr x weight_decay of the weights.
+        beta1: of AdamW, PyTorch's own where it is not known; None for the others.
         notes: where lr x weight_decay is not what is taken of the weights.
     """
 
     family: str
     momentum: float
     decoupled: bool
+    beta1: float | None
     notes: tuple[str, ...]
 
     @property
     def follows_gradients(self) -> bool:
-        """Whether this is SGD, for which effective rate and equilibrium are known."""
+        """Whether this is SGD, whose effective rate is known."""
         return self.family in ("sgd", "momentum") and not self.decoupled
 
     @property
@@ -118,8 +120,22 @@ def decay_of(
     if given is not None and not math.isclose(given, weight_decay):
         notes.append(f"the optimizer's own weight decay is {given:g}; {weight_decay:g} is taken")
     return Decay(
-        name, momentum if coupled else 0.0, decoupled, tuple(notes) if weight_decay else ()
+        name,
+        momentum if coupled else 0.0,
+        decoupled,
+        _first_beta(itself) if _is_adamw(name, named, decoupled) else None,
+        tuple(notes) if weight_decay else (),
     )
+
+
+def _is_adamw(name: str, named: str, decoupled: bool) -> bool:
+    """Whether the step is AdamW's own; Adam may be told to decay so."""
+    return decoupled and (name == "adamw" or _letters(named) == "adam")
+
+
+def _first_beta(itself: Any) -> float:
+    own = itself.param_groups[0].get("betas") if itself is not None else None
+    return 0.9 if own is None else float(own[0])
 
 
 def _named(optimizer: Any) -> str:

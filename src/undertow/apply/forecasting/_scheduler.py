@@ -22,7 +22,7 @@ class Rates:
         values: one a step.
         notes: for the reader.
         optimizer: that the scheduler moves, where there is one.
-        momenta: its momentum at each step, where it is SGD.
+        momenta: its momentum at each step, or the first of its betas.
     """
 
     values: np.ndarray
@@ -71,12 +71,13 @@ def scheduled_rates(schedule: Any, steps: int, *, interval: int = 1) -> Rates:
         for step in range(steps):
             if step and step % interval == 0:
                 _advance(copied, step, steps)
-            values[step], momenta[step] = float(group["lr"]), float(group.get("momentum", 0.0))
+            values[step] = float(group["lr"])
+            momenta[step] = float(group.get("momentum", group.get("betas", (0.0,))[0]))
     if not np.isfinite(values).all() or (values < 0).any():
         step = int(np.argmin(np.isfinite(values) & (values >= 0)))
         raise ValueError(f"schedule: the scheduler's rate is {values[step]} at step {step}")
     notes = _notes(scheduler, interval)
-    if np.ptp(momenta):
+    if np.ptp(momenta) and "momentum" in group:
         notes.append("the scheduler moves the momentum, too: E takes it step by step")
     return Rates(values, tuple(notes), bare(scheduler.optimizer), momenta)
 

@@ -23,6 +23,7 @@ from undertow.train.ensemble._batch_norm import BatchNorms
 from undertow.train.ensemble._engines import Job, zero_member
 from undertow.train.ensemble._layers import Activation, Affine, Layer, Norm
 from undertow.train.ensemble._memory import Scratch, Vectors
+from undertow.train.ensemble._output_gradients import OutputGradients
 from undertow.train.ensemble._sampling import Batch
 from undertow.train.rules import (
     add_scaled,
@@ -58,12 +59,7 @@ class FusedEngine:
         self._members = next(iter(params.values())).shape[0]
         self._inputs = job.inputs.flatten(1).contiguous()
         self._dtype = self._inputs.dtype
-        outputs = self._affine[-1].outputs
-        targets = job.targets
-        if job.loss.kind == "cross_entropy" and not targets.is_floating_point():
-            self._targets = torch.nn.functional.one_hot(targets, outputs).to(self._dtype)
-        else:
-            self._targets = targets.contiguous()
+        self._output_gradients = OutputGradients(job, self._affine[-1].outputs, self._dtype)
         # The first layer needs no input gradient, so its weight is kept transposed: [E, in, out].
         stored = [params[layer.weight] for layer in self._affine]
         stored[:1] = [weight.mT for weight in stored[:1]]
@@ -286,7 +282,7 @@ class FusedEngine:
             trace.append((before, current))
         if output_scale is not None:
             current.mul_(output_scale)
-        grad = self._output_gradient(current, batch, scratch).mul_(coefficient)
+        grad = self._output_gradients.of(current, batch, scratch).mul_(coefficient)
         if self._job.rule.batch_weights != (1,):
             grad.view(*batch.index.shape, -1).mul_(self._batch_weights)
         for position in range(len(self._layers) - 1, -1, -1):
@@ -328,46 +324,10 @@ class FusedEngine:
             targets[place].baddbmm_(left.mT, right, beta=keep)
         return below
 
-    # ---- the loss
-
-    def _output_gradient(self, outputs: Tensor, batch: Batch, scratch: Scratch) -> Tensor:
-        """Gradient of the batch's summed loss with respect to the outputs, overwriting them."""
-        if self._job.loss.kind == "other":
-            return self._autograd_gradient(outputs, batch)
-        targets = self._closed_form_targets(batch, scratch).view_as(outputs)
-        if self._job.loss.kind == "mean_squared_error":
-            return outputs.sub_(targets).mul_(2 / outputs.shape[2])
-        # A row-wise softmax from elementwise parts: the fused kernel is slow on short rows.
-        torch.amax(outputs, 2, keepdim=True, out=scratch.row)
-        outputs.sub_(scratch.row).exp_()
-        torch.sum(outputs, 2, keepdim=True, out=scratch.row)
-        return outputs.div_(scratch.row).sub_(targets)
-
-    def _closed_form_targets(self, batch: Batch, scratch: Scratch) -> Tensor:
-        if batch.targets is None:
-            return torch.index_select(
-                self._targets, 0, batch.index.reshape(-1), out=scratch.targets
-            )
-        if self._job.targets.is_floating_point():
-            return batch.targets
-        return scratch.targets.zero_().scatter_(1, batch.targets.reshape(-1, 1), 1)
-
-    def _autograd_gradient(self, outputs: Tensor, batch: Batch) -> Tensor:
-        targets = self._job.targets_of(batch)
-        with torch.inference_mode(False):
-            leaf = outputs.clone().requires_grad_()
-            means = map(
-                self._job.loss.mean,
-                leaf.view(-1, *batch.index.shape[2:], outputs.shape[2]),
-                targets.clone().flatten(0, 1),
-            )
-            (grad,) = torch.autograd.grad(torch.stack(list(means)).sum(), leaf)
-        return outputs.copy_(grad).mul_(batch.index.shape[2])
-
     def _scratch_for(self, batch: int) -> Scratch:
         if batch not in self._scratch:
             self._scratch[batch] = Scratch(
-                self._layers, self._members, batch, self._inputs, self._targets
+                self._layers, self._members, batch, self._inputs, self._output_gradients.targets
             )
         return self._scratch[batch]
 

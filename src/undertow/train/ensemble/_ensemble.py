@@ -20,7 +20,12 @@ from torch.func import functional_call
 from undertow.objective import whole_number
 from undertow.train import rules
 from undertow.train.ensemble import _losses
-from undertow.train.ensemble._checks import batch_shape, check_data, check_samples
+from undertow.train.ensemble._checks import (
+    batch_shape,
+    check_data,
+    check_samples,
+    check_workers_differ,
+)
 from undertow.train.ensemble._engines import Engine, Job, LoopEngine, VmapEngine
 from undertow.train.ensemble._evaluation import Evaluation, score
 from undertow.train.ensemble._feeds import Feed, lane_generators
@@ -128,6 +133,8 @@ class Ensemble:
             batch_sizes(shape.order, shape.samples, shape.size, 0, -(-shape.samples // shape.size))
         )
         outputs, self._random = probe(self._template, inputs, smallest, self._random_states[0])
+        if shape.order == "full" and rule.perturb is None and not self._random:
+            check_workers_differ(self.members)
         batch_loss = _losses.resolve(
             self._loss, outputs.to(device), targets, perturbed=rule.perturb is not None
         )

@@ -20,7 +20,10 @@ from undertow.train.local_sgd import Workers
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring members with as many workers each, averaged alike at the same step."""
+    """Neighbouring members with as many workers each, averaged alike at the same step.
+
+    `workers` are those of one of them, for what all of them share.
+    """
 
     members: slice
     lanes: slice
@@ -59,13 +62,14 @@ class Lanes:
         """
         if self._plain:
             return values
-        first = values[torch.tensor(self.firsts, device=values.device)]
-        if not values.is_floating_point():
-            return first
-        apart = values - self.repeat(first)
-        total = torch.zeros_like(first).index_add_(0, self.member_of.to(values.device), apart)
-        counts = torch.tensor(self.counts, device=values.device).to(values.dtype)
-        return first + total / counts.view(-1, *[1] * (first.ndim - 1))
+        firsts, counts = torch.tensor(self.firsts), torch.tensor(self.counts)
+        mean = values[firsts]
+        if values.is_floating_point():
+            for count in set(self.counts) - {1}:
+                alike = torch.nonzero(counts == count).flatten()
+                lanes = values[firsts[alike, None] + torch.arange(count)]
+                mean[alike] += (lanes - lanes[:, :1]).mean(1)
+        return mean
 
     def runs(self, due: Sequence[int]) -> list[Run]:
         """The members whose round has ended, in ascending order, as runs of neighbours.

@@ -74,7 +74,7 @@ def check_how(name: str, how: object, others: tuple[str, ...] = ()) -> None:
     words = (*others, *get_args(Split))
     if isinstance(how, str) and how in words:
         return
-    if isinstance(how, tuple | list) and len(how) == 2 and how[0] == "dirichlet":
+    if isinstance(how, tuple) and len(how) == 2 and how[0] == "dirichlet":
         value = how[1]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and math.isfinite(value) and value > 0:

@@ -53,7 +53,8 @@ class Ensemble:
             path.
         data: `(inputs, targets)` tensors with the samples along the first axis.
         members: the networks.
-        batch_size: samples a step. Ignored by members with `order="full"`.
+        batch_size: samples a step, of each worker where a member has several. Ignored by members
+            with `order="full"`.
         rule: the update rule, bare or wrapped. A member's hyperparameters and schedule are those
             of the rule inside; `train` counts the steps of the rule given, `rule.steps_per_step`
             for each of those. The first batch of a step is the one that the bare rule would see.
@@ -71,8 +72,8 @@ class Ensemble:
     Raises:
         ValueError: the data hold NaN, a label is out of range, the batch size exceeds the number
             of samples, `samples` are not rows of the data for each member, members disagree on the
-            batch shape, there are more or fewer modules than members, or the path cannot run the
-            module.
+            batch shape, workers cannot share the data or would all do the same, there are more or
+            fewer modules than members, or the path cannot run the module.
         TypeError: `model` is neither a module, nor modules, nor a function that makes one,
             `samples` are no whole numbers, or the rule's label noise is for targets of another
             kind.
@@ -82,6 +83,12 @@ class Ensemble:
         normalised by its own statistics, and the running ones see one after the other. Dropout
         and other randomness in the forward pass uses a random state of the member's own, on the
         `loop` path (on the CPU). Global random state is restored.
+
+        A member with `workers` is Local SGD: its parameters, buffers, predictions and evaluations
+        are those of the mean over its workers, which reading leaves as they are. Running statistics
+        of batch norm, averaged or local, are not those of the mean network; after a long round
+        measure them anew. A schedule and `train` count local steps. A worker's order, label noise
+        and dropout are its own; those of the first are the ones of the member without workers.
     """
 
     def __init__(
@@ -161,8 +168,12 @@ class Ensemble:
     def train(self, steps: int) -> Ensemble:
         """Take `steps` updates of every member that has not diverged.
 
-        A member whose parameters leave the finite numbers is masked and recorded in `diverged_at`
-        with the step by which that was found.
+        A member whose parameters leave the finite numbers, those of one worker among them, is
+        masked and recorded in `diverged_at` with the step by which that was found.
+
+        Raises:
+            ValueError: a schedule gave a rate that cannot be stepped at, or one of zero where a
+                round of `Rounds("qsr")` starts.
         """
         steps = whole_number("steps", steps, least=0)
         while steps:
@@ -243,6 +254,14 @@ class Ensemble:
         load_member(module, self._lane_tensors(), lanes[worker])
         return module
 
+    def shards(self, member: int) -> Int[Tensor, "workers n"]:
+        """The rows of the data that each worker of a member draws from; one row for no workers."""
+        shards = self._feed.shards[member]
+        every = torch.arange(len(self._job.targets))
+        own = [every if shard is None else shard for shard in shards]
+        count = len(self._lanes.of(member))
+        return torch.stack(own * (count if len(own) < count else 1))
+
     def predict(
         self, inputs: Float[Tensor, "rows ..."], *, samples: Int[Tensor, "E n"] | None = None
     ) -> Float[Tensor, "E n ..."]:
@@ -293,8 +312,9 @@ class Ensemble:
 
     def __repr__(self) -> str:
         lost = sum(step is not None for step in self.diverged_at)
+        crew = f" ({self._lanes.total} workers)" if any(self._lanes.workers) else ""
         return (
-            f"Ensemble of {len(self.members)} members after {self.steps_taken} steps of "
+            f"Ensemble of {len(self.members)} members{crew} after {self.steps_taken} steps of "
             f"{self.rule.name} at batch size {self.batch_size} ({self.path} path, {lost} diverged)"
         )
 

@@ -349,16 +349,16 @@ class Ensemble:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers, each `[E, ...]`; NaN where a member diverged."""
-        tensors = {name: self._lanes.mean(own) for name, own in self._lane_tensors().items()}
-        lost = [e for e, step in enumerate(self.diverged_at) if step is not None]
+        return {name: self._lanes.mean(own) for name, own in self._lane_tensors().items()}
+
+    def _lane_tensors(self) -> dict[str, Tensor]:
+        """The same of every lane."""
+        if self._engine is None:
+            initial = {**self._start.params, **self._start.fixed}
+            return {name: value.clone() for name, value in initial.items()}
+        tensors = {**self._engine.parameters(), **self._engine.fixed()}
+        lost = [lane for e, at in enumerate(self.diverged) if at for lane in self._lanes.of(e)]
         for value in tensors.values():
             if lost and value.is_floating_point():
                 value[lost] = float("nan")
         return tensors
-
-    def _lane_tensors(self) -> dict[str, Tensor]:
-        """Copies of all parameters and buffers of all lanes."""
-        if self._engine is None:
-            initial = {**self._start.params, **self._start.fixed}
-            return {name: value.clone() for name, value in initial.items()}
-        return {**self._engine.parameters(), **self._engine.fixed()}

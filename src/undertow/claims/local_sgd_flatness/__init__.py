@@ -28,15 +28,14 @@ class LocalSGDFlatness(Knobs):
     gentle_lr: Annotated[float, between(0, 0.25)] = 0.02  # small ones
     gentle_periods: Periods = (25, 50, 200, 500)
     valley_steps: Count = 4_000  # over which a drift is read
-    replicas: Count = 100  # workers' averages of each seed there
+    replicas: Count = 300  # paths of each seed, here and along the valley
     lrs: Rates = (1 / 64, 1 / 32, 1 / 16, 1 / 8)  # of paths beside the slow equation, at lr H = 1
     time: Annotated[float, between(0, 10)] = 0.5  # to which they go, in 1 / lr^2 steps
-    paths: Count = 500  # of each seed
     samples: Count = 15  # of the diagonal network
     dimension: Annotated[int, at_least(4)] = 40
     diagonal_lr: Annotated[float, between(0, 0.02)] = 2e-3
     diagonal_periods: Periods = (10, 100, 1000)
-    diagonal_steps: Annotated[int, at_least(10)] = 20_000
+    diagonal_steps: Annotated[int, at_least(10)] = 10_000
     images: Images = Images(train_size=100)
     channels: Count = 8  # of the first convolution; the second has twice as many
     local_batch: Count = 4  # samples in a worker's step
@@ -51,8 +50,8 @@ class LocalSGDFlatness(Knobs):
     base: Count = 4  # H of falling rates, and the least one of QSR
     alpha: Annotated[float, above(0)] = 0.2  # of QSR
     steps: Annotated[int, at_least(10)] = 3_000
-    few_steps: Count = 20  # about 1 / lr, far fewer than 1 / lr^2
-    seeds: Seeds = 16  # independent noise, inputs, images and starts
+    few_steps: Count = 10  # fewer than 1 / lr
+    seeds: Seeds = 24  # independent noise, inputs, images and starts
 
     def rules(self) -> Mapping[str, bool]:
         """Samples can be fitted, rounds end, and a short time is short."""
@@ -99,7 +98,6 @@ CLAIM = Claim(
             replicas=10,
             lrs=(1 / 16, 1 / 8, 1 / 4),
             time=0.25,
-            paths=10,
             samples=4,
             dimension=8,
             diagonal_periods=(4, 16),
@@ -119,7 +117,7 @@ CLAIM = Claim(
             num_workers=32,
             valley_steps=20_000,
             lrs=(1 / 256, 1 / 128, 1 / 64, 1 / 32),
-            paths=2_000,
+            replicas=2_000,
             samples=30,
             dimension=100,
             diagonal_lr=5e-4,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from undertow.claims import convolutional, networks
 from undertow.claims.local_sgd_flatness import LocalSGDFlatness
 from undertow.data import Images
 from undertow.lab import rows_of
@@ -13,21 +14,23 @@ from undertow.lab import rows_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from undertow.data import Draws
-    from undertow.train import Ensemble, Member
+    from undertow.claims import Networks
+    from undertow.train import Member
 
 _FALLS = (0.7, 0.25)  # where the start lowers its rate, in parts of its steps, and by what
-_QUIET = 0.05  # relative standard error of a Hessian's trace
+_PRODUCTS = 200  # of a trace, at most
+_LATE = 6  # readings of test accuracy
 
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolutional network that goes on from where SGD has left it, on the same samples.
+    """A convolutional network that goes on from a start, on the same samples.
 
-    `method` is sgd (one worker, all the batch), local (a fixed period) or qsr. `noise` is flips of
-    labels, or smooth: targets that are their mean. `falling` rates go to zero along a cosine.
+    `method` is sgd (all the batch at each step), local (a fixed period) or qsr (`period` and up).
+    `noise` is flips of labels, or smooth: none, and labels that are the mean of flipped ones.
+    `falling` rates go to zero along a cosine.
     """
 
     method: str
@@ -46,6 +49,19 @@ class Convolution:
     seed: int
     noise: str = "flips"
     falling: bool = False
+
+
+def cells(knobs: LocalSGDFlatness) -> list[dict[str, Any]]:
+    """SGD and Local SGD at two rates, in shorter rounds, without noise, and at falling rates."""
+    sgd, local = {"method": "sgd", "period": 1}, {"method": "local", "period": knobs.period}
+    small: dict[str, Any] = {"lr": knobs.lr}
+    brief = local | {"period": knobs.brief_period}
+    found = [own | small for own in (sgd, local, brief)]
+    found += [own | {"lr": knobs.large_lr} for own in (sgd, brief)]
+    found += [own | small | {"noise": "smooth"} for own in (sgd, local)]
+    base = {"period": knobs.base}
+    falling = [sgd, local | base, {"method": "qsr"} | base]
+    return found + [own | {"lr": knobs.falling_lr, "falling": True} for own in falling]
 
 
 def falling_rates(knobs: LocalSGDFlatness) -> list[float]:
@@ -69,44 +85,58 @@ def flatten(trials: Sequence[Convolution]) -> list[Rows]:
         kinds.setdefault((trial.method == "sgd", trial.noise), []).append(number)
     for (alone, noise), numbers in kinds.items():
         own = [trials[number] for number in numbers]
-        modules = [begun[trial.seed] for trial in own]
         size = first.local_batch * (first.num_workers if alone else 1)
-        found = Run.of(own, modules, list(map(member, own)), noise, size)
-        for step in found.ensemble.read_at({first.few_steps, first.steps // 3, first.steps}):
-            facts = found.read(own) | {"step": step}
+        found = networks(
+            first.images,
+            lambda *_, own=own: [begun[trial.seed] for trial in own],
+            list(map(member, own)),
+            flat=False,
+            data_seeds=[trial.seed for trial in own],
+            batch_size=size,
+            path="vmap",
+            **labels(first, noise),
+        )
+        for step in found.ensemble.read_at(read_at(first)):
+            facts = found.results() | {"step": step}
+            if step in (first.few_steps, first.steps):
+                facts |= measured(found, own)
             for number, row in zip(numbers, rows_of(facts), strict=True):
                 rows[number].append(row)
     return rows
 
 
-def begin(trials: Mapping[int, Convolution]) -> dict[int, nn.Module]:
-    """Networks that SGD has trained on the labels' means, without their noise, a seed each."""
-    import torch
+def read_at(trial: Convolution) -> list[int]:
+    """The steps at which a run is read: soon, and over its last quarter."""
+    late = (trial.steps * (1 - share / (4 * _LATE)) for share in range(_LATE))
+    return [trial.few_steps, *sorted(map(round, late))]
 
-    from undertow import models
+
+def begin(trials: dict[int, Convolution]) -> dict[int, nn.Module]:
+    """By its seed each network that SGD has trained on smooth labels."""
     from undertow.train import Member, schedules
 
-    every = list(trials.values())
-    first, (at, by) = every[0], _FALLS
-    falling = schedules.StepDecay((round(at * first.first_steps),), by)
-    members = [
-        Member(seed, first.first_lr, schedule=falling, order="replacement") for seed in trials
-    ]
-    pool = first.images.load()
-    shape, classes = tuple(pool.train_inputs.shape[1:]), pool.num_classes
-    modules = [
-        models.conv_net(
-            shape,
-            (first.channels, 2 * first.channels),
-            classes,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        for seed in trials
-    ]
-    size = first.local_batch * first.num_workers
-    found = Run.of(every, modules, members, "smooth", size)
+    first = next(iter(trials.values()))
+    falls = schedules.StepDecay((round(_FALLS[0] * first.first_steps),), _FALLS[1])
+    found = convolutional(
+        first.images,
+        (first.channels, 2 * first.channels),
+        [Member(own, first.first_lr, schedule=falls, order="replacement") for own in trials],
+        batch_size=first.local_batch * first.num_workers,
+        **labels(first, "smooth"),
+    )
     found.ensemble.train(first.first_steps)
     return {seed: found.ensemble.module(number) for number, seed in enumerate(trials)}
+
+
+def labels(trial: Convolution, noise: str) -> dict[str, Any]:
+    """Labels that are flipped anew at each step, or their mean; both give one mean loss."""
+    from undertow.train import rules
+
+    if noise == "smooth":
+        return {"smoothing": trial.flips}
+    classes = trial.images.load().num_classes
+    flips = {"flip_probability": trial.flips, "num_classes": classes}
+    return {"rule": rules.label_noise(rules.sgd, **flips)}
 
 
 def member(trial: Convolution) -> Member:
@@ -125,74 +155,19 @@ def member(trial: Convolution) -> Member:
     )
 
 
-@dataclass(frozen=True)
-class Run:
-    """Networks side by side, each on images of its own."""
+def measured(found: Networks, trials: Sequence[Convolution]) -> dict[str, Any]:
+    """The trace of the mean loss's Hessian at the workers' average, and how often they averaged."""
+    from undertow import measure
 
-    ensemble: Ensemble
-    draws: Draws
-
-    @classmethod
-    def of(
-        cls,
-        trials: Sequence[Convolution],
-        modules: Sequence[nn.Module],
-        members: Sequence[Member],
-        noise: str,
-        batch_size: int,
-    ) -> Run:
-        """Of trials on as many images, with labels that are flipped or that are smooth."""
-        from torch import nn
-
-        from undertow.train import Ensemble, rules
-
-        first = trials[0]
-        draws = first.images.draw([trial.seed for trial in trials])
-        smooth, rule = nn.CrossEntropyLoss(label_smoothing=first.flips), rules.sgd
-        if noise == "flips":
-            rule = rules.label_noise(
-                rule, flip_probability=first.flips, num_classes=draws.num_classes
-            )
-        ensemble = Ensemble(
-            modules,
-            nn.CrossEntropyLoss() if noise == "flips" else smooth,
-            (draws.inputs, draws.targets),
-            members,
-            batch_size=batch_size,
-            rule=rule,
-            path="vmap",
-            samples=draws.train,
-        )
-        return cls(ensemble, draws)
-
-    def read(self, trials: Sequence[Convolution]) -> dict[str, Any]:
-        """The Hessian's trace of the mean loss over flips, which smooth labels give, and the test.
-
-        Of the workers' average; None where it has diverged.
-        """
-        import torch
-        from torch import nn
-
-        from undertow import measure
-        from undertow.objective import Objective
-
-        first, draws, ensemble = trials[0], self.draws, self.ensemble
-        outputs = ensemble.predict(draws.inputs, samples=draws.test)
-        targets = draws.targets[draws.test]
-        right = (outputs.argmax(2) == targets).double().mean(1)
-        losses = torch.nn.functional.cross_entropy(
-            outputs.transpose(1, 2), targets, reduction="none"
-        ).mean(1)
-        smooth = nn.CrossEntropyLoss(label_smoothing=first.flips)
-        traces: list[float | None] = [None] * len(trials)
-        for number in ensemble.alive:
-            rows = draws.train[number]
-            data = draws.inputs[rows], draws.targets[rows]
-            objective = Objective(ensemble.module(number), smooth, data)
-            traces[number] = measure.hessian_trace(objective, _QUIET).value
-        share = [
-            rounds / ensemble.steps_taken if trial.method != "sgd" else 1.0
-            for rounds, trial in zip(ensemble.rounds_taken, trials, strict=True)
-        ]
-        facts = {"diverged": ensemble.diverged, "trace": traces, "share": share}
-        return facts | {"accuracy": right, "test_loss": losses}
+    taken, traces = found.ensemble.steps_taken, dict.fromkeys(range(len(trials)))
+    traces |= {
+        own: measure.hessian_trace(
+            found.objective(own, trials[own].flips), max_products=_PRODUCTS
+        ).value
+        for own in found.ensemble.alive
+    }
+    share = [
+        1.0 if trial.method == "sgd" else rounds / taken
+        for trial, rounds in zip(trials, found.ensemble.rounds_taken, strict=True)
+    ]
+    return {"trace": list(traces.values()), "share": share}

@@ -16,7 +16,7 @@ from undertow.claims.local_sgd_flatness.networks import falling_rates
 from undertow.lab import KEPT, Prediction, Reading, at_most, near, no_less, of, outside, within
 
 ORDER = 0.25  # of the theorem's error in lr
-_END = pl.col("step") == pl.col("step").max().over("trial")
+_LATE = pl.col("step") > pl.col("few_steps")  # a run's trace is read there once
 
 
 def predictions(knobs: LocalSGDFlatness) -> dict[str, Prediction]:
@@ -166,9 +166,10 @@ def _networks(knobs: LocalSGDFlatness) -> dict[str, Prediction]:
         "share of communication of QSR, off what is known before": lab.every_seed(
             shares <= 1e-12, "at most 1e-12", exact=True
         ),
-        gain: no_less(0, gained(**usual), "a little better", against=0),
+        f"{gain}, H = {knobs.period}": no_less(0, gained(**usual), "a little better"),
+        f"{gain}, H = {brief}": no_less(0, gained(**small, period=brief), "so, too"),
         f"tr H, {at}, after {knobs.few_steps} steps": no_less(
-            0.9, flatter("local", soon, **usual), "too few steps", control=True
+            0.75, flatter("local", soon, **usual), "too few steps", control=True
         ),
         f"tr H, {at}, labels not flipped but smooth": no_less(
             0.9,
@@ -176,8 +177,8 @@ def _networks(knobs: LocalSGDFlatness) -> dict[str, Prediction]:
             "no noise at minima",
             control=True,
         ),
-        f"test accuracy, Local SGD - SGD, lr {knobs.large_lr:g}": at_most(
-            0, gained(**large, **local), "too large a rate", control=True
+        f"test accuracy, Local SGD - SGD, lr {knobs.large_lr:g}, H = {brief}": at_most(
+            0, gained(**large, period=brief), "too large a rate", control=True
         ),
     }
 
@@ -206,7 +207,7 @@ def power(rates: Sequence[float], far: np.ndarray) -> float:
 def network(column: str | pl.Expr, method: str, *conditions: pl.Expr, **where: Any) -> Reading:
     """A value of convolutional networks, at the end unless conditions say when."""
     cell = {"falling": False, "noise": "flips"} | where
-    return of("networks", column, KEPT, *(conditions or (_END,)), method=method, **cell)
+    return of("networks", column, KEPT, *(conditions or (_LATE,)), method=method, **cell)
 
 
 def over_sgd(column: str, method: str, *conditions: pl.Expr, **where: Any) -> list[Reading]:

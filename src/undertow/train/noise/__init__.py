@@ -2,8 +2,9 @@
 
 from undertow.train.noise._committee import CommitteeMachine as CommitteeMachine
 from undertow.train.noise._diagonal import diagonal_descent as diagonal_descent
-from undertow.train.noise._diagonal import diagonal_fit as diagonal_fit
 from undertow.train.noise._diagonal import diagonal_hessian_trace as diagonal_hessian_trace
+from undertow.train.noise._diagonal import diagonal_problems as diagonal_problems
+from undertow.train.noise._local_valley import valley_multiplier as valley_multiplier
 from undertow.train.noise._local_valley import valley_paths as valley_paths
 from undertow.train.noise._momentum_noise import (
     exact_stationary_variance as exact_stationary_variance,
@@ -17,11 +18,12 @@ __all__ = [
     "CommitteeMachine",
     "NoisyOscillator",
     "diagonal_descent",
-    "diagonal_fit",
     "diagonal_hessian_trace",
+    "diagonal_problems",
     "exact_stationary_variance",
     "label_noise_imbalances",
     "momentum_paths",
     "stationary_variance",
+    "valley_multiplier",
     "valley_paths",
 ]

@@ -16,8 +16,8 @@ from torch import Tensor
 from undertow.objective import whole_number
 
 _CHUNK = 512  # steps whose samples are drawn at once
-_FLOW_STEP = 0.2  # of descent to a fit, over the largest curvature
-_FLOW_STEPS = 100_000
+_FITTED = 1e-10  # residuals of a fit
+_FIT_STEP, _FIT_STEPS = 1.0, 100_000  # of descent to it, over the Hessian's trace
 
 
 def diagonal_hessian_trace(
@@ -30,30 +30,51 @@ def diagonal_hessian_trace(
     return 4 * (inputs.square().mean(1) * layers.square().sum(0)).sum(1)
 
 
-def diagonal_fit(
-    inputs: Float64[Tensor, "runs n d"],
-    targets: Float64[Tensor, "runs n"],
-    layers: Float64[Tensor, "2 runs d"],
+def diagonal_problems(
+    samples: int,
+    width: int,
     *,
-    atol: float = 1e-10,
-) -> Float64[Tensor, "2 runs d"]:
-    """Where full-batch descent without noise ends: layers (u, v) with f(x_i) = y_i to `atol`.
+    generators: Sequence[torch.Generator],
+    sparsity: int = 3,
+) -> tuple[Float64[Tensor, "runs n d"], Float64[Tensor, "runs n"], Float64[Tensor, "2 runs d"]]:
+    """Sparse regression from few samples, with a fit of each: inputs, targets, and layers (u, v).
+
+    Inputs are standard normal, a target is the sum of the first `sparsity` features. Layers are
+    those to which full-batch descent without noise comes from normal ones of variance 1 / 2, to
+    residuals of 1e-10.
+
+    Args:
+        samples: n.
+        width: d, at least n.
+        generators: one for each run.
+        sparsity: features that count.
 
     Raises:
-        ValueError: descent does not come to a fit.
+        TypeError: a count is no whole number.
+        ValueError: a count is out of its range, or descent does not come to a fit.
     """
-    u, v = layers
-    for _ in range(_FLOW_STEPS):
-        residuals = torch.einsum("rnd,rd->rn", inputs, u.square() - v.square()) - targets
-        if bool((residuals.abs() <= atol).all()):
-            return torch.stack([u, v])
+    samples = whole_number("samples", samples, least=1)
+    width = whole_number("width", width, least=samples)
+    whole_number("sparsity", sparsity, least=0)
+    shape = samples + 2, width
+    drawn = [torch.randn(shape, generator=own, dtype=torch.float64) for own in generators]
+    both = torch.stack(drawn)
+    inputs = both[:, :-2]
+    u, v = (math.sqrt(0.5) * both[:, -2:]).unbind(1)
+    targets = inputs[..., :sparsity].sum(2)
+    for _ in range(_FIT_STEPS):
+        residuals = (inputs * (u.square() - v.square())[:, None]).sum(2) - targets
+        moving = (residuals.abs() > _FITTED).any(1)
+        if not bool(moving.any()):
+            return inputs, targets, torch.stack([u, v])
         traces = diagonal_hessian_trace(inputs, torch.stack([u, v]))
-        pull = torch.einsum("rnd,rn->rd", inputs, residuals) / inputs.shape[1]
-        pull *= 2 * _FLOW_STEP / traces[:, None]
+        # What fits stays, so that a run does not depend on the others.
+        rates = 2 * _FIT_STEP * moving / traces
+        pull = (inputs * residuals[:, :, None]).mean(1) * rates[:, None]
         u, v = u - pull * u, v + pull * v
     raise ValueError(
-        "layers must be a start from which descent comes to a fit, got residuals of "
-        f"{float(residuals.abs().max()):.3g} after {_FLOW_STEPS:,} steps"
+        f"descent comes to no fit: residuals of {float(residuals.abs().max()):.3g} are left after "
+        f"{_FIT_STEPS:,} steps; give fewer samples, or a greater width"
     )
 
 

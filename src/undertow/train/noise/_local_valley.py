@@ -15,6 +15,8 @@ from torch import Tensor
 
 from undertow.objective import whole_number
 
+_FAINT = 3e-4  # noise that leaves the curvature as it is
+_SETTLED = 8.0  # steps before a drift is read, over lr
 _DRAWN = 2**21  # normal numbers that are drawn at once, at most, for each generator
 
 
@@ -34,8 +36,7 @@ def valley_paths(
 
     Each worker's gradient has normal noise of its own, so much that the mean gradient of all has
     the standard deviations `noise`: averaged at every step (period 1) they are SGD with that noise.
-    At small noise across and none along, u falls in a step by (lr^3 s^2 / 2) M / (1 - r) on
-    average, r = (1 - lr e^u)^2 and M the `predict.local_drift_multiplier` of the curvature e^u.
+    `flows.valley_floor` and `flows.local_sgd_slow_sde` say where they go in O(1 / lr^2) steps.
 
     Args:
         lr: learning rate.
@@ -82,6 +83,55 @@ def valley_paths(
                     u.copy_(u.mean(2, keepdim=True))
                     v.copy_(v.mean(2, keepdim=True))
         yield torch.stack([u.mean(2), v.mean(2)])
+
+
+def valley_multiplier(
+    *,
+    lr: float,
+    num_workers: int,
+    period: int,
+    steps: int,
+    generators: Sequence[torch.Generator],
+    replicas: int,
+    shared: bool = False,
+) -> Float64[Tensor, " runs"]:
+    """How much faster Local SGD drifts down the valley than SGD does, where its curvature is one.
+
+    Measured, on `valley_paths` with noise across the floor so faint that the curvature stays: what
+    `predict.local_drift_multiplier` predicts. SGD's drift in u, a step, is lr^3 s^2 / (2 (1 - r)),
+    r = (1 - lr)^2, for noise of standard deviation s of the mean gradient.
+
+    Args:
+        lr: learning rate, below 2.
+        num_workers: K.
+        period: H.
+        steps: over which the drift is read, at least, in whole rounds; 8 / lr go before it.
+        generators: one for each run.
+        replicas: paths of each run, over which the drift is a mean.
+        shared: as in `valley_paths`.
+
+    Raises:
+        TypeError: a count is no whole number.
+        ValueError: a count or a value is out of its range.
+    """
+    if not 0 < lr < 2:
+        raise ValueError(f"lr must be above 0 and below 2, where steps are stable, got {lr}")
+    period = whole_number("period", period, least=1)
+    steps = whole_number("steps", steps, least=1)
+    begun, taken = (-(-math.ceil(own) // period) * period for own in (_SETTLED / lr, steps))
+    ends = valley_paths(
+        lr=lr,
+        num_workers=num_workers,
+        period=period,
+        read_at=(begun, begun + taken),
+        noise=(0.0, _FAINT),
+        generators=generators,
+        replicas=replicas,
+        shared=shared,
+    )
+    before, after = (own[0].mean(1) for own in ends)
+    usual = lr**3 * _FAINT**2 / (2 * (1 - (1 - lr) ** 2))
+    return (before - after) / (taken * usual)
 
 
 def _normals(

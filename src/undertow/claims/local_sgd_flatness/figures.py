@@ -89,16 +89,23 @@ def networks(records: Records, knobs: LocalSGDFlatness) -> Any:
     """Convolutional networks under label noise, a point a seed: test accuracy by the Hessian's
     trace at the end, at learning rates {lr:g} and {large_lr:g}, and falling from {falling_lr:g}.
     """
-    runs = kept(records["networks"]).filter(noise="flips", step=knobs.steps)
+    runs = late(records, knobs).filter(noise="flips")
     falling = pl.when("falling").then(pl.lit("falling rate"))
     method = pl.col("method").replace_strict(NAMES)
     named = pl.when(pl.col("method") == "local").then(
         pl.format("{}, H = {}", method, pl.col("period"))
     )
-    ends = runs.with_columns(
+    runs = runs.with_columns(
         kind=named.otherwise(method), rate=falling.otherwise(labels("rate {:g}", "lr"))
-    ).sort("falling", "lr", "period")
+    )
+    cells = ["falling", "lr", "period", "kind", "rate", "seed"]
+    ends = means(runs, cells, ["trace", "accuracy"]).sort(cells)
     return draw.points(ends, "trace", "accuracy", "kind", log="x", columns="rate")
+
+
+def late(records: Records, knobs: LocalSGDFlatness) -> pl.DataFrame:
+    """Of convolutional networks the last quarter of the steps, and the trace at the end."""
+    return kept(records["networks"]).filter(pl.col("step") > knobs.few_steps)
 
 
 FIGURES = (multiplier, diagonal, networks)
@@ -106,7 +113,7 @@ FIGURES = (multiplier, diagonal, networks)
 
 def table(records: Records, knobs: LocalSGDFlatness) -> pl.DataFrame:
     """Convolutional networks at the end, by learning rate and method."""
-    runs = kept(records["networks"]).filter(step=knobs.steps)
+    runs = late(records, knobs)
     names = {"trace": "tr H", "accuracy": "test accuracy", "test_loss": "test loss"}
     names |= {"share": "communication"}
     return means(runs, ["lr", "falling", "noise", "method", "period"], names)

@@ -97,7 +97,7 @@ def flatten(trials: Sequence[Convolution]) -> list[Rows]:
             **labels(first, noise),
         )
         for step in found.ensemble.read_at(read_at(first)):
-            facts = found.results() | {"step": step}
+            facts = found.results() | {"step": step, "trace": None, "share": None}
             if step in (first.few_steps, first.steps):
                 facts |= measured(found, own)
             for number, row in zip(numbers, rows_of(facts), strict=True):
@@ -159,15 +159,13 @@ def measured(found: Networks, trials: Sequence[Convolution]) -> dict[str, Any]:
     """The trace of the mean loss's Hessian at the workers' average, and how often they averaged."""
     from undertow import measure
 
-    taken, traces = found.ensemble.steps_taken, dict.fromkeys(range(len(trials)))
-    traces |= {
-        own: measure.hessian_trace(
-            found.objective(own, trials[own].flips), max_products=_PRODUCTS
-        ).value
-        for own in found.ensemble.alive
-    }
+    taken = found.ensemble.steps_taken
+    traces: list[float | None] = [None] * len(trials)
+    for own in found.ensemble.alive:
+        objective = found.objective(own, trials[own].flips)
+        traces[own] = measure.hessian_trace(objective, max_products=_PRODUCTS).value
     share = [
         1.0 if trial.method == "sgd" else rounds / taken
         for trial, rounds in zip(trials, found.ensemble.rounds_taken, strict=True)
     ]
-    return {"trace": list(traces.values()), "share": share}
+    return {"trace": traces, "share": share}

@@ -75,7 +75,7 @@ def diagonal(records: Records, knobs: LocalSGDFlatness) -> Any:
     """
     runs = records["diagonal"].filter(~pl.col("early"), noise=1.0, batch_size=1)
     one = pl.when(pl.col("num_workers") == 1).then(pl.lit("one worker on one sample"))
-    runs = runs.with_columns(kind=one.otherwise(labels("H = {}", "period")))
+    runs = runs.with_columns(kind=one.otherwise(pl.format("H = {}", "period")))
     time = knobs.diagonal_lr**2 * pl.col("step")
     ends = runs.with_columns(
         trace_ratio=pl.col("log_trace").exp(), law=(pl.col("sampled") * time).exp()
@@ -90,14 +90,13 @@ def networks(records: Records, knobs: LocalSGDFlatness) -> Any:
     trace at the end, at learning rates {lr:g} and {large_lr:g}, and falling from {falling_lr:g}.
     """
     runs = late(records, knobs).filter(noise="flips")
-    falling = pl.when("falling").then(pl.lit("falling rate"))
     method = pl.col("method").replace_strict(NAMES)
     named = pl.when(pl.col("method") == "local").then(
         pl.format("{}, H = {}", method, pl.col("period"))
     )
-    runs = runs.with_columns(
-        kind=named.otherwise(method), rate=falling.otherwise(labels("rate {:g}", "lr"))
-    )
+    runs = runs.with_columns(kind=named.otherwise(method), rate=labels("rate {:g}", "lr"))
+    falling = pl.when("falling").then(pl.lit("falling rate"))
+    runs = runs.with_columns(rate=falling.otherwise("rate"))
     cells = ["falling", "lr", "period", "kind", "rate", "seed"]
     ends = means(runs, cells, ["trace", "accuracy"]).sort(cells)
     return draw.points(ends, "trace", "accuracy", "kind", log="x", columns="rate")

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from undertow.train import Member
 
 _FALLS = (0.7, 0.25)  # where the start lowers its rate, in parts of its steps, and by what
-_PRODUCTS = 200  # of a trace, at most
 _LATE = 6  # readings of test accuracy
 
 Rows = list[dict[str, Any]]
@@ -156,14 +155,17 @@ def member(trial: Convolution) -> Member:
 
 
 def measured(found: Networks, trials: Sequence[Convolution]) -> dict[str, Any]:
-    """The trace of the mean loss's Hessian at the workers' average, and how often they averaged."""
+    """The trace of the mean loss's Hessian at the workers' average, and how often they averaged.
+
+    It is that of the Gauss-Newton matrix, which is exact and cheap, and the Hessian at a fit.
+    """
     from undertow import measure
 
     taken = found.ensemble.steps_taken
     traces: list[float | None] = [None] * len(trials)
     for own in found.ensemble.alive:
         objective = found.objective(own, trials[own].flips)
-        traces[own] = measure.hessian_trace(objective, max_products=_PRODUCTS).value
+        traces[own] = measure.hessian_trace(objective, curvature="ggn").value
     share = [
         1.0 if trial.method == "sgd" else rounds / taken
         for trial, rounds in zip(trials, found.ensemble.rounds_taken, strict=True)

@@ -90,9 +90,9 @@ def experiments(knobs: LocalSGDFlatness, seed: int) -> dict[str, Experiment]:
 
 def generators(trials: Sequence[Valley | Path | Diagonal], purpose: int) -> list[Generator]:
     """Of each trial its own; another purpose draws other numbers."""
-    import torch
+    from undertow.train import spawn_generators
 
-    return [torch.Generator().manual_seed(2**40 * purpose + trial.seed) for trial in trials]
+    return [spawn_generators(trial.seed, purpose + 1)[purpose] for trial in trials]
 
 
 def drift(trials: Sequence[Valley]) -> list[Rows]:

@@ -82,7 +82,7 @@ CLAIM = Claim(
     "SGD. A diagonal network with label noise flattens eight times as fast at K = 8 and long "
     "rounds, as one worker on an eighth of the batch does. A convolutional network with label "
     "noise ends, at a small rate and after many steps, at half of the Hessian's trace and a little "
-    "less test loss than SGD's; few steps take away the flatness, a large rate what it is good for.",
+    "less test loss than SGD's; few steps take away the flatness, a large rate the gain in test.",
     corrections=(
         "psi(x) = (e^-x - 1 + x) / x is a limit of small steps. At H = 1, where Local SGD is "
         "parallel SGD, it claims a factor of 4.5 at K = 8 and lr lambda 0.8.",

@@ -8,7 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from undertow import predict
-from undertow.claims.local_sgd_flatness import LocalSGDFlatness
+from undertow.claims.local_sgd_flatness import (
+    GENTLE_LR,
+    GENTLE_PERIODS,
+    TIME,
+    LocalSGDFlatness,
+)
 from undertow.claims.local_sgd_flatness.networks import Convolution, cells, flatten
 from undertow.lab import Experiment, grid, rows_of, seeds
 
@@ -41,7 +46,6 @@ class Path:
     lr: float
     period: int
     num_workers: int
-    time: float
     replicas: int
     seed: int
     along: float = 0.0
@@ -67,7 +71,7 @@ def experiments(knobs: LocalSGDFlatness, seed: int) -> dict[str, Experiment]:
     own, one = seeds(seed, knobs.seeds), {"num_workers": 1}
     steep, longest = {"lr": knobs.valley_lr}, {"period": knobs.valley_periods[-1]}
     valley = [steep | {"period": period} for period in (1, *knobs.valley_periods)]
-    valley += [{"lr": knobs.gentle_lr, "period": period} for period in knobs.gentle_periods]
+    valley += [{"lr": GENTLE_LR, "period": period} for period in GENTLE_PERIODS]
     valley += [steep | longest | one, steep | longest | {"shared": True}]
     paths = [{"lr": lr, "period": period} for lr in knobs.lrs for period in (1, round(1 / lr))]
     paths += [path | {"along": _ALONG} for path in paths[2:4]]
@@ -122,7 +126,7 @@ def follow(trials: Sequence[Path]) -> list[Rows]:
     from undertow.train import valley_paths
 
     first = trials[0]
-    steps = first.period * max(1, round(first.time / first.lr**2 / first.period))
+    steps = first.period * max(1, round(TIME / first.lr**2 / first.period))
     (ends,) = valley_paths(
         lr=first.lr,
         num_workers=first.num_workers,

@@ -52,7 +52,7 @@ def multiplier(records: Records, knobs: LocalSGDFlatness) -> Any:
     law, limit = (pl.DataFrame(rows, schema=schema, orient="row") for rows in (laws, limits))
     drawn = (
         draw.points(found, "period", "multiplier", "steps", log="x")
-        + draw.lines(law, "period", "multiplier", "steps", log="x")
+        + draw.lines(law, "period", "multiplier", "steps", detail="steps", log="x")
         + draw.lines(limit, "period", "multiplier", "steps", dash=True, log="x")
     )
     return beside(drawn, errors(records))

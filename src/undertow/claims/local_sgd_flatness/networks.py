@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from undertow.claims import Networks
     from undertow.train import Member
 
+_FIRST_LR = 0.2  # of the start
 _FALLS = (0.7, 0.25)  # where the start lowers its rate, in parts of its steps, and by what
 _LATE = 6  # readings of test accuracy
 
@@ -41,7 +42,6 @@ class Convolution:
     local_batch: int
     flips: float
     alpha: float
-    first_lr: float
     first_steps: int
     steps: int
     few_steps: int
@@ -119,7 +119,7 @@ def begin(trials: dict[int, Convolution]) -> dict[int, nn.Module]:
     found = convolutional(
         first.images,
         (first.channels, 2 * first.channels),
-        [Member(own, first.first_lr, schedule=falls, order="replacement") for own in trials],
+        [Member(own, _FIRST_LR, schedule=falls, order="replacement") for own in trials],
         batch_size=first.local_batch * first.num_workers,
         **labels(first, "smooth"),
     )

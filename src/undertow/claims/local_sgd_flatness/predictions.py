@@ -11,7 +11,7 @@ import polars as pl
 
 from undertow import lab, predict
 from undertow.claims import Records
-from undertow.claims.local_sgd_flatness import LocalSGDFlatness
+from undertow.claims.local_sgd_flatness import GENTLE_LR, GENTLE_PERIODS, LocalSGDFlatness
 from undertow.claims.local_sgd_flatness.networks import falling_rates
 from undertow.lab import KEPT, Prediction, Reading, at_most, near, no_less, of, outside, within
 
@@ -32,10 +32,10 @@ def summary(records: Records, knobs: LocalSGDFlatness) -> str:
 
 
 def _in_valley(knobs: LocalSGDFlatness) -> dict[str, Prediction]:
-    workers, steep, gentle = knobs.num_workers, knobs.valley_lr, knobs.gentle_lr
+    workers, steep, gentle = knobs.num_workers, knobs.valley_lr, GENTLE_LR
     shortest, longest = knobs.valley_periods[0], knobs.valley_periods[-1]
     found: dict[str, Prediction] = {}
-    for lr, periods in ((steep, (1, *knobs.valley_periods)), (gentle, knobs.gentle_periods)):
+    for lr, periods in ((steep, (1, *knobs.valley_periods)), (gentle, GENTLE_PERIODS)):
         ratios = [multiplier(lr, period, workers, "exact") for period in periods]
         found[f"drift over the exact multiplier's, lr lambda {lr:g}"] = within(
             0.98,

@@ -30,7 +30,7 @@ class LocalSGDFlatness(Knobs):
     valley_periods: Periods = (2, 8, 64)  # H at that rate
     valley_steps: Count = 4_000  # over which a drift is read
     replicas: Count = 300  # paths of a seed
-    lrs: Rates = (1 / 64, 1 / 32, 1 / 16, 1 / 8)  # of paths, lr H = 1
+    lrs: Rates = (1 / 64, 1 / 32, 1 / 16, 1 / 8)  # of paths
     samples: Count = 15  # of the diagonal network
     dimension: Annotated[int, at_least(4)] = 40
     diagonal_lr: Annotated[float, between(0, 0.02)] = 2e-3

@@ -113,7 +113,10 @@ def drift(trials: Sequence[Valley]) -> list[Rows]:
         replicas=first.replicas,
         shared=first.shared,
     )
-    workers = {"eigenvalue": 1.0, "num_workers": 1 if first.shared else first.num_workers}
+    workers: dict[str, Any] = {
+        "eigenvalue": 1.0,
+        "num_workers": 1 if first.shared else first.num_workers,
+    }
     laws = {
         name: predict.local_drift_multiplier(**run, **workers, continuous=name == "continuous")
         for name in ("exact", "continuous")

@@ -31,7 +31,9 @@ def multiplier(records: Records, knobs: LocalSGDFlatness) -> Any:
     (points), by the exact multiplier (lines) and by its limit of small steps (dashed). Right: how
     far the mean of u lies from the slow equation's, mean over seeds, at lr H = 1.
     """
-    workers, laws, limits = knobs.num_workers, [], []
+    workers = knobs.num_workers
+    laws: list[Any] = []
+    limits: list[Any] = []
     own = {"num_workers": workers, "shared": False}
     found = means(records["valley"].filter(**own), ["lr", "period"], ["multiplier"])
     found = found.with_columns(steps=labels("lr lambda = {:g}", "lr"))

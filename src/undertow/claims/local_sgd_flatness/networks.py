@@ -52,7 +52,8 @@ class Convolution:
 
 def cells(knobs: LocalSGDFlatness) -> list[dict[str, Any]]:
     """SGD and Local SGD at two rates, in shorter rounds, without noise, and at falling rates."""
-    sgd, local = {"method": "sgd", "period": 1}, {"method": "local", "period": knobs.period}
+    sgd: dict[str, Any] = {"method": "sgd", "period": 1}
+    local: dict[str, Any] = {"method": "local", "period": knobs.period}
     small: dict[str, Any] = {"lr": knobs.lr}
     brief = local | {"period": knobs.brief_period}
     found = [own | small for own in (sgd, local, brief)]
@@ -134,8 +135,8 @@ def labels(trial: Convolution, noise: str) -> dict[str, Any]:
     if noise == "smooth":
         return {"smoothing": trial.flips}
     classes = trial.images.load().num_classes
-    flips = {"flip_probability": trial.flips, "num_classes": classes}
-    return {"rule": rules.label_noise(rules.sgd, **flips)}
+    flipped = rules.label_noise(rules.sgd, flip_probability=trial.flips, num_classes=classes)
+    return {"rule": flipped}
 
 
 def member(trial: Convolution) -> Member:

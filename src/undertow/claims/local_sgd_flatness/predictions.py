@@ -98,7 +98,7 @@ def _along(knobs: LocalSGDFlatness) -> dict[str, Prediction]:
 
 def _diagonal(knobs: LocalSGDFlatness) -> dict[str, Prediction]:
     every, last = knobs.diagonal_periods, knobs.diagonal_periods[-1]
-    usual = {"num_workers": knobs.num_workers, "batch_size": 1, "noise": 1.0}
+    usual: dict[str, Any] = {"num_workers": knobs.num_workers, "batch_size": 1, "noise": 1.0}
 
     def rate(period: int, column: str = "rate", **where: Any) -> Reading:
         """How fast log tr H falls, in time lr^2 x steps."""
@@ -206,7 +206,7 @@ def power(rates: Sequence[float], far: np.ndarray) -> float:
 
 def network(column: str | pl.Expr, method: str, *conditions: pl.Expr, **where: Any) -> Reading:
     """A value of convolutional networks, at the end unless conditions say when."""
-    cell = {"falling": False, "noise": "flips"} | where
+    cell: dict[str, Any] = {"falling": False, "noise": "flips"} | where
     return of("networks", column, KEPT, *(conditions or (_LATE,)), method=method, **cell)
 
 

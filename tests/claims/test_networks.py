@@ -192,3 +192,18 @@ def test_losses_are_read_on_the_way_and_the_path_is_the_same() -> None:
     few = straight.losses_at([10], shown=5)
     first = straight.ensemble.evaluate(*straight.pool, samples=straight.train[:, :5])
     assert torch.equal(few[0], first.loss)
+
+
+def test_smooth_labels_are_the_mean_of_flipped_ones() -> None:
+    found = made((1,), smoothing=0.2)
+    inputs, targets = found.data_of(0)
+    outputs = found.ensemble.predict(inputs)[0]
+    every = torch.stack(
+        [nn.functional.cross_entropy(outputs, torch.full_like(targets, k)) for k in range(10)]
+    )
+    plain = nn.functional.cross_entropy(outputs, targets)
+    mean = 0.8 * plain + 0.2 * every.mean()
+    assert float(found.objective(0).value()) == pytest.approx(float(mean), rel=1e-5)
+    assert float(found.objective(0, 0.0).value()) == pytest.approx(float(plain), rel=1e-5)
+    assert float(found.fit().loss) == pytest.approx(float(mean), rel=1e-5)
+    assert float(made((1,)).objective(0, 0.2).value()) == pytest.approx(float(mean), rel=1e-5)

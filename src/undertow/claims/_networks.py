@@ -32,6 +32,7 @@ class Networks:
         num_classes: labels run from 0 to one less.
         characters: those that language models know; none of networks on images.
         loss: what they are trained on.
+        smoothing: share of each label that cross-entropy spreads over all classes.
     """
 
     ensemble: Ensemble
@@ -41,6 +42,7 @@ class Networks:
     num_classes: int
     characters: str = ""
     loss: Loss = "cross-entropy"
+    smoothing: float = 0.0
 
     @property
     def inputs(self) -> Float[Tensor, "E n ..."]:
@@ -117,14 +119,19 @@ class Networks:
             losses.append(self.ensemble.evaluate(*self.pool, samples=samples).loss)
         return torch.stack(losses)
 
-    def objective(self, member: int) -> Objective:
-        """One member's cross-entropy on its own training data, as a function of its parameters."""
-        from torch.nn import functional
+    def objective(self, member: int, smoothing: float | None = None) -> Objective:
+        """One member's cross-entropy on its own training data, as a function of its parameters.
 
+        Args:
+            member: which one.
+            smoothing: share of each label that is spread over all classes: the mean over labels of
+                which as many are drawn anew. By default as in training.
+        """
         from undertow.objective import Objective
 
+        share = self.smoothing if smoothing is None else smoothing
         module = self.ensemble.module(member)
-        return Objective(module, functional.cross_entropy, self.data_of(member))
+        return Objective(module, _cross_entropy(share), self.data_of(member))
 
     def _evaluation(self, rows: Int[Tensor, "E n"]) -> Evaluation:
         inputs, labels = self.pool
@@ -149,6 +156,7 @@ def networks(
     label_noise: float = 0.0,
     test_size: int | None = None,
     loss: Loss = "cross-entropy",
+    smoothing: float = 0.0,
     **options: Any,
 ) -> Networks:
     """Networks on images, each on a draw of its own.
@@ -168,6 +176,7 @@ def networks(
         label_noise: share of each member's training labels that its data seed draws at random.
         test_size: how many images each member is tested on; None for all that are there.
         loss: of the labels; `square` is the mean square of the outputs less the one-hot labels.
+        smoothing: share of each label that cross-entropy spreads over all classes.
         options: of `train.Ensemble`: `batch_size`, `rule`, `path`, `dtype`, `device`.
 
     Raises:
@@ -180,7 +189,7 @@ def networks(
     from undertow.train import Ensemble
 
     losses: dict[str, Any] = {
-        "cross-entropy": functional.cross_entropy,
+        "cross-entropy": _cross_entropy(smoothing),
         "square": functional.mse_loss,
     }
     if loss not in losses:
@@ -215,7 +224,15 @@ def networks(
     made = model(shape[0] if flat else shape, num_classes)
     data = pool[0], _as_shown(loss, targets, num_classes, pool[0])
     ensemble = Ensemble(made, losses[loss], data, members, samples=drawn.train, **options)
-    return Networks(ensemble, pool, drawn.train, drawn.test, num_classes, loss=loss)
+    kind: dict[str, Any] = {"loss": loss, "smoothing": smoothing}
+    return Networks(ensemble, pool, drawn.train, drawn.test, num_classes, **kind)
+
+
+def _cross_entropy(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+    from torch import nn
+    from torch.nn import functional
+
+    return nn.CrossEntropyLoss(label_smoothing=smoothing) if smoothing else functional.cross_entropy
 
 
 def _as_shown(loss: Loss, labels: Tensor, num_classes: int, inputs: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from undertow.predict._equilibrium import equilibrium as equilibrium
 from undertow.predict._equilibrium import equilibrium_steps as equilibrium_steps
 from undertow.predict._families import FAMILIES as FAMILIES
 from undertow.predict._families import Family as Family
+from undertow.predict._flattening import label_noise_flattening as label_noise_flattening
 from undertow.predict._label_noise import label_noise_drift as label_noise_drift
 from undertow.predict._local_sgd import SyncRounds as SyncRounds
 from undertow.predict._local_sgd import local_drift_multiplier as local_drift_multiplier
@@ -95,6 +96,7 @@ __all__ = [
     "initial_spectrum",
     "initial_std",
     "label_noise_drift",
+    "label_noise_flattening",
     "largest_batch",
     "local_drift_multiplier",
     "minimiser_shift",

@@ -44,10 +44,15 @@ from undertow.train.matrix import symmetric_coordinates as symmetric_coordinates
 from undertow.train.matrix import truncated_svd as truncated_svd
 from undertow.train.noise import CommitteeMachine as CommitteeMachine
 from undertow.train.noise import NoisyOscillator as NoisyOscillator
+from undertow.train.noise import diagonal_descent as diagonal_descent
+from undertow.train.noise import diagonal_hessian_trace as diagonal_hessian_trace
+from undertow.train.noise import diagonal_problems as diagonal_problems
 from undertow.train.noise import exact_stationary_variance as exact_stationary_variance
 from undertow.train.noise import label_noise_imbalances as label_noise_imbalances
 from undertow.train.noise import momentum_paths as momentum_paths
 from undertow.train.noise import stationary_variance as stationary_variance
+from undertow.train.noise import valley_multiplier as valley_multiplier
+from undertow.train.noise import valley_paths as valley_paths
 from undertow.train.normalized import CircleDescent as CircleDescent
 from undertow.train.normalized import NormalizedNetworks as NormalizedNetworks
 from undertow.train.normalized import circle_descent as circle_descent
@@ -92,6 +97,9 @@ __all__ = [
     "completion_flow",
     "completion_loss",
     "descend_log_loss",
+    "diagonal_descent",
+    "diagonal_hessian_trace",
+    "diagonal_problems",
     "exact_stationary_variance",
     "factored_descent",
     "flows",
@@ -122,4 +130,6 @@ __all__ = [
     "stationary_variance",
     "symmetric_coordinates",
     "truncated_svd",
+    "valley_multiplier",
+    "valley_paths",
 ]

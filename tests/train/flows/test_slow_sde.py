@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from undertow.train.flows import Manifold, gradient_flow, local_sgd_slow_sde
+from undertow.train.flows import Manifold, gradient_flow, local_sgd_slow_sde, valley_floor
 
 WORKERS = 8
 # The noise is across the minima, of variance 1 in a step of all workers.
@@ -265,3 +265,19 @@ def test_what_makes_no_sense_is_refused(change: dict[str, object], message: str)
 def test_a_count_that_is_no_whole_number_is_a_type_error(name: str) -> None:
     with pytest.raises(TypeError, match=f"{name} must be a whole number, got 0.5"):
         local_sgd_slow_sde(**(GOOD | {name: 0.5}))  # type: ignore[arg-type]
+
+
+def test_the_floor_of_a_valley_is_where_its_gradient_flow_ends() -> None:
+    """And its slow equation that of the same manifold whose way down is followed."""
+    floor = valley_floor(across=math.sqrt(WORKERS))
+    assert floor.projection is not None
+    aside = torch.tensor([[0.3, 0.7], [-0.5, -1.0]], dtype=torch.float64)
+    for start, end in zip(aside, floor.projection(aside), strict=True):
+        flow = gradient_flow(floor.loss, 60.0, start=start)
+        torch.testing.assert_close(flow.parameters[-1], end, rtol=1e-4, atol=1e-6)
+    run = {"lr": 0.05, "num_workers": WORKERS, "period": 20, "batch_size": WORKERS, "steps": 20}
+    ends = [
+        local_sgd_slow_sde(own, 0.3, start=torch.zeros(2), generator=generator(), **run)
+        for own in (floor, TOY)
+    ]
+    torch.testing.assert_close(ends[0].states, ends[1].states, rtol=1e-6, atol=1e-8)

@@ -16,6 +16,7 @@ from undertow.train.flows._sharpness_reduction import (
 )
 from undertow.train.flows._slow_sde import Manifold as Manifold
 from undertow.train.flows._slow_sde import local_sgd_slow_sde as local_sgd_slow_sde
+from undertow.train.flows._slow_sde import valley_floor as valley_floor
 from undertow.train.flows._stochastic import StochasticFlow as StochasticFlow
 from undertow.train.flows._two_layer_flow import TwoLayerPath as TwoLayerPath
 from undertow.train.flows._two_layer_flow import two_layer_flow as two_layer_flow
@@ -38,4 +39,5 @@ __all__ = [
     "sgd_sde",
     "sharpness_reduction_flow",
     "two_layer_flow",
+    "valley_floor",
 ]

@@ -62,6 +62,25 @@ class Manifold:
                 raise TypeError(f"{name} must be a function, got {type(value).__name__}")
 
 
+def valley_floor(*, along: float = 0.0, across: float = 1.0) -> Manifold:
+    """The floor v = 0 of e^u v^2 / 2, whose curvature is e^u: a manifold on which all is known.
+
+    Args:
+        along: standard deviation of the noise of one sample's gradient in u.
+        across: that in v.
+    """
+    covariance = torch.tensor([along**2, across**2], dtype=torch.float64).diag()
+
+    def loss(theta: Tensor) -> Tensor:
+        return theta[0].exp() * theta[1] ** 2 / 2
+
+    def down(block: Tensor) -> Tensor:
+        u, v = block.unbind(1)  # the gradient flow has du / dv = v / 2
+        return torch.stack([u - v.square() / 4, torch.zeros_like(v)], 1)
+
+    return Manifold(loss, lambda theta: covariance, down)
+
+
 def local_sgd_slow_sde(
     manifold: Manifold,
     time: float | Sequence[float],

@@ -1,0 +1,1 @@
+def predictions(knobs): return {}

@@ -10,6 +10,8 @@ from undertow.train.ensemble import Member as Member
 from undertow.train.ensemble import spawn_generators as spawn_generators
 from undertow.train.local_sgd import Outer as Outer
 from undertow.train.local_sgd import Rounds as Rounds
+from undertow.train.local_sgd import Workers as Workers
+from undertow.train.local_sgd import partition as partition
 from undertow.train.matrix import ClosestApproach as ClosestApproach
 from undertow.train.matrix import Completion as Completion
 from undertow.train.matrix import Crossing as Crossing
@@ -82,6 +84,7 @@ __all__ = [
     "Rounds",
     "SaddleSpectra",
     "SensingProblems",
+    "Workers",
     "balanced_factors",
     "circle_descent",
     "circle_flow",
@@ -103,6 +106,7 @@ __all__ = [
     "normalized_networks",
     "nuclear_norm_completion",
     "optim",
+    "partition",
     "past_zero_loss",
     "phase_distance",
     "phase_visits",

@@ -1,6 +1,8 @@
 """Local SGD: workers that take steps on their own and are averaged now and then."""
 
 from undertow.train.local_sgd._outer import Outer as Outer
+from undertow.train.local_sgd._partition import partition as partition
 from undertow.train.local_sgd._rounds import Rounds as Rounds
+from undertow.train.local_sgd._workers import Workers as Workers
 
-__all__ = ["Outer", "Rounds"]
+__all__ = ["Outer", "Rounds", "Workers", "partition"]

@@ -27,12 +27,15 @@ class ReluFlips:
         since_start: between the averaged network after each round and the start.
         between: between w_k and w_bar just before the averaging of each round, on client k's own
             samples, all clients together.
+        gradient_drifts: ||grad L_k(w_k) - grad L_k(w_bar)|| / ||grad L_k(w_bar)|| there, of the
+            residuals' change (as of `KernelRounds`) and of signs that flipped, which add in squares.
         stderr: of the last of `since_start`, from the units that were drawn.
         draws: units drawn for each sample.
     """
 
     since_start: Float64[np.ndarray, " rounds"]
     between: Float64[np.ndarray, " rounds"]
+    gradient_drifts: Float64[np.ndarray, "rounds clients"]
     stderr: float
     draws: int
 
@@ -113,19 +116,42 @@ def relu_flips(
     start = reach[:, None] * (2 * random.random((len(x), each)) - 1)
     weight = 2 * reach / (spread * math.sqrt(2 * math.pi))  # of all units, those within reach
     clients_share = 1 / len(owned)
-    u, since, between = start, [], []
+    u, since, between = start, [], np.empty((total, len(x)))
     for turn in range(total):
         local = u.copy()
         pushes = near @ steps[turn].T
         for step in range(period):
             local -= pushes[..., step] + (local > 0) * own * steps[turn, step][:, None]
         after = u + clients_share * (local - u - far[..., turn])
-        between.append(weight @ ((local > 0) != (after > 0)).mean(1) / len(x))
+        between[turn] = weight * ((local > 0) != (after > 0)).mean(1)
         u = after
         flipped = (u > 0) != (start > 0)
         since.append(weight @ flipped.mean(1) / len(x))
     stderr = math.sqrt(float((weight**2 * flipped.var(1)).sum() / each)) / len(x)
-    return ReluFlips(np.array(since), np.array(between), stderr, each)
+    drifts = _drifts(kernel, path, owned, width * between * np.diag(gram))
+    return ReluFlips(np.array(since), between.mean(1), drifts, stderr, each)
+
+
+def _drifts(
+    kernel: Float64[np.ndarray, "samples samples"],
+    path: KernelRounds,
+    owned: list[Int64[np.ndarray, " rows"]],
+    flipped: Float64[np.ndarray, "rounds samples"],
+) -> Float64[np.ndarray, "rounds clients"]:
+    """Gradient drift over the gradient's norm; `flipped` are sums of ||x_i||^2 over flipped units.
+
+    A unit that flips at sample i changes n_k times the gradient by r_i x_i, those of different
+    samples are different units, and as many of them turn on as off.
+    """
+    found = np.empty_like(path.gradient_drifts)
+    for number, rows in enumerate(owned):
+        inner, center = kernel[np.ix_(rows, rows)], path.residuals[1:, rows]
+        own = path.residuals[:-1, rows] - path.weights[:, rows] @ inner
+        norm = ((center @ inner) * center).sum(1)
+        size = (flipped[:, rows] * (own**2 + center**2) / 2).sum(1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[:, number] = np.sqrt(path.gradient_drifts[:, number] ** 2 + size / norm)
+    return found
 
 
 def _own_steps(

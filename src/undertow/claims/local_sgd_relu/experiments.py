@@ -11,7 +11,9 @@ import numpy as np
 
 from undertow import predict
 from undertow.claims.local_sgd_relu import LocalSgdRelu
+from undertow.claims.local_sgd_relu.deep import Deep, follow_deep
 from undertow.claims.local_sgd_relu.networks import Course, local_sgd, samples, started
+from undertow.claims.local_sgd_relu.readings import rates, read_at, residual_error
 from undertow.data import Images
 from undertow.lab import Experiment, grid, seeds
 
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
     from torch import Tensor
 
-READINGS = 15  # of every run after its start, equally spaced
-EARLY = 4  # rounds in which a pair's first rate is read
+EARLY = 2  # rounds in which a pair's first rate is read
+_DRAWS = 512  # units a sample, where flips are forecast
 
 Rows = list[dict[str, Any]]
 
@@ -67,46 +69,43 @@ def experiments(knobs: LocalSgdRelu, seed: int) -> dict[str, Experiment]:
     own = seeds(seed, knobs.seeds)
     usual: dict[str, Any] = {"data": "random", "width": knobs.middle}
     wide = usual | {"width": knobs.wide}
+    narrower = knobs.widths[:-1]
     widths = [usual | {"width": width, "counted": True} for width in knobs.widths]
-    widths += [
-        usual | {"width": width, "scaling": "mean-field"} for width in knobs.widths[:-1]
-    ]
+    widths += [usual | {"width": width, "scaling": "mean-field"} for width in narrower]
     periods = [usual | {"period": period} for period in knobs.periods]
-    split = wide | {
-        "data": "clusters",
-        "strength": knobs.strong,
-        "period": knobs.long,
-        "rounds": max(4, knobs.rounds // 4),
-    }
+    hard = {"strength": knobs.strong, "period": knobs.long, "rounds": max(4, knobs.rounds // 4)}
+    split = wide | hard | {"data": "clusters"}
     late = usual | {"strength": 4 * knobs.strength}
     soon = wide | {"rounds": EARLY, "data": "opposite"}
     pairs = [late | {"data": "opposite", "angle": angle} for angle in knobs.angles]
     pairs.append(late | {"data": "alike", "angle": knobs.angles[0]})
     pairs += [soon | {"angle": angle} for angle in knobs.angles]
+    parts = ("iid", "by_class")
     shown = [
-        usual | {"data": "images", "width": width, "partition": partition, "features": 0}
-        for width in knobs.widths[1:]
-        for partition in ("iid", "by_class")
+        hard | {"data": "images", "width": width, "partition": partition, "features": 0}
+        for width in narrower
+        for partition in parts
     ]
+    few = late | {"width": knobs.wide, "batch_size": knobs.batch_size}
 
     def networks(cells: list[dict[str, Any]], *together: str, size: int = 16) -> Experiment:
         trials = grid(Network, knobs, cell=[{"batch_size": 0} | cell for cell in cells], seed=own)
         return Experiment(trials, follow, ("seed", *together), group_size=size)
 
-    parts = [split | {"partition": partition} for partition in ("iid", "by_class")]
     return {
         "widths": networks(widths, size=8),
         "periods": networks(periods),
-        "partitions": networks(parts, "partition", size=8),
+        "partitions": networks([split | {"partition": part} for part in parts], "partition", size=8),
         "pairs": networks(pairs, "angle", "data"),
-        "batches": networks([wide | {"batch_size": knobs.batch_size}], size=8),
+        "batches": networks([few], size=8),
         "images": networks(shown, "partition"),
+        "deep": Experiment(
+            grid(Deep, knobs, width=knobs.deep, partition=["by_class"], seed=own),
+            follow_deep,
+            ("seed",),
+            group_size=16,
+        ),
     }
-
-
-def read_at(rounds: int) -> list[int]:
-    """The rounds after which a run is read."""
-    return sorted({max(1, round(rounds * part / READINGS)) for part in range(1, READINGS + 1)})
 
 
 def follow(trials: Sequence[Network]) -> list[Rows]:
@@ -167,13 +166,14 @@ def records(
     known = forecast(trial, kernel, rows, path[0], batches=seen)
     losses = (path**2).mean(1) / 2
     facts: dict[str, Any] = {"diverged": False} | rates(losses, known.losses)
-    facts["residual_error"] = largest(path - known.residuals) / np.linalg.norm(path[0])
-    facts |= errors(trial, x, rows, path, seen) | pair_rates(trial, x, rows, path, known)
-    facts |= flips(trial, x, rows, path[0], course, run)
+    facts["residual_error"] = residual_error(path, known.residuals)
+    facts |= other_maps(trial, x, rows, path, seen) | pair_rates(trial, x, rows, path, known)
     places = [place - 1 for place in read_at(trial.rounds)]
-    shown = zip(places, course.distances, course.drifts, strict=True)
+    counted, drifts_known = flips(trial, x, rows, path[0], course, run)
+    shown = zip(places, course.distances, course.drifts, drifts_known, strict=True)
     return [
         facts
+        | counted
         | {
             "round": place + 1,
             "loss": losses[place + 1],
@@ -182,8 +182,9 @@ def records(
             "distance_expected": known.distances[place].mean(),
             "drift": float(drifts[run]),
             "drift_expected": known.gradient_drifts[place].mean(),
+            "drift_forecast": forecasts,
         }
-        for place, distances, drifts in shown
+        for place, distances, drifts, forecasts in shown
     ]
 
 
@@ -207,40 +208,26 @@ def forecast(
     )
 
 
-def rates(losses: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """Of the log loss a round: error, slope over all rounds and over the last third, linearity."""
-    rounds, logs, known = np.arange(len(losses)), np.log(losses), np.log(expected)
-    last = slice(2 * len(losses) // 3, None)
-    return {
-        "error": largest((logs - known)[:, None]),
-        "rate": slope(rounds, logs),
-        "rate_expected": slope(rounds, known),
-        "r_squared": float(np.corrcoef(rounds, logs)[0, 1] ** 2),
-        "late": slope(rounds[last], logs[last]),
-        "late_expected": slope(rounds[last], known[last]),
-    }
-
-
-def errors(
+def other_maps(
     trial: Network, x: np.ndarray, rows: np.ndarray, path: np.ndarray, seen: np.ndarray | None
 ) -> dict[str, float | None]:
-    """Largest errors in log loss of maps that are not the run's own."""
-    kernel, logs = predict.arc_cosine_kernel(x), np.log((path**2).mean(1))
-
-    def error(kernel: np.ndarray, rows: Any) -> float:
-        other = forecast(trial, kernel, rows, path[0])
-        return largest((logs - np.log((other.residuals**2).mean(1)))[:, None])
-
-    everything = [np.arange(len(x))]
-    found: dict[str, float | None] = {"error_linear": None, "error_partition": None}
-    found |= {"error_parallel": None, "error_full": None}
+    """Errors of the residuals by maps that are not the run's own: with the kernel of a network
+    whose units see all, of the other partition, of averaging at every step, of all samples.
+    """
+    kernel = predict.arc_cosine_kernel(x)
+    others: dict[str, tuple[np.ndarray, Any]] = {}
     if trial.data in ("random", "images"):
-        found["error_linear"] = error(x @ x.T / 2, rows)
+        others["linear"] = x @ x.T / 2, rows
     if trial.data in ("clusters", "images"):
-        found["error_partition"] = error(kernel, other_partition(trial))
-        found["error_parallel"] = error(kernel, everything)
+        others["partition"] = kernel, other_partition(trial)
+        others["parallel"] = kernel, [np.arange(len(x))]
     if seen is not None:
-        found["error_full"] = error(kernel, rows)
+        others["full"] = kernel, rows
+    names = ("linear", "partition", "parallel", "full")
+    found: dict[str, float | None] = dict.fromkeys(f"error_{name}" for name in names)
+    for name, (own, clients) in others.items():
+        known = forecast(trial, own, clients, path[0]).residuals
+        found[f"error_{name}"] = residual_error(path, known)
     return found
 
 
@@ -281,39 +268,32 @@ def merged_kernel(x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "n n"]:
 
 def flips(
     trial: Network, x: np.ndarray, rows: np.ndarray, start: np.ndarray, course: Course, run: int
-) -> dict[str, float | None]:
-    """Shares of signs that differ, since the start and between clients, and their forecasts."""
+) -> tuple[dict[str, float | None], Sequence[float | None]]:
+    """Shares of signs that differ, since the start and between clients, and their forecasts; and
+    those of the gradient drift at each reading.
+    """
     assert course.since_start is not None
-    between = np.mean([float(share[run]) for share in course.flips])
+    places = [place - 1 for place in read_at(trial.rounds)]
     found: dict[str, float | None] = {
         "flips": float(course.since_start[run]),
-        "between": float(between),
+        "between": float(np.mean([float(share[run]) for share in course.flips])),
         "flips_expected": None,
         "between_expected": None,
     }
-    if trial.counted:
-        known = predict.relu_flips(
-            x,
-            width=trial.width,
-            init_std=math.sqrt(2 / trial.width),
-            clients=rows,
-            period=trial.period,
-            lr=trial.lr,
-            rounds=trial.rounds,
-            residual=start,
-            seed=trial.seed,
-        )
-        places = [place - 1 for place in read_at(trial.rounds)]
-        found["flips_expected"] = float(known.since_start[-1])
-        found["between_expected"] = float(known.between[places].mean())
-    return found
-
-
-def largest(errors: np.ndarray) -> float:
-    """The largest norm of any reading."""
-    return float(np.linalg.norm(errors, axis=1).max())
-
-
-def slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Of y on x, by least squares."""
-    return float(np.polyfit(x, y, 1)[0])
+    if not trial.counted:
+        return found, [None] * len(places)
+    known = predict.relu_flips(
+        x,
+        width=trial.width,
+        init_std=math.sqrt(2 / trial.width),
+        clients=rows,
+        period=trial.period,
+        lr=trial.lr,
+        rounds=trial.rounds,
+        residual=start,
+        draws=_DRAWS,
+        seed=trial.seed + 2**32 * trial.width,
+    )
+    found["flips_expected"] = float(known.since_start[-1])
+    found["between_expected"] = float(known.between[places].mean())
+    return found, known.gradient_drifts[places].mean(1).tolist()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EARLY = 2  # rounds in which a pair's first rate is read
-_DRAWS = 512  # units a sample, where flips are forecast
+_DRAWS = 1024  # units a sample, where flips are forecast
 
 Rows = list[dict[str, Any]]
 

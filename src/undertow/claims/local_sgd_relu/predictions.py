@@ -111,7 +111,7 @@ def drift_rules(knobs: LocalSgdRelu) -> dict[str, Prediction]:
         ),
         "squared gradient drift beyond the kernel's, power of m": near(
             -0.5,
-            0.1,
+            0.15,
             held_alike(beyond("drift") / beyond("drift_forecast")),
             "the flips' part, starts held alike; the kernel's stays",
             against=0.5,
@@ -169,15 +169,19 @@ def pair_rules(knobs: LocalSgdRelu) -> dict[str, Prediction]:
     later: dict[str, Any] = {"data": "opposite", "width": knobs.middle}
     firsts = [at("pairs", "first", angle=angle, **soon) for angle in knobs.angles]
 
+    eigenvalues = [pair_eigenvalue(own) for own in knobs.angles]
+
     def growth(means: np.ndarray) -> float:
-        return float(np.polyfit(np.log(knobs.angles), np.log(np.maximum(means, 1e-300)), 1)[0])
+        if (means <= 0).any():
+            return math.nan
+        return float(np.polyfit(np.log(eigenvalues), np.log(means), 1)[0])
 
     small = pl.when(KEPT, ENDS, pl.col("angle") < most).then(pl.col("angle").log())
     alike = at("pairs", "late", data="alike") / at("pairs", "late", angle=least, **later)
     merged = pl.col("late") / pl.col("late_merged")
     return {
-        "near-duplicates, first rate, power of their angle": near(
-            1, 0.2, of_means(firsts, growth), "theta / 2 pi, of means over seeds", against=0.75
+        "near-duplicates, first rate, power of the kernel's eigenvalue": near(
+            1, 0.2, of_means(firsts, growth), "theta / 2 pi at small angles; of means", against=0.75
         ),
         f"angle {most:g}, first rate over the map's": near(
             1, 0.15, at("pairs", pl.col("first") / pl.col("first_expected"), angle=most, **soon),
@@ -270,6 +274,11 @@ def held_alike(over: pl.Expr) -> Reading:
     by the forecast.
     """
     return power("widths", over) - 0.5
+
+
+def pair_eigenvalue(angle: float) -> float:
+    """The least of the kernel of two unit vectors: theta / 2 pi, and terms of higher order."""
+    return 0.5 - math.cos(angle) * (math.pi - angle) / (2 * math.pi)
 
 
 def beyond(column: str) -> pl.Expr:

@@ -20,7 +20,7 @@ def rates(losses: np.ndarray, expected: np.ndarray) -> dict[str, float | None]:
         "error": float(np.abs(logs - known).max()),
         "rate": slope(rounds, logs),
         "rate_expected": slope(rounds, known),
-        "r_squared": float(np.corrcoef(rounds, logs)[0, 1] ** 2),
+        "r_squared": linearity(rounds, logs),
         "late": slope(rounds[last], logs[last]),
         "late_expected": slope(rounds[last], known[last]),
     }
@@ -30,6 +30,11 @@ def residual_error(path: np.ndarray, known: np.ndarray) -> float:
     """The largest error of the residuals `[readings, n]`, over their norm at the start."""
     errors = np.linalg.norm(path - known, axis=1)
     return float(errors.max() / np.linalg.norm(path[0]))
+
+
+def linearity(x: np.ndarray, y: np.ndarray) -> float | None:
+    """R^2 of y against x; None where y does not move, as of a network none of whose units sees."""
+    return float(np.corrcoef(x, y)[0, 1] ** 2) if np.ptp(y) > 0 else None
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float | None:

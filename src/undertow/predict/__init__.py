@@ -47,8 +47,8 @@ from undertow.predict._rescale import rescale as rescale
 from undertow.predict._rescaled import Change as Change
 from undertow.predict._rescaled import Rescaled as Rescaled
 from undertow.predict._residue import combined_rank as combined_rank
-from undertow.predict._rules import Alternative as Alternative
 from undertow.predict._rules import RULES as RULES
+from undertow.predict._rules import Alternative as Alternative
 from undertow.predict._rules import ScalingRule as ScalingRule
 from undertow.predict._saddles import SaddlePhase as SaddlePhase
 from undertow.predict._saddles import greedy_exponents as greedy_exponents

@@ -77,16 +77,17 @@ def arc_cosine_kernel(
     if not norms.all():
         raise ValueError("inputs must not be zero, of which no unit sees anything")
     unit = x / norms[:, None]
-    # arccos loses half of the digits near 1: by the chord instead, 2 arcsin(|u - v| / 2).
-    chords = np.sqrt(np.maximum(((unit[:, None] - unit[None]) ** 2).sum(2), 0))
-    angles = 2 * np.arcsin(np.minimum(chords / 2, 1))
+    # An arccos loses half of the digits near 0 and pi; |u - v| over |u + v| is tan(theta / 2).
+    apart, along = (np.linalg.norm(unit[:, None] + sign * unit[None], axis=2) for sign in (-1, 1))
+    angles = 2 * np.arctan2(apart, along)
     return (x @ x.T) * (np.pi - angles) / (2 * np.pi)
 
 
 def local_sgd_rounds(
     kernel: Float[np.ndarray, "samples samples"],
     *,
-    clients: Sequence[Sequence[int]] | Int64[np.ndarray, "clients rows"],
+    clients: Sequence[Sequence[int] | Int64[np.ndarray, " rows"]]
+    | Int64[np.ndarray, "clients rows"],
     period: int,
     lr: float,
     rounds: int,
@@ -229,7 +230,12 @@ def _batches(batches: Any, owned: list[np.ndarray], period: int, rounds: int) ->
         return None
     seen = np.asarray(batches)
     shape = (rounds, len(owned), period)
-    if seen.ndim != 4 or seen.shape[:3] != shape or not seen.shape[3] or seen.dtype.kind not in "iu":
+    if (
+        seen.ndim != 4
+        or seen.shape[:3] != shape
+        or not seen.shape[3]
+        or seen.dtype.kind not in "iu"
+    ):
         raise ValueError(
             f"batches must be row numbers, [rounds, clients, period, batch] = {shape} and a batch "
             f"size, got shape {seen.shape}"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int64
 
 
+_MOST = 0.5  # of all signs: beyond it the leading order says nothing
+
+
 @dataclass(frozen=True, eq=False)
 class ReluFlips:
     """Shares of activation signs that differ, over all samples and units.
@@ -27,8 +30,8 @@ class ReluFlips:
         since_start: between the averaged network after each round and the start.
         between: between w_k and w_bar just before the averaging of each round, on client k's own
             samples, all clients together.
-        gradient_drifts: ||grad L_k(w_k) - grad L_k(w_bar)|| / ||grad L_k(w_bar)|| there, of the
-            residuals' change (as of `KernelRounds`) and of signs that flipped, which add in squares.
+        gradient_drifts: ||grad L_k(w_k) - grad L_k(w_bar)|| / ||grad L_k(w_bar)|| there: of the
+            residuals' change, as of `KernelRounds`, and of flipped signs, which add in squares.
         stderr: of the last of `since_start`, from the units that were drawn.
         draws: units drawn for each sample.
     """
@@ -51,7 +54,8 @@ def relu_flips(
     *,
     width: int,
     init_std: float,
-    clients: Sequence[Sequence[int]] | Int64[np.ndarray, "clients rows"],
+    clients: Sequence[Sequence[int] | Int64[np.ndarray, " rows"]]
+    | Int64[np.ndarray, "clients rows"],
     period: int,
     lr: float,
     rounds: int,
@@ -94,7 +98,8 @@ def relu_flips(
     """
     total, each = count("rounds", rounds), count("draws", draws, least=2)
     x = np.asarray(inputs, dtype=np.float64)
-    kernel = count("width", width) * arc_cosine_kernel(x)
+    units = count("width", width)
+    kernel = units * arc_cosine_kernel(x)
     owned = owned_rows(clients, len(x))
     path = local_sgd_rounds(
         kernel, clients=owned, period=period, lr=lr, rounds=total, residual=residual
@@ -104,13 +109,16 @@ def relu_flips(
     signs = np.where(random.random(each) < 0.5, -1.0, 1.0)
     # What unit j and sample i feel of sample l: a_j 1{w_j . x_l > 0} x_i . x_l, `[i, j, l]`.
     gram = x @ x.T
-    felt = _seen(x, gram, random.standard_normal((each, x.shape[1]))) * gram[:, None] * signs[:, None]
+    felt = (
+        _seen(x, gram, random.standard_normal((each, x.shape[1]))) * gram[:, None] * signs[:, None]
+    )
     mates = _mates(owned, len(x))
     near = felt * mates[:, None]
     far = (felt - near) @ path.weights.T  # pushes of other clients, `[i, j, rounds]`
     own = np.diag(gram)[:, None] * signs  # of sample i itself, while u > 0
     # No u moves farther than this, so that units from farther away cannot flip.
-    moved = np.abs(near) @ np.abs(steps).sum((0, 1)) + np.abs(own) * np.abs(steps).sum((0, 1))[:, None]
+    sizes = np.abs(steps).sum((0, 1))
+    moved = np.abs(near) @ sizes + np.abs(own) * sizes[:, None]
     reach = (moved + np.abs(far).sum(2)).max(1)
     spread = positive("init_std", init_std) * np.sqrt(np.diag(gram))
     start = reach[:, None] * (2 * random.random((len(x), each)) - 1)
@@ -128,7 +136,12 @@ def relu_flips(
         flipped = (u > 0) != (start > 0)
         since.append(weight @ flipped.mean(1) / len(x))
     stderr = math.sqrt(float((weight**2 * flipped.var(1)).sum() / each)) / len(x)
-    drifts = _drifts(kernel, path, owned, width * between * np.diag(gram))
+    if max(since) > _MOST:
+        raise ValueError(
+            f"width = {width} is too narrow: to leading order {max(since):.0%} of the signs would "
+            f"flip, which is right of small shares only; at most {_MOST:.0%} will do"
+        )
+    drifts = _drifts(kernel, path, owned, units * between * np.diag(gram))
     return ReluFlips(np.array(since), between.mean(1), drifts, stderr, each)
 
 
@@ -161,7 +174,7 @@ def _own_steps(
     period: int,
     lr: float,
 ) -> Float64[np.ndarray, "rounds period samples"]:
-    """lr r_i / n_k at each local step of the client that has sample i."""
+    """The pushes lr r_i / n_k at each local step of the client that has sample i."""
     steps = np.empty((len(residuals), period, residuals.shape[1]))
     for rows in owned:
         rate, own = lr / len(rows), residuals[:, rows]

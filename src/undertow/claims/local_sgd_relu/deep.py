@@ -71,11 +71,15 @@ def follow_deep(trials: Sequence[Deep]) -> list[list[dict[str, Any]]]:
         samples=numbers.view(len(trials), -1),
         path="vmap",
     )
-    kernels = [kernel_of(module, own) for module, own in zip(modules, pool.split(first.samples), strict=True)]
+    kernels = [
+        kernel_of(module, own)
+        for module, own in zip(modules, pool.split(first.samples), strict=True)
+    ]
     steps = range(0, first.period * first.rounds + 1, first.period)
     own = numbers.view(len(trials), -1)
     paths = [
-        ensemble.predict(pool, samples=own)[..., 0].double() - labels[own] for _ in ensemble.read_at(steps)
+        ensemble.predict(pool, samples=own)[..., 0].double() - labels[own]
+        for _ in ensemble.read_at(steps)
     ]
     return [
         records(trial, kernel, torch.stack(paths)[:, run].numpy())
@@ -102,7 +106,7 @@ def started(trial: Deep, features: int) -> nn.Module:
 
 
 def kernel_of(module: nn.Module, inputs: Tensor) -> np.ndarray:
-    """grad f(x) . grad f(x') of the parameters that are trained, `[n, n]`."""
+    """The kernel grad f(x) . grad f(x') of the parameters that are trained, `[n, n]`."""
     import torch
     from torch.func import functional_call, grad, vmap
 

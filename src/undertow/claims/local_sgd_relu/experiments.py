@@ -1,4 +1,4 @@
-"""Widths, periods, partitions, near-duplicates, small batches, images: each beside its round map."""
+"""Widths, periods, partitions, near-duplicates, batches, images: each beside its round map."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def experiments(knobs: LocalSgdRelu, seed: int) -> dict[str, Experiment]:
     return {
         "widths": networks(widths, size=8),
         "periods": networks(periods),
-        "partitions": networks([split | {"partition": part} for part in parts], "partition", size=8),
+        "partitions": networks(
+            [split | {"partition": part} for part in parts], "partition", size=8
+        ),
         "pairs": networks(pairs, "angle", "data"),
         "batches": networks([few], size=8),
         "images": networks(shown, "partition"),

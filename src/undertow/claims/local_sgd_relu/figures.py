@@ -1,4 +1,4 @@
-"""The figures of local-sgd-relu: loss curves beside the round map, errors, flips, near-duplicates."""
+"""The figures of local-sgd-relu: loss curves, errors, flips and near-duplicates."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def curves(records: Records, knobs: LocalSgdRelu) -> Any:
 
 @figure("The map's error and the signs that flip fall as m^-1/2, unless features move", "widths")
 def width(records: Records, knobs: LocalSgdRelu) -> Any:
-    """Left: the largest error of the residuals over all rounds, over their norm at the start. Right:
-    the share of activation signs that differ between start and end, and of the clients' from the
-    average before averaging. Medians over seeds; dashed: forecasts, in which nothing is fitted.
+    """Left: the largest error of the residuals over all rounds, over their norm at the start.
+    Right: the share of activation signs that differ between start and end, and of the clients' from
+    the average before averaging. Medians over seeds; dashed: forecasts, in which nothing is fitted.
     In the mean-field scaling neither falls.
     """
     ends = kept(records["widths"]).filter(ENDS).sort("width")
@@ -83,11 +83,15 @@ def pairs(records: Records, knobs: LocalSgdRelu) -> Any:
     infinitely wide network's, in whose kernel units between the two never run out.
     """
     late = kept(records["pairs"]).filter(ENDS, data="opposite", width=knobs.middle).sort("angle")
-    kinds = {"late": "measured", "late_merged": "units see both or neither", "late_expected": "m = inf"}
+    kinds = {
+        "late": "measured",
+        "late_merged": "units see both or neither",
+        "late_expected": "m = inf",
+    }
     parts = [
-        late.group_by("angle", maintain_order=True).agg(rate=-pl.col(name).median()).with_columns(
-            runs=pl.lit(words)
-        )
+        late.group_by("angle", maintain_order=True)
+        .agg(rate=-pl.col(name).median())
+        .with_columns(runs=pl.lit(words))
         for name, words in kinds.items()
     ]
     return draw.lines(pl.concat(parts), "angle", "rate", "runs", log="xy")

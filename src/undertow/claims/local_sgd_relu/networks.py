@@ -20,14 +20,22 @@ _CLASSES = 10
 class Samples(Protocol):
     """What determines the samples of a trial."""
 
-    data: str
-    samples: int
-    features: int
-    clients: int
-    angle: float
-    partition: str
-    images: Images
-    seed: int
+    @property
+    def data(self) -> str: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def features(self) -> int: ...
+    @property
+    def clients(self) -> int: ...
+    @property
+    def angle(self) -> float: ...
+    @property
+    def partition(self) -> str: ...
+    @property
+    def images(self) -> Images: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @dataclass

@@ -150,7 +150,10 @@ def partition_rules() -> dict[str, Prediction]:
 
         rules |= {
             f"{partition}, log loss, largest error": at_most(
-                0.4, at("partitions", "error", partition=partition), "0 as m grows", against=math.inf
+                0.4,
+                at("partitions", "error", partition=partition),
+                "0 as m grows",
+                against=math.inf,
             ),
             f"{partition}, error with the other partition's map over its own": no_less(
                 2, over("partition"), "who has which samples counts", control=True
@@ -184,12 +187,18 @@ def pair_rules(knobs: LocalSgdRelu) -> dict[str, Prediction]:
             1, 0.2, of_means(firsts, growth), "theta / 2 pi at small angles; of means", against=0.75
         ),
         f"angle {most:g}, first rate over the map's": near(
-            1, 0.15, at("pairs", pl.col("first") / pl.col("first_expected"), angle=most, **soon),
-            "nothing fitted", against=0.5,
+            1,
+            0.15,
+            at("pairs", pl.col("first") / pl.col("first_expected"), angle=most, **soon),
+            "nothing fitted",
+            against=0.5,
         ),
         "near-duplicates, late rate, power of their angle": near(
-            2, 0.15, slope_by_seed("pairs", small, (-pl.col("late")).log(), **later),
-            "units see both or neither", against=0.75,
+            2,
+            0.15,
+            slope_by_seed("pairs", small, (-pl.col("late")).log(), **later),
+            "units see both or neither",
+            against=0.75,
         ),
         f"angle {least:g}, late rate over that of merged units": near(
             1, 0.05, at("pairs", merged, angle=least, **later), "nothing fitted", against=0.5

@@ -82,6 +82,7 @@ def batch_shape(members: Sequence[Member], batch_size: int, num_samples: int) ->
         num_samples if own.workers is None else own.workers.samples_of(num_samples)
         for own in members
     ]
+    check_shared(members, num_samples)
     orders = {member.order for member in members}
     if orders == {"full"}:
         if len(set(shares)) > 1:
@@ -121,6 +122,30 @@ def batch_shape(members: Sequence[Member], batch_size: int, num_samples: int) ->
         f"their last batch, as {batch_size} does not divide {num_samples}; choose a batch "
         "size that does, or train them as two ensembles"
     )
+
+
+def check_shared(members: Sequence[Member], num_samples: int) -> None:
+    """Refuse workers that share epochs which they cannot divide evenly."""
+    for member in members:
+        own = member.workers
+        if own is None or own.data != "shared" or member.order == "replacement":
+            continue
+        if num_samples % own.num:
+            raise ValueError(
+                f"{own.num} workers with data='shared' cannot divide epochs of {num_samples} "
+                "samples evenly; use order='replacement', or leave out the rest"
+            )
+
+
+def check_workers_differ(members: Sequence[Member]) -> None:
+    """Refuse workers that all take the same full-batch steps."""
+    for member in members:
+        own = member.workers
+        if own is not None and own.num > 1 and own.data == "own":
+            raise ValueError(
+                f"order='full' with data='own' gives all {own.num} workers the same steps; choose "
+                "data='split', 'by_class', 'shared' or ('dirichlet', c), or a mini-batch order"
+            )
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -196,18 +196,22 @@ class LoopEngine:
 
     @torch.no_grad()
     def _average(self, runs: Sequence[Run]) -> None:
-        every = (
-            self._params,
-            [[value for own in state.values() for value in own] for state in self._states],
-            [list(module.buffers()) for module in self._modules],
-        )
+        averaged = {kind for run in runs for kind in run.workers.average}
+        states = [
+            [value for own in state.values() for value in own] if "optimizer" in averaged else []
+            for state in self._states
+        ]
+        buffers = [
+            list(module.buffers()) if "buffers" in averaged else [] for module in self._modules
+        ]
+        every = (self._params, states, buffers)
         stacks = [_stacked(own) for own in every]
         self._averager.average(runs, *stacks)
-        for own, stack_ in zip(every, stacks, strict=True):
-            for run in runs:
-                for lane in range(run.lanes.start, run.lanes.stop):
-                    for tensor, value in zip(own[lane], stack_, strict=True):
-                        tensor.copy_(value[lane])
+        lanes = [lane for run in runs for lane in range(run.lanes.start, run.lanes.stop)]
+        for own, means in zip(every, stacks, strict=True):
+            for lane in lanes:
+                for tensor, mean in zip(own[lane], means, strict=True):
+                    tensor.copy_(mean[lane])
 
     def _step(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
         job = self._job

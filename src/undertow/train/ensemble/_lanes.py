@@ -20,7 +20,10 @@ from undertow.train.local_sgd import Workers
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring members with as many workers each, averaged alike at the same step."""
+    """Neighbouring members with as many workers each, averaged alike at the same step.
+
+    `workers` are those of one of them, for what all of them share.
+    """
 
     members: slice
     lanes: slice
@@ -59,13 +62,14 @@ class Lanes:
         """
         if self._plain:
             return values
-        first = values[torch.tensor(self.firsts, device=values.device)]
-        if not values.is_floating_point():
-            return first
-        apart = values - self.repeat(first)
-        total = torch.zeros_like(first).index_add_(0, self.member_of.to(values.device), apart)
-        counts = torch.tensor(self.counts, device=values.device).to(values.dtype)
-        return first + total / counts.view(-1, *[1] * (first.ndim - 1))
+        firsts, counts = torch.tensor(self.firsts), torch.tensor(self.counts)
+        mean = values[firsts]
+        if _has_mean(values):
+            for count in set(self.counts) - {1}:
+                alike = torch.nonzero(counts == count).flatten()
+                lanes = values[firsts[alike, None] + torch.arange(count)]
+                mean[alike] += (lanes - lanes[:, :1]).mean(1)
+        return mean
 
     def runs(self, due: Sequence[int]) -> list[Run]:
         """The members whose round has ended, in ascending order, as runs of neighbours.
@@ -176,7 +180,7 @@ class Averager:
             others = [*state] * ("optimizer" in run.workers.average)
             others += [*buffers] * ("buffers" in run.workers.average)
             for tensor in others:
-                if tensor.ndim and tensor.is_floating_point():
+                if tensor.ndim and _has_mean(tensor):
                     own = run.split(tensor)
                     own.copy_(own.mean(1, keepdim=True))
 
@@ -191,3 +195,8 @@ class Averager:
         start.copy_(mean)
         if scale is not None:
             mean.div_(scale[:, 0])
+
+
+def _has_mean(tensor: Tensor) -> bool:
+    """Whether these are no counts, which all workers share."""
+    return tensor.is_floating_point() or tensor.is_complex()

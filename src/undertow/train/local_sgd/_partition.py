@@ -44,7 +44,8 @@ def partition(
         ValueError: a worker would have no sample, `how` is none of these, or the targets are no
             class labels where classes are needed: one whole number a sample.
 
-    Source: mixtures as in Hsu, Qi and Brown 2019, with all workers drawing at once.
+    Source: mixtures as in Hsu, Qi and Brown 2019 (their alpha is c x number of classes), with all
+    workers drawing at once, so that none gets only what the others left.
     """
     check_how("how", how)
     count = len(targets)
@@ -74,7 +75,7 @@ def check_how(name: str, how: object, others: tuple[str, ...] = ()) -> None:
     words = (*others, *get_args(Split))
     if isinstance(how, str) and how in words:
         return
-    if isinstance(how, tuple | list) and len(how) == 2 and how[0] == "dirichlet":
+    if isinstance(how, tuple) and len(how) == 2 and how[0] == "dirichlet":
         value = how[1]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and math.isfinite(value) and value > 0:

@@ -47,7 +47,7 @@ class Workers:
         if self.outer is not None and not isinstance(self.outer, Outer):
             raise TypeError(f"outer must be train.Outer or None, got {self.outer!r}")
         words = get_args(Averaged)
-        if isinstance(self.average, str) or any(word not in words for word in self.average):
+        if not isinstance(self.average, tuple) or any(own not in words for own in self.average):
             raise ValueError(f"average must be a tuple of {', '.join(words)}, got {self.average!r}")
         if "parameters" not in self.average:
             raise ValueError(
@@ -61,10 +61,10 @@ class Workers:
         return self.outer is not None and not self.outer.plain
 
     def samples_of(self, available: int) -> int:
-        """How many samples an epoch of one worker has, of as many as the member has.
+        """How many of a member's samples one worker sees in an epoch.
 
         Raises:
-            ValueError: a worker would have none, or a shared order has a rest.
+            ValueError: a worker would have none.
         """
         if self.data == "own":
             return available

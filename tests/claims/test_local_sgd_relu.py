@@ -12,18 +12,16 @@ import polars as pl
 import pytest
 import torch
 from contract import Contract
-from torch import nn
 
-from undertow import claims, measure, predict
+from undertow import claims, predict
 from undertow.claims import Records
 from undertow.claims.local_sgd_relu import LocalSgdRelu, experiments
 from undertow.claims.local_sgd_relu.deep import Deep, follow_deep
 from undertow.claims.local_sgd_relu.experiments import Network, follow, merged_kernel
-from undertow.claims.local_sgd_relu.networks import local_sgd, samples, started
+from undertow.claims.local_sgd_relu.networks import samples
 from undertow.claims.local_sgd_relu.predictions import pair_eigenvalue
 from undertow.claims.local_sgd_relu.readings import read_at
 from undertow.data import Images
-from undertow.objective import Objective
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -192,84 +190,6 @@ CONTRACT = Contract(
 
 
 # ---- runs
-
-
-def average(trial: Network) -> tuple[torch.Tensor, list[nn.Module], list[Objective]]:
-    """The residuals after one round by plain PyTorch, its clients before averaging, their data."""
-    x, y, rows = samples(trial)
-    weights, signs = started(trial.width, x.shape[1], trial.seed)
-    clients: list[nn.Module] = []
-    objectives = []
-    for own in rows:
-        layer = nn.utils.skip_init(nn.Linear, x.shape[1], trial.width, bias=False)
-        model = nn.Sequential(layer, nn.ReLU(), Last(signs))
-        model[0].weight = nn.Parameter(weights.clone())
-        optimizer = torch.optim.SGD(model.parameters(), lr=trial.lr)
-        for _ in range(trial.period):
-            optimizer.zero_grad()
-            ((model(x[own]) - y[own]).square().mean() / 2).backward()
-            optimizer.step()
-        clients.append(model)
-        objectives.append(Objective(model, half_square, (x[own], y[own])))
-    mean = torch.stack([client[0].weight.detach() for client in clients]).mean(0)  # type: ignore[index]
-    return torch.relu(x @ mean.T) @ signs - y, clients, objectives
-
-
-def half_square(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return (outputs - targets).square().mean() / 2
-
-
-class Last(nn.Module):
-    """Output weights that stay."""
-
-    def __init__(self, signs: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("signs", signs)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return hidden @ self.signs
-
-
-def test_a_round_is_that_of_pytorch_and_its_drift_that_of_measure() -> None:
-    x, y, rows = samples(NETWORK)
-    weights, signs = started(NETWORK.width, x.shape[1], NETWORK.seed)
-    course = local_sgd(
-        weights[None],
-        signs[None],
-        x[None],
-        y[None],
-        rows[None],
-        period=NETWORK.period,
-        lr=torch.tensor([NETWORK.lr]).double(),
-        rounds=1,
-        read=[1],
-    )
-    expected, clients, objectives = average(NETWORK)
-    torch.testing.assert_close(course.residuals[1][0], expected, rtol=1e-6, atol=1e-6)
-    drift = measure.local_drift(clients, objectives)
-    found = [own[0][0] for own in (course.flips, course.distances, course.drifts)]
-    known = [drift.flip_fraction, drift.parameter_distance, drift.relative_drift]
-    for value, own in zip(found, known, strict=True):
-        assert float(value) == pytest.approx(float(own.mean()), rel=1e-5)
-
-
-def test_batches_of_all_samples_are_full_batches() -> None:
-    (full,) = follow([NETWORK])
-    _, _, rows = samples(NETWORK)
-    whole = rows[None, None, :, None].expand(NETWORK.rounds, 1, -1, NETWORK.period, -1)
-    x, y, _ = samples(NETWORK)
-    weights, signs = started(NETWORK.width, x.shape[1], NETWORK.seed)
-    given = (own[None].float() for own in (weights, signs, x, y))
-    course = local_sgd(
-        *given,
-        rows[None],
-        period=NETWORK.period,
-        lr=torch.tensor([NETWORK.lr]),
-        rounds=NETWORK.rounds,
-        batches=whole,
-    )
-    loss = float(course.residuals[-1].square().mean() / 2)
-    assert full[-1]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_wide_networks_are_nearer_to_their_map_than_narrow_ones() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from undertow import predict
 from undertow.claims.local_sgd_relu import LocalSgdRelu
 from undertow.claims.local_sgd_relu.deep import Deep, follow_deep
-from undertow.claims.local_sgd_relu.networks import Course, local_sgd, samples, started
+from undertow.claims.local_sgd_relu.networks import samples, started
 from undertow.claims.local_sgd_relu.readings import rates, read_at, residual_error
 from undertow.data import Images
 from undertow.lab import Experiment, grid, seeds
@@ -20,6 +20,8 @@ from undertow.lab import Experiment, grid, seeds
 if TYPE_CHECKING:
     from jaxtyping import Float64
     from torch import Tensor
+
+    from undertow.train import TwoLayerRounds
 
 EARLY = 2  # rounds in which a pair's first rate is read
 _DRAWS = 1024  # units a sample, where flips are forecast
@@ -114,13 +116,15 @@ def follow(trials: Sequence[Network]) -> list[Rows]:
     """Networks of one width side by side, a record for every reading."""
     import torch
 
+    from undertow.train import two_layer_rounds
+
     first = trials[0]
     x, y, rows = (torch.stack(own) for own in zip(*map(samples, trials), strict=True))
     starts = (started(trial.width, x.shape[2], trial.seed) for trial in trials)
     weights, signs = (torch.stack(own) for own in zip(*starts, strict=True))
     gain = torch.tensor([trial.gain for trial in trials])
     batches = torch.stack(list(map(drawn, trials, rows)), 1) if first.batch_size else None
-    course = local_sgd(
+    course = two_layer_rounds(
         weights.float(),
         signs.float() * gain[:, None],
         x.float(),
@@ -155,13 +159,13 @@ def records(
     trial: Network,
     x: Float64[np.ndarray, "n d"],
     rows: np.ndarray,
-    course: Course,
+    course: TwoLayerRounds,
     run: int,
     batches: Tensor | None,
 ) -> Rows:
     """What was read of one run, beside what its round map says."""
     seen = None if batches is None else batches[:, run].numpy()
-    path = np.stack([residuals[run].double().numpy() for residuals in course.residuals])
+    path = course.residuals[:, run].double().numpy()
     if not np.isfinite(path).all():
         return [{"round": trial.rounds, "diverged": True}]
     kernel = predict.arc_cosine_kernel(x)
@@ -172,7 +176,7 @@ def records(
     facts |= other_maps(trial, x, rows, path, seen) | pair_rates(trial, x, rows, path, known)
     places = [place - 1 for place in read_at(trial.rounds)]
     counted, drifts_known = flips(trial, x, rows, path[0], course, run)
-    shown = zip(places, course.distances, course.drifts, drifts_known, strict=True)
+    shown = zip(places, course.distances, course.gradient_drifts, drifts_known, strict=True)
     return [
         facts
         | counted
@@ -269,16 +273,20 @@ def merged_kernel(x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, "n n"]:
 
 
 def flips(
-    trial: Network, x: np.ndarray, rows: np.ndarray, start: np.ndarray, course: Course, run: int
+    trial: Network,
+    x: np.ndarray,
+    rows: np.ndarray,
+    start: np.ndarray,
+    course: TwoLayerRounds,
+    run: int,
 ) -> tuple[dict[str, float | None], Sequence[float | None]]:
     """Shares of signs that differ, since the start and between clients, and their forecasts; and
     those of the gradient drift at each reading.
     """
-    assert course.since_start is not None
     places = [place - 1 for place in read_at(trial.rounds)]
     found: dict[str, float | None] = {
         "flips": float(course.since_start[run]),
-        "between": float(np.mean([float(share[run]) for share in course.flips])),
+        "between": float(course.flips[:, run].mean()),
         "flips_expected": None,
         "between_expected": None,
     }

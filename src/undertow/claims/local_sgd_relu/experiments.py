@@ -33,10 +33,10 @@ Rows = list[dict[str, Any]]
 class Network:
     """A network of two layers, its clients and their samples.
 
-    `data`: random (labels too); clusters, of two classes; opposite and alike, random but for two
-    samples at an `angle`, of two labels or of one; images. `partition`: iid or by_class. `scaling`:
-    kernel (f = sum_j a_j relu, lr ~ 1 / m) or mean-field (m^-1/2 times that, lr ~ 1). `batch_size`
-    0 is all of a client's samples. `counted`: whether flips are forecast.
+    `data`: random (labels too); clusters, of two classes; random but for two samples at an `angle`,
+    of two labels (opposite, or the two exchanged) or of one (alike); images. `partition`: iid or
+    by_class. `scaling`: kernel (f = sum_j a_j relu, lr ~ 1 / m) or mean-field (m^-1/2 times that,
+    lr ~ 1). `batch_size` 0 is all of a client's samples. `counted`: whether flips are forecast.
     """
 
     data: str
@@ -78,10 +78,14 @@ def experiments(knobs: LocalSgdRelu, seed: int) -> dict[str, Experiment]:
     hard = {"strength": knobs.strong, "period": knobs.long, "rounds": max(4, knobs.rounds // 4)}
     split = wide | hard | {"data": "clusters"}
     late = usual | {"strength": 4 * knobs.strength}
-    soon = wide | {"rounds": EARLY, "data": "opposite"}
+    soon = wide | {"rounds": EARLY}
     pairs = [late | {"data": "opposite", "angle": angle} for angle in knobs.angles]
     pairs.append(late | {"data": "alike", "angle": knobs.angles[0]})
-    pairs += [soon | {"angle": angle} for angle in knobs.angles]
+    pairs += [
+        soon | {"data": data, "angle": angle}
+        for data in ("opposite", "exchanged")
+        for angle in knobs.angles
+    ]
     parts = ("iid", "by_class")
     shown = [
         hard | {"data": "images", "width": width, "partition": partition, "features": 0}
@@ -89,6 +93,7 @@ def experiments(knobs: LocalSgdRelu, seed: int) -> dict[str, Experiment]:
         for partition in parts
     ]
     few = late | {"width": knobs.wide, "batch_size": knobs.batch_size}
+    few["rounds"] = max(4, knobs.rounds // 2)
 
     def networks(cells: list[dict[str, Any]], *together: str, size: int = 16) -> Experiment:
         trials = grid(Network, knobs, cell=[{"batch_size": 0} | cell for cell in cells], seed=own)
@@ -253,7 +258,7 @@ def pair_rates(
     """The first rate at which two near samples of opposite labels are told apart, and the late one
     of the kernel whose units see both or neither.
     """
-    if trial.data != "opposite":
+    if trial.data not in ("opposite", "exchanged"):
         return dict.fromkeys(("first", "first_expected", "late_merged"))
     apart, expected = (at[:, 0] - at[:, 1] for at in (path, known.residuals))
     first = min(EARLY, trial.rounds)

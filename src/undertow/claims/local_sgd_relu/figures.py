@@ -79,8 +79,8 @@ def width(records: Records, knobs: LocalSgdRelu) -> Any:
 @figure("Near-duplicates of opposite label: first their angle, then its square", "pairs")
 def pairs(records: Records, knobs: LocalSgdRelu) -> Any:
     """Rate at which the log loss falls late in training where two samples at an angle have opposite
-    labels, median over seeds, beside the kernel's of units that see both or neither, and beside the
-    infinitely wide network's, in whose kernel units between the two never run out.
+    labels, median over seeds, and dashed the kernel's of units that see both or neither, and that of the
+    infinitely wide network, in whose kernel units between the two never run out.
     """
     late = kept(records["pairs"]).filter(ENDS, data="opposite", width=knobs.middle).sort("angle")
     kinds = {
@@ -88,13 +88,13 @@ def pairs(records: Records, knobs: LocalSgdRelu) -> Any:
         "late_merged": "units see both or neither",
         "late_expected": "m = inf",
     }
-    parts = [
-        late.group_by("angle", maintain_order=True)
-        .agg(rate=-pl.col(name).median())
-        .with_columns(runs=pl.lit(words))
-        for name, words in kinds.items()
-    ]
-    return draw.lines(pl.concat(parts), "angle", "rate", "runs", log="xy")
+    medians = [-pl.col(name).median().alias(name) for name in kinds]
+    found = late.group_by("angle", maintain_order=True).agg(medians)
+    rows = found.unpivot(index="angle", variable_name="kind", value_name="rate")
+    rows = rows.with_columns(runs=pl.col("kind").replace_strict(kinds, return_dtype=pl.String))
+    seen = pl.col("kind") == "late"
+    known = draw.lines(rows.filter(~seen), "angle", "rate", "runs", log="xy", dash=True)
+    return known + draw.points(rows.filter(seen), "angle", "rate", "runs", log="xy")
 
 
 FIGURES = (curves, width, pairs)

@@ -72,10 +72,11 @@ def samples(trial: Samples) -> tuple[Tensor, Tensor, Tensor]:
         toward = torch.nn.functional.normalize(normals(generator, 1, trial.features))
         x = torch.nn.functional.normalize(x) + _CLUSTER * y[:, None] * toward
     x = torch.nn.functional.normalize(x)
-    if trial.data in ("opposite", "alike"):
+    if trial.data in ("opposite", "exchanged", "alike"):
         aside = torch.nn.functional.normalize(x[1] - (x[0] @ x[1]) * x[0], dim=0)
         x[1] = math.cos(trial.angle) * x[0] + math.sin(trial.angle) * aside
         y[1] = y[0] if trial.data == "alike" else -y[0]
+        y[:2] *= -1 if trial.data == "exchanged" else 1
     order = torch.arange(trial.samples)
     if trial.partition == "by_class":
         order = kinds.argsort(stable=True)

@@ -168,7 +168,8 @@ def partition_rules() -> dict[str, Prediction]:
 def pair_rules(knobs: LocalSgdRelu) -> dict[str, Prediction]:
     """Two near samples of opposite labels: their angle while units between them last."""
     least, most = knobs.angles[0], knobs.angles[-1]
-    soon: dict[str, Any] = {"data": "opposite", "width": knobs.wide}
+    # The pull of other samples on the two cancels where their labels are exchanged.
+    soon: dict[str, Any] = {"width": knobs.wide}
     later: dict[str, Any] = {"data": "opposite", "width": knobs.middle}
     firsts = [at("pairs", "first", angle=angle, **soon) for angle in knobs.angles]
 

@@ -79,8 +79,8 @@ def width(records: Records, knobs: LocalSgdRelu) -> Any:
 @figure("Near-duplicates of opposite label: first their angle, then its square", "pairs")
 def pairs(records: Records, knobs: LocalSgdRelu) -> Any:
     """Rate at which the log loss falls late in training where two samples at an angle have opposite
-    labels, median over seeds, and dashed the kernel's of units that see both or neither, and that of the
-    infinitely wide network, in whose kernel units between the two never run out.
+    labels, median over seeds. Dashed: that of the kernel of units that see both or neither, and of
+    the infinitely wide network, in which units between the two never run out.
     """
     late = kept(records["pairs"]).filter(ENDS, data="opposite", width=knobs.middle).sort("angle")
     kinds = {

@@ -38,6 +38,7 @@ ALL = (
     "intrinsic-lr",
     "two-layer-margin",
     "margin",
+    "local-sgd-relu",
     "local-sgd-flatness",
 )
 """The names in the order in which they are shown; the package `low_rank` is `low-rank`."""

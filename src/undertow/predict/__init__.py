@@ -15,6 +15,9 @@ from undertow.predict._equilibrium import equilibrium_steps as equilibrium_steps
 from undertow.predict._families import FAMILIES as FAMILIES
 from undertow.predict._families import Family as Family
 from undertow.predict._flattening import label_noise_flattening as label_noise_flattening
+from undertow.predict._kernel_rounds import KernelRounds as KernelRounds
+from undertow.predict._kernel_rounds import arc_cosine_kernel as arc_cosine_kernel
+from undertow.predict._kernel_rounds import local_sgd_rounds as local_sgd_rounds
 from undertow.predict._label_noise import label_noise_drift as label_noise_drift
 from undertow.predict._local_sgd import SyncRounds as SyncRounds
 from undertow.predict._local_sgd import local_drift_multiplier as local_drift_multiplier
@@ -39,6 +42,8 @@ from undertow.predict._recovery import minimiser_shift as minimiser_shift
 from undertow.predict._recovery import recovery_window as recovery_window
 from undertow.predict._regression_noise import fixed_order_orbit as fixed_order_orbit
 from undertow.predict._regression_noise import ridge_noise as ridge_noise
+from undertow.predict._relu_flips import ReluFlips as ReluFlips
+from undertow.predict._relu_flips import relu_flips as relu_flips
 from undertow.predict._rescale import rescale as rescale
 from undertow.predict._rescaled import Change as Change
 from undertow.predict._rescaled import Rescaled as Rescaled
@@ -70,17 +75,20 @@ __all__ = [
     "Equilibrium",
     "Family",
     "Initializer",
+    "KernelRounds",
     "MomentumEquivalent",
     "OneNeuron",
     "RankBound",
     "RankIdentity",
     "RecoveryWindow",
+    "ReluFlips",
     "Rescaled",
     "SaddlePhase",
     "ScalingRule",
     "SyncRounds",
     "TwoLayerMargin",
     "activation_derivatives",
+    "arc_cosine_kernel",
     "averaged_lr",
     "best_lr",
     "combined_rank",
@@ -99,6 +107,7 @@ __all__ = [
     "label_noise_flattening",
     "largest_batch",
     "local_drift_multiplier",
+    "local_sgd_rounds",
     "minimiser_shift",
     "momentum_equivalent",
     "momentum_gap",
@@ -110,6 +119,7 @@ __all__ = [
     "rank_one_modes",
     "rank_one_rate",
     "recovery_window",
+    "relu_flips",
     "rescale",
     "ridge_noise",
     "saddle_phases",

@@ -10,8 +10,10 @@ from undertow.train.ensemble import Member as Member
 from undertow.train.ensemble import spawn_generators as spawn_generators
 from undertow.train.local_sgd import Outer as Outer
 from undertow.train.local_sgd import Rounds as Rounds
+from undertow.train.local_sgd import TwoLayerRounds as TwoLayerRounds
 from undertow.train.local_sgd import Workers as Workers
 from undertow.train.local_sgd import partition as partition
+from undertow.train.local_sgd import two_layer_rounds as two_layer_rounds
 from undertow.train.matrix import ClosestApproach as ClosestApproach
 from undertow.train.matrix import Completion as Completion
 from undertow.train.matrix import Crossing as Crossing
@@ -89,6 +91,7 @@ __all__ = [
     "Rounds",
     "SaddleSpectra",
     "SensingProblems",
+    "TwoLayerRounds",
     "Workers",
     "balanced_factors",
     "circle_descent",
@@ -130,6 +133,7 @@ __all__ = [
     "stationary_variance",
     "symmetric_coordinates",
     "truncated_svd",
+    "two_layer_rounds",
     "valley_multiplier",
     "valley_paths",
 ]

@@ -68,8 +68,8 @@ class Forecast(Printed):
         steps: at which the curves below are given, 0 and the last included.
         exponents: E up to each of them.
         layers: one entry a weight matrix.
-        equilibrium: of normalised layers, at the peak rate; None without decay, or for methods it is
-            not known for (all but SGD and AdamW).
+        equilibrium: of normalised layers, at the peak rate; None without decay, or for methods
+            other than SGD and AdamW, of which it is not known.
         effective_lr: lr / (1 - momentum) at the peak; None for adaptive methods.
         sync: the rounds of Local SGD under the quadratic rule.
         sync_alpha: its growth coefficient.

@@ -3,6 +3,8 @@
 from undertow.train.local_sgd._outer import Outer as Outer
 from undertow.train.local_sgd._partition import partition as partition
 from undertow.train.local_sgd._rounds import Rounds as Rounds
+from undertow.train.local_sgd._two_layer import TwoLayerRounds as TwoLayerRounds
+from undertow.train.local_sgd._two_layer import two_layer_rounds as two_layer_rounds
 from undertow.train.local_sgd._workers import Workers as Workers
 
-__all__ = ["Outer", "Rounds", "Workers", "partition"]
+__all__ = ["Outer", "Rounds", "TwoLayerRounds", "Workers", "partition", "two_layer_rounds"]

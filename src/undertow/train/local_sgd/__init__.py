@@ -3,6 +3,7 @@
 from undertow.train.local_sgd._local_sgd import LocalSGD as LocalSGD
 from undertow.train.local_sgd._meeting import WorkerLost as WorkerLost
 from undertow.train.local_sgd._outer import Outer as Outer
+from undertow.train.local_sgd._report import LocalReport as LocalReport
 from undertow.train.local_sgd._rounds import Rounds as Rounds
 
-__all__ = ["LocalSGD", "Outer", "Rounds", "WorkerLost"]
+__all__ = ["LocalReport", "LocalSGD", "Outer", "Rounds", "WorkerLost"]

@@ -50,10 +50,12 @@ class Averager:
         """
         parts: list[Carried] = []
         flats: list[Flat] = []
+        norm = 0.0
         try:
             parts = self.carried()
             flats = [self._flat(part) for part in parts]
-            word = word | {"layout": digest(parts)} | self._check(parts, flats)
+            checked, norm = self._check(parts, flats)
+            word = word | {"layout": digest(parts)} | checked
         except Exception as error:
             word = trouble(error)
         words = team.meet(word, about)
@@ -66,11 +68,12 @@ class Averager:
         except WorkerLost:
             self._flats = {}  # a call that failed may still write to them
             raise
-        moved = norm = 0.0
+        moved = 0.0
         for part, flat in zip(parts, flats, strict=True):
+            if team.size == 1:
+                break
             squares = flat.empty(list(part.tensors.values()), team.size)
-            if part.part == "parameters":
-                moved, norm = moved + squares[0], norm + squares[1]
+            moved += squares if part.part == "parameters" else 0.0
         nbytes = sum(flat.nbytes for flat in flats)
         return Averaged(nbytes, math.sqrt(moved / norm) if norm else 0.0)
 
@@ -92,18 +95,20 @@ class Averager:
             self._flats[part.layout] = Flat(list(part.tensors.values()))
         return self._flats[part.layout]
 
-    def _check(self, parts: list[Carried], flats: list[Flat]) -> Word:
-        """Copy all in; trouble where it is not finite, else the counts that ranks must share."""
+    def _check(self, parts: list[Carried], flats: list[Flat]) -> tuple[Word, float]:
+        """Copy all in: trouble where it is not finite, and the squared norm of the parameters."""
+        norm = 0.0
         for part, flat in zip(parts, flats, strict=True):
-            if not flat.fill(list(part.tensors.values())) and (name := part.not_finite()):
+            squares = flat.fill(list(part.tensors.values()))
+            norm += squares if part.part == "parameters" else 0.0
+            if not math.isfinite(squares) and (name := part.not_finite()):
                 what = {"parameters": "parameter", "optimizer": "optimizer's", "buffers": "buffer"}
-                return trouble(
-                    FloatingPointError(
-                        f"{what[part.part]} {name} is no finite number any more; nothing was "
-                        "averaged, go back to a saved state or rebuild() without it"
-                    )
+                error = FloatingPointError(
+                    f"{what[part.part]} {name} is no finite number any more; nothing was averaged, "
+                    "go back to a saved state or rebuild() without it"
                 )
-        return {"counts": counters(self.optimizer) if "optimizer" in self.parts else {}}
+                return trouble(error), norm
+        return {"counts": counters(self.optimizer) if "optimizer" in self.parts else {}}, norm
 
 
 def _check_steps(words: dict[int, Word]) -> None:

@@ -6,7 +6,6 @@ distance from the average cost no further pass over memory.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -46,38 +45,40 @@ class Flat:
         """What is reduced in one call each; together they are the whole buffer."""
         return self.buffer.split(_SLICE_BYTES // self.buffer.element_size())
 
-    def fill(self, tensors: Sequence[Tensor]) -> bool:
-        """Copy the tensors in; whether their squares have a finite sum."""
+    def fill(self, tensors: Sequence[Tensor]) -> float:
+        """Copy the tensors in; their squared norm, which is finite only where all of them are."""
         squares = []
         for ours, stretch in self._pieces(tensors):
             torch._foreach_copy_(_places(stretch, ours), ours)
             if self.floating:
                 squares.append(torch.dot(stretch, stretch))
-        return not squares or math.isfinite(torch.stack(squares).max().item())
+        return torch.stack(squares).sum(dtype=torch.float64).item() if squares else 0.0
 
-    def empty(self, tensors: Sequence[Tensor], parts: int = 1) -> tuple[float, float]:
+    def empty(self, tensors: Sequence[Tensor], parts: int = 1) -> float:
         """Copy the buffer out, divided by `parts` where it holds a sum over so many workers.
 
         Returns:
-            The squared distance that the tensors moved, and the squared norm of what they are now.
+            The squared distance that the tensors moved.
         """
-        moved, norms = [], []
+        moved = []
         for ours, stretch in self._pieces(tensors):
-            if self.floating:
-                if parts > 1:
-                    stretch.div_(parts)
-                change = self._scratch[: len(stretch)]
-                if len(change) < len(stretch):  # one large tensor that is not contiguous
-                    change = torch.empty_like(stretch)
+            if not self.floating:
+                torch._foreach_copy_(ours, _places(stretch, ours))
+                continue
+            change = self._scratch[: len(stretch)]
+            if len(change) < len(stretch):  # one large tensor that is not contiguous
+                change = torch.empty_like(stretch)
+            if len(ours) == 1 and ours[0].dtype == stretch.dtype:
+                place, scaled = change.view(ours[0].shape), _places(stretch, ours)[0]
+                torch.sub(ours[0], scaled, alpha=1 / parts, out=place)
+                torch.mul(scaled, 1 / parts, out=ours[0])
+            else:
                 torch._foreach_copy_(_places(change, ours), ours)
+                stretch.mul_(1 / parts)
                 change.sub_(stretch)
-                moved.append(torch.dot(change, change))
-                norms.append(torch.dot(stretch, stretch))
-            torch._foreach_copy_(ours, _places(stretch, ours))
-        if not moved:
-            return 0.0, 0.0
-        both = torch.stack([torch.stack(moved), torch.stack(norms)]).double().sum(dim=1)
-        return float(both[0]), float(both[1])
+                torch._foreach_copy_(ours, _places(stretch, ours))
+            moved.append(torch.dot(change, change))
+        return torch.stack(moved).sum(dtype=torch.float64).item() if moved else 0.0
 
     def _pieces(self, tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Tensors, or parts of one, with the stretch of the buffer that they take."""

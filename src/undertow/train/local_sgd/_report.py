@@ -21,7 +21,7 @@ class LocalReport:
         bytes_reduced: what this worker gave to all-reduces, its payload.
         bytes_sent: what a ring of K sends from each worker for it, 2 (K - 1) / K times as much.
         share: of the bytes of averaging gradients at every step (data-parallel training).
-        distance: from this worker to the average at the last averaging, ||x_k - mean|| / ||mean||;
+        distance: from this worker to the average at the last averaging, ||x_k - mean|| / ||x_k||;
             nan before the first.
         eigenvalue: what the drift multiplier is for; None: not asked.
         drift_multiplier: `predict.local_drift_multiplier` at each round's period and rate, averaged

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -86,12 +87,18 @@ class Team:
     def connect(self) -> None:
         """Make a group of our own: its timeout, and no failure in the caller's. All ranks call."""
         if self.size > 1:
-            self._group = dist.new_group(
-                list(self.ranks),
-                timeout=timedelta(seconds=max(self.timeout / 3, 0.001)),
-                backend=self._backend,
-                use_local_synchronization=True,
-            )
+            try:
+                self._group = dist.new_group(
+                    list(self.ranks),
+                    timeout=timedelta(seconds=self.timeout / 3),
+                    backend=self._backend,
+                    use_local_synchronization=True,
+                )
+            except RuntimeError as error:
+                raise WorkerLost(
+                    f"the group of {named(self.ranks)} could not be made: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
 
     def disconnect(self) -> None:
         """Give the group of our own back."""
@@ -126,7 +133,8 @@ class Team:
     def leave(self, word: Word) -> None:
         """Say something to the others' next meeting without waiting for it."""
         if self.size > 1:
-            self._meeting.leave(word)
+            with suppress(RuntimeError):  # a store that is gone has nobody to tell
+                self._meeting.leave(word)
 
     def reduce_(self, flats: Sequence[Flat], about: str) -> None:
         """Sum the buffers over the team; on return all ranks have the sums.

@@ -8,9 +8,12 @@ from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
 from undertow.train.ensemble import Member as Member
 from undertow.train.ensemble import spawn_generators as spawn_generators
+from undertow.train.local_sgd import LocalReport as LocalReport
+from undertow.train.local_sgd import LocalSGD as LocalSGD
 from undertow.train.local_sgd import Outer as Outer
 from undertow.train.local_sgd import Rounds as Rounds
 from undertow.train.local_sgd import TwoLayerRounds as TwoLayerRounds
+from undertow.train.local_sgd import WorkerLost as WorkerLost
 from undertow.train.local_sgd import Workers as Workers
 from undertow.train.local_sgd import partition as partition
 from undertow.train.local_sgd import two_layer_rounds as two_layer_rounds
@@ -81,6 +84,8 @@ __all__ = [
     "GreedyLowRank",
     "GreedyPath",
     "GreedyPhase",
+    "LocalReport",
+    "LocalSGD",
     "LogDomain",
     "LossBasedLR",
     "Member",
@@ -92,6 +97,7 @@ __all__ = [
     "SaddleSpectra",
     "SensingProblems",
     "TwoLayerRounds",
+    "WorkerLost",
     "Workers",
     "balanced_factors",
     "circle_descent",

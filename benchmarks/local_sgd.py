@@ -160,28 +160,29 @@ def links_worker(rank: int, repeats: int, interface: str) -> dict[str, object]:
 
 
 def overhead_worker(repeats: int) -> dict[str, object]:
-    """Seconds of a step alone, with a round after it, with a hook only, and of a bare all-reduce."""
-    models = {name: network(OVERHEAD) for name in ("plain", "round", "hook")}
-    optimizers = {name: plain_sgd(model) for name, model in models.items()}
-    for name, period in (("round", 1), ("hook", 10**9)):
-        train.LocalSGD(models[name], optimizers[name], period=period)
-    steps = {name: steps_of(models[name], optimizers[name]) for name in models}
+    """Seconds of a step, of a round, of the hooks of a local step, and of a bare all-reduce."""
+    kinds = {"step": None, "round": 1, "hooks": 10**9}
     draw = batches(dist.get_rank(), OVERHEAD, OVERHEAD_BATCH)
-    flat = torch.zeros(sum(p.numel() for p in models["plain"].parameters()))
-    found: dict[str, list[float]] = {name: [] for name in (*models, "all-reduce")}
-
-    def timed(name: str, run: Callable[[], object]) -> None:
-        dist.barrier()
-        begin = time.perf_counter()
-        run()
-        dist.barrier()
-        found[name].append(time.perf_counter() - begin)
-
+    runs: dict[str, Callable[[], object]] = {}
+    for name, period in kinds.items():
+        model = network(OVERHEAD)
+        optimizer = plain_sgd(model)
+        if period is None:
+            step, batch = steps_of(model, optimizer), draw()
+            runs[name] = lambda step=step, batch=batch: step(*batch)  # type: ignore[misc]
+        else:
+            # Without gradients SGD does nothing, and what is left of its step is the hooks.
+            train.LocalSGD(model, optimizer, period=period)
+            runs[name] = optimizer.step
+    flat = torch.zeros(sum(p.numel() for p in model.parameters()))
+    runs["all-reduce"] = lambda: dist.all_reduce(flat)
+    found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats + 1):
-        batch = draw()
-        for name, step in steps.items():
-            timed(name, lambda step=step: step(*batch))  # type: ignore[misc]
-        timed("all-reduce", lambda: dist.all_reduce(flat))
+        for name, run in runs.items():
+            dist.barrier()
+            begin = time.perf_counter()
+            run()
+            found[name].append(time.perf_counter() - begin)
     return {"seconds": {name: values[1:] for name, values in found.items()}}
 
 
@@ -267,17 +268,13 @@ def report_overhead(found: list[dict]) -> None:
     """What a round costs beyond its all-reduce, in parts of a step."""
     rows = {name: [1e3 * value for value in values] for name, values in found[0]["seconds"].items()}
     median = {name: statistics.median(values) for name, values in rows.items()}
-    extra = [
-        with_it - alone - bare
-        for with_it, alone, bare in zip(rows["round"], rows["plain"], rows["all-reduce"], strict=True)
-    ]
-    hook = [with_it - alone for with_it, alone in zip(rows["hook"], rows["plain"], strict=True)]
+    extra = [own - bare for own, bare in zip(rows["round"], rows["all-reduce"], strict=True)]
+    beyond = statistics.median(extra)
     print(
-        f"20M parameters, batch {OVERHEAD_BATCH}: a step {median['plain']:.0f} ms, a bare all-reduce "
+        f"20M parameters, batch {OVERHEAD_BATCH}: a step {median['step']:.0f} ms, a bare all-reduce "
         f"{median['all-reduce']:.0f} ms\n"
-        f"a round beyond its all-reduce {statistics.median(extra):+.1f} ms, "
-        f"{statistics.median(extra) / median['plain']:+.1%} of a step (aim 2%)\n"
-        f"a local step beyond a plain one {statistics.median(hook):+.1f} ms"
+        f"a round beyond its all-reduce {beyond:.1f} ms, {beyond / median['step']:.1%} of a step "
+        f"(aim 2%)\nhooks of a local step {1e3 * median['hooks']:.0f} us"
     )
 
 

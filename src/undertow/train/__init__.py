@@ -8,8 +8,10 @@ from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
 from undertow.train.ensemble import Member as Member
 from undertow.train.ensemble import spawn_generators as spawn_generators
+from undertow.train.local_sgd import LocalSGD as LocalSGD
 from undertow.train.local_sgd import Outer as Outer
 from undertow.train.local_sgd import Rounds as Rounds
+from undertow.train.local_sgd import WorkerLost as WorkerLost
 from undertow.train.matrix import ClosestApproach as ClosestApproach
 from undertow.train.matrix import Completion as Completion
 from undertow.train.matrix import Crossing as Crossing
@@ -72,6 +74,7 @@ __all__ = [
     "GreedyLowRank",
     "GreedyPath",
     "GreedyPhase",
+    "LocalSGD",
     "LogDomain",
     "LossBasedLR",
     "Member",
@@ -82,6 +85,7 @@ __all__ = [
     "Rounds",
     "SaddleSpectra",
     "SensingProblems",
+    "WorkerLost",
     "balanced_factors",
     "circle_descent",
     "circle_flow",

@@ -1,6 +1,8 @@
 """Local SGD: workers that take steps on their own and are averaged now and then."""
 
+from undertow.train.local_sgd._local_sgd import LocalSGD as LocalSGD
+from undertow.train.local_sgd._meeting import WorkerLost as WorkerLost
 from undertow.train.local_sgd._outer import Outer as Outer
 from undertow.train.local_sgd._rounds import Rounds as Rounds
 
-__all__ = ["Outer", "Rounds"]
+__all__ = ["LocalSGD", "Outer", "Rounds", "WorkerLost"]

@@ -12,6 +12,8 @@ from undertow.train.local_sgd import LocalSGD as LocalSGD
 from undertow.train.local_sgd import Outer as Outer
 from undertow.train.local_sgd import Rounds as Rounds
 from undertow.train.local_sgd import WorkerLost as WorkerLost
+from undertow.train.local_sgd import Workers as Workers
+from undertow.train.local_sgd import partition as partition
 from undertow.train.matrix import ClosestApproach as ClosestApproach
 from undertow.train.matrix import Completion as Completion
 from undertow.train.matrix import Crossing as Crossing
@@ -86,6 +88,7 @@ __all__ = [
     "SaddleSpectra",
     "SensingProblems",
     "WorkerLost",
+    "Workers",
     "balanced_factors",
     "circle_descent",
     "circle_flow",
@@ -107,6 +110,7 @@ __all__ = [
     "normalized_networks",
     "nuclear_norm_completion",
     "optim",
+    "partition",
     "past_zero_loss",
     "phase_distance",
     "phase_visits",

@@ -245,11 +245,11 @@ def test_training_in_pieces_is_training_at_once(path: str, base: Rule) -> None:
 
 
 def test_large_targets_are_perturbed_a_few_steps_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    from undertow.train.ensemble import _ensemble
+    from undertow.train.ensemble import _feeds
 
     rule = rules.svag(flips(rules.sgd), 2)
     expected = make(rule, "fused").train(20).parameters()
-    monkeypatch.setattr(_ensemble, "_MAX_PERTURBED", 100)
+    monkeypatch.setattr(_feeds, "_MAX_PERTURBED", 100)
     for name, value in make(rule, "fused").train(20).parameters().items():
         assert torch.equal(value, expected[name])
 

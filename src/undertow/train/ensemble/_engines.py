@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from undertow.train.ensemble._lanes import Averager, Lanes, Run
 from undertow.train.ensemble._losses import BatchLoss
 from undertow.train.ensemble._networks import fixed, load_member, random_state, stack, trainable
 from undertow.train.ensemble._sampling import Batch
@@ -23,7 +24,8 @@ from undertow.train.rules import Hyper, Rule, with_values
 class Job:
     """What is trained on what, and how: the same for every engine.
 
-    `hyper` holds one float64 value a member, `[E]`; learning rates are given again at each step.
+    Engines step `lanes`: E is their number, and a member of an engine one of them. `hyper` holds
+    one float64 value a lane, `[E]`; learning rates are given again at each step.
     """
 
     loss: BatchLoss
@@ -31,17 +33,24 @@ class Job:
     hyper: Hyper
     inputs: Float[Tensor, "n ..."]
     targets: Shaped[Tensor, "n ..."]
+    lanes: Lanes
 
     def targets_of(self, batch: Batch) -> Shaped[Tensor, "E batches size ..."]:
         """The targets that the loss sees."""
         return self.targets[batch.index] if batch.targets is None else batch.targets
 
 
+Averages = Mapping[int, Sequence[Run]]
+"""The place of a step in a block -> the lanes that are averaged after it."""
+
+
 class Engine(Protocol):
     """What the three ways of running an ensemble have in common."""
 
-    def advance(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
-        """One update for each batch, at the learning rates given."""
+    def advance(
+        self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"], averages: Averages
+    ) -> None:
+        """One update for each batch, at the learning rates given, and averages where due."""
 
     def parameters(self) -> dict[str, Tensor]:
         """Copies of the trained parameters, each `[E, ...]`."""
@@ -67,6 +76,9 @@ class VmapEngine:
         self._fixed = {name: value.clone() for name, value in fixed_tensors.items()}
         self._job = job
         self._state = job.rule.init(list(self._params.values()))
+        self._averager = Averager(job.lanes, list(self._params.values()))
+        names = dict(template.named_buffers())
+        self._buffers = [value for name, value in self._fixed.items() if name in names]
         # A copy: where a layer appears twice, `functional_call` leaves traced tensors behind.
         template = copy.deepcopy(template)
 
@@ -95,10 +107,12 @@ class VmapEngine:
         for values in self._state.values():
             zero_member(values, member)
 
-    def advance(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
-        """One update for each batch, at the learning rates given."""
+    def advance(
+        self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"], averages: Averages
+    ) -> None:
+        """One update for each batch, at the learning rates given, and averages where due."""
         job = self._job
-        for batch, rate in zip(batches, rates, strict=True):
+        for step, (batch, rate) in enumerate(zip(batches, rates, strict=True)):
             grads = []
             # One after the other: each is normalised by its own statistics, as for the bare rule.
             pairs = zip(batch.index.unbind(1), job.targets_of(batch).unbind(1), strict=True)
@@ -121,6 +135,11 @@ class VmapEngine:
                     with_values(job.hyper, lr=rate),
                     inplace=True,
                 )
+                if step in averages:
+                    state = [value for own in self._state.values() for value in own]
+                    self._averager.average(
+                        averages[step], list(self._params.values()), state, self._buffers
+                    )
 
 
 class LoopEngine:
@@ -143,6 +162,7 @@ class LoopEngine:
             load_member(module, params | fixed_tensors, e)
         self._params = [list(trainable(module).values()) for module in self._modules]
         self._states = [job.rule.init(tensors) for tensors in self._params]
+        self._averager = Averager(job.lanes, _stacked(self._params))
         self._random_states = list(random_states) if random_states is not None else None
         self._silent: set[int] = set()
 
@@ -162,8 +182,38 @@ class LoopEngine:
                 if tensor.is_floating_point():
                     tensor.zero_()
 
-    def advance(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
-        """One update for each batch, at the learning rates given."""
+    def advance(
+        self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"], averages: Averages
+    ) -> None:
+        """One update for each batch, at the learning rates given, and averages where due."""
+        first = 0
+        for last in sorted({*averages, len(batches) - 1}):
+            block = slice(first, last + 1)
+            self._step(batches[block], rates[block])
+            if last in averages:
+                self._average(averages[last])
+            first = last + 1
+
+    @torch.no_grad()
+    def _average(self, runs: Sequence[Run]) -> None:
+        averaged = {kind for run in runs for kind in run.workers.average}
+        states = [
+            [value for own in state.values() for value in own] if "optimizer" in averaged else []
+            for state in self._states
+        ]
+        buffers = [
+            list(module.buffers()) if "buffers" in averaged else [] for module in self._modules
+        ]
+        every = (self._params, states, buffers)
+        stacks = [_stacked(own) for own in every]
+        self._averager.average(runs, *stacks)
+        lanes = [lane for run in runs for lane in range(run.lanes.start, run.lanes.stop)]
+        for own, means in zip(every, stacks, strict=True):
+            for lane in lanes:
+                for tensor, mean in zip(own[lane], means, strict=True):
+                    tensor.copy_(mean[lane])
+
+    def _step(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
         job = self._job
         for e, (module, params) in enumerate(zip(self._modules, self._params, strict=True)):
             if e in self._silent:
@@ -200,6 +250,11 @@ class LoopEngine:
         mean = self._job.loss.mean(module(x), y)
         # A parameter that the loss does not reach has gradient zero, as under vmap.
         return torch.autograd.grad(mean, params, allow_unused=True, materialize_grads=True)
+
+
+def _stacked(lanes: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The tensors of each lane, stacked along a leading axis of lanes."""
+    return [torch.stack([own.detach() for own in each]) for each in zip(*lanes, strict=True)]
 
 
 def zero_member(tensors: Iterable[Tensor], member: int) -> None:

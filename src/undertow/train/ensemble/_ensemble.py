@@ -20,21 +20,21 @@ from torch.func import functional_call
 from undertow.objective import whole_number
 from undertow.train import rules
 from undertow.train.ensemble import _losses
-from undertow.train.ensemble._checks import batch_shape, check_data, check_samples
+from undertow.train.ensemble._checks import (
+    batch_shape,
+    check_data,
+    check_samples,
+    check_workers_differ,
+)
 from undertow.train.ensemble._engines import Engine, Job, LoopEngine, VmapEngine
 from undertow.train.ensemble._evaluation import Evaluation, score
+from undertow.train.ensemble._feeds import Feed, lane_generators
 from undertow.train.ensemble._fused import FusedEngine
+from undertow.train.ensemble._lanes import Lanes, RoundBook
 from undertow.train.ensemble._layers import recognise
 from undertow.train.ensemble._member import Member, learning_rates, stacked_hyper
 from undertow.train.ensemble._networks import Model, initialise, load_member, probe, random_state
-from undertow.train.ensemble._sampling import (
-    Batch,
-    BatchStream,
-    NoisyStream,
-    batch_sizes,
-    by_step,
-    spawn_generators,
-)
+from undertow.train.ensemble._sampling import Batch, batch_sizes
 from undertow.train.rules import Rule
 
 Path = Literal["auto", "fused", "vmap", "loop"]
@@ -42,7 +42,6 @@ Path = Literal["auto", "fused", "vmap", "loop"]
 _BLOCK = 128  # steps between two checks for divergence
 _TRIAL_STEPS = 4  # steps that the chooser times at once on each path
 _TRIAL_ROUNDS = 3
-_MAX_PERTURBED = 2**22  # numbers in the perturbed targets that are kept at once
 
 
 class Ensemble:
@@ -123,38 +122,30 @@ class Ensemble:
         if samples is not None:
             rows = list(check_samples(samples, len(rows), count))
             count = samples.shape[1]
-        self._num_samples = count
-        self._order, self.batch_size = batch_shape(self.members, batch_size, count)
-        # For weights, order, forward pass, label noise; then order and noise of each further batch.
-        spawned = [
-            spawn_generators(member.seed, 2 + 2 * len(rule.batch_weights))
-            for member in self.members
-        ]
-        first = [own[0] for own in spawned]
-        self._random_states = [own[2].get_state() for own in spawned]
+        shape = batch_shape(self.members, batch_size, count)
+        self.batch_size = shape.size
+        self._lanes = Lanes(self.members)
+        spawned = [lane_generators(member, len(rule.batch_weights)) for member in self.members]
+        first = [own[0][0] for own in spawned]
+        self._random_states = [lane[2].get_state() for own in spawned for lane in own]
         self._template, params, fixed = initialise(model, first, dtype, device)
         smallest = min(
-            batch_sizes(self._order, count, self.batch_size, 0, -(-count // self.batch_size))
+            batch_sizes(shape.order, shape.samples, shape.size, 0, -(-shape.samples // shape.size))
         )
         outputs, self._random = probe(self._template, inputs, smallest, self._random_states[0])
+        if shape.order == "full" and rule.perturb is None and not self._random:
+            check_workers_differ(self.members)
         batch_loss = _losses.resolve(
             self._loss, outputs.to(device), targets, perturbed=rule.perturb is not None
         )
-        self._streams = [
-            BatchStream(member.order, count, self.batch_size, generator, own_rows)
-            for member, own, own_rows in zip(self.members, spawned, rows, strict=True)
-            for generator in (own[1], *own[4::2])
-        ]
-        self._noisy: list[NoisyStream] = []
-        if rule.perturb is not None:
-            noise = [generator for own in spawned for generator in own[3::2]]
-            self._noisy = [
-                NoisyStream(stream, targets, rule.perturb, own, batch_loss.check)
-                for stream, own in zip(self._streams, noise, strict=True)
-            ]
-            rule.perturb(targets[:1].clone(), torch.Generator())  # a kind that it cannot perturb
-        self._initial = (params, fixed)
-        self._job = Job(batch_loss, rule, stacked_hyper(self.members, device), inputs, targets)
+        self._feed = Feed(self.members, spawned, rows, targets, shape, rule, batch_loss.check)
+        self._initial = tuple(
+            {name: self._lanes.repeat(value) for name, value in own.items()}
+            for own in (params, fixed)
+        )
+        hyper = stacked_hyper([self.members[e] for e in self._lanes.member_of], device)
+        self._job = Job(batch_loss, rule, hyper, inputs, targets, self._lanes)
+        self._book = RoundBook(self._lanes)
         self.steps_taken = 0
         self.diverged_at: list[int | None] = [None] * len(self.members)
         self.path_seconds: dict[str, float] = {}
@@ -180,12 +171,14 @@ class Ensemble:
         while steps:
             count = min(steps, _BLOCK - self.steps_taken % _BLOCK)
             rates = self._rates(count)
-            for own_rates in rates.split(self._steps_at_once(count)):
-                batches = self._take(len(own_rates))
+            for own_rates in rates.split(self._feed.steps_at_once(count)):
+                averages = self._book.averages(self.steps_taken, own_rates.numpy(), self.alive)
+                lane_rates = self._lanes.repeat(own_rates, 1).to(self._job.inputs.device)
+                batches = self._feed.take(self.steps_taken, len(own_rates))
                 if self._engine is None:
-                    self._choose(batches, own_rates)
+                    self._choose(batches, lane_rates)
                 assert self._engine is not None
-                self._engine.advance(batches, own_rates)
+                self._engine.advance(batches, lane_rates, averages)
                 self.steps_taken += len(own_rates)
             steps -= count
             self._mask_diverged()
@@ -208,6 +201,11 @@ class Ensemble:
             yield step
 
     @property
+    def rounds_taken(self) -> list[int]:
+        """How many rounds of Local SGD each member has ended; 0 for one that trains alone."""
+        return list(self._book.taken)
+
+    @property
     def diverged(self) -> list[bool]:
         """Whether each member has diverged."""
         return [at is not None for at in self.diverged_at]
@@ -227,10 +225,23 @@ class Ensemble:
         tensors = self._tensors()
         return {name: tensors[name] for name, _ in self._template.named_buffers()}
 
-    def module(self, member: int) -> nn.Module:
-        """A module of its own with one member's parameters and buffers."""
+    def module(self, member: int, *, worker: int | None = None) -> nn.Module:
+        """A module of its own with one member's parameters and buffers.
+
+        Args:
+            member: which.
+            worker: one of its workers, as it is between two averages; None: the workers' mean.
+        """
         module = copy.deepcopy(self._template)
-        load_member(module, self._tensors(), member)
+        if worker is None:
+            load_member(module, self._tensors(), member)
+            return module
+        lanes = self._lanes.of(member)
+        if not 0 <= worker < len(lanes):
+            raise ValueError(
+                f"worker must lie between 0 and {len(lanes) - 1} for member {member}, got {worker}"
+            )
+        load_member(module, self._lane_tensors(), lanes[worker])
         return module
 
     def predict(
@@ -246,9 +257,9 @@ class Ensemble:
         inputs, tensors = inputs.to(self._job.inputs), self._tensors()
         template = copy.deepcopy(self._template).eval()
         outputs = []
-        for e, state in enumerate(self._random_states):
+        for e, lane in enumerate(self._lanes.firsts):
             own = {name: value[e] for name, value in tensors.items()}
-            with random_state(state), torch.no_grad():
+            with random_state(self._random_states[lane]), torch.no_grad():
                 outputs.append(functional_call(template, own, (inputs[rows[e]],)))
         return torch.stack(outputs)
 
@@ -297,29 +308,9 @@ class Ensemble:
         own = check_samples(samples, len(self.members), available)
         return list(own.to(self._job.inputs.device))
 
-    def _steps_at_once(self, count: int) -> int:
-        """How many of the steps to draw at once, as perturbed targets take memory."""
-        if not self._noisy:
-            return count
-        numbers = self._job.targets[0].numel() * self.batch_size * len(self._streams)
-        return min(count, max(1, _MAX_PERTURBED // numbers))
-
-    def _take(self, count: int) -> list[Batch]:
-        """The batches of the next `count` steps."""
-        sizes = batch_sizes(
-            self._order, self._num_samples, self.batch_size, self.steps_taken, count
-        )
-        members, device = len(self.members), self._job.inputs.device
-        if not self._noisy:
-            index = torch.stack([stream.take(sum(sizes)) for stream in self._streams])
-            return [Batch(own) for own in by_step(index.to(device), members, sizes)]
-        taken = zip(*(stream.take(sum(sizes)) for stream in self._noisy), strict=True)
-        both = (by_step(torch.stack(own).to(device), members, sizes) for own in taken)
-        return [Batch(*own) for own in zip(*both, strict=True)]
-
     def _rates(self, count: int) -> Float[Tensor, "steps E"]:
         scales = learning_rates(self.members, self.steps_taken, count, self.rule.steps_per_step)
-        return torch.from_numpy(scales * ~np.array(self.diverged)).to(self._job.inputs.device)
+        return torch.from_numpy(scales * ~np.array(self.diverged))
 
     def _build(self, path: str) -> Engine:
         params, fixed = self._initial
@@ -350,7 +341,7 @@ class Ensemble:
         for path in candidates:
             try:
                 engines[path] = self._build(path)
-                engines[path].advance(batches[:1], rates[:1])  # to warm up
+                engines[path].advance(batches[:1], rates[:1], {})  # to warm up
             except RuntimeError:  # what the path cannot run, the loop can
                 if path == "loop":
                     raise
@@ -366,33 +357,39 @@ class Ensemble:
     def _mask_diverged(self) -> None:
         assert self._engine is not None
         params = self._engine.parameters()
-        finite = torch.ones(len(self.members), dtype=torch.bool, device=self._job.inputs.device)
+        finite = torch.ones(self._lanes.total, dtype=torch.bool, device=self._job.inputs.device)
         for value in params.values():
             flat = value.reshape(len(finite), -1)
             # The sum is cheap, but may overflow where every entry is finite.
             if not bool(torch.isfinite(flat.sum(1)).all()):
                 finite &= torch.isfinite(flat).all(1)
-        for e in torch.nonzero(~finite).flatten().tolist():
+        for lost in torch.nonzero(~finite).flatten().tolist():
+            e = int(self._lanes.member_of[lost])
             if self.diverged_at[e] is None:
                 self.diverged_at[e] = self.steps_taken
-                self._engine.silence(e)
+                for lane in self._lanes.of(e):
+                    self._engine.silence(lane)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers, each `[E, ...]`; NaN where a member diverged."""
-        if self._engine is None:
-            params, fixed = self._initial
-            return {name: value.clone() for name, value in {**params, **fixed}.items()}
-        tensors = {**self._engine.parameters(), **self._engine.fixed()}
+        tensors = {name: self._lanes.mean(own) for name, own in self._lane_tensors().items()}
         lost = [e for e, step in enumerate(self.diverged_at) if step is not None]
         for value in tensors.values():
             if lost and value.is_floating_point():
                 value[lost] = float("nan")
         return tensors
 
+    def _lane_tensors(self) -> dict[str, Tensor]:
+        """Copies of all parameters and buffers of all lanes."""
+        if self._engine is None:
+            params, fixed = self._initial
+            return {name: value.clone() for name, value in {**params, **fixed}.items()}
+        return {**self._engine.parameters(), **self._engine.fixed()}
+
 
 def _seconds(engine: Engine, batches: Sequence[Batch], rates: Tensor) -> float:
     """Seconds a step, over the first few."""
     count = min(_TRIAL_STEPS, len(batches))
     start = time.perf_counter()
-    engine.advance(batches[:count], rates[:count])
+    engine.advance(batches[:count], rates[:count], {})
     return (time.perf_counter() - start) / count

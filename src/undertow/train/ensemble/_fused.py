@@ -20,9 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from undertow.train.ensemble._batch_norm import BatchNorms
-from undertow.train.ensemble._engines import Job, zero_member
+from undertow.train.ensemble._engines import Averages, Job, zero_member
+from undertow.train.ensemble._lanes import Averager, Run
 from undertow.train.ensemble._layers import Activation, Affine, Layer, Norm
 from undertow.train.ensemble._memory import Scratch, Vectors
+from undertow.train.ensemble._output_gradients import OutputGradients
 from undertow.train.ensemble._sampling import Batch
 from undertow.train.rules import (
     add_scaled,
@@ -58,12 +60,7 @@ class FusedEngine:
         self._members = next(iter(params.values())).shape[0]
         self._inputs = job.inputs.flatten(1).contiguous()
         self._dtype = self._inputs.dtype
-        outputs = self._affine[-1].outputs
-        targets = job.targets
-        if job.loss.kind == "cross_entropy" and not targets.is_floating_point():
-            self._targets = torch.nn.functional.one_hot(targets, outputs).to(self._dtype)
-        else:
-            self._targets = targets.contiguous()
+        self._output_gradients = OutputGradients(job, self._affine[-1].outputs, self._dtype)
         # The first layer needs no input gradient, so its weight is kept transposed: [E, in, out].
         stored = [params[layer.weight] for layer in self._affine]
         stored[:1] = [weight.mT for weight in stored[:1]]
@@ -104,6 +101,7 @@ class FusedEngine:
         elif self._kernel != "sgd":
             self._gradients = [torch.zeros_like(tensor) for tensor in tensors]
         self._tensors = tensors
+        self._averager = Averager(job.lanes, tensors)
         self._scratch: dict[int, Scratch] = {}
 
     # ---- the interface of an engine
@@ -128,20 +126,22 @@ class FusedEngine:
         for values in self._state.values():
             zero_member(values, member)
 
-    def advance(self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"]) -> None:
-        """One update for each batch, at the learning rates given."""
+    def advance(
+        self, batches: Sequence[Batch], rates: Float[Tensor, "steps E"], averages: Averages
+    ) -> None:
+        """One update for each batch, at the learning rates given, and averages where due."""
         rule = self._job.rule
         with torch.inference_mode():
             if self._kernel is not None:
                 rates = rates / rule.steps_per_step
             if self._kernel == "sgd":
-                self._advance_sgd(batches, rates)
+                self._advance_sgd(batches, rates, averages)
             else:
-                self._advance_rule(batches, rates)
+                self._advance_rule(batches, rates, averages)
 
     # ---- stepping
 
-    def _advance_sgd(self, batches: Sequence[Batch], rates: Tensor) -> None:
+    def _advance_sgd(self, batches: Sequence[Batch], rates: Tensor, averages: Averages) -> None:
         log_decay = torch.log1p(-rates * self._weight_decay)
         first = 0
         while first < len(batches):
@@ -150,7 +150,8 @@ class FusedEngine:
                 self._fold()
                 continue
             block = slice(first, first + fits)
-            self._sgd_block(batches[block], rates[block], log_decay[block])
+            within = {step - first: runs for step, runs in averages.items() if step >= first}
+            self._sgd_block(batches[block], rates[block], log_decay[block], within)
             first += fits
 
     def _fits(self, log_decay: Float[Tensor, "steps E"]) -> int:
@@ -181,7 +182,9 @@ class FusedEngine:
         self._log_scale.zero_()
         self._unfolded, self._drift = 0, 0.0
 
-    def _sgd_block(self, batches: Sequence[Batch], rates: Tensor, log_decay: Tensor) -> None:
+    def _sgd_block(
+        self, batches: Sequence[Batch], rates: Tensor, log_decay: Tensor, averages: Averages
+    ) -> None:
         logs = torch.cat([self._log_scale[None], log_decay]).cumsum(0)
         before, after = logs[:-1], logs[1:]  # log s before and after each step, [steps, E]
         lazy, depth = self._passes_scale, len(self._affine)
@@ -211,16 +214,30 @@ class FusedEngine:
                 if self._decays:
                     vectors.values.mul_(shrinks[step])
                 vectors.values.addcmul_(vectors.gradient, gains[step])
+            if step in averages:
+                self._average(averages[step], after[step])
         self._log_scale.copy_(after[-1])
 
     def _columns(self, values: Tensor, trailing: int) -> Sequence[Tensor]:
         """Values `[steps, E]` as one tensor a step, shaped to multiply `[E, ...]` tensors."""
         return values.to(self._dtype).reshape(*values.shape, *[1] * trailing).unbind(0)
 
-    def _advance_rule(self, batches: Sequence[Batch], rates: Tensor) -> None:
-        step = self._momentum_step if self._kernel == "momentum" else self._rule_step
-        for batch, rate in zip(batches, rates.to(self._dtype), strict=True):
-            step(batch, rate, rate.new_full((1, 1, 1), 1 / batch.index.shape[2]))
+    def _average(self, runs: Sequence[Run], log_scale: Tensor | None = None) -> None:
+        """Average lanes; those of one member share their scale, so that V may stand for W."""
+        scales: list[Tensor | None] | None = None
+        if log_scale is not None and self._decays:
+            scale = torch.exp(log_scale).to(self._dtype)[:, None, None]
+            scales = [*[scale] * len(self._weights), None]
+        state = [value for own in self._state.values() for value in own]
+        buffers = list(self._buffers.values())
+        self._averager.average(runs, self._tensors, state, buffers, scales)
+
+    def _advance_rule(self, batches: Sequence[Batch], rates: Tensor, averages: Averages) -> None:
+        take = self._momentum_step if self._kernel == "momentum" else self._rule_step
+        for step, (batch, rate) in enumerate(zip(batches, rates.to(self._dtype), strict=True)):
+            take(batch, rate, rate.new_full((1, 1, 1), 1 / batch.index.shape[2]))
+            if step in averages:
+                self._average(averages[step])
 
     def _rule_step(self, batch: Batch, rate: Tensor, coefficient: Tensor) -> None:
         """Any rule: gradients first, then the rule's own update."""
@@ -286,7 +303,7 @@ class FusedEngine:
             trace.append((before, current))
         if output_scale is not None:
             current.mul_(output_scale)
-        grad = self._output_gradient(current, batch, scratch).mul_(coefficient)
+        grad = self._output_gradients.of(current, batch, scratch).mul_(coefficient)
         if self._job.rule.batch_weights != (1,):
             grad.view(*batch.index.shape, -1).mul_(self._batch_weights)
         for position in range(len(self._layers) - 1, -1, -1):
@@ -328,46 +345,10 @@ class FusedEngine:
             targets[place].baddbmm_(left.mT, right, beta=keep)
         return below
 
-    # ---- the loss
-
-    def _output_gradient(self, outputs: Tensor, batch: Batch, scratch: Scratch) -> Tensor:
-        """Gradient of the batch's summed loss with respect to the outputs, overwriting them."""
-        if self._job.loss.kind == "other":
-            return self._autograd_gradient(outputs, batch)
-        targets = self._closed_form_targets(batch, scratch).view_as(outputs)
-        if self._job.loss.kind == "mean_squared_error":
-            return outputs.sub_(targets).mul_(2 / outputs.shape[2])
-        # A row-wise softmax from elementwise parts: the fused kernel is slow on short rows.
-        torch.amax(outputs, 2, keepdim=True, out=scratch.row)
-        outputs.sub_(scratch.row).exp_()
-        torch.sum(outputs, 2, keepdim=True, out=scratch.row)
-        return outputs.div_(scratch.row).sub_(targets)
-
-    def _closed_form_targets(self, batch: Batch, scratch: Scratch) -> Tensor:
-        if batch.targets is None:
-            return torch.index_select(
-                self._targets, 0, batch.index.reshape(-1), out=scratch.targets
-            )
-        if self._job.targets.is_floating_point():
-            return batch.targets
-        return scratch.targets.zero_().scatter_(1, batch.targets.reshape(-1, 1), 1)
-
-    def _autograd_gradient(self, outputs: Tensor, batch: Batch) -> Tensor:
-        targets = self._job.targets_of(batch)
-        with torch.inference_mode(False):
-            leaf = outputs.clone().requires_grad_()
-            means = map(
-                self._job.loss.mean,
-                leaf.view(-1, *batch.index.shape[2:], outputs.shape[2]),
-                targets.clone().flatten(0, 1),
-            )
-            (grad,) = torch.autograd.grad(torch.stack(list(means)).sum(), leaf)
-        return outputs.copy_(grad).mul_(batch.index.shape[2])
-
     def _scratch_for(self, batch: int) -> Scratch:
         if batch not in self._scratch:
             self._scratch[batch] = Scratch(
-                self._layers, self._members, batch, self._inputs, self._targets
+                self._layers, self._members, batch, self._inputs, self._output_gradients.targets
             )
         return self._scratch[batch]
 

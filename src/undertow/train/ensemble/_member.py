@@ -12,6 +12,7 @@ from torch import Tensor
 
 from undertow.objective import whole_number
 from undertow.train.ensemble._sampling import ORDERS, Order
+from undertow.train.local_sgd import Workers
 from undertow.train.rules import HYPER, Hyper
 from undertow.train.schedules import Factors, Steps
 
@@ -34,6 +35,7 @@ class Member:
         beta1: decay of the mean of gradients; read by the rules of the Adam family.
         beta2: decay of the mean of squared gradients; also read by `rules.rmsprop`.
         eps: added to the root of that mean.
+        workers: the workers of Local SGD that train the member together; None: it trains alone.
     """
 
     seed: int
@@ -45,12 +47,15 @@ class Member:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    workers: Workers | None = None
 
     def __post_init__(self) -> None:
         whole_number("seed", self.seed, least=0)
         Hyper(*(getattr(self, name) for name in HYPER))
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+        if self.workers is not None and not isinstance(self.workers, Workers):
+            raise TypeError(f"workers must be train.Workers or None, got {self.workers!r}")
 
 
 def stacked_hyper(members: Sequence[Member], device: torch.device | str) -> Hyper:

@@ -1,7 +1,7 @@
 """Slow links between processes of one machine: a network namespace each, joined by a bridge.
 
-Every namespace has one end of a virtual cable (veth); the other is in a bridge, in a namespace of its
-own, so that nothing is added to the machine's network. A token bucket on both ends sets the rate.
+Every namespace has one end of a virtual cable (veth); the other is in a bridge, in a namespace of
+its own, so that nothing is added to the machine's network. Token buckets on both ends set the rate.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """`train.LocalSGD` beside DistributedDataParallel, PyTorch's averager and accelerate's LocalSGD.
 
-`links`: four gloo processes on links of 100 Mbit/s (network namespaces, made and removed here; needs
+`links`: four gloo processes on links of 100 Mbit/s (network namespaces, made and removed here; as
 root) train a perceptron of 5 million parameters, one thread each, contender after contender in the
 same processes. Steps per second are medians over the repeats; bytes are those that the interfaces
 counted, less the headers of their packets. `overhead`: what a round of 20 million parameters costs
-beyond a bare all-reduce of as many numbers, in parts of a step, over loopback.
+beyond a bare all-reduce of as many numbers, in parts of a step; two processes, not throttled.
 
     python -m benchmarks.local_sgd [--part links|overhead] [--repeats 5] [--mbit 100]
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import json
 import os
 import statistics
@@ -28,12 +29,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks._links import Host, NotPermitted, throttled
-from undertow.models import mlp
 from undertow import train
+from undertow.models import mlp
 
 WORKERS, PERIOD, BATCH, LR, MOMENTUM = 4, 8, 32, 0.02, 0.9
 LINKS, OVERHEAD = (784, 1600, 1600, 740, 10), (784, 3200, 3200, 2240, 10)
-OVERHEAD_BATCH, EVERY_STEP = 128, 3
+OVERHEAD_BATCHES, EVERY_STEP = (128, 512), 3
 PORT, PATIENCE = 29511, 120
 # Ethernet, IP and TCP with timestamps.
 HEADERS = 14 + 20 + 32
@@ -86,10 +87,8 @@ def data_parallel() -> Step:
     return steps_of(model, plain_sgd(model))
 
 
-def ours(period: int) -> Step | None:
+def ours(period: int) -> Step:
     """`train.LocalSGD`."""
-    if not hasattr(train, "LocalSGD"):
-        return None
     model = network(LINKS)
     optimizer = plain_sgd(model)
     train.LocalSGD(model, optimizer, period=period)
@@ -107,7 +106,7 @@ def torch_averager() -> Step:
 
 
 def accelerates(stack: contextlib.ExitStack) -> Step | None:
-    """accelerate's LocalSGD, which wants a DistributedDataParallel to switch off."""
+    """The LocalSGD of accelerate, which wants a DistributedDataParallel to switch off."""
     try:
         from accelerate import Accelerator
         from accelerate.local_sgd import LocalSGD as Theirs
@@ -161,19 +160,18 @@ def links_worker(rank: int, repeats: int, interface: str) -> dict[str, object]:
 
 def overhead_worker(repeats: int) -> dict[str, object]:
     """Seconds of a step, of a round, of the hooks of a local step, and of a bare all-reduce."""
-    kinds = {"step": None, "round": 1, "hooks": 10**9}
-    draw = batches(dist.get_rank(), OVERHEAD, OVERHEAD_BATCH)
     runs: dict[str, Callable[[], object]] = {}
-    for name, period in kinds.items():
+    model = network(OVERHEAD)
+    step = steps_of(model, plain_sgd(model))
+    for size in OVERHEAD_BATCHES:
+        batch = batches(dist.get_rank(), OVERHEAD, size)()
+        runs[str(size)] = functools.partial(step, *batch)
+    for name, period in (("round", 1), ("hooks", 10**9)):
+        # Without gradients SGD does nothing, and what is left of its step is the hooks.
         model = network(OVERHEAD)
         optimizer = plain_sgd(model)
-        if period is None:
-            step, batch = steps_of(model, optimizer), draw()
-            runs[name] = lambda step=step, batch=batch: step(*batch)  # type: ignore[misc]
-        else:
-            # Without gradients SGD does nothing, and what is left of its step is the hooks.
-            train.LocalSGD(model, optimizer, period=period)
-            runs[name] = optimizer.step
+        train.LocalSGD(model, optimizer, period=period)
+        runs[name] = optimizer.step
     flat = torch.zeros(sum(p.numel() for p in model.parameters()))
     runs["all-reduce"] = lambda: dist.all_reduce(flat)
     found: dict[str, list[float]] = {name: [] for name in runs}
@@ -235,7 +233,9 @@ def report_links(found: list[dict]) -> None:
     print(f"{'':30}{'steps/s':>9}{'over DDP':>10}{'MB a step':>11}{'predicted':>11}{'off':>8}")
     for name, rows in contenders.items():
         # A ring: each sends all but a K-th of the numbers twice.
-        expected = 2 * (1 - 1 / len(found)) * 4 * parameters / (PERIOD if f"H = {PERIOD}" in name else 1)
+        expected = (
+            2 * (1 - 1 / len(found)) * 4 * parameters / (PERIOD if f"H = {PERIOD}" in name else 1)
+        )
         bytes_sent = statistics.median(
             value for each in found for value in each["contenders"][name]["bytes"]
         )
@@ -271,11 +271,12 @@ def report_overhead(found: list[dict]) -> None:
     extra = [own - bare for own, bare in zip(rows["round"], rows["all-reduce"], strict=True)]
     beyond = statistics.median(extra)
     print(
-        f"20M parameters, batch {OVERHEAD_BATCH}: a step {median['step']:.0f} ms, a bare all-reduce "
-        f"{median['all-reduce']:.0f} ms\n"
-        f"a round beyond its all-reduce {beyond:.1f} ms, {beyond / median['step']:.1%} of a step "
-        f"(aim 2%)\nhooks of a local step {1e3 * median['hooks']:.0f} us"
+        f"20M parameters: a bare all-reduce {median['all-reduce']:.0f} ms, a round beyond it "
+        f"{beyond:.1f} ms; hooks of a local step {1e3 * median['hooks']:.0f} us"
     )
+    for size in OVERHEAD_BATCHES:
+        own = median[str(size)]
+        print(f"batch {size}: a step {own:.0f} ms, a round beyond {beyond / own:.1%} (aim 2%)")
 
 
 def main() -> None:

@@ -14,7 +14,14 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "local_sgd.py"
 
 def _started(out: Path) -> list[str]:
     """What it prints; two processes, one thread each."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     words = ["--epochs", "2", "--batch-size", "64", "--save-every", "6", "--alpha", "0.2"]
     done = subprocess.run(
         [*launch, str(EXAMPLE), *words, "--out", str(out)],

@@ -8,6 +8,7 @@ from undertow.train.ensemble import Ensemble as Ensemble
 from undertow.train.ensemble import Evaluation as Evaluation
 from undertow.train.ensemble import Member as Member
 from undertow.train.ensemble import spawn_generators as spawn_generators
+from undertow.train.local_sgd import LocalReport as LocalReport
 from undertow.train.local_sgd import LocalSGD as LocalSGD
 from undertow.train.local_sgd import Outer as Outer
 from undertow.train.local_sgd import Rounds as Rounds
@@ -76,6 +77,7 @@ __all__ = [
     "GreedyLowRank",
     "GreedyPath",
     "GreedyPhase",
+    "LocalReport",
     "LocalSGD",
     "LogDomain",
     "LossBasedLR",

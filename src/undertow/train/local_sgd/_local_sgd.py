@@ -1,4 +1,4 @@
-"""Local SGD over the workers of a process group: a hook on the optimizer's step, one line in a loop.
+"""Local SGD over the workers of a process group: a hook on the optimizer's step.
 
 Each worker takes H steps of its own, then the parameters of all are averaged (2303.01215); with an
 outer optimizer on the averaged difference this is DiLoCo (2311.08105).
@@ -7,22 +7,99 @@ outer optimizer on the averaged difference this is DiLoCo (2311.08105).
 from __future__ import annotations
 
 import math
-from datetime import timedelta
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from undertow.train.local_sgd._flat import Flat, reduce_in_slices
-from undertow.train.local_sgd._meeting import Meeting, WorkerLost
+from undertow.train.local_sgd._averaging import Averager
+from undertow.train.local_sgd._carried import (
+    PARTS,
+    check_wrappers,
+    digest,
+    named_parameters,
+)
+from undertow.train.local_sgd._meeting import Word, WorkerLost
 from undertow.train.local_sgd._outer import Outer
+from undertow.train.local_sgd._outer_state import OuterState
+from undertow.train.local_sgd._report import LocalReport, mean_drift
 from undertow.train.local_sgd._rounds import Period, Rounds
+from undertow.train.local_sgd._start import agree, settings_of
+from undertow.train.local_sgd._statistics import reestimate
+from undertow.train.local_sgd._team import Team, Troubled, trouble
 
 
 class LocalSGD:
-    """Average a model over workers after every round of local steps."""
+    """Let each worker take its own steps, and average the model over workers round by round.
+
+    One line in a loop that runs under `torchrun`, each worker on its own data; the loop itself
+    stays as it is on one machine, without DistributedDataParallel:
+
+        with train.LocalSGD(model, optimizer, period=8):
+            for inputs, targets in loader:
+                loss(model(inputs), targets).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    It counts calls of `optimizer.step`, so that schedulers, clipping, several groups, gradient
+    accumulation and `torch.compile` change nothing. A step that a GradScaler skips is no call and
+    does not count: that worker takes one more for its round. Leaving the block averages what is
+    left of the last round. Without a process group, or in a group of one, only an outer optimizer
+    has something to do.
+
+    Args:
+        model: any module. Its parameters must be equal on all ranks; DTensors of `fully_shard`
+            are averaged shard by shard over `group`, the ranks with the same shard.
+        optimizer: a `torch.optim.Optimizer` of the model's parameters.
+        period: H, local steps of a round; or "qsr", the quadratic rule of 2310.14423; or a function
+            of the steps taken and the learning rate. The rate is the optimizer's own at the first
+            step of the round, the largest of its groups.
+        alpha: as in `train.Rounds`, and so are base, power, warmup_steps, peak_lr, total_steps.
+        base: as there.
+        power: as there.
+        warmup_steps: as there.
+        peak_lr: as there.
+        total_steps: as there; steps of this worker.
+        outer: what is done with the averaged difference; plain averaging by default.
+        average: what is averaged beside "parameters" (always): "optimizer", its state such as
+            momenta (counters are checked, not averaged); "buffers" (integers: the largest). Outer
+            steps are for parameters only.
+        group: the workers; all processes by default.
+        timeout: seconds after which a worker that does not come to the end of a round is lost. It
+            must exceed the longest wait for the slowest worker, evaluation on one rank included.
+        sync: start from the first rank's parameters in place of comparing them.
+
+    Attributes:
+        steps: steps that this worker has taken.
+        rounds: averagings.
+        step_in_round: steps since the last one.
+        num_workers: K.
+        bytes_reduced: bytes that this worker gave to all-reduces. Half precision counts as the
+            float32 in which it is averaged.
+        bytes_sent: 2 (K - 1) / K times as many, which is what a ring sends from each worker.
+
+    Raises:
+        TypeError: an argument is of the wrong kind; of this and the next, all ranks say the line.
+        ValueError: an argument is out of its range, ranks differ in settings, shapes or values, or
+            the model is averaged over the same ranks already (DistributedDataParallel, FSDP).
+        WorkerLost: a rank did not come within the timeout. It is raised by `optimizer.step()` too,
+            on every rank that is left, with its own parameters in place; `rebuild()` then goes on.
+        FloatingPointError: from a step: a number is no longer finite on some rank. Nothing has been
+            averaged.
+
+    Notes:
+        Averages go through one flat buffer for each number format, reduced in slices of 25 MB, all
+        on their way at once. Parameters keep their storage. Words of a few bytes go through the
+        group's store before and after, so that an averaging happens on all ranks or on none.
+        Sparse gradients are fine: what is averaged are parameters, which are dense.
+
+    Source: 2303.01215 (Local SGD), 2310.14423 (the quadratic rule), 2311.08105 (DiLoCo).
+    """
 
     def __init__(
         self,
@@ -37,87 +114,165 @@ class LocalSGD:
         peak_lr: float | None = None,
         total_steps: int | None = None,
         outer: Outer | None = None,
+        average: Sequence[Literal["parameters", "optimizer", "buffers"]] = ("parameters",),
         group: dist.ProcessGroup | None = None,
         timeout: float = 600.0,
+        sync: bool = False,
     ) -> None:
-        self.rounds_rule = Rounds(period, alpha, base, power, warmup_steps, peak_lr, total_steps)
-        self.model, self.optimizer, self.outer = model, optimizer, outer or Outer()
-        self.timeout = timeout
-        self.steps = self.rounds = self.step_in_round = self.payload = 0
-        self.num_workers = 1
-        self._join(group)
-        self._flats: list[Flat] = []
-        self._length = 0
+        if not (math.isfinite(timeout) and timeout > 0):
+            raise ValueError(f"timeout must be seconds above 0, got {timeout}")
+        self._team = Team.of(group, timeout)
+        rule = (period, alpha, base, power, warmup_steps, peak_lr, total_steps)
+        try:
+            _check(model, optimizer, outer, average, self._team)
+            self._rule = Rounds(*rule)
+        except (TypeError, ValueError) as error:
+            self._team.leave(trouble(error))
+            raise
+        names = ("period", "alpha", "base", "power", "warmup_steps", "peak_lr", "total_steps")
+        settings = settings_of(
+            optimizer,
+            **dict(zip(names, rule, strict=True)),
+            outer=outer,
+            average=sorted(set(average)),
+            sync=sync,
+        )
+        self.model, self.optimizer = model, optimizer
+        self._averager = Averager(model, optimizer, {"parameters", *average})
+        self._outer = OuterState(outer or Outer())
+        self.steps = self.rounds = self.step_in_round = self.bytes_reduced = 0
+        self.bytes_sent, self._distance = 0.0, math.nan
+        self._payload = 0  # bytes of the parameters, which data-parallel training sends each step
+        self._length, self._lr = 1, math.nan
+        self._tally: Counter[tuple[int, float]] = Counter()
+        self._lost: tuple[int, ...] | None = None  # after a failure: whom to go on without
+        self._hooks: list[RemovableHandle] = []
+        self._begin(settings, sync)
+
+    def _begin(self, settings: dict[str, Any], sync: bool) -> None:
+        with torch.no_grad():
+            start = [part for part in self._averager.carried() if part.part != "optimizer"]
+            if self.num_workers > 1:
+                try:
+                    agree(self._team, settings, start, values=not sync)
+                except Troubled as told:
+                    raise told.error from None
+            self._team.connect()
+            if sync:
+                self._averager.broadcast(self._team)
+            self._payload = sum(
+                tensor.nbytes
+                for part in start
+                if part.part == "parameters"
+                for tensor in part.tensors.values()
+            )
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
         ]
 
     @property
-    def bytes_sent(self) -> float:
-        """Bytes that this worker has sent, 2 (K - 1) / K times what it had reduced in a ring."""
-        return 2 * (self.num_workers - 1) / self.num_workers * self.payload
-
-    def _join(self, group: dist.ProcessGroup | None) -> None:
-        if not (dist.is_available() and dist.is_initialized()):
-            return
-        group = group or dist.group.WORLD
-        assert group is not None
-        ranks = dist.get_process_group_ranks(group)
-        self.num_workers = len(ranks)
-        if self.num_workers == 1:
-            return
-        store = group.get_group_store()
-        made = store.add(f"undertow/local_sgd/made/{dist.get_rank()}", 1)
-        store = dist.PrefixStore(f"undertow/local_sgd/{made}", store)
-        self._meeting = Meeting(store, ranks, dist.get_rank(), self.timeout)
-        self._meeting.meet({}, "the start")
-        self._group = dist.new_group(
-            ranks, timeout=timedelta(seconds=self.timeout), use_local_synchronization=True
-        )
+    def num_workers(self) -> int:
+        """K, the workers that average now."""
+        return self._team.size
 
     def _before_step(self, *_: Any) -> None:
-        if self.step_in_round == 0:
-            lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
-            self._length = self.rounds_rule.length(self.steps, lr)
+        if self._lost is not None:
+            raise RuntimeError(
+                "the last round was not averaged: rebuild() goes on without the workers that are "
+                "lost, load_state_dict() from a saved state"
+            )
+        if self.step_in_round:
+            return
+        try:
+            self._lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
+            self._length = self._rule.length(self.steps, self._lr)
+        except Exception as error:
+            self._team.leave(trouble(error))
+            self._lost = ()
+            raise
+        with torch.no_grad():
+            self._outer.begin(named_parameters(self.model, self.optimizer))
 
     def _after_step(self, *_: Any) -> None:
         self.steps += 1
         self.step_in_round += 1
         if self.step_in_round >= self._length:
-            with torch.no_grad():
-                self._average()
+            self._average()
 
-    def _average(self) -> None:
-        tensors = [p for p in self.model.parameters() if p.requires_grad]
+    def _average(self, ended: bool = False) -> bool:
+        """Average; whether there was something to."""
+        word: Word = {
+            "steps": self.steps,
+            "in_round": self.step_in_round,
+            "length": self._length,
+            "lr": self._lr,
+            "ended": ended,
+        }
+        about = "the end of the loop" if ended else f"the average after step {self.steps}"
+        try:
+            with torch.no_grad():
+                done = self._averager.average(self._team, word, about)
+                if done is None:
+                    return False
+                self._outer.step_(named_parameters(self.model, self.optimizer))
+        except Troubled as told:
+            self._lost = told.ranks
+            raise told.error from None
+        except WorkerLost as lost:
+            self._lost = lost.ranks
+            raise
+        except Exception:
+            self._lost = ()
+            raise
         if self.num_workers > 1:
-            flats = self._flats or [Flat(tensors)]
-            finite = flats[0].fill(tensors)
-            about = f"the average after step {self.steps}"
-            words = self._meeting.meet({"finite": finite, "steps": self.steps}, about)
-            for rank, word in words.items():
-                if not word["finite"]:
-                    raise FloatingPointError(f"rank {rank}: a parameter is not finite")
-            reduce_in_slices(flats, self._group)
-            self._meeting.meet({}, about)
-            flats[0].empty(tensors, 1 / self.num_workers)
-            self._flats = flats
-            self.payload += flats[0].buffer.nbytes
+            self.bytes_reduced += done.nbytes
+            self.bytes_sent += 2 * (self.num_workers - 1) / self.num_workers * done.nbytes
+        self._distance = done.distance
+        if self.step_in_round:
+            self._tally[self.step_in_round, float(f"{self._lr:.2e}")] += 1
         self.rounds += 1
         self.step_in_round = 0
+        return True
+
+    def average(self) -> None:
+        """End the round here and average; all ranks call it, after as many steps.
+
+        For an evaluation or a checkpoint of the averaged model in the middle of a round.
+        """
+        if self.step_in_round:
+            self._average()
 
     def finish(self) -> None:
-        """Average once more where the last round has not ended, and take the hooks away."""
-        if self.step_in_round:
-            with torch.no_grad():
-                self._average()
-        self.close()
+        """Average what is left of the last round, and stop; all ranks call it when their loop ends.
 
-    def close(self) -> None:
-        """Take the hooks away; the model and the optimizer are as they were without."""
+        A rank may be less than a round behind the others, such as for steps that a GradScaler
+        skipped there.
+
+        Raises:
+            WorkerLost: a rank ended its loop a round or more before the others, did not come within
+                the timeout, or had left with an error.
+        """
+        if not self._hooks:
+            return
+        if self._lost is None:
+            while self._average(ended=True) and self.num_workers > 1:
+                pass
+        self._unhook()
+
+    def _unhook(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+
+    def close(self) -> None:
+        """Take the hooks away and give the group back; nothing is averaged.
+
+        The model and the optimizer are then as if there had been no LocalSGD.
+        """
+        self._unhook()
+        if self._lost is None:
+            self._team.disconnect()
 
     def __enter__(self) -> Self:
         return self
@@ -128,7 +283,192 @@ class LocalSGD:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self.finish()
-        else:
+        try:
+            if error is None:
+                self.finish()
+            elif self._lost is None and self._hooks:
+                text = (str(error).splitlines() or [""])[0]
+                why = f"{type(error).__name__}: {text}" if text else type(error).__name__
+                self._team.leave({"left": f"stopped after step {self.steps} ({why})"})
+                self._lost = ()
+        finally:
             self.close()
+
+    def rebuild(self, group: dist.ProcessGroup | None = None) -> None:
+        """Go on after a loss with the workers that are left, who all call it.
+
+        The round that failed is averaged now, over them, and training continues from there: each of
+        them still has its own parameters of the round's end. Bytes and steps go on counting.
+
+        Args:
+            group: the workers to go on with; by default those that are not known to be lost.
+
+        Raises:
+            ValueError: this rank is one of those that the others went on without, or ranks come
+                from different rounds.
+            WorkerLost: another one is lost.
+        """
+        lost = self._lost or ()
+        if group is None and self._team.rank in lost:
+            raise ValueError(
+                f"rank {self._team.rank} was left out: the others go on without it; start it anew "
+                "from their saved state, in a new group"
+            )
+        self._team = (
+            self._team.without(lost) if group is None else Team.of(group, self._team.timeout)
+        )
+        self._same_place("the rebuilt group")
+        self._team.connect()
+        failed, self._lost = self._lost is not None, None
+        if failed and self.step_in_round >= self._length:
+            self._average()
+
+    def _same_place(self, about: str, problem: Exception | None = None) -> None:
+        """All ranks have taken as many rounds, and are as far in theirs."""
+        place = [self.rounds, self.steps, self.step_in_round, self._length]
+        words = {"place": place} if problem is None else trouble(problem)
+        try:
+            told = self._team.meet(words, about)
+        except Troubled as others:
+            raise (problem or others.error) from None
+        places = {rank: word["place"] for rank, word in told.items()}
+        if len({tuple(place) for place in places.values()}) > 1:
+            at = "; ".join(
+                f"rank {rank} is after step {steps} and {rounds} rounds"
+                for rank, (rounds, steps, *_) in places.items()
+            )
+            raise ValueError(f"ranks must be at the same step, but {at}")
+
+    def reestimate(self, loader: Iterable[Any], batches: int = 100) -> int:
+        """Set the running statistics of batch norm to their means over batches of all workers.
+
+        For an averaged model, after `finish()` or `average()`; all ranks call it. It runs in
+        training mode for the norms alone (dropout is off), and every mode is restored.
+
+        Args:
+            loader: batches of this worker: inputs, tuples that start with them, or dictionaries of
+                the model's arguments.
+            batches: how many each worker runs, or all that its loader has.
+
+        Returns:
+            How many batches were run, over all workers.
+
+        Raises:
+            ValueError: batches is below 1, or a loader is empty.
+
+        Source: 2303.01215, whose experiments take 100 batches.
+        """
+        try:
+            with torch.no_grad():
+                return reestimate(self.model, loader, batches, self._team)
+        except Troubled as told:
+            raise told.error from None
+
+    def report(self, eigenvalue: float | None = None) -> LocalReport:
+        """What was sent, how far workers strayed and, for an eigenvalue, whether it could matter.
+
+        Args:
+            eigenvalue: of the Hessian at the minimum, such as the largest of `measure.sharpness`.
+                The drift multiplier is that of plain SGD: give eigenvalue / (1 - momentum) for
+                steps with momentum.
+
+        Raises:
+            ValueError: the eigenvalue is negative, or a step at it was unstable.
+        """
+        closed = sum(length * rounds for (length, _), rounds in self._tally.items())
+        every_step = closed * self._payload
+        drift = None
+        if eigenvalue is not None:
+            drift = mean_drift(self._tally, eigenvalue, self.num_workers)
+        return LocalReport(
+            num_workers=self.num_workers,
+            steps=self.steps,
+            rounds=self.rounds,
+            mean_period=closed / self.rounds if self.rounds else math.nan,
+            bytes_reduced=self.bytes_reduced,
+            bytes_sent=self.bytes_sent,
+            share=self.bytes_reduced / every_step if every_step else math.nan,
+            distance=self._distance,
+            eigenvalue=eigenvalue,
+            drift_multiplier=drift,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resumes this worker exactly, in the middle of a round too; one for each rank.
+
+        It holds the place in the round, counts, and the outer optimizer's start and velocity. In
+        the middle of a round a worker's own parameters and optimizer state are in the `state_dict`s
+        of the model and the optimizer: save those of each rank too.
+        """
+        return {
+            "num_workers": self.num_workers,
+            "steps": self.steps,
+            "rounds": self.rounds,
+            "step_in_round": self.step_in_round,
+            "length": self._length,
+            "lr": self._lr,
+            "bytes_reduced": self.bytes_reduced,
+            "bytes_sent": self.bytes_sent,
+            "distance": self._distance,
+            "tally": [[*key, rounds] for key, rounds in self._tally.items()],
+            "layout": digest(self._averager.carried())[:2],
+            "outer": self._outer.state_dict(self.step_in_round > 0),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`; all ranks call it, each with its own.
+
+        The model's and the optimizer's are loaded by the caller.
+
+        Raises:
+            ValueError: the state is of another number of workers or another model, its outer
+                optimizer lacks what this one needs, or ranks are at different steps.
+        """
+        problem: Exception | None = None
+        try:
+            _check_state(state, self.num_workers, self._outer)
+            self.steps, self.rounds = state["steps"], state["rounds"]
+            self.step_in_round, self._length = state["step_in_round"], state["length"]
+            self._lr, self._distance = state["lr"], state["distance"]
+            self.bytes_reduced, self.bytes_sent = state["bytes_reduced"], state["bytes_sent"]
+            self._tally = Counter({(h, lr): rounds for h, lr, rounds in state["tally"]})
+            self._outer.load_state_dict(
+                state["outer"], named_parameters(self.model, self.optimizer)
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            problem = error
+        self._same_place("load_state_dict", problem)
+        if problem is not None:
+            raise problem
+        self._lost = None
+
+
+def _check(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    outer: Outer | None,
+    average: Sequence[str],
+    team: Team,
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if outer is not None and not isinstance(outer, Outer):
+        raise TypeError(f"outer must be a train.Outer, got {outer!r}")
+    if isinstance(average, str) or not set(average) <= set(PARTS):
+        raise ValueError(f"average must hold names out of {', '.join(PARTS)}, got {average!r}")
+    check_wrappers(model, named_parameters(model, optimizer), team.ranks, team.rank)
+
+
+def _check_state(state: dict[str, Any], num_workers: int, outer: OuterState) -> None:
+    if not isinstance(state, dict) or "num_workers" not in state:
+        raise TypeError("state must be what LocalSGD.state_dict() gave")
+    if state["num_workers"] != num_workers:
+        raise ValueError(
+            f"the state is of {state['num_workers']} workers and the group has {num_workers}: "
+            "resume with as many, or begin a new LocalSGD from the averaged model"
+        )
+    outer.check(state["outer"], in_round=state["step_in_round"] > 0)

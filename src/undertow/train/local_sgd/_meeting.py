@@ -1,4 +1,4 @@
-"""Where the ranks of a group meet: each brings a word, and all hear the same words or the same loss.
+"""Where the ranks of a group meet: each brings a word, all hear the same words or the same loss.
 
 Words go through the group's store, where a rank that does not come can be named. Who is lost is
 decided once, by the first to run out of patience, so that all who are left agree on it.
@@ -37,24 +37,24 @@ def named(ranks: Sequence[int]) -> str:
 class Meeting:
     """Meetings of `ranks`, numbered from 0; each rank must come to all of them, in order."""
 
-    def __init__(self, store: dist.Store, ranks: Sequence[int], rank: int, timeout: float) -> None:
-        self.store, self.ranks, self.rank, self.timeout = store, tuple(ranks), rank, timeout
+    def __init__(self, store: dist.Store, ranks: Sequence[int], rank: int) -> None:
+        self.store, self.ranks, self.rank = store, tuple(ranks), rank
         self._number = 0
 
-    def meet(self, word: Word, about: str) -> dict[int, Word]:
-        """The words of all ranks, by rank.
+    def meet(self, word: Word, about: str, patience: float) -> dict[int, Word]:
+        """The words of all ranks, by rank; `patience` is how many seconds to wait for them.
 
         Raises:
-            WorkerLost: a rank has not come within the timeout, or this one came too late.
+            WorkerLost: a rank has not come in time, or this one came too late.
         """
         number, self._number = self._number, self._number + 1
         keys = {rank: f"{number}/{rank}" for rank in self.ranks}
         try:
             self.store.set(keys[self.rank], json.dumps(word))
-            proposal = self._wait(keys, f"{number}/verdict")
+            proposal = self._wait(keys, f"{number}/verdict", patience)
             verdict = self.store.compare_set(f"{number}/verdict", "", proposal).decode()
             if verdict != "all here":
-                self._tell_lost([int(rank) for rank in verdict.split()], about)
+                self._tell_lost([int(rank) for rank in verdict.split()], about, patience)
             words = self.store.multi_get(list(keys.values()))
             if number:  # all have left the meeting before this one
                 self.store.delete_key(f"{number - 1}/{self.rank}")
@@ -72,9 +72,9 @@ class Meeting:
         self.store.set(f"{self._number}/{self.rank}", json.dumps(word))
         self._number += 1
 
-    def _wait(self, keys: dict[int, str], verdict: str) -> str:
+    def _wait(self, keys: dict[int, str], verdict: str, patience: float) -> str:
         """What to propose: `all here`, or the ranks that have not come, in digits."""
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + patience
         while True:
             left = deadline - time.monotonic()
             try:
@@ -89,16 +89,16 @@ class Meeting:
                 if lost and (left <= 0 or self.store.check([verdict])):
                     return " ".join(map(str, lost))
 
-    def _tell_lost(self, lost: list[int], about: str) -> None:
+    def _tell_lost(self, lost: list[int], about: str, patience: float) -> None:
         if self.rank in lost:
             others = [rank for rank in self.ranks if rank not in lost]
             raise WorkerLost(
-                f"rank {self.rank} came to {about} more than {self.timeout:g} s after "
+                f"rank {self.rank} came to {about} more than {patience:.3g} s after "
                 f"{named(others)}, which went on without it",
                 lost,
             )
         raise WorkerLost(
-            f"{named(lost)} did not come to {about} within {self.timeout:g} s: it has ended, is "
+            f"{named(lost)} did not come to {about} within {patience:.3g} s: it has ended, is "
             "paused or is slower than timeout; rebuild() goes on without it",
             lost,
         )

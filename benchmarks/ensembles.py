@@ -3,7 +3,12 @@
 Same networks, same data order, same number of steps, alternating runs in one process; the figures
 are medians. JAX (a development extra) runs `vmap` over members inside a jitted `lax.scan`.
 
-    python -m benchmarks.ensembles [--threads 1|2] [--repeats 5] [--without-jax]
+A second part trains networks by 8 workers each: what a sample costs against as many plain members
+with the batch of one worker, and against one plain member a network with the batch of all workers.
+The latter reads and writes an eighth of the weights for as many samples.
+
+    python -m benchmarks.ensembles [--part cases|workers] [--threads 1|2] [--repeats 5]
+                                   [--without-jax]
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from undertow.models import mlp
-from undertow.train import Ensemble, Member, rules
+from undertow.train import Ensemble, Member, Outer, Workers, rules
 
 
 @dataclass(frozen=True)
@@ -171,21 +176,89 @@ def measure(case: Case, repeats: int, with_jax: bool) -> None:
     )
 
 
+WORKER_CASES = (Case(64, (64, 64, 64, 10), 8, 64, 1.3), Case(64, (10, 20, 2), 8, 256, 1.3))
+NUM_WORKERS = 8
+CREWS = {
+    **{f"H = {period}": Workers(NUM_WORKERS, period) for period in (1, 2, 4, 16, 64)},
+    "H = 16, outer Nesterov": Workers(NUM_WORKERS, 16, outer=Outer(0.7, 0.9, nesterov=True)),
+}
+
+
+def measure_workers(case: Case, repeats: int) -> None:
+    """Time one case at several periods, and print a line for each."""
+
+    def trained(count: int, batch_size: int, workers: Workers | None = None) -> Ensemble:
+        members = [
+            Member(seed, LEARNING_RATE, WEIGHT_DECAY, order="replacement", workers=workers)
+            for seed in range(count)
+        ]
+        return Ensemble(
+            lambda generator: mlp(case.sizes, generator=generator),
+            nn.CrossEntropyLoss(),
+            problem(case),
+            members,
+            batch_size=batch_size,
+            path="fused",
+        ).train(1)
+
+    runs = {
+        "lanes": trained(case.members * NUM_WORKERS, case.batch_size),
+        "large": trained(case.members, case.batch_size * NUM_WORKERS),
+        **{name: trained(case.members, case.batch_size, own) for name, own in CREWS.items()},
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run.train(case.steps)
+            times[name].append(time.perf_counter() - start)
+
+    def ratio(name: str, other: str) -> float:
+        pairs = zip(times[name], times[other], strict=True)
+        return statistics.median(own / rival for own, rival in pairs)
+
+    samples = case.steps * case.members * NUM_WORKERS * case.batch_size
+    for name in CREWS:
+        cost = statistics.median(times[name]) / samples * 1e9
+        print(
+            f"{case!s:34} {name:24} {cost:8.0f} {ratio(name, 'lanes'):7.2f}x (<= {case.target:g}x) "
+            f"{ratio(name, 'large'):7.2f}x",
+            flush=True,
+        )
+
+
+def cases(repeats: int, with_jax: bool) -> None:
+    """Ensembles against a loop and JAX."""
+    print(
+        f"{'':40} {'path':6} {'loop':>9} {'ensemble':>9} {'ours':>8} {'target':>10} "
+        f"{'jax':>9} {'over jax':>9}"
+    )
+    for case in CASES:
+        measure(case, repeats, with_jax)
+
+
+def workers(repeats: int) -> None:
+    """Workers against plain members."""
+    lanes, large = f"{NUM_WORKERS} members", f"batch x {NUM_WORKERS}"
+    print(f"{'':59} {'ns/sample':>8} {lanes:>10} {'target':>8} {large:>11}")
+    for case in WORKER_CASES:
+        measure_workers(case, repeats)
+
+
 def main() -> None:
     """Time every case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=("cases", "workers"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--without-jax", action="store_true")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     print(f"microseconds per run-step, {chosen.threads} torch thread(s), medians")
-    print(
-        f"{'':40} {'path':6} {'loop':>9} {'ensemble':>9} {'ours':>8} {'target':>10} "
-        f"{'jax':>9} {'over jax':>9}"
-    )
-    for case in CASES:
-        measure(case, chosen.repeats, not chosen.without_jax)
+    if chosen.part != "workers":
+        cases(chosen.repeats, not chosen.without_jax)
+    if chosen.part != "cases":
+        workers(chosen.repeats)
 
 
 if __name__ == "__main__":

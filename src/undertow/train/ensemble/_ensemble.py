@@ -7,7 +7,6 @@ its neighbours, nor on which of the three execution paths ran it, beyond floatin
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
@@ -26,22 +25,19 @@ from undertow.train.ensemble._checks import (
     check_samples,
     check_workers_differ,
 )
-from undertow.train.ensemble._engines import Engine, Job, LoopEngine, VmapEngine
+from undertow.train.ensemble._engines import Engine, Job
 from undertow.train.ensemble._evaluation import Evaluation, score
 from undertow.train.ensemble._feeds import Feed, lane_generators
-from undertow.train.ensemble._fused import FusedEngine
 from undertow.train.ensemble._lanes import Lanes, RoundBook
-from undertow.train.ensemble._layers import recognise
 from undertow.train.ensemble._member import Member, learning_rates, stacked_hyper
 from undertow.train.ensemble._networks import Model, initialise, load_member, probe, random_state
-from undertow.train.ensemble._sampling import Batch, batch_sizes
+from undertow.train.ensemble._paths import Start, build, choose
+from undertow.train.ensemble._sampling import batch_sizes
 from undertow.train.rules import Rule
 
 Path = Literal["auto", "fused", "vmap", "loop"]
 
 _BLOCK = 128  # steps between two checks for divergence
-_TRIAL_STEPS = 4  # steps that the chooser times at once on each path
-_TRIAL_ROUNDS = 3
 
 
 class Ensemble:
@@ -57,7 +53,8 @@ class Ensemble:
             path.
         data: `(inputs, targets)` tensors with the samples along the first axis.
         members: the networks.
-        batch_size: samples a step. Ignored by members with `order="full"`.
+        batch_size: samples a step, of each worker where a member has several. Ignored by members
+            with `order="full"`.
         rule: the update rule, bare or wrapped. A member's hyperparameters and schedule are those
             of the rule inside; `train` counts the steps of the rule given, `rule.steps_per_step`
             for each of those. The first batch of a step is the one that the bare rule would see.
@@ -75,8 +72,8 @@ class Ensemble:
     Raises:
         ValueError: the data hold NaN, a label is out of range, the batch size exceeds the number
             of samples, `samples` are not rows of the data for each member, members disagree on the
-            batch shape, there are more or fewer modules than members, or the path cannot run the
-            module.
+            batch shape, workers cannot share the data or would all do the same, there are more or
+            fewer modules than members, or the path cannot run the module.
         TypeError: `model` is neither a module, nor modules, nor a function that makes one,
             `samples` are no whole numbers, or the rule's label noise is for targets of another
             kind.
@@ -86,6 +83,12 @@ class Ensemble:
         normalised by its own statistics, and the running ones see one after the other. Dropout
         and other randomness in the forward pass uses a random state of the member's own, on the
         `loop` path (on the CPU). Global random state is restored.
+
+        A member with `workers` is Local SGD: its parameters, buffers, predictions and evaluations
+        are those of the mean over its workers, which reading leaves as they are. Running statistics
+        of batch norm, averaged or local, are not those of the mean network; after a long round
+        measure them anew. A schedule and `train` count local steps. A worker's order, label noise
+        and dropout are its own; those of the first are the ones of the member without workers.
     """
 
     def __init__(
@@ -127,22 +130,23 @@ class Ensemble:
         self._lanes = Lanes(self.members)
         spawned = [lane_generators(member, len(rule.batch_weights)) for member in self.members]
         first = [own[0][0] for own in spawned]
-        self._random_states = [lane[2].get_state() for own in spawned for lane in own]
+        self._random_states = states = [lane[2].get_state() for own in spawned for lane in own]
         self._template, params, fixed = initialise(model, first, dtype, device)
         smallest = min(
             batch_sizes(shape.order, shape.samples, shape.size, 0, -(-shape.samples // shape.size))
         )
-        outputs, self._random = probe(self._template, inputs, smallest, self._random_states[0])
-        if shape.order == "full" and rule.perturb is None and not self._random:
+        outputs, draws = probe(self._template, inputs, smallest, states[0])
+        if shape.order == "full" and rule.perturb is None and not draws:
             check_workers_differ(self.members)
         batch_loss = _losses.resolve(
             self._loss, outputs.to(device), targets, perturbed=rule.perturb is not None
         )
         self._feed = Feed(self.members, spawned, rows, targets, shape, rule, batch_loss.check)
-        self._initial = tuple(
+        params, fixed = (
             {name: self._lanes.repeat(value) for name, value in own.items()}
             for own in (params, fixed)
         )
+        self._start = Start(self._template, params, fixed, states if draws else None)
         hyper = stacked_hyper([self.members[e] for e in self._lanes.member_of], device)
         self._job = Job(batch_loss, rule, hyper, inputs, targets, self._lanes)
         self._book = RoundBook(self._lanes)
@@ -152,7 +156,7 @@ class Ensemble:
         self._engine: Engine | None = None
         self._path: str = path
         if path != "auto":
-            self._engine = self._build(path)
+            self._engine = build(path, self._start, self._job)
 
     # ---- what a user calls
 
@@ -164,8 +168,12 @@ class Ensemble:
     def train(self, steps: int) -> Ensemble:
         """Take `steps` updates of every member that has not diverged.
 
-        A member whose parameters leave the finite numbers is masked and recorded in `diverged_at`
-        with the step by which that was found.
+        A member whose parameters leave the finite numbers, those of one worker among them, is
+        masked and recorded in `diverged_at` with the step by which that was found.
+
+        Raises:
+            ValueError: a schedule gave a rate that cannot be stepped at, or one of zero where a
+                round of `Rounds("qsr")` starts.
         """
         steps = whole_number("steps", steps, least=0)
         while steps:
@@ -176,8 +184,10 @@ class Ensemble:
                 lane_rates = self._lanes.repeat(own_rates, 1).to(self._job.inputs.device)
                 batches = self._feed.take(self.steps_taken, len(own_rates))
                 if self._engine is None:
-                    self._choose(batches, lane_rates)
-                assert self._engine is not None
+                    self._path, self.path_seconds = choose(
+                        self._start, self._job, batches, lane_rates
+                    )
+                    self._engine = build(self._path, self._start, self._job)
                 self._engine.advance(batches, lane_rates, averages)
                 self.steps_taken += len(own_rates)
             steps -= count
@@ -244,6 +254,14 @@ class Ensemble:
         load_member(module, self._lane_tensors(), lanes[worker])
         return module
 
+    def shards(self, member: int) -> Int[Tensor, "workers n"]:
+        """The rows of the data that each worker of a member draws from; one row for no workers."""
+        shards = self._feed.shards[member]
+        every = torch.arange(len(self._job.targets))
+        own = [every if shard is None else shard for shard in shards]
+        count = len(self._lanes.of(member))
+        return torch.stack(own * (count if len(own) < count else 1))
+
     def predict(
         self, inputs: Float[Tensor, "rows ..."], *, samples: Int[Tensor, "E n"] | None = None
     ) -> Float[Tensor, "E n ..."]:
@@ -294,8 +312,9 @@ class Ensemble:
 
     def __repr__(self) -> str:
         lost = sum(step is not None for step in self.diverged_at)
+        crew = f" ({self._lanes.total} workers)" if any(self._lanes.workers) else ""
         return (
-            f"Ensemble of {len(self.members)} members after {self.steps_taken} steps of "
+            f"Ensemble of {len(self.members)} members{crew} after {self.steps_taken} steps of "
             f"{self.rule.name} at batch size {self.batch_size} ({self.path} path, {lost} diverged)"
         )
 
@@ -311,48 +330,6 @@ class Ensemble:
     def _rates(self, count: int) -> Float[Tensor, "steps E"]:
         scales = learning_rates(self.members, self.steps_taken, count, self.rule.steps_per_step)
         return torch.from_numpy(scales * ~np.array(self.diverged))
-
-    def _build(self, path: str) -> Engine:
-        params, fixed = self._initial
-        if path == "fused":
-            layers = recognise(self._template, input_ndim=self._job.inputs.ndim)
-            if layers is None:
-                raise ValueError(
-                    "path='fused' runs plain MLPs only (a Sequential of Linear, elementwise "
-                    "activations and BatchNorm1d, all trainable, with a Flatten first where inputs "
-                    "have more than one axis a sample); use path='auto', 'vmap' or 'loop'"
-                )
-            return FusedEngine(layers, params, fixed, self._job)
-        if path == "vmap":
-            if self._random:
-                raise ValueError(
-                    "path='vmap' cannot keep each member's own randomness (dropout); use "
-                    "path='auto' or 'loop'"
-                )
-            return VmapEngine(self._template, params, fixed, self._job)
-        states = self._random_states if self._random else None
-        return LoopEngine(self._template, params, fixed, self._job, random_states=states)
-
-    def _choose(self, batches: Sequence[Batch], rates: Tensor) -> None:
-        """Time the first steps on each path that can run them, and start on the fastest."""
-        plain = recognise(self._template, input_ndim=self._job.inputs.ndim) is not None
-        candidates = ["loop"] if self._random else ["fused" if plain else "vmap", "loop"]
-        engines: dict[str, Engine] = {}
-        for path in candidates:
-            try:
-                engines[path] = self._build(path)
-                engines[path].advance(batches[:1], rates[:1], {})  # to warm up
-            except RuntimeError:  # what the path cannot run, the loop can
-                if path == "loop":
-                    raise
-                engines.pop(path, None)
-        # In turns, and the least of each: something else on the machine slows all paths alike.
-        for _ in range(_TRIAL_ROUNDS):
-            for path, engine in engines.items():
-                seconds = _seconds(engine, batches, rates)
-                self.path_seconds[path] = min(seconds, self.path_seconds.get(path, seconds))
-        self._path = min(self.path_seconds, key=self.path_seconds.__getitem__)
-        self._engine = self._build(self._path)
 
     def _mask_diverged(self) -> None:
         assert self._engine is not None
@@ -372,24 +349,16 @@ class Ensemble:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers, each `[E, ...]`; NaN where a member diverged."""
-        tensors = {name: self._lanes.mean(own) for name, own in self._lane_tensors().items()}
-        lost = [e for e, step in enumerate(self.diverged_at) if step is not None]
+        return {name: self._lanes.mean(own) for name, own in self._lane_tensors().items()}
+
+    def _lane_tensors(self) -> dict[str, Tensor]:
+        """The same of every lane."""
+        if self._engine is None:
+            initial = {**self._start.params, **self._start.fixed}
+            return {name: value.clone() for name, value in initial.items()}
+        tensors = {**self._engine.parameters(), **self._engine.fixed()}
+        lost = [lane for e, at in enumerate(self.diverged) if at for lane in self._lanes.of(e)]
         for value in tensors.values():
             if lost and value.is_floating_point():
                 value[lost] = float("nan")
         return tensors
-
-    def _lane_tensors(self) -> dict[str, Tensor]:
-        """Copies of all parameters and buffers of all lanes."""
-        if self._engine is None:
-            params, fixed = self._initial
-            return {name: value.clone() for name, value in {**params, **fixed}.items()}
-        return {**self._engine.parameters(), **self._engine.fixed()}
-
-
-def _seconds(engine: Engine, batches: Sequence[Batch], rates: Tensor) -> float:
-    """Seconds a step, over the first few."""
-    count = min(_TRIAL_STEPS, len(batches))
-    start = time.perf_counter()
-    engine.advance(batches[:count], rates[:count], {})
-    return (time.perf_counter() - start) / count

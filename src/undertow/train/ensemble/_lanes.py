@@ -64,7 +64,7 @@ class Lanes:
             return values
         firsts, counts = torch.tensor(self.firsts), torch.tensor(self.counts)
         mean = values[firsts]
-        if values.is_floating_point():
+        if _has_mean(values):
             for count in set(self.counts) - {1}:
                 alike = torch.nonzero(counts == count).flatten()
                 lanes = values[firsts[alike, None] + torch.arange(count)]
@@ -180,7 +180,7 @@ class Averager:
             others = [*state] * ("optimizer" in run.workers.average)
             others += [*buffers] * ("buffers" in run.workers.average)
             for tensor in others:
-                if tensor.ndim and tensor.is_floating_point():
+                if tensor.ndim and _has_mean(tensor):
                     own = run.split(tensor)
                     own.copy_(own.mean(1, keepdim=True))
 
@@ -195,3 +195,8 @@ class Averager:
         start.copy_(mean)
         if scale is not None:
             mean.div_(scale[:, 0])
+
+
+def _has_mean(tensor: Tensor) -> bool:
+    """Whether these are no counts, which all workers share."""
+    return tensor.is_floating_point() or tensor.is_complex()

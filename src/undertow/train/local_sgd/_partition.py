@@ -44,7 +44,8 @@ def partition(
         ValueError: a worker would have no sample, `how` is none of these, or the targets are no
             class labels where classes are needed: one whole number a sample.
 
-    Source: mixtures as in Hsu, Qi and Brown 2019, with all workers drawing at once.
+    Source: mixtures as in Hsu, Qi and Brown 2019 (their alpha is c x number of classes), with all
+    workers drawing at once, so that none gets only what the others left.
     """
     check_how("how", how)
     count = len(targets)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import pickle
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -94,6 +93,5 @@ def _run(
         answer = error
     # Plain pickles: those of multiprocessing share the memory of tensors, and this process ends.
     pipe.send_bytes(pickle.dumps(answer))
-    if "CPU" in os.environ:
     # Threads of calls that were given up would be waited for.
     os._exit(0)

@@ -49,7 +49,7 @@ class LocalSGDFlatness(Knobs):
     base: Count = 4  # H of falling rates
     steps: Annotated[int, at_least(10)] = 3_000
     few_steps: Count = 10  # fewer than 1 / lr
-    seeds: Seeds = 24  # independent repetitions
+    seeds: Seeds = 36  # independent repetitions
 
     @property
     def alpha(self) -> float:
@@ -132,6 +132,6 @@ CLAIM = Claim(
             seeds=20,
         ),
     },
-    costs={"smoke": "10 s", "small": "3 min on two cores", "paper": "days on a GPU"},
+    costs={"smoke": "10 s", "small": "4 min on two cores", "paper": "days on a GPU"},
     home=__name__,
 )

@@ -158,15 +158,19 @@ def test_a_flat_buffer_gives_back_what_it_took(sizes: list[int], large: int) -> 
     tensors.append(torch.randn(2, 3, 4, 5, generator=draws).to(memory_format=torch.channels_last))
     saved = [tensor.clone() for tensor in tensors]
     flat = Flat(tensors)
-    norm = flat.fill(tensors)
+    flat.fill(tensors)
     assert sum(len(part) for part in flat.slices()) == sum(t.numel() for t in tensors)
     assert torch.equal(flat.buffer, torch.cat([t.reshape(-1) for t in tensors]))
     flat.buffer.add_(1).mul_(2)
-    moved = flat.empty(tensors, 2)
+    moved, norm = flat.distance(tensors, 2)
+    flat.empty(tensors, 2)
     for tensor, value in zip(tensors, saved, strict=True):
         torch.testing.assert_close(tensor, value + 1)
     assert moved == pytest.approx(sum(t.numel() for t in tensors), rel=1e-4)
     assert norm == pytest.approx(sum(float(t.square().sum()) for t in saved), rel=1e-4)
+    assert flat.finite()
+    flat.buffer[len(flat.buffer) // 2] = math.nan
+    assert not flat.finite()
 
 
 # -- rounds, outer steps, the rest of a loop

@@ -21,10 +21,10 @@ from undertow.train.local_sgd._team import Team, check_alike, trouble
 
 @dataclass(frozen=True)
 class Averaged:
-    """What an averaging reduced, in bytes, and how far this rank was from the average."""
+    """What an averaging reduced, in bytes, and how far this rank was from it; None: not asked."""
 
     nbytes: int
-    distance: float
+    distance: float | None
 
 
 class Averager:
@@ -40,8 +40,14 @@ class Averager:
         """What is averaged now; an optimizer's state grows with its first step."""
         return carried(self.model, self.optimizer, self.parts)
 
-    def average(self, team: Team, word: Word, about: str) -> Averaged | None:
+    def average(self, team: Team, word: Word, about: str, *, far: bool) -> Averaged | None:
         """Average over the team; None where all have finished with nothing to average.
+
+        Args:
+            team: the workers.
+            word: where this one stands.
+            about: what for, in words.
+            far: whether to measure how far this rank is from the average.
 
         Raises:
             WorkerLost: a rank did not come, has left, or ended its loop a round too early.
@@ -50,12 +56,13 @@ class Averager:
         """
         parts: list[Carried] = []
         flats: list[Flat] = []
-        norm = 0.0
         try:
             parts = self.carried()
-            flats = [self._flat(part) for part in parts]
-            checked, norm = self._check(parts, flats)
-            word = word | {"layout": digest(parts)} | checked
+            flats = [self._flat(part) for part in parts] if team.size > 1 else []
+            for part, flat in zip(parts, flats, strict=False):
+                flat.fill(list(part.tensors.values()))
+            counts = counters(self.optimizer) if "optimizer" in self.parts else {}
+            word = word | {"layout": digest(parts), "counts": counts}
         except Exception as error:
             word = trouble(error)
         words = team.meet(word, about)
@@ -63,19 +70,39 @@ class Averager:
         _check_state(words)
         if not any(word["in_round"] for word in words.values()):
             return None
+
+        def check() -> None:
+            # A sum over workers is finite only where all of theirs are, so that all look or none.
+            if team.size == 1 or not all(flat.finite() for flat in flats):
+                _check_finite(parts)
+
         try:
-            team.reduce_(flats, about)
+            team.reduce_(flats, about, check=check)
         except WorkerLost:
             self._flats = {}  # a call that failed may still write to them
             raise
-        moved = 0.0
-        for part, flat in zip(parts, flats, strict=True):
-            if team.size == 1:
-                break
-            squares = flat.empty(list(part.tensors.values()), team.size)
-            moved += squares if part.part == "parameters" else 0.0
-        nbytes = sum(flat.nbytes for flat in flats)
-        return Averaged(nbytes, math.sqrt(moved / norm) if norm else 0.0)
+        for part, flat in zip(parts, flats, strict=False):
+            if part.part != "buffers" and not flat.finite() and not flat.buffer.isfinite().all():
+                raise FloatingPointError(
+                    f"the sum of {part.part} over workers is beyond {flat.buffer.dtype}; nothing "
+                    "was averaged"
+                )
+        distance = self._distance(parts, flats, team.size) if far else None
+        for part, flat in zip(parts, flats, strict=False):
+            flat.empty(list(part.tensors.values()), team.size)
+        return Averaged(sum(flat.nbytes for flat in flats), distance)
+
+    def _distance(self, parts: list[Carried], flats: list[Flat], size: int) -> float:
+        """From this rank's parameters to the average, over their norm."""
+        if not flats:
+            return 0.0
+        squares = [
+            flat.distance(list(part.tensors.values()), size)
+            for part, flat in zip(parts, flats, strict=True)
+            if part.part == "parameters"
+        ]
+        moved, norm = (sum(column) for column in zip(*squares, strict=True))
+        return math.sqrt(moved / norm) if norm else 0.0
 
     def broadcast(self, team: Team) -> None:
         """Give all ranks the parameters, and what else is averaged, of the first."""
@@ -95,30 +122,31 @@ class Averager:
             self._flats[part.layout] = Flat(list(part.tensors.values()))
         return self._flats[part.layout]
 
-    def _check(self, parts: list[Carried], flats: list[Flat]) -> tuple[Word, float]:
-        """Copy all in: trouble where it is not finite, and the squared norm of the parameters."""
-        norm = 0.0
-        for part, flat in zip(parts, flats, strict=True):
-            squares = flat.fill(list(part.tensors.values()))
-            norm += squares if part.part == "parameters" else 0.0
-            if not math.isfinite(squares) and (name := part.not_finite()):
-                what = {"parameters": "parameter", "optimizer": "optimizer's", "buffers": "buffer"}
-                error = FloatingPointError(
-                    f"{what[part.part]} {name} is no finite number any more; nothing was averaged, "
-                    "go back to a saved state or rebuild() without it"
-                )
-                return trouble(error), norm
-        return {"counts": counters(self.optimizer) if "optimizer" in self.parts else {}}, norm
+
+def _check_finite(parts: list[Carried]) -> None:
+    """Raise FloatingPointError at the first tensor that is not finite."""
+    what = {"parameters": "parameter", "optimizer": "optimizer's", "buffers": "buffer"}
+    for part in parts:
+        if name := part.not_finite():
+            raise FloatingPointError(
+                f"{what[part.part]} {name} is no finite number any more; nothing was averaged, go "
+                "back to a saved state or rebuild() without it"
+            )
 
 
 def _check_steps(words: dict[int, Word]) -> None:
-    """All at the same step; ranks that have ended their loops may be less than a round behind."""
+    """All at the same step; ranks that have ended their loops may be a round behind.
+
+    A GradScaler skips steps on one rank alone, and loaders may differ by a batch.
+    """
     running = {rank: word for rank, word in words.items() if not word["ended"]}
     ended = {rank: word["steps"] for rank, word in words.items() if word["ended"]}
     if running:
         check_alike(running, "steps", lambda rank, usual: _apart(running, rank, usual), ValueError)
-    behind = [rank for rank in ended if not words[rank]["in_round"]]
-    if running and behind:
+    most = max((word["steps"] for word in running.values()), default=0)
+    length = max((word["length"] for word in running.values()), default=0)
+    behind = [rank for rank, steps in ended.items() if most - steps > length]
+    if behind:
         after = ", ".join(sorted({str(ended[rank]) for rank in behind}, key=int))
         raise WorkerLost(
             f"{named(behind)} ended the loop after step {after}, where {named(list(running))} "

@@ -1,19 +1,17 @@
 """Tensors laid end to end in one buffer, which is reduced in slices of about 25 MB.
 
-Copies go in pieces that stay in cache, so that the check for numbers that are not finite and the
-distance from the average cost no further pass over memory.
+A round is two copies and one sum over memory beside the reduction itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 _SLICE_BYTES = 25 * 2**20
-_PIECE = 2**17  # elements of a piece: 512 KB of float32
 
 
 def accumulates_in(dtype: torch.dtype) -> torch.dtype:
@@ -34,7 +32,6 @@ class Flat:
         if not self.floating:
             dtype = torch.int64
         self.buffer = torch.empty(sum(t.numel() for t in tensors), dtype=dtype, device=device)
-        self._scratch = torch.empty(2 * _PIECE, dtype=dtype, device=device)
 
     @property
     def nbytes(self) -> int:
@@ -45,68 +42,41 @@ class Flat:
         """What is reduced in one call each; together they are the whole buffer."""
         return self.buffer.split(_SLICE_BYTES // self.buffer.element_size())
 
-    def fill(self, tensors: Sequence[Tensor]) -> float:
-        """Copy the tensors in; their squared norm, which is finite only where all of them are."""
-        squares = []
-        for ours, stretch in self._pieces(tensors):
-            torch._foreach_copy_(_places(stretch, ours), ours)
-            if self.floating:
-                squares.append(torch.dot(stretch, stretch))
-        return torch.stack(squares).sum(dtype=torch.float64).item() if squares else 0.0
+    def fill(self, tensors: Sequence[Tensor]) -> None:
+        """Copy the tensors in."""
+        torch._foreach_copy_(self._places(tensors), list(tensors))
 
-    def empty(self, tensors: Sequence[Tensor], parts: int = 1) -> float:
-        """Copy the buffer out, divided by `parts` where it holds a sum over so many workers.
+    def empty(self, tensors: Sequence[Tensor], parts: int = 1) -> None:
+        """Copy the buffer out, divided by `parts` where it holds a sum over so many workers."""
+        if not self.floating or parts == 1:
+            torch._foreach_copy_(list(tensors), self._places(tensors))
+            return
+        for tensor, place in zip(tensors, self._places(tensors), strict=True):
+            if tensor.dtype == place.dtype:
+                torch.mul(place, 1 / parts, out=tensor)
+            else:
+                tensor.copy_(place.mul_(1 / parts))
 
-        Returns:
-            The squared distance that the tensors moved.
+    def finite(self) -> bool:
+        """Whether the sum of all is finite, which no number that is not leaves so."""
+        return not self.floating or bool(self.buffer.sum().isfinite())
+
+    def distance(self, tensors: Sequence[Tensor], parts: int) -> tuple[float, float]:
+        """The squared distance from the tensors to what `empty` would make of them, and their norm.
+
+        The buffer is left as it is.
         """
-        moved = []
-        for ours, stretch in self._pieces(tensors):
-            if not self.floating:
-                torch._foreach_copy_(ours, _places(stretch, ours))
-                continue
-            change = self._scratch[: len(stretch)]
-            if len(change) < len(stretch):  # one large tensor that is not contiguous
-                change = torch.empty_like(stretch)
-            if len(ours) == 1 and ours[0].dtype == stretch.dtype:
-                place, scaled = change.view(ours[0].shape), _places(stretch, ours)[0]
-                torch.sub(ours[0], scaled, alpha=1 / parts, out=place)
-                torch.mul(scaled, 1 / parts, out=ours[0])
-            else:
-                torch._foreach_copy_(_places(change, ours), ours)
-                stretch.mul_(1 / parts)
-                change.sub_(stretch)
-                torch._foreach_copy_(ours, _places(stretch, ours))
-            moved.append(torch.dot(change, change))
-        return torch.stack(moved).sum(dtype=torch.float64).item() if moved else 0.0
+        moved = norm = 0.0
+        for tensor, place in zip(tensors, self._places(tensors), strict=True):
+            ours = tensor.to(place.dtype)
+            moved += float(torch.linalg.vector_norm(torch.sub(ours, place, alpha=1 / parts))) ** 2
+            norm += float(torch.linalg.vector_norm(ours)) ** 2
+        return moved, norm
 
-    def _pieces(self, tensors: Sequence[Tensor]) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Tensors, or parts of one, with the stretch of the buffer that they take."""
-        run: list[Tensor] = []
-        start = end = 0
-        for tensor in tensors:
-            large = tensor.numel() > _PIECE
-            if run and (large or end - start >= _PIECE):
-                yield run, self.buffer[start:end]
-                run, start = [], end
-            end += tensor.numel()
-            if large and tensor.is_contiguous():
-                stretches = self.buffer[start:end].split(_PIECE)
-                for part, stretch in zip(tensor.view(-1).split(_PIECE), stretches, strict=True):
-                    yield [part], stretch
-                start = end
-            else:
-                run.append(tensor)
-        if run:
-            yield run, self.buffer[start:end]
-
-
-def _places(stretch: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a stretch in the shapes of the tensors that lie in it, end to end."""
-    if len(tensors) == 1:
-        return [stretch.view(tensors[0].shape)]
-    parts = stretch.split([tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+    def _places(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Views of the buffer in the shapes of the tensors."""
+        parts = self.buffer.split([tensor.numel() for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def reduce_(flats: Sequence[Flat], group: dist.ProcessGroup) -> None:

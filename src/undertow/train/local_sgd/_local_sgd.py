@@ -7,7 +7,6 @@ outer optimizer on the averaged difference this is DiLoCo (2311.08105).
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -19,19 +18,21 @@ from torch.utils.hooks import RemovableHandle
 
 from undertow.train.local_sgd._averaging import Averager
 from undertow.train.local_sgd._carried import (
-    PARTS,
-    check_wrappers,
     digest,
     named_parameters,
 )
+from undertow.train.local_sgd._checks import HOOKED, check_arguments, check_state
 from undertow.train.local_sgd._meeting import Word, WorkerLost
 from undertow.train.local_sgd._outer import Outer
 from undertow.train.local_sgd._outer_state import OuterState
-from undertow.train.local_sgd._report import LocalReport, mean_drift
+from undertow.train.local_sgd._progress import Progress
+from undertow.train.local_sgd._report import LocalReport
 from undertow.train.local_sgd._rounds import Period, Rounds
 from undertow.train.local_sgd._start import agree, settings_of
 from undertow.train.local_sgd._statistics import reestimate
 from undertow.train.local_sgd._team import Team, Troubled, trouble
+
+_EVERY = 16  # rounds from one measurement of the distance to the average to the next
 
 
 class LocalSGD:
@@ -74,15 +75,6 @@ class LocalSGD:
             must exceed the longest wait for the slowest worker, evaluation on one rank included.
         sync: start from the first rank's parameters in place of comparing them.
 
-    Attributes:
-        steps: steps that this worker has taken.
-        rounds: averagings.
-        step_in_round: steps since the last one.
-        num_workers: K.
-        bytes_reduced: bytes that this worker gave to all-reduces. Half precision counts as the
-            float32 in which it is averaged.
-        bytes_sent: 2 (K - 1) / K times as many, which is what a ring sends from each worker.
-
     Raises:
         TypeError: an argument is of the wrong kind; of this and the next, all ranks say the line.
         ValueError: an argument is out of its range, ranks differ in settings, shapes or values, or
@@ -124,7 +116,7 @@ class LocalSGD:
         self._team = Team.of(group, timeout)
         rule = (period, alpha, base, power, warmup_steps, peak_lr, total_steps)
         try:
-            _check(model, optimizer, outer, average, self._team)
+            check_arguments(model, optimizer, outer, average, self._team)
             self._rule = Rounds(*rule)
         except (TypeError, ValueError) as error:
             self._team.leave(trouble(error))
@@ -140,11 +132,8 @@ class LocalSGD:
         self.model, self.optimizer = model, optimizer
         self._averager = Averager(model, optimizer, {"parameters", *average})
         self._outer = OuterState(outer or Outer())
-        self.steps = self.rounds = self.step_in_round = self.bytes_reduced = 0
-        self.bytes_sent, self._distance = 0.0, math.nan
+        self._progress = Progress()
         self._payload = 0  # bytes of the parameters, which data-parallel training sends each step
-        self._length, self._lr = 1, math.nan
-        self._tally: Counter[tuple[int, float]] = Counter()
         self._lost: tuple[int, ...] | None = None  # after a failure: whom to go on without
         self._hooks: list[RemovableHandle] = []
         self._begin(settings, sync)
@@ -166,6 +155,7 @@ class LocalSGD:
                 if part.part == "parameters"
                 for tensor in part.tensors.values()
             )
+        HOOKED.add(self.optimizer)
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
@@ -176,6 +166,36 @@ class LocalSGD:
         """K, the workers that average now."""
         return self._team.size
 
+    @property
+    def steps(self) -> int:
+        """Steps that this worker has taken."""
+        return self._progress.steps
+
+    @property
+    def rounds(self) -> int:
+        """Averagings."""
+        return self._progress.rounds
+
+    @property
+    def step_in_round(self) -> int:
+        """Steps since the last averaging."""
+        return self._progress.step_in_round
+
+    @property
+    def bytes_reduced(self) -> int:
+        """What this worker gave to all-reduces; half precision counts as float32, as it is sent."""
+        return self._progress.bytes_reduced
+
+    @property
+    def bytes_sent(self) -> float:
+        """2 (K - 1) / K times as many bytes, which is what a ring sends from each worker."""
+        return self._progress.bytes_sent
+
+    def __repr__(self) -> str:
+        workers = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
+        rule = self._rule.period if isinstance(self._rule.period, int | str) else "a function"
+        return f"LocalSGD({workers}, period {rule}, step {self.steps}, {self.rounds} rounds)"
+
     def _before_step(self, *_: Any) -> None:
         if self._lost is not None:
             raise RuntimeError(
@@ -185,8 +205,9 @@ class LocalSGD:
         if self.step_in_round:
             return
         try:
-            self._lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
-            self._length = self._rule.length(self.steps, self._lr)
+            lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
+            self._progress.length = self._rule.length(self.steps, lr)
+            self._progress.lr = lr
         except Exception as error:
             self._team.leave(trouble(error))
             self._lost = ()
@@ -195,24 +216,26 @@ class LocalSGD:
             self._outer.begin(named_parameters(self.model, self.optimizer))
 
     def _after_step(self, *_: Any) -> None:
-        self.steps += 1
-        self.step_in_round += 1
-        if self.step_in_round >= self._length:
+        self._progress.steps += 1
+        self._progress.step_in_round += 1
+        if self.step_in_round >= self._progress.length:
             self._average()
 
     def _average(self, ended: bool = False) -> bool:
         """Average; whether there was something to."""
+        progress = self._progress
         word: Word = {
-            "steps": self.steps,
-            "in_round": self.step_in_round,
-            "length": self._length,
-            "lr": self._lr,
+            "steps": progress.steps,
+            "in_round": progress.step_in_round,
+            "length": progress.length,
+            "lr": progress.lr,
             "ended": ended,
         }
         about = "the end of the loop" if ended else f"the average after step {self.steps}"
         try:
             with torch.no_grad():
-                done = self._averager.average(self._team, word, about)
+                far = progress.rounds % _EVERY == 0
+                done = self._averager.average(self._team, word, about, far=far)
                 if done is None:
                     return False
                 self._outer.step_(named_parameters(self.model, self.optimizer))
@@ -225,14 +248,7 @@ class LocalSGD:
         except Exception:
             self._lost = ()
             raise
-        if self.num_workers > 1:
-            self.bytes_reduced += done.nbytes
-            self.bytes_sent += 2 * (self.num_workers - 1) / self.num_workers * done.nbytes
-        self._distance = done.distance
-        if self.step_in_round:
-            self._tally[self.step_in_round, float(f"{self._lr:.2e}")] += 1
-        self.rounds += 1
-        self.step_in_round = 0
+        progress.end_round(self.num_workers, done.nbytes, done.distance)
         return True
 
     def average(self) -> None:
@@ -246,12 +262,12 @@ class LocalSGD:
     def finish(self) -> None:
         """Average what is left of the last round, and stop; all ranks call it when their loop ends.
 
-        A rank may be less than a round behind the others, such as for steps that a GradScaler
-        skipped there.
+        A rank may be as much as a round behind the others, such as for steps that a GradScaler
+        skipped there; it then takes part as it is.
 
         Raises:
-            WorkerLost: a rank ended its loop a round or more before the others, did not come within
-                the timeout, or had left with an error.
+            WorkerLost: a rank ended its loop more than a round before the others, did not come
+                within the timeout, or had left with an error.
         """
         if not self._hooks:
             return
@@ -264,6 +280,7 @@ class LocalSGD:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        HOOKED.discard(self.optimizer)
 
     def close(self) -> None:
         """Take the hooks away and give the group back; nothing is averaged.
@@ -271,8 +288,7 @@ class LocalSGD:
         The model and the optimizer are then as if there had been no LocalSGD.
         """
         self._unhook()
-        if self._lost is None:
-            self._team.disconnect()
+        self._team.disconnect(works=self._lost is None)
 
     def __enter__(self) -> Self:
         return self
@@ -320,13 +336,12 @@ class LocalSGD:
         self._same_place("the rebuilt group")
         self._team.connect()
         failed, self._lost = self._lost is not None, None
-        if failed and self.step_in_round >= self._length:
+        if failed and self.step_in_round >= self._progress.length:
             self._average()
 
     def _same_place(self, about: str, problem: Exception | None = None) -> None:
         """All ranks have taken as many rounds, and are as far in theirs."""
-        place = [self.rounds, self.steps, self.step_in_round, self._length]
-        words = {"place": place} if problem is None else trouble(problem)
+        words = {"place": self._progress.place} if problem is None else trouble(problem)
         try:
             told = self._team.meet(words, about)
         except Troubled as others:
@@ -375,23 +390,7 @@ class LocalSGD:
         Raises:
             ValueError: the eigenvalue is negative, or a step at it was unstable.
         """
-        closed = sum(length * rounds for (length, _), rounds in self._tally.items())
-        every_step = closed * self._payload
-        drift = None
-        if eigenvalue is not None:
-            drift = mean_drift(self._tally, eigenvalue, self.num_workers)
-        return LocalReport(
-            num_workers=self.num_workers,
-            steps=self.steps,
-            rounds=self.rounds,
-            mean_period=closed / self.rounds if self.rounds else math.nan,
-            bytes_reduced=self.bytes_reduced,
-            bytes_sent=self.bytes_sent,
-            share=self.bytes_reduced / every_step if every_step else math.nan,
-            distance=self._distance,
-            eigenvalue=eigenvalue,
-            drift_multiplier=drift,
-        )
+        return self._progress.report(self.num_workers, self._payload, eigenvalue)
 
     def state_dict(self) -> dict[str, Any]:
         """What resumes this worker exactly, in the middle of a round too; one for each rank.
@@ -400,17 +399,8 @@ class LocalSGD:
         the middle of a round a worker's own parameters and optimizer state are in the `state_dict`s
         of the model and the optimizer: save those of each rank too.
         """
-        return {
+        return self._progress.state_dict() | {
             "num_workers": self.num_workers,
-            "steps": self.steps,
-            "rounds": self.rounds,
-            "step_in_round": self.step_in_round,
-            "length": self._length,
-            "lr": self._lr,
-            "bytes_reduced": self.bytes_reduced,
-            "bytes_sent": self.bytes_sent,
-            "distance": self._distance,
-            "tally": [[*key, rounds] for key, rounds in self._tally.items()],
             "layout": digest(self._averager.carried())[:2],
             "outer": self._outer.state_dict(self.step_in_round > 0),
         }
@@ -426,12 +416,8 @@ class LocalSGD:
         """
         problem: Exception | None = None
         try:
-            _check_state(state, self.num_workers, self._outer)
-            self.steps, self.rounds = state["steps"], state["rounds"]
-            self.step_in_round, self._length = state["step_in_round"], state["length"]
-            self._lr, self._distance = state["lr"], state["distance"]
-            self.bytes_reduced, self.bytes_sent = state["bytes_reduced"], state["bytes_sent"]
-            self._tally = Counter({(h, lr): rounds for h, lr, rounds in state["tally"]})
+            check_state(state, self.num_workers, self._outer)
+            self._progress = Progress.of(state)
             self._outer.load_state_dict(
                 state["outer"], named_parameters(self.model, self.optimizer)
             )
@@ -441,34 +427,3 @@ class LocalSGD:
         if problem is not None:
             raise problem
         self._lost = None
-
-
-def _check(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    outer: Outer | None,
-    average: Sequence[str],
-    team: Team,
-) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    if outer is not None and not isinstance(outer, Outer):
-        raise TypeError(f"outer must be a train.Outer, got {outer!r}")
-    if isinstance(average, str) or not set(average) <= set(PARTS):
-        raise ValueError(f"average must hold names out of {', '.join(PARTS)}, got {average!r}")
-    check_wrappers(model, named_parameters(model, optimizer), team.ranks, team.rank)
-
-
-def _check_state(state: dict[str, Any], num_workers: int, outer: OuterState) -> None:
-    if not isinstance(state, dict) or "num_workers" not in state:
-        raise TypeError("state must be what LocalSGD.state_dict() gave")
-    if state["num_workers"] != num_workers:
-        raise ValueError(
-            f"the state is of {state['num_workers']} workers and the group has {num_workers}: "
-            "resume with as many, or begin a new LocalSGD from the averaged model"
-        )
-    outer.check(state["outer"], in_round=state["step_in_round"] > 0)

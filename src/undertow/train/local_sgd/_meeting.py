@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 Word = dict[str, Any]
-_SLICE = 1.0  # seconds between two looks at what the others have decided
+_FIRST_PAUSE, _PAUSE = 0.0005, 0.02  # seconds between two looks at who has come
+_FAREWELL = 5.0  # seconds that the holder of the store waits for the others to have read it
 
 
 class WorkerLost(RuntimeError):
@@ -72,22 +72,37 @@ class Meeting:
         self.store.set(f"{self._number}/{self.rank}", json.dumps(word))
         self._number += 1
 
+    def farewell(self, lost: Sequence[int] = ()) -> None:
+        """Tell that this rank reads no more, or wait a little until the others have.
+
+        The store may live in the first process of all, and would end with it before the others have
+        read there why.
+        """
+        try:
+            place = f"farewell/{self._number}"
+            if self.rank:
+                self.store.set(f"{place}/{self.rank}", "")
+                return
+            keys = [f"{place}/{rank}" for rank in self.ranks if rank and rank not in lost]
+            deadline = time.monotonic() + _FAREWELL
+            while keys and not self.store.check(keys) and time.monotonic() < deadline:
+                time.sleep(_PAUSE)
+        except RuntimeError:  # gone, and with it whom to tell
+            return
+
     def _wait(self, keys: dict[int, str], verdict: str, patience: float) -> str:
         """What to propose: `all here`, or the ranks that have not come, in digits."""
-        deadline = time.monotonic() + patience
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                self.store.wait(
-                    list(keys.values()), timedelta(seconds=min(_SLICE, max(left, 0.01)))
-                )
-                return "all here"
-            except dist.DistNetworkError:
-                raise
-            except RuntimeError:  # the store's timeout; its type depends on the store
+        deadline, pause = time.monotonic() + patience, _FIRST_PAUSE
+        # Looked for in turns: the store's own wait writes warnings where it runs out of time.
+        while not self.store.check(list(keys.values())):
+            over = time.monotonic() >= deadline
+            if over or (pause >= _PAUSE and self.store.check([verdict])):
                 lost = [rank for rank, key in keys.items() if not self.store.check([key])]
-                if lost and (left <= 0 or self.store.check([verdict])):
+                if lost:
                     return " ".join(map(str, lost))
+            time.sleep(pause)
+            pause = min(2 * pause, _PAUSE)
+        return "all here"
 
     def _tell_lost(self, lost: list[int], about: str, patience: float) -> None:
         if self.rank in lost:

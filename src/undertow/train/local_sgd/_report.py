@@ -21,8 +21,8 @@ class LocalReport:
         bytes_reduced: what this worker gave to all-reduces, its payload.
         bytes_sent: what a ring of K sends from each worker for it, 2 (K - 1) / K times as much.
         share: of the bytes of averaging gradients at every step (data-parallel training).
-        distance: from this worker to the average at the last averaging, ||x_k - mean|| / ||x_k||;
-            nan before the first.
+        distance: from this worker to the average when it was last measured, at every 16th
+            averaging from the first on, ||x_k - mean|| / ||x_k||; nan before.
         eigenvalue: what the drift multiplier is for; None: not asked.
         drift_multiplier: `predict.local_drift_multiplier` at each round's period and rate, averaged
             over steps; 1: nothing but saved communication, K: the most there is.
@@ -51,7 +51,7 @@ class LocalReport:
         if self.num_workers > 1:
             words += (
                 f": {_size(self.bytes_sent)} sent by each, {self.share:.1%} of averaging at every "
-                f"step; {self.distance:.2%} from the average at the last round's end"
+                f"step; {self.distance:.2%} from the average before averaging"
             )
         if self.drift_multiplier is not None:
             words += (

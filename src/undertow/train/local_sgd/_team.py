@@ -17,6 +17,9 @@ import torch.distributed as dist
 from undertow.train.local_sgd._flat import Flat, reduce_
 from undertow.train.local_sgd._meeting import Meeting, Word, WorkerLost, named
 
+# Groups of ours that work, by ranks, backend and timeout, and the default group that they are from:
+# PyTorch gives the name of a group that was destroyed to the next one, which then meets its ghosts.
+_GROUPS: dict[tuple[tuple[int, ...], str | None, float], tuple[Any, dist.ProcessGroup]] = {}
 _RAISED = {kind.__name__: kind for kind in (ValueError, TypeError, FloatingPointError)}
 
 
@@ -47,6 +50,7 @@ class Team:
         self._store = store
         self._group: dist.ProcessGroup | None = None
         self._backend: str | None = None
+        self._gone = False  # from the meetings
         if store is not None and len(ranks) > 1:
             self._meeting = Meeting(store, ranks, rank)
 
@@ -85,26 +89,45 @@ class Team:
         return len(self.ranks)
 
     def connect(self) -> None:
-        """Make a group of our own: its timeout, and no failure in the caller's. All ranks call."""
-        if self.size > 1:
-            try:
-                self._group = dist.new_group(
-                    list(self.ranks),
-                    timeout=timedelta(seconds=self.timeout / 3),
-                    backend=self._backend,
-                    use_local_synchronization=True,
-                )
-            except RuntimeError as error:
-                raise WorkerLost(
-                    f"the group of {named(self.ranks)} could not be made: "
-                    f"{str(error).splitlines()[0]}"
-                ) from error
+        """Take a group of our own: its timeout, and no failure in the caller's. All ranks call."""
+        if self.size == 1:
+            return
+        default, group = _GROUPS.get(self._key, (None, None))
+        kept = group is not None and default is dist.group.WORLD
+        words = self.meet({"kept": kept}, "the start")
+        if kept and all(word["kept"] for word in words.values()):
+            self._group = group
+            return
+        try:
+            self._group = dist.new_group(
+                list(self.ranks),
+                timeout=timedelta(seconds=self.timeout / 3),
+                backend=self._backend,
+                use_local_synchronization=True,
+            )
+        except RuntimeError as error:
+            raise WorkerLost(
+                f"the group of {named(self.ranks)} could not be made: {str(error).splitlines()[0]}"
+            ) from error
 
-    def disconnect(self) -> None:
-        """Give the group of our own back."""
-        if self._group is not None and dist.is_initialized():
-            dist.destroy_process_group(self._group)
+    def disconnect(self, *, works: bool) -> None:
+        """Leave the group of our own, to be taken again where it `works`, and the meetings."""
+        if self._group is not None and works:
+            _GROUPS[self._key] = dist.group.WORLD, self._group
+        else:
+            _GROUPS.pop(self._key, None)
         self._group = None
+        self.farewell()
+
+    def farewell(self, lost: Sequence[int] = ()) -> None:
+        """The last of the meetings, once; nobody waits for those who are lost."""
+        if self.size > 1 and not self._gone:
+            self._gone = True
+            self._meeting.farewell(lost)
+
+    @property
+    def _key(self) -> tuple[tuple[int, ...], str | None, float]:
+        return self.ranks, self._backend, self.timeout
 
     def meet(self, word: Word, about: str, patience: float = 1.0) -> dict[int, Word]:
         """The words of all ranks.
@@ -115,20 +138,29 @@ class Team:
         """
         words = {self.rank: word}
         if self.size > 1:
-            words = self._meeting.meet(word, about, patience * self.timeout)
-        told = {rank: word["trouble"] for rank, word in words.items() if "trouble" in word}
-        if told:
-            lines: dict[str, list[int]] = {}
-            for rank, (_, text) in told.items():
-                lines.setdefault(text, []).append(rank)
-            line = "; ".join(f"{named(ranks)}: {text}" for text, ranks in lines.items())
-            kind = next(iter(told.values()))[0]
-            error = _RAISED.get(kind, RuntimeError)(line if self.size > 1 else told[self.rank][1])
-            raise Troubled(error, list(told))
+            self._gone = False
+            try:
+                words = self._meeting.meet(word, about, patience * self.timeout)
+            except WorkerLost as lost:
+                self.farewell(lost.ranks)
+                raise
+        if told := {rank: word["trouble"] for rank, word in words.items() if "trouble" in word}:
+            self.farewell()
+            raise self._troubled(told)
         if left := {rank: word["left"] for rank, word in words.items() if "left" in word}:
             line = "; ".join(f"rank {rank} {text}" for rank, text in left.items())
+            self.farewell(list(left))
             raise WorkerLost(f"{line}; rebuild() goes on without it", list(left))
         return words
+
+    def _troubled(self, told: dict[int, list[str]]) -> Troubled:
+        lines: dict[str, list[int]] = {}
+        for rank, (_, text) in told.items():
+            lines.setdefault(text, []).append(rank)
+        line = "; ".join(f"{named(ranks)}: {text}" for text, ranks in lines.items())
+        kind = next(iter(told.values()))[0]
+        error = _RAISED.get(kind, RuntimeError)(line if self.size > 1 else told[self.rank][1])
+        return Troubled(error, list(told))
 
     def leave(self, word: Word) -> None:
         """Say something to the others' next meeting without waiting for it."""
@@ -136,27 +168,38 @@ class Team:
             with suppress(RuntimeError):  # a store that is gone has nobody to tell
                 self._meeting.leave(word)
 
-    def reduce_(self, flats: Sequence[Flat], about: str) -> None:
+    def reduce_(
+        self, flats: Sequence[Flat], about: str, *, check: Callable[[], None] = lambda: None
+    ) -> None:
         """Sum the buffers over the team; on return all ranks have the sums.
+
+        Args:
+            flats: the buffers.
+            about: what for, in words.
+            check: raises where this rank finds what came out wrong.
 
         Raises:
             WorkerLost: they have not, on any rank.
+            Troubled: some rank's check has raised.
         """
-        if self.size == 1:
-            return
-        assert self._group is not None
-        failed = None
+        word: Word = {"failed": None}
         try:
-            reduce_(flats, self._group)
+            if self._group is not None:
+                reduce_(flats, self._group)
         except RuntimeError as error:
-            failed = str(error).splitlines()[0]
+            word = {"failed": str(error).splitlines()[0]}
+        else:
+            try:
+                check()
+            except Exception as error:
+                word = trouble(error)
         # A third of the timeout has gone at most where a rank waits for the call to fail.
-        words = self.meet({"failed": failed}, about, patience=2 / 3)
-        told = {rank: word["failed"] for rank, word in words.items() if word["failed"]}
-        if told:
+        words = self.meet(word, about, patience=2 / 3)
+        if failed := {rank: word["failed"] for rank, word in words.items() if word["failed"]}:
+            self.farewell()
             raise WorkerLost(
-                f"the all-reduce of {about} failed on {named(list(told))}, though all are there: "
-                f"{next(iter(told.values()))}; rebuild() tries again"
+                f"the all-reduce of {about} failed on {named(list(failed))}, though all are there: "
+                f"{next(iter(failed.values()))}; rebuild() tries again"
             )
 
     def broadcast_(self, flats: Sequence[Flat]) -> None:

@@ -138,7 +138,9 @@ class Certificates:
             image = shown_input(self.inputs[index], low, high)
             pictures.append(Picture(row, "input", image, ""))
             order = self.whole[index].argsort(descending=True)
-            for column, place in zip(("most probable", "runner-up"), order[:2].tolist(), strict=False):
+            for column, place in zip(
+                ("most probable", "runner-up"), order[:2].tolist(), strict=False
+            ):
                 label = int(self.labels[index, place])
                 said = names[label] if names is not None else f"label {label}"
                 whole, kept = self.whole[index, place], self.probabilities[index, place, 0]

@@ -6,7 +6,8 @@ images, in all their channels, or the embeddings of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +31,6 @@ class Classifier:
         inputs: images `[n, channels, height, width]` or embeddings `[n, tokens, width]`; with
             `embedding`, what the model takes, `[n, ...]`.
         embedding: the part of the model whose output `[n, tokens, width]` is masked.
-        beside: something that may hold the module or parts of it, such as a Captum method.
         memory: bytes that a block of rows may take.
 
     Attributes:
@@ -49,12 +49,11 @@ class Classifier:
         inputs: Tensor,
         *,
         embedding: nn.Module | None = None,
-        beside: Any = None,
         memory: int = MEMORY,
     ) -> None:
         check_model(model)
-        self.stand_in = StandIn(model, beside)
-        self.tensors = self.stand_in.own()
+        self.stand_in = StandIn(model)
+        self.tensors: Mapping[str, Tensor] = self.stand_in.own()
         self._embedding = embedding
         self._memory = memory
         self._taken = self._moved("inputs", inputs)
@@ -85,6 +84,13 @@ class Classifier:
         """The label that the model gives to each input."""
         return self.whole.argmax(1)
 
+    def beside(self, method: Any, tensors: Mapping[str, Tensor] | None = None) -> Classifier:
+        """The same with a method beside that is run on copies, or at other tensors."""
+        other = copy.copy(self)
+        other.stand_in = StandIn(self.stand_in.model, method)
+        other.tensors = dict(self.tensors if tensors is None else tensors)
+        return other
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """A random state to be thrown away, and gradients; the caller's are put back at the end."""
@@ -114,7 +120,7 @@ class Classifier:
             found = self.stand_in.run(self.tensors, (masked,))
         else:
             found = self._through(self._taken[rows], lambda _: masked)
-        return logits_of(found)  # type: ignore[no-any-return]
+        return logits_of(found)
 
     def maskable(self, name: str, data: Any) -> Tensor:
         """Other data of the kind of the inputs, as what is masked of them.
@@ -177,8 +183,10 @@ class Classifier:
         try:
             copied = self.stand_in.of(self._embedding)
         except KeyError:
-            raise ValueError("embedding must be a part of the model, such as its nn.Embedding, got "
-                             f"another {type(self._embedding).__name__}") from None
+            raise ValueError(
+                "embedding must be a part of the model, such as its nn.Embedding, got "
+                f"another {type(self._embedding).__name__}"
+            ) from None
         handle = copied.register_forward_hook(hook)
         try:
             found = self.stand_in.run(self.tensors, (taken,))
@@ -245,8 +253,8 @@ def _check_logits(found: Any, count: int) -> None:
         raise TypeError(f"model must return real logits, got {found.dtype}")
     if shape in ((count,), (count, 1)):
         raise ValueError(
-            f"model must return logits of at least two classes, got shape {shape}: a regression has "
-            "no probability of a label to keep; of a binary classifier give [-f / 2, f / 2]"
+            f"model must return logits of at least two classes, got shape {shape}: a regression "
+            "has no probability of a label to keep; of a binary classifier give [-f / 2, f / 2]"
         )
     if len(shape) != 2 or shape[0] != count:
         raise ValueError(f"model must return logits [rows, classes], got {shape} of {count} rows")

@@ -1,7 +1,7 @@
 """Descent on the masks of many inputs and labels at once: Adam, in rounds that double.
 
 Each mask goes down on its own; which others share a block makes no difference to it. Backgrounds
-are drawn before it starts and are the same for all, so that masks of two labels differ by the label.
+are drawn in advance and are the same for all, so that masks of two labels differ by the label.
 """
 
 from __future__ import annotations

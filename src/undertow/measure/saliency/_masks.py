@@ -40,7 +40,7 @@ class Shape:
 
     def start(
         self, restart: int, generator: torch.Generator
-    ) -> Float[Tensor, "certificates *cells"]:
+    ) -> Float[Tensor, " certificates *cells"]:
         """Where descent starts: at equal shares, or at random ones.
 
         The first of one certificate starts at 0 as the paper's does; several would stay alike.
@@ -116,7 +116,9 @@ def shape_of(spatial: tuple[int, ...], upsample: int, certificates: int) -> Shap
     """
     upsample = whole_number("upsample", upsample)
     if upsample > min(spatial):
-        raise ValueError(f"upsample must be at most the input's side {min(spatial)}, got {upsample}")
+        raise ValueError(
+            f"upsample must be at most the input's side {min(spatial)}, got {upsample}"
+        )
     return Shape(spatial, upsample, whole_number("certificates", certificates))
 
 

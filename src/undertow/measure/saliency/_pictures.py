@@ -89,11 +89,17 @@ def curves_chart(frame: pl.DataFrame) -> Any:
         .encode(
             alt.X("share:Q", title="share of the input that is kept"),
             alt.Y("probability:Q", title="mean probability of the label"),
-            alt.Color("method:N", sort=None, legend=alt.Legend(orient="top", title=None)),
-            alt.StrokeDash("label:N", sort=None, legend=alt.Legend(orient="top", title=None)),
+            alt.Color("method:N", sort=None, legend=_legend()),
+            alt.StrokeDash("label:N", sort=None, legend=_legend()),
         )
         .properties(width=520, height=280)
     )
+
+
+def _legend() -> Any:
+    import altair as alt
+
+    return alt.Legend(orient="top", title=None, labelLimit=0, columns=4)
 
 
 def _url(pixels: UInt8[Tensor, "3 h w"]) -> str:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from undertow.measure.saliency._classifier import NO_GRADIENT
 from undertow.objective import logits_of, whole_number
 
 _SEED = 0
@@ -22,6 +23,8 @@ def gradients(
     with torch.enable_grad():
         leaf = inputs.detach().requires_grad_()
         logits = logits_of(model(leaf))
+        if not logits.requires_grad:
+            raise ValueError(NO_GRADIENT)
         return torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), leaf)[0]
 
 

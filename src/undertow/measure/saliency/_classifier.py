@@ -19,6 +19,10 @@ from undertow.measure._kinds import check_model
 from undertow.measure.saliency._memory import MEMORY, blocks, need
 from undertow.objective import StandIn, evaluating, kept_states, logits_of
 
+NO_GRADIENT = (
+    "model has no gradient in its inputs (it rounds them, or looks them up); name the embedding= "
+    "that is to be masked, or score maps that need no gradient"
+)
 _ALIKE = 1e-3  # relative: outputs of a sample alone and among others
 _FEW = 4  # samples on which that is tried
 
@@ -87,7 +91,7 @@ class Classifier:
     def beside(self, method: Any, tensors: Mapping[str, Tensor] | None = None) -> Classifier:
         """The same with a method beside that is run on copies, or at other tensors."""
         other = copy.copy(self)
-        other.stand_in = StandIn(self.stand_in.model, method)
+        other.stand_in = self.stand_in.apart(method)
         other.tensors = dict(self.tensors if tensors is None else tensors)
         return other
 
@@ -207,6 +211,8 @@ class Classifier:
             return self.logits(self.inputs[some], rows[some])
 
         few = slice(0, min(_FEW, count))
+        run(few)  # what it writes to is known then, and copied for each call from now on
+        self.tensors = self.stand_in.own()
         together = run(few)
         _check_logits(together, few.stop)
         alike = _ALIKE * (1 + float(together.abs().max()))

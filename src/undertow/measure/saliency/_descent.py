@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from undertow.measure.saliency._backgrounds import Backgrounds
-from undertow.measure.saliency._classifier import Classifier
+from undertow.measure.saliency._classifier import NO_GRADIENT, Classifier
 from undertow.measure.saliency._masks import Fit, Price, Shape, fits
 from undertow.measure.saliency._memory import Need, blocks, need
 from undertow.objective import out_of_memory
@@ -90,6 +90,8 @@ class Problem:
         shape = masked.shape[:3]
         rows = lanes.rows.view(-1, 1, 1).expand(shape).flatten()
         found = network.log_probabilities(masked.flatten(0, 2), rows).view(*shape, -1)
+        if weights.requires_grad and not found.requires_grad:
+            raise ValueError(NO_GRADIENT)
         kept = found.detach().double()
         chosen = lanes.labels.view(-1, 1, 1, 1).expand(*shape, 1)
         probabilities = kept.gather(3, chosen)[..., 0].exp().mean(2)

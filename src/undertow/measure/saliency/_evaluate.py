@@ -159,8 +159,8 @@ def completeness(
 ) -> Score:
     """What the maps of one method keep of their labels: min(max(e, g) / f, 1).
 
-    Its `own`, at the predicted label, is the paper's number. Arguments, options and errors are those
-    of `evaluate`, which gives both numbers at the cost of one.
+    Its `own`, at the predicted label, is the paper's number. Arguments, options and errors are
+    those of `evaluate`, which gives both numbers at the cost of one.
     """
     named = {"attributions": attributions}
     return evaluate(model, inputs, named, labels, **options).completeness["attributions"]
@@ -175,8 +175,8 @@ def soundness(
 ) -> Score:
     """Whether the maps of one method make up evidence: min(max(e, f) / g, 1).
 
-    Its `others`, over labels that are not predicted, and `worst` are the paper's numbers. Arguments,
-    options and errors are those of `evaluate`, which gives both numbers at the cost of one.
+    Its `others`, over labels that are not predicted, and `worst` are the paper's numbers.
+    Arguments, options and errors are those of `evaluate`, which gives both at the cost of one.
     """
     named = {"attributions": attributions}
     return evaluate(model, inputs, named, labels, **options).soundness["attributions"]

@@ -1,4 +1,4 @@
-"""Curves over pixel budgets, the two numbers that they come to, and the table of several methods."""
+"""Curves over pixel budgets, the two numbers that they come to, and a table of several methods."""
 
 from __future__ import annotations
 
@@ -166,8 +166,8 @@ class Evaluation:
             title="Attributions, complete and sound",
             summary=(
                 "Completeness is at the predicted label, soundness the mean over the others, and "
-                "at the label of each input where it is least. Either alone is had by maps that say "
-                "nothing."
+                "at the label of each input where it is least. Either alone is had by maps that "
+                "say nothing."
             ),
             facts={
                 "inputs": f"{inputs}, {labels} labels each, {budgets} budgets",

@@ -146,12 +146,12 @@ def sanity_checks(
     labels: Any = None,
     **options: Unpack[Options],
 ) -> SanityChecks:
-    """Score maps of another label, of shuffled weights, random and constant ones, beside a method's.
+    """Score maps of another label, of shuffled weights, random and constant ones beside methods'.
 
     For each method: its own maps; for each label the maps of the next one among those scored; and
-    its maps in a network each of whose parameters has its entries in another order, which are scored
-    in the given network. Beside them a random and a constant map, whose pixels come in random
-    order. `beaten` says in which number a random map beats a method: soundness of random maps is
+    its maps in a network each of whose parameters has its entries in another order, which are
+    scored in the given network. Beside them a random and a constant map, whose pixels come in
+    random order. `beaten` says in which number a random map beats a method: soundness of random maps is
     high, so that a method must win in both. A method that is alike for shuffled weights shows the
     input and not the network (1810.03292).
 

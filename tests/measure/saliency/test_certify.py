@@ -42,7 +42,12 @@ def test_the_optimum_of_a_linear_softmax() -> None:
     weight = torch.stack([torch.zeros(16).double(), draw(2, 16)])
     x = draw(3, 3, 1, 4, 4)
     found = saliency.certify(
-        linear(weight), x, sparsity=2.0, steps=3780, atol=1e-5, **FREE  # type: ignore[arg-type]
+        linear(weight),
+        x,
+        sparsity=2.0,
+        steps=3780,
+        atol=1e-5,
+        **FREE,  # type: ignore[arg-type]
     )
     assert found.converged.all()
     for i in range(3):

@@ -192,7 +192,9 @@ def test_results_say_what_they_are() -> None:
     assert "gradient" in repr(found)
     assert "95%, over images" in repr(found)
     assert repr(found.completeness["map"]).startswith("Completeness: ")
-    assert repr(found.curves["map"]) == "Curves of 4 inputs x 3 labels in 1 network over 28 budgets."
+    assert (
+        repr(found.curves["map"]) == "Curves of 4 inputs x 3 labels in 1 network over 28 budgets."
+    )
     assert found.table.columns == ["method", "quantity", "labels", "value", "low", "high"]
     assert len(found.table) == 2 * 2 * 3
     assert found.as_dict()["curves"]["map"].areas.shape == (1, 4, CLASSES)

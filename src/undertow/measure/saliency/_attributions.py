@@ -170,7 +170,7 @@ def _computed(network: Classifier, asked: Asked, name: str) -> Tensor:
     labels = asked.labels.flatten()
 
     def run(some: slice) -> Tensor:
-        return _called(network, network.inputs[rows[some]], labels[some], asked, name)
+        return _called(network, rows[some], labels[some], asked, name)
 
     with network.running():
         # Once, and on one pair: some methods are dear.
@@ -180,13 +180,18 @@ def _computed(network: Classifier, asked: Asked, name: str) -> Tensor:
     return found.unflatten(0, (count, each))
 
 
-def _called(network: Classifier, inputs: Tensor, labels: Tensor, asked: Asked, name: str) -> Tensor:
+def _called(network: Classifier, rows: Tensor, labels: Tensor, asked: Asked, name: str) -> Tensor:
+    inputs = network.inputs[rows]
+
     def call(module: nn.Module, method: Any) -> Any:
         torch.manual_seed(asked.seed)  # of a state that is thrown away
-        if not hasattr(method, "attribute"):
-            return method(module, inputs.clone(), labels)
-        bound = method(module) if isinstance(method, type) else method
-        return bound.attribute(inputs.clone().requires_grad_(), target=labels)
+        if hasattr(method, "attribute") and not isinstance(method, type):
+            taken = network.taken(rows).clone()  # by what it was made for, such as token ids
+            return method.attribute(taken.requires_grad_(taken.is_floating_point()), target=labels)
+        own = network.of_masked(module, rows)
+        if isinstance(method, type):
+            return method(own).attribute(inputs.clone().requires_grad_(), target=labels)
+        return method(own, inputs.clone(), labels)
 
     found = network.stand_in.apply(network.tensors, call)
     if not isinstance(found, Tensor):

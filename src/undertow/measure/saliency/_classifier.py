@@ -145,6 +145,16 @@ class Classifier:
         _check_inputs(name, found, self._embedding is not None)
         return found
 
+    def taken(self, rows: Int64[Tensor, " rows"]) -> Tensor:
+        """What the model takes, of some inputs: the inputs themselves, or what is embedded."""
+        return self._taken[rows]
+
+    def of_masked(self, module: nn.Module, rows: Int64[Tensor, " rows"]) -> nn.Module:
+        """A copy of the module, as a function of what is masked of some inputs."""
+        if self._embedding is None:
+            return module
+        return _OfEmbeddings(module, self.stand_in.of(self._embedding), self._taken[rows])
+
     def _moved(self, name: str, inputs: Any) -> Tensor:
         """In the precision and on the device of the model's parameters."""
         if not isinstance(inputs, Tensor):
@@ -230,6 +240,28 @@ class Classifier:
         logits = torch.cat([run(some) for some in blocks(count, size)])
         _check_probabilities(logits)
         return logits.double().log_softmax(1)
+
+
+class _OfEmbeddings(nn.Module):
+    """A model whose embedding's output is what it is given."""
+
+    def __init__(self, module: nn.Module, embedding: nn.Module, taken: Tensor) -> None:
+        super().__init__()
+        self.module, self.embedding, self._taken = module, embedding, taken
+        self.eval()
+
+    def forward(self, embedded: Tensor) -> Any:
+        """The module's outputs."""
+        if len(embedded) != len(self._taken):
+            raise ValueError(
+                f"attributions within a model are of batches as they are given, {len(self._taken)} "
+                f"inputs, got {len(embedded)}; give a model of the embeddings instead of embedding="
+            )
+        handle = self.embedding.register_forward_hook(lambda *_: embedded)
+        try:
+            return self.module(self._taken)
+        finally:
+            handle.remove()
 
 
 def _check_inputs(name: str, inputs: Tensor, embedded: bool) -> None:

@@ -79,3 +79,14 @@ def test_the_page_about_the_edge_prints_what_it_shows(capsys: pytest.CaptureFixt
     assert float(whole.eigenvalues[0]) / whole.edge < 0.6
     assert small.value * 2.5 / 2 == pytest.approx(1, abs=0.3)
     assert sorted(names["products"])[10] == pytest.approx(2, abs=0.4)
+
+
+def test_the_page_about_explanations_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "explain-a-prediction.md"
+    names: dict[str, Any] = {"__name__": "explain_a_prediction"}
+    exec(compile(code_of(page), page, "exec"), names)
+    printed = capsys.readouterr().out
+    assert "Certificates: masks of" in printed
+    assert "Sanity checks" in printed
+    checks = names["checks"]
+    assert checks.beaten("gradient x input") == ["soundness"]

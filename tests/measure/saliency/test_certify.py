@@ -1,4 +1,4 @@
-"""Certificates: the optimum of a linear classifier, prices, invariances, blocks and what is said."""
+"""Certificates: the optimum of a linear classifier, prices, invariances, blocks, what is said."""
 
 from __future__ import annotations
 

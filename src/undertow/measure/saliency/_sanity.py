@@ -151,9 +151,9 @@ def sanity_checks(
     For each method: its own maps; for each label the maps of the next one among those scored; and
     its maps in a network each of whose parameters has its entries in another order, which are
     scored in the given network. Beside them a random and a constant map, whose pixels come in
-    random order. `beaten` says in which number a random map beats a method: soundness of random maps is
-    high, so that a method must win in both. A method that is alike for shuffled weights shows the
-    input and not the network (1810.03292).
+    random order. `beaten` says in which number a random map beats a method: random maps are sound,
+    so that a method must win in both. A method that is alike for shuffled weights shows the input
+    and not the network (1810.03292).
 
     Args:
         model: as in `evaluate`.

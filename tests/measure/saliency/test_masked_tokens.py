@@ -113,7 +113,7 @@ def test_what_cannot_be_masked_is_refused() -> None:
         saliency.certify(model, tokens())
     with pytest.raises(ValueError, match="must be a part of the model"):
         saliency.certify(model, tokens(), embedding=skip_init(nn.Embedding, WORDS, WIDTH))
-    with pytest.raises(ValueError, match="must be called once .* got 0 calls"):
+    with pytest.raises(ValueError, match=r"must be called once .* got 0 calls"):
         saliency.certify(Rest(model), draw(0, 3, TOKENS, WIDTH), embedding=model.embedding)
     with pytest.raises(ValueError, match="is for images"):
         saliency.certify(model, tokens(), embedding=model.embedding, background="blur")

@@ -109,7 +109,7 @@ def test_channels_or_labels() -> None:
 
 def test_certificates_of_something_else() -> None:
     found = saliency.certify(net(), images(), labels=[0, 1, 2, 0], steps=1)
-    with pytest.raises(ValueError, match="give labels=certificates.labels"):
+    with pytest.raises(ValueError, match=r"give labels=certificates\.labels"):
         saliency.soundness(net(), images(), found)
     with pytest.raises(ValueError, match="must be of these inputs"):
         saliency.soundness(net(), images(3), found)

@@ -40,6 +40,7 @@ WITHIN: dict[str, dict[str, set[str]]] = {
         "curvature": set(),
         "noise": {"weights"},
         "function": {"weights"},
+        "saliency": set(),
         "_profile": {"weights", "curvature", "noise", "function"},
     },
     "train": {

@@ -97,3 +97,14 @@ def test_the_page_about_local_steps_prints_what_it_shows(
     ]
     flat = names["flatness"].mean(1)
     assert flat[2] < flat[1] < flat[0]
+
+
+def test_the_page_about_explanations_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = "explain-a-prediction.md"
+    names: dict[str, Any] = {"__name__": "explain_a_prediction"}
+    exec(compile(code_of(page), page, "exec"), names)
+    printed = capsys.readouterr().out
+    assert "Certificates: masks of" in printed
+    assert "Sanity checks" in printed
+    checks = names["checks"]
+    assert checks.beaten("gradient x input") == ["soundness"]

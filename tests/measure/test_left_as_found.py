@@ -38,6 +38,15 @@ def of_objective(call: Callable[[Objective], Any]) -> Callable[[nn.Module], Any]
     return lambda net: call(objective_of(net))
 
 
+def of_tokens(call: Callable[..., Any]) -> Callable[[nn.Module], Any]:
+    """Saliency masks parts of inputs: each number is taken for a token here."""
+
+    def run(net: nn.Module) -> Any:
+        return call(nn.Sequential(nn.Flatten(), net), data()[0].unsqueeze(2))
+
+    return run
+
+
 GENERATOR = torch.Generator()
 # How each public function that takes a module or an objective is called; a new one belongs here.
 MEASURES: dict[str, Callable[[nn.Module], Any]] = {
@@ -89,6 +98,20 @@ MEASURES: dict[str, Callable[[nn.Module], Any]] = {
         net, {name: tensor.clone() for name, tensor in net.state_dict().items()}, 0.5
     ),
     "weight_matrices": measure.weight_matrices,
+    # Of saliency.
+    "certify": of_tokens(lambda net, x: measure.saliency.certify(net, x, steps=2)),
+    "completeness": of_tokens(
+        lambda net, x: measure.saliency.completeness(net, x, torch.arange(6 * WIDTH).view(6, -1))
+    ),
+    "evaluate": of_tokens(
+        lambda net, x: measure.saliency.evaluate(net, x, {"g": measure.saliency.gradient_x_input})
+    ),
+    "sanity_checks": of_tokens(
+        lambda net, x: measure.saliency.sanity_checks(net, x, {"s": measure.saliency.smooth_grad})
+    ),
+    "soundness": of_tokens(
+        lambda net, x: measure.saliency.soundness(net, x, lambda model, *given: given[0])
+    ),
     # An objective's own.
     "value": of_objective(Objective.value),
     "gradient": of_objective(Objective.gradient),
@@ -98,15 +121,20 @@ MEASURES: dict[str, Callable[[nn.Module], Any]] = {
     "ggn_trace": of_objective(Objective.ggn_trace),
     "sample_noise": of_objective(lambda o: o.sample_noise(2, batch_size=2, generator=GENERATOR)),
 }
-# Of tensors or readings alone.
+# Of tensors or readings alone, or of a model that one of the above makes.
 OF_TENSORS = {
+    "absolute_gradient",
     "follow_depth",
+    "gradient_x_input",
+    "integrated_gradients",
     "margin_from_growth",
     "matrix_ranks",
     "matrix_spectrum",
     "null_projector",
     "operator_spectrum",
+    "random_map",
     "row_norms",
+    "smooth_grad",
     "spectrum_ranks",
     "split_matrices",
     "toeplitz_norm",
@@ -140,7 +168,8 @@ def measured(call: Callable[[nn.Module], Any], net: nn.Module) -> Any:
 
 
 def test_every_public_measure_is_among_them() -> None:
-    functions = {name for name in measure.__all__ if name.islower()}
+    names = {*measure.__all__, *measure.saliency.__all__} - {"saliency"}
+    functions = {name for name in names if name.islower()}
     assert functions <= MEASURES.keys() | OF_TENSORS
     methods = {n for n in vars(Objective) if callable(getattr(Objective, n)) and n[0] != "_"}
     assert methods <= MEASURES.keys() | {"batches", "fixed", "release"}

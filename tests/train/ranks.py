@@ -27,7 +27,7 @@ def launch(
     num_ranks: int,
     *arguments: Any,
     errors: bool = False,
-    seconds: float = 60,
+    seconds: float = 120,
 ) -> list[Any]:
     """What `function(rank, *arguments)` returned on each rank; None where it died.
 

@@ -64,6 +64,7 @@ from ._predictions import no_less as no_less
 from ._predictions import no_seed as no_seed
 from ._predictions import outside as outside
 from ._predictions import within as within
+from ._progress import progress_bar as progress_bar
 from ._readings import KEPT as KEPT
 from ._readings import Reading as Reading
 from ._readings import agreement_of as agreement_of

@@ -1,5 +1,6 @@
 """What is the optimizer doing? Measurements that read weights and data and never train."""
 
+from undertow.measure import saliency as saliency
 from undertow.measure._drift import LocalDrift as LocalDrift
 from undertow.measure._drift import local_drift as local_drift
 from undertow.measure._profile import Profile as Profile
@@ -152,6 +153,7 @@ __all__ = [
     "ranks",
     "region_radius",
     "row_norms",
+    "saliency",
     "sharpness",
     "sharpness_gradient",
     "spectral_density",

@@ -21,6 +21,7 @@ from undertow.objective._module import out_of_memory as out_of_memory
 from undertow.objective._module import outside_inference_mode as outside_inference_mode
 from undertow.objective._module import unfused as unfused
 from undertow.objective._objective import Objective as Objective
+from undertow.objective._random_states import kept_states as kept_states
 from undertow.objective._risk import EmpiricalRisk as EmpiricalRisk
 from undertow.objective._stand_in import StandIn as StandIn
 from undertow.objective._support import is_sharded as is_sharded
@@ -39,6 +40,7 @@ __all__ = [
     "evaluating",
     "gradient",
     "is_sharded",
+    "kept_states",
     "logits_of",
     "original",
     "out_of_memory",

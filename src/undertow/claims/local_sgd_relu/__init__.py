@@ -39,7 +39,7 @@ class LocalSgdRelu(Knobs):
     images: Images = Images()  # whose digits are even or odd
     depth: Annotated[int, at_least(2)] = 3  # hidden layers of deep networks
     deep: Annotated[Sizes, some(2)] = (16, 64, 256)  # and their widths
-    seeds: Seeds = 20  # independent samples and starts
+    seeds: Seeds = 28  # independent samples and starts
 
     def rules(self) -> Mapping[str, bool]:
         """Clients have as many samples each, more than a batch."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import pickle
+import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
@@ -27,19 +28,31 @@ def launch(
     num_ranks: int,
     *arguments: Any,
     errors: bool = False,
+    first_holds: bool = False,
     seconds: float = 120,
 ) -> list[Any]:
     """What `function(rank, *arguments)` returned on each rank; None where it died.
 
-    An error of a rank is raised, or with `errors` in the list.
+    An error of a rank is raised, or with `errors` in the list. With `first_holds` the store is the
+    first rank's, as it is under `env://`, and ends with it.
     """
     pipes, processes = [], []
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    port = _free_port() if first_holds else store.port
     try:
         for rank in range(num_ranks):
             ours, theirs = _CONTEXT.Pipe(duplex=False)
             process = _CONTEXT.Process(
-                target=_run, args=(theirs, rank, num_ranks, store.port, function, arguments)
+                target=_run,
+                args=(
+                    theirs,
+                    rank,
+                    num_ranks,
+                    port,
+                    first_holds and rank == 0,
+                    function,
+                    arguments,
+                ),
             )
             process.start()
             theirs.close()
@@ -55,6 +68,12 @@ def launch(
         if isinstance(answer, Exception) and not errors:
             raise answer
     return answers
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def _collect(pipes: list[Connection], seconds: float) -> list[Any]:
@@ -79,12 +98,13 @@ def _run(
     rank: int,
     num_ranks: int,
     port: int,
+    holds: bool,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    store = dist.TCPStore("127.0.0.1", port)
+    store = dist.TCPStore("127.0.0.1", port, is_master=holds, wait_for_workers=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
     try:
         answer: Any = function(rank, *arguments)

@@ -245,6 +245,31 @@ def _goes_on(rank: int, how: str) -> object:
     return _weights(model), local.rounds, local.report().bytes_sent
 
 
+def _without_a_farewell_of_its_own(rank: int, case: str) -> object:
+    model = _net(0, 6 if (rank, case) == (1, "shapes") else 5)
+    optimizer = _sgd(model)
+    local = LocalSGD(model, optimizer, 2)
+    _steps(model, optimizer, 5, rank)
+    local.finish()
+    return local.rounds
+
+
+def test_the_first_process_does_not_take_the_store_with_it() -> None:
+    assert launch(_without_a_farewell_of_its_own, 3, "", first_holds=True) == [3, 3, 3]
+    answers = launch(_without_a_farewell_of_its_own, 3, "shapes", errors=True, first_holds=True)
+    _same_line(answers, ValueError, "rank 1 has 0.weight = (6, 3)")
+
+
+def test_one_optimizer_has_one_local_sgd() -> None:
+    model = _net()
+    optimizer = _sgd(model)
+    first = LocalSGD(model, optimizer, 2)
+    with pytest.raises(ValueError, match=r"averaged by another LocalSGD already"):
+        LocalSGD(model, optimizer, 2)
+    first.close()
+    LocalSGD(model, optimizer, 2).close()
+
+
 @pytest.mark.parametrize("how", ["dead", "killed in the call", "paused", "nan"])
 def test_those_who_are_left_go_on(how: str) -> None:
     first, lost, second = launch(_goes_on, 3, how)

@@ -120,6 +120,7 @@ class LocalSGD:
             self._rule = Rounds(*rule)
         except (TypeError, ValueError) as error:
             self._team.leave(trouble(error))
+            self._team.farewell()
             raise
         names = ("period", "alpha", "base", "power", "warmup_steps", "peak_lr", "total_steps")
         settings = settings_of(
@@ -146,6 +147,9 @@ class LocalSGD:
                     agree(self._team, settings, start, values=not sync)
                 except Troubled as told:
                     raise told.error from None
+                except ValueError:
+                    self._team.farewell()
+                    raise
             self._team.connect()
             if sync:
                 self._averager.broadcast(self._team)
@@ -244,9 +248,11 @@ class LocalSGD:
             raise told.error from None
         except WorkerLost as lost:
             self._lost = lost.ranks
+            self._team.farewell(lost.ranks)
             raise
         except Exception:
             self._lost = ()
+            self._team.farewell()
             raise
         progress.end_round(self.num_workers, done.nbytes, done.distance)
         return True
@@ -274,6 +280,7 @@ class LocalSGD:
         if self._lost is None:
             while self._average(ended=True) and self.num_workers > 1:
                 pass
+            self._team.farewell()
         self._unhook()
 
     def _unhook(self) -> None:

@@ -23,6 +23,7 @@ _PER_DECADE = 4  # readings of -log loss, from 10 on
 _SHIFT = 0.3  # of unit samples along the teacher, so that there is a margin
 _SUBOPTIMAL = 0.9  # of the linear network's margin: at most that is one neuron's, half the data
 _APART = math.cos(math.radians(10))  # and its direction is so far from the SVM's
+_DRAWS = 20  # of samples, until one of their halves is such as it must be
 _SLOWER = 0.85  # growth of small neurons of the other sign over that of its own, at most
 _ASIDE = 256  # points at which it is read how much of a network is not linear
 
@@ -235,19 +236,32 @@ def made(trial: Network) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if trial.data == "pictures":
         x, y = _mirrored(*_pictures(trial, generator))
     else:
-        half, signs = _samples(trial.points, trial.features, generator)
-        x, y = _mirrored(half, signs)
-        if trial.data != "mirrored":
-            svm = predict.two_layer_margin(x.numpy(), y.numpy(), slope=trial.slope).direction
-            hint = trial.hint * torch.from_numpy(svm.copy())[None]
-            if trial.data == "halved":
-                x, y = _half(trial, half, signs, hint, generator)
-            else:
-                x, y = torch.cat([x, hint]), torch.cat([y, torch.ones(1).double()])
+        x, y = _points(trial, generator)
     weights, outputs = _normal(trial.neurons, x.shape[1], trial.scale, generator)
     if trial.start == "one-sign":
         outputs = weights.norm(dim=1) + outputs.abs()
     return x, y, weights, outputs, _normals(generator, _ASIDE, x.shape[1])
+
+
+def _points(trial: Network, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Samples and labels; drawn anew where none of their halves is such as it must be."""
+    import torch
+
+    for _ in range(_DRAWS):
+        half, signs = _samples(trial.points, trial.features, generator)
+        x, y = _mirrored(half, signs)
+        if trial.data == "mirrored":
+            return x, y
+        svm = predict.two_layer_margin(x.numpy(), y.numpy(), slope=trial.slope).direction
+        hint = trial.hint * torch.from_numpy(svm.copy())[None]
+        if trial.data != "halved":
+            return torch.cat([x, hint]), torch.cat([y, torch.ones(1).double()])
+        if found := _half(trial, half, signs, hint, generator):
+            return found
+    raise ValueError(
+        f"points must be such that a half of them changes the margin, got {trial.points} of seed "
+        f"{trial.seed} in {_DRAWS} draws; more points would do"
+    )
 
 
 def _normals(generator: Generator, *size: int) -> Tensor:
@@ -283,9 +297,9 @@ def _mirrored(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _half(
     trial: Network, x: Tensor, y: Tensor, hint: Tensor, generator: Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | None:
     """The hint and a sample of each pair, such that one neuron is first to fit them, alone, and is
-    neither best nor along the SVM.
+    neither best nor along the SVM; None where no half was found to be.
     """
     import torch
 
@@ -299,10 +313,7 @@ def _half(
             continue
         if one.margin < _SUBOPTIMAL * found.linear and one.direction @ found.direction < _APART:
             return half, labels
-    raise ValueError(
-        f"points must be such that a half of them changes the margin, got {trial.points} of seed "
-        f"{trial.seed}; more points would do"
-    )
+    return None
 
 
 def _pictures(trial: Network, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -112,6 +112,6 @@ CLAIM = Claim(
             seeds=50,
         ),
     },
-    costs={"smoke": "10 s", "small": "3 min on two cores", "paper": "15 h on two cores"},
+    costs={"smoke": "10 s", "small": "4 min on two cores", "paper": "15 h on two cores"},
     home=__name__,
 )

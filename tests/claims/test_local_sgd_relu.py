@@ -18,7 +18,7 @@ from undertow.claims import Records
 from undertow.claims.local_sgd_relu import LocalSgdRelu, experiments
 from undertow.claims.local_sgd_relu.deep import Deep, follow_deep
 from undertow.claims.local_sgd_relu.experiments import Network, follow, merged_kernel
-from undertow.claims.local_sgd_relu.networks import samples
+from undertow.claims.local_sgd_relu.networks import samples, started
 from undertow.claims.local_sgd_relu.predictions import pair_eigenvalue
 from undertow.claims.local_sgd_relu.readings import read_at
 from undertow.data import Images
@@ -196,6 +196,15 @@ def test_wide_networks_are_nearer_to_their_map_than_narrow_ones() -> None:
     narrow, wide = (follow([replace(NETWORK, width=width)])[0][-1] for width in (50, 5_000))
     assert wide["residual_error"] < 0.3 * narrow["residual_error"]
     assert wide["error"] < 0.1
+
+
+def test_units_start_in_directions_that_samples_say_nothing_of() -> None:
+    trial = replace(NETWORK, samples=39, features=40)
+    x, _, _ = samples(trial)
+    weights, _ = started(200, 40, trial.seed)
+    cosines = torch.nn.functional.normalize(weights) @ x.mT
+    # Of independent directions in 40 dimensions; a unit along a sample has one of 1.
+    assert float(cosines.abs().max()) < 0.8
 
 
 def test_near_samples_are_near_and_the_first_clients() -> None:

@@ -16,4 +16,5 @@ from ._reproduce import report as report
 from ._reproduce import reproduce as reproduce
 from ._reproduce import resume as resume
 from ._reproduction import Reproduction as Reproduction
+from ._streams import stream as stream
 from ._template import write_template as write_template

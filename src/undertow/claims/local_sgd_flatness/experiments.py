@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from undertow import predict
+from undertow.claims import stream
 from undertow.claims.local_sgd_flatness import (
     GENTLE_LR,
     GENTLE_PERIODS,
@@ -94,9 +95,7 @@ def experiments(knobs: LocalSGDFlatness, seed: int) -> dict[str, Experiment]:
 
 def generators(trials: Sequence[Valley | Path | Diagonal], purpose: int) -> list[Generator]:
     """Of each trial its own; another purpose draws other numbers."""
-    from undertow.train import spawn_generators
-
-    return [spawn_generators(trial.seed, purpose + 1)[purpose] for trial in trials]
+    return [stream(trial.seed, purpose) for trial in trials]
 
 
 def drift(trials: Sequence[Valley]) -> list[Rows]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from undertow import predict
-from undertow.claims.local_sgd_relu.networks import normals, samples
+from undertow.claims import stream
+from undertow.claims.local_sgd_relu.networks import START, normals, samples
 from undertow.claims.local_sgd_relu.readings import rates, read_at, residual_error
 from undertow.data import Images
 
@@ -93,7 +94,7 @@ def started(trial: Deep, features: int) -> nn.Module:
 
     from undertow import models
 
-    generator = torch.Generator().manual_seed(2**40 + trial.seed)
+    generator = stream(trial.seed, START)
     module = models.mlp((features, *[trial.width] * trial.depth, 1), bias=False)
     layers = [layer for layer in module if isinstance(layer, torch.nn.Linear)]
     with torch.no_grad():

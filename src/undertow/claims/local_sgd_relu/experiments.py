@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from undertow import predict
+from undertow.claims import stream
 from undertow.claims.local_sgd_relu import LocalSgdRelu
 from undertow.claims.local_sgd_relu.deep import Deep, follow_deep
-from undertow.claims.local_sgd_relu.networks import samples, started
+from undertow.claims.local_sgd_relu.networks import BATCHES, samples, started
 from undertow.claims.local_sgd_relu.readings import rates, read_at, residual_error
 from undertow.data import Images
 from undertow.lab import Experiment, grid, seeds
@@ -151,7 +152,7 @@ def drawn(trial: Network, rows: Tensor) -> Tensor:
     """Rows of each client's batches, with replacement, `[rounds, K, period, batch]`."""
     import torch
 
-    generator = torch.Generator().manual_seed(2**41 + trial.seed)
+    generator = stream(trial.seed, BATCHES)
     size = (trial.rounds, trial.clients, trial.period, trial.batch_size)
     chosen = torch.randint(rows.shape[1], size, generator=generator)
     return rows[torch.arange(trial.clients)[:, None, None], chosen]

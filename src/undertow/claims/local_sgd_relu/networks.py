@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Protocol
 
+from undertow.claims import stream
 from undertow.data import Images
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+SAMPLES, START, BATCHES = range(3)  # what a seed's streams are for
 _CLUSTER = 1.0  # of a class's own direction, over a sample's
 _CLASSES = 10
 
@@ -44,9 +46,7 @@ def normals(generator: Generator, *size: int) -> Tensor:
 
 def started(width: int, features: int, seed: int) -> tuple[Tensor, Tensor]:
     """Weights `[m, d]` of variance 2 / m, and outputs `[m]` of +-1."""
-    import torch
-
-    generator = torch.Generator().manual_seed(2**40 + seed)
+    generator = stream(seed, START)
     weights = normals(generator, width, features) * math.sqrt(2 / width)
     return weights, normals(generator, width).sign()
 
@@ -59,7 +59,7 @@ def samples(trial: Samples) -> tuple[Tensor, Tensor, Tensor]:
     """
     import torch
 
-    generator = torch.Generator().manual_seed(trial.seed)
+    generator = stream(trial.seed, SAMPLES)
     if trial.data == "images":
         x, y, kinds = _images(trial, generator)
     else:

@@ -65,15 +65,15 @@ class Averager:
             word = word | {"layout": digest(parts), "counts": counts}
         except Exception as error:
             word = trouble(error)
-        words = team.meet(word, about)
-        _check_steps(words)
-        _check_state(words)
+        words = team.meet(word, about, check=_check_words)
         if not any(word["in_round"] for word in words.values()):
             return None
+        odd: list[tuple[Carried, Flat]] = []
 
         def check() -> None:
             # A sum over workers is finite only where all of theirs are, so that all look or none.
-            if team.size == 1 or not all(flat.finite() for flat in flats):
+            odd.extend(pair for pair in zip(parts, flats, strict=False) if not pair[1].finite())
+            if odd or team.size == 1:
                 _check_finite(parts)
 
         try:
@@ -81,8 +81,8 @@ class Averager:
         except WorkerLost:
             self._flats = {}  # a call that failed may still write to them
             raise
-        for part, flat in zip(parts, flats, strict=False):
-            if part.part != "buffers" and not flat.finite() and not flat.buffer.isfinite().all():
+        for part, flat in odd:
+            if part.part != "buffers" and not flat.buffer.isfinite().all():
                 raise FloatingPointError(
                     f"the sum of {part.part} over workers is beyond {flat.buffer.dtype}; nothing "
                     "was averaged"
@@ -132,6 +132,11 @@ def _check_finite(parts: list[Carried]) -> None:
                 f"{what[part.part]} {name} is no finite number any more; nothing was averaged, go "
                 "back to a saved state or rebuild() without it"
             )
+
+
+def _check_words(words: dict[int, Word]) -> None:
+    _check_steps(words)
+    _check_state(words)
 
 
 def _check_steps(words: dict[int, Word]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from undertow.train.local_sgd._carried import PARTS, check_wrappers, named_parameters
+from undertow.train.local_sgd._meeting import Word
 from undertow.train.local_sgd._outer import Outer
 from undertow.train.local_sgd._outer_state import OuterState
 from undertow.train.local_sgd._team import Team
@@ -53,3 +54,14 @@ def check_state(state: dict[str, Any], num_workers: int, outer: OuterState) -> N
             "resume with as many, or begin a new LocalSGD from the averaged model"
         )
     outer.check(state["outer"], in_round=state["step_in_round"] > 0)
+
+
+def check_places(words: dict[int, Word]) -> None:
+    """Raise where ranks have not taken as many rounds and steps."""
+    places = {rank: word["place"] for rank, word in words.items()}
+    if len({tuple(place) for place in places.values()}) > 1:
+        at = "; ".join(
+            f"rank {rank} is after step {steps} and {rounds} rounds"
+            for rank, (rounds, steps, *_) in places.items()
+        )
+        raise ValueError(f"ranks must be at the same step, but {at}")

@@ -17,11 +17,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from undertow.train.local_sgd._averaging import Averager
-from undertow.train.local_sgd._carried import (
-    digest,
-    named_parameters,
-)
-from undertow.train.local_sgd._checks import HOOKED, check_arguments, check_state
+from undertow.train.local_sgd._carried import digest, named_parameters
+from undertow.train.local_sgd._checks import HOOKED, check_arguments, check_places, check_state
 from undertow.train.local_sgd._meeting import Word, WorkerLost
 from undertow.train.local_sgd._outer import Outer
 from undertow.train.local_sgd._outer_state import OuterState
@@ -114,21 +111,15 @@ class LocalSGD:
         if not (math.isfinite(timeout) and timeout > 0):
             raise ValueError(f"timeout must be seconds above 0, got {timeout}")
         self._team = Team.of(group, timeout)
-        rule = (period, alpha, base, power, warmup_steps, peak_lr, total_steps)
         try:
             check_arguments(model, optimizer, outer, average, self._team)
-            self._rule = Rounds(*rule)
+            self._rule = Rounds(period, alpha, base, power, warmup_steps, peak_lr, total_steps)
         except (TypeError, ValueError) as error:
             self._team.leave(trouble(error))
-            self._team.farewell()
             raise
-        names = ("period", "alpha", "base", "power", "warmup_steps", "peak_lr", "total_steps")
+        averaged = sorted(set(average))
         settings = settings_of(
-            optimizer,
-            **dict(zip(names, rule, strict=True)),
-            outer=outer,
-            average=sorted(set(average)),
-            sync=sync,
+            optimizer, **vars(self._rule), outer=outer, average=averaged, sync=sync
         )
         self.model, self.optimizer = model, optimizer
         self._averager = Averager(model, optimizer, {"parameters", *average})
@@ -147,9 +138,6 @@ class LocalSGD:
                     agree(self._team, settings, start, values=not sync)
                 except Troubled as told:
                     raise told.error from None
-                except ValueError:
-                    self._team.farewell()
-                    raise
             self._team.connect()
             if sync:
                 self._averager.broadcast(self._team)
@@ -248,11 +236,9 @@ class LocalSGD:
             raise told.error from None
         except WorkerLost as lost:
             self._lost = lost.ranks
-            self._team.farewell(lost.ranks)
             raise
         except Exception:
             self._lost = ()
-            self._team.farewell()
             raise
         progress.end_round(self.num_workers, done.nbytes, done.distance)
         return True
@@ -350,16 +336,9 @@ class LocalSGD:
         """All ranks have taken as many rounds, and are as far in theirs."""
         words = {"place": self._progress.place} if problem is None else trouble(problem)
         try:
-            told = self._team.meet(words, about)
+            self._team.meet(words, about, check=check_places)
         except Troubled as others:
             raise (problem or others.error) from None
-        places = {rank: word["place"] for rank, word in told.items()}
-        if len({tuple(place) for place in places.values()}) > 1:
-            at = "; ".join(
-                f"rank {rank} is after step {steps} and {rounds} rounds"
-                for rank, (rounds, steps, *_) in places.items()
-            )
-            raise ValueError(f"ranks must be at the same step, but {at}")
 
     def reestimate(self, loader: Iterable[Any], batches: int = 100) -> int:
         """Set the running statistics of batch norm to their means over batches of all workers.

@@ -54,24 +54,25 @@ def agree(team: Team, settings: dict[str, Any], parts: Sequence[Carried], values
         "shapes": _digest(repr(shapes).encode()),
         "hashes": _digest(repr(hashes).encode()),
     }
-    words = team.meet(word, "the start")
+    words = team.meet(word, "the start", check=_check_settings)
     _, odd = odd_ones(words)
-    if not odd:
-        return
-    check_alike(
-        words,
-        "settings",
-        lambda rank, usual: _difference(rank, usual, words, "settings", "settings"),
-        ValueError,
-    )
-    details = team.meet({"shapes": shapes, "hashes": hashes}, "the start")
-    check_alike(
-        details,
-        "shapes",
-        lambda rank, usual: _difference(rank, usual, details, "shapes", "parameters"),
-        ValueError,
-    )
-    check_alike(details, "hashes", lambda rank, usual: _unequal(rank, usual, details), ValueError)
+    if odd:
+        team.meet({"shapes": shapes, "hashes": hashes}, "the start", check=_check_starts)
+
+
+def _check_settings(words: dict[int, Word]) -> None:
+    def line(rank: int, usual: int) -> str:
+        return _difference(rank, usual, words, "settings", "settings")
+
+    check_alike(words, "settings", line, ValueError)
+
+
+def _check_starts(words: dict[int, Word]) -> None:
+    def line(rank: int, usual: int) -> str:
+        return _difference(rank, usual, words, "shapes", "parameters")
+
+    check_alike(words, "shapes", line, ValueError)
+    check_alike(words, "hashes", lambda rank, usual: _unequal(rank, usual, words), ValueError)
 
 
 def _difference(rank: int, usual: int, words: dict[int, Word], key: str, what: str) -> str:

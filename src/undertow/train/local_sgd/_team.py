@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -129,29 +130,43 @@ class Team:
     def _key(self) -> tuple[tuple[int, ...], str | None, float]:
         return self.ranks, self._backend, self.timeout
 
-    def meet(self, word: Word, about: str, patience: float = 1.0) -> dict[int, Word]:
-        """The words of all ranks.
+    def meet(
+        self,
+        word: Word,
+        about: str,
+        patience: float = 1.0,
+        check: Callable[[dict[int, Word]], None] = lambda words: None,
+    ) -> dict[int, Word]:
+        """The words of all ranks; where it raises, this was the last of the meetings.
+
+        Args:
+            word: this rank's.
+            about: what for, in words.
+            patience: how long to wait for the others, in timeouts.
+            check: raises where what the ranks say does not go together, the same on all of them.
 
         Raises:
-            WorkerLost: a rank did not come within `patience` times the timeout, or had left.
+            WorkerLost: a rank did not come in time, or had left.
             Troubled: a rank told trouble.
         """
-        words = {self.rank: word}
-        if self.size > 1:
-            self._gone = False
-            try:
+        self._gone = False
+        try:
+            words = {self.rank: word}
+            if self.size > 1:
                 words = self._meeting.meet(word, about, patience * self.timeout)
-            except WorkerLost as lost:
-                self.farewell(lost.ranks)
-                raise
+            self._check_told(words)
+            check(words)
+        except Exception as error:
+            self.farewell(error.ranks if isinstance(error, WorkerLost) else ())
+            raise
+        return words
+
+    def _check_told(self, words: dict[int, Word]) -> None:
         if told := {rank: word["trouble"] for rank, word in words.items() if "trouble" in word}:
-            self.farewell()
             raise self._troubled(told)
         if left := {rank: word["left"] for rank, word in words.items() if "left" in word}:
             line = "; ".join(f"rank {rank} {text}" for rank, text in left.items())
-            self.farewell(list(left))
             raise WorkerLost(f"{line}; rebuild() goes on without it", list(left))
-        return words
 
     def _troubled(self, told: dict[int, list[str]]) -> Troubled:
         lines: dict[str, list[int]] = {}
@@ -163,10 +178,12 @@ class Team:
         return Troubled(error, list(told))
 
     def leave(self, word: Word) -> None:
-        """Say something to the others' next meeting without waiting for it."""
+        """Say something to the others' next meeting without waiting for what they say."""
         if self.size > 1:
             with suppress(RuntimeError):  # a store that is gone has nobody to tell
                 self._meeting.leave(word)
+            self._gone = False
+            self.farewell()
 
     def reduce_(
         self, flats: Sequence[Flat], about: str, *, check: Callable[[], None] = lambda: None
@@ -194,13 +211,7 @@ class Team:
             except Exception as error:
                 word = trouble(error)
         # A third of the timeout has gone at most where a rank waits for the call to fail.
-        words = self.meet(word, about, patience=2 / 3)
-        if failed := {rank: word["failed"] for rank, word in words.items() if word["failed"]}:
-            self.farewell()
-            raise WorkerLost(
-                f"the all-reduce of {about} failed on {named(list(failed))}, though all are there: "
-                f"{next(iter(failed.values()))}; rebuild() tries again"
-            )
+        self.meet(word, about, 2 / 3, check=partial(_check_reduced, about))
 
     def broadcast_(self, flats: Sequence[Flat]) -> None:
         """Give all ranks the buffers of the first."""
@@ -208,6 +219,14 @@ class Team:
             for flat in flats:
                 for part in flat.slices():
                     dist.broadcast(part, src=self.ranks[0], group=self._group)
+
+
+def _check_reduced(about: str, words: dict[int, Word]) -> None:
+    if failed := {rank: word["failed"] for rank, word in words.items() if word["failed"]}:
+        raise WorkerLost(
+            f"the all-reduce of {about} failed on {named(list(failed))}, though all are there: "
+            f"{next(iter(failed.values()))}; rebuild() tries again"
+        )
 
 
 def odd_ones(values: dict[int, Any]) -> tuple[int, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 from undertow.objective import whole_number
@@ -43,7 +44,7 @@ class Workers:
     def __post_init__(self) -> None:
         whole_number("num", self.num, least=1)
         if not isinstance(self.rounds, Rounds):
-            Rounds(whole_number("rounds", self.rounds, least=1))
+            whole_number("rounds", self.rounds, least=1)
         if self.outer is not None and not isinstance(self.outer, Outer):
             raise TypeError(f"outer must be train.Outer or None, got {self.outer!r}")
         words = get_args(Averaged)
@@ -77,5 +78,8 @@ class Workers:
 
     def length(self, step: int, lr: float) -> int:
         """The local steps of the round that starts after `step` steps at the rate `lr`."""
-        rounds = self.rounds if isinstance(self.rounds, Rounds) else Rounds(self.rounds)
-        return rounds.length(step, lr)
+        return self._rule.length(step, lr)
+
+    @cached_property
+    def _rule(self) -> Rounds:
+        return self.rounds if isinstance(self.rounds, Rounds) else Rounds(self.rounds)

@@ -1,6 +1,5 @@
 from ._claim import Claim as Claim
 from ._claim import Records as Records
-from ._networks import Networks as Networks
 from ._networks import convolutional as convolutional
 from ._networks import language_models as language_models
 from ._networks import networks as networks
@@ -18,3 +17,4 @@ from ._reproduce import resume as resume
 from ._reproduction import Reproduction as Reproduction
 from ._streams import stream as stream
 from ._template import write_template as write_template
+from ._trained import Networks as Networks

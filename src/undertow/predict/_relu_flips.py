@@ -18,6 +18,7 @@ from undertow.predict._kernel_rounds import arc_cosine_kernel, local_sgd_rounds,
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int64
 
+    from undertow.predict._kernel_rounds import KernelRounds
 
 _MOST = 0.5  # of all signs: beyond it the leading order says nothing
 

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def stream(seed: int, purpose: int) -> Generator:
-    """A seed's generator for a purpose, numbered from 0."""
+    """A seed's generator for a purpose, numbered from 0.
+
+    A `train.Member` of that seed takes the first few: what runs beside one counts from 16.
+    """
     from undertow.train import spawn_generators
 
     return spawn_generators(seed, purpose + 1)[purpose]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from undertow import predict
+from undertow.claims import stream
 from undertow.claims.rank_one_features import READINGS, SHAKEN, RankOneFeatures
 from undertow.data import Images
 from undertow.lab import Experiment, grid, rows_of, seeds
@@ -161,7 +162,7 @@ def follow(trials: Sequence[Committee]) -> list[Rows]:
     if first.noise == "isotropic":  # of as much variance in all as label noise has at the start
         steep = committee.slopes(z).square().mean((1, 2)).sqrt()
         shaken |= {"noise_std": lr * given["noise_std"] * 2 * steep, "on": "preactivations"}
-    generators = [torch.Generator().manual_seed(2**40 + trial.seed) for trial in trials]
+    generators = [stream(trial.seed, 0) for trial in trials]
     limit = {
         "least_trace": committee.hessian_trace(flattest),
         "flattest_ratio": ranks(flattest)["rank_ratio"],

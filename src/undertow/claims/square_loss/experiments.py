@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from undertow.claims import networks, perceptrons
+from undertow.claims import networks, perceptrons, stream
 from undertow.claims.square_loss import SquareLoss
 from undertow.data import Images, random_labels
 from undertow.lab import Experiment, grid, rows_of, seeds
@@ -29,7 +29,7 @@ ALL = 0  # the batch size that stands for the full batch
 _NETWORK_LR, _DRAWN_BATCHES = 0.1, 25
 _COLLAPSE_LR, _MOMENTUM = 0.2, 0.9
 _BOUND_LR, _BOUND_BATCH = 0.05, 20
-_IMAGES, _LABELS = 2**40, 2**41  # streams beside that of the weights
+_LABELS, _WEIGHTS, _BATCHES = range(16, 19)  # streams beside those of a member and of its images
 
 Rows = list[dict[str, Any]]
 
@@ -121,7 +121,7 @@ def experiments(knobs: SquareLoss, seed: int) -> dict[str, Experiment]:
 
 def drawn(trials: Sequence[Any], count: int, classes: Sequence[int] | None = None) -> Draws:
     """So many images of each class for every trial's own seed, and all others to test on."""
-    return trials[0].images.load().draws([_IMAGES + own.seed for own in trials], count, classes)
+    return trials[0].images.load().draws([own.seed for own in trials], count, classes)
 
 
 def two_classes(trials: Sequence[Flow | Network]) -> list[Tensor]:
@@ -143,10 +143,10 @@ def follow(trials: Sequence[Flow]) -> list[Rows]:
 
     inputs, labels, unseen, truth = two_classes(trials)
     for trial, own in zip(trials, labels, strict=True):
-        generator = torch.Generator().manual_seed(_LABELS + trial.seed)
+        generator = stream(trial.seed, _LABELS)
         own[torch.rand(len(own), generator=generator) < trial.flipped] *= -1
     sizes = (inputs.shape[2], trials[0].width, trials[0].width, 1)
-    generators = [torch.Generator().manual_seed(trial.seed) for trial in trials]
+    generators = [stream(trial.seed, _WEIGHTS) for trial in trials]
     layers = [
         torch.stack([torch.randn(b, a, generator=g, dtype=torch.float64) for g in generators])
         for a, b in pairwise(sizes)
@@ -208,7 +208,7 @@ def train_networks(trials: Sequence[Network]) -> list[Rows]:
     if full:
         batches = [torch.arange(count)[None]] * len(trials)
     else:
-        draws = [torch.Generator().manual_seed(_LABELS + own.seed) for own in trials]
+        draws = [stream(own.seed, _BATCHES) for own in trials]
         shape = (_DRAWN_BATCHES, first.batch_size)
         batches = [torch.randint(count, shape, generator=own) for own in draws]
     fractions = {round(part * first.network_steps): part for part in NETWORK_READINGS}
@@ -291,7 +291,7 @@ def train_bounds(trials: Sequence[Bound]) -> list[Rows]:
                 classes,
                 bias=False,
                 scale=trial.scale,
-                generator=torch.Generator().manual_seed(trial.seed),
+                generator=stream(trial.seed, _WEIGHTS),
             )
             for trial in trials
         ]
@@ -299,7 +299,12 @@ def train_bounds(trials: Sequence[Bound]) -> list[Rows]:
     first = trials[0]
     images = drawn(trials, first.bound_per_class)
     labels = [
-        random_labels(own, trial.label_noise, images.num_classes, seed=_LABELS + trial.seed)
+        random_labels(
+            own,
+            trial.label_noise,
+            images.num_classes,
+            seed=stream(trial.seed, _LABELS).initial_seed(),
+        )
         for own, trial in zip(images.targets[images.train], trials, strict=True)
     ]
     made = networks(

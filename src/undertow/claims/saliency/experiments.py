@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from undertow.claims import Networks, convolutional, networks, stream
 from undertow.claims.saliency import Saliency
 from undertow.data import Images
-from undertow.lab import Experiment, grid, rows_of, seeds
+from undertow.lab import Experiment, grid, seeds
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 LR, BATCH = 2e-3, 64  # of Adam, which trains
 NOISE = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # shares of noise in the order of a mask's pixels
-FINE, COARSE = "fine masks", "coarse masks, TV"
+FINE, FINE_TV = "fine masks", "fine masks, TV"
+PLAIN, COARSE = "coarse masks, no TV", "coarse masks"
+DEARER, DOUBLE = "fine masks, dearer TV", "fine masks, double softmax"
 RANDOM, NOISY = "random map", "fine masks and noise"
+BLIND, ALIEN = "predicted label's masks", "another label's masks"
+UNTAUGHT = "untrained network's masks"
+SMOOTH = "SmoothGrad"
+GRADIENTS = "gradient x input", "integrated gradients", "absolute gradient", SMOOTH
 # Purposes of a seed's streams; the members' own are decided by the seed itself.
 DRAWN, DESCENT, UNTRAINED, ORDERS, SCORING, WRONG = range(100, 106)
 
@@ -50,7 +56,7 @@ class Explained:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A linear softmax, whose attributions add up: what masks of blocks collect for wrong labels."""
+    """A linear softmax, whose attributions add up: what blocks collect for wrong labels."""
 
     images: Images
     train_steps: int
@@ -123,20 +129,21 @@ def scores(found: Networks, place: int, trial: Explained) -> Rows:
     with torch.no_grad():
         predicted = model(inputs).argmax(1)
     labels = with_wrong(predicted, found.num_classes, trial.wrong, generator)
-    masks = learned(model, inputs, labels, data, trial)
+    names = (FINE, PLAIN) if trial.model == "linear" else ()
+    masks = learned(model, inputs, labels, data, trial, names)
     maps: dict[str, Any] = dict(masks)
     if trial.model == "convolutional":
         maps |= others(found, inputs, predicted, data, trial)
         # The masks of the predicted label, and of the next one among those that are scored.
-        maps["predicted label's masks"] = masks[COARSE][:, 0]
-        maps["another label's masks"] = masks[COARSE].roll(1, 1)
+        maps[BLIND] = masks[COARSE][:, 0]
+        maps[ALIEN] = masks[COARSE].roll(1, 1)
     noise = torch.rand(masks[FINE].shape, generator=stream(trial.seed, ORDERS))
     for share in (*NOISE, 1.0):
         maps[f"{share:g}"] = (1 - share) * ranks(masks[FINE]) + share * noise
     judged = saliency.evaluate(
         model, inputs, maps, labels, background=0.0, generator=stream(trial.seed, SCORING)
     )
-    return records(judged, trial.images.data)
+    return records(judged)
 
 
 def with_wrong(
@@ -154,29 +161,39 @@ def settings(trial: Explained) -> dict[str, dict[str, Any]]:
     without: dict[str, Any] = {"upsample": 1, "total_variation": 0.0}
     coarse = {"upsample": trial.upsample}
     priced = {"total_variation": trial.total_variation}
-    found = {
+    return {
         FINE: without,
-        "coarse masks": without | coarse,
-        "fine masks, TV": without | priced,
+        PLAIN: without | coarse,
+        FINE_TV: without | priced,
         COARSE: without | coarse | priced,
-        "fine masks, dearer TV": without | {"total_variation": trial.dearer},
-        "fine masks, double softmax": without | {"fit": "double softmax"},
+        DEARER: without | {"total_variation": trial.dearer},
+        DOUBLE: without | {"fit": "double softmax"},
     }
-    kept = list(found)[:2] if trial.model == "linear" else list(found)
-    return {name: found[name] for name in kept}
 
 
 def learned(
-    model: nn.Module, inputs: Tensor, labels: Tensor, data: Tensor, trial: Explained
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    data: Tensor,
+    trial: Explained,
+    names: Sequence[str] = (),
 ) -> dict[str, Float[Tensor, "n labels height width"]]:
     """Masks of each kind; all go down over the same backgrounds."""
     from undertow.measure import saliency
 
     found = {}
-    for name, own in settings(trial).items():
+    every = settings(trial)
+    for name in names or every:
         generator = stream(trial.seed, DESCENT)
         made = saliency.certify(
-            model, inputs, labels, data=data, steps=trial.mask_steps, generator=generator, **own
+            model,
+            inputs,
+            labels,
+            data=data,
+            steps=trial.mask_steps,
+            generator=generator,
+            **every[name],
         )
         found[name] = made.attributions
     return found
@@ -190,20 +207,19 @@ def others(
     from undertow.measure import saliency
 
     untrained = models.conv_net(
-        tuple(inputs.shape[1:]),
+        (inputs.shape[1], inputs.shape[2], inputs.shape[3]),
         trial.channels,
         found.num_classes,
         generator=stream(trial.seed, UNTRAINED),
     )
-    own = replace(trial, model="linear")
-    masks = learned(untrained, inputs, predicted, data, own)["coarse masks"]
-    return {
-        "gradient x input": saliency.gradient_x_input,
-        "integrated gradients": saliency.integrated_gradients,
-        "absolute gradient": saliency.absolute_gradient,
-        "SmoothGrad": saliency.smooth_grad,
-        "untrained network's masks": masks[:, 0],
-    }
+    masks = learned(untrained, inputs, predicted, data, trial, (COARSE,))[COARSE]
+    methods: tuple[Any, ...] = (
+        saliency.gradient_x_input,
+        saliency.integrated_gradients,
+        saliency.absolute_gradient,
+        saliency.smooth_grad,
+    )
+    return dict(zip(GRADIENTS, methods, strict=True)) | {UNTAUGHT: masks[:, 0]}
 
 
 def ranks(maps: Float[Tensor, "*maps height width"]) -> Tensor:
@@ -213,8 +229,8 @@ def ranks(maps: Float[Tensor, "*maps height width"]) -> Tensor:
     return order.view_as(maps)
 
 
-def records(judged: Any, data: str) -> Rows:
-    """A record for each method; and the completeness of noisy fine masks that are as sound."""
+def records(judged: Any) -> Rows:
+    """A record for each method; `noisy`: the completeness of noisy fine masks as sound as it."""
     found = {}
     for name, curves in judged.curves.items():
         (complete,), (sound,) = (
@@ -223,19 +239,19 @@ def records(judged: Any, data: str) -> Rows:
         )
         found[name] = complete, sound
     shares = {"0": 0.0} | {f"{share:g}": share for share in (*NOISE, 1.0)}
-    noisy = {share: found[FINE if share == 0 else name] for name, share in shares.items()}
+    line = {share: found[FINE if share == 0 else name] for name, share in shares.items()}
     rows = [
         {"method": name, "share": None, "completeness": own[0], "soundness": own[1]}
-        | {"as_sound": completeness_at(own[1], noisy.values())}
+        | {"noisy": completeness_at(own[1], line.values())}
         for name, own in found.items()
         if name not in shares
     ]
     rows += [
         {"method": RANDOM if share == 1 else NOISY, "share": share}
-        | {"completeness": complete, "soundness": sound, "as_sound": None}
-        for share, (complete, sound) in noisy.items()
+        | {"completeness": complete, "soundness": sound, "noisy": None}
+        for share, (complete, sound) in line.items()
     ]
-    return [{"data": data, "diverged": False} | row for row in rows]
+    return [{"diverged": False} | row for row in rows]
 
 
 def completeness_at(soundness: float, line: Any) -> float | None:
@@ -289,7 +305,7 @@ def blocks(found: Networks, place: int, trial: Evidence) -> Rows:
         )
     first = rows[0]
     return [
-        {"data": trial.images.data, "diverged": False}
+        {"diverged": False}
         | row
         | {f"{name}_left": row[name] / first[name] for name in ("wrong", "wrong_predicted")}
         for row in rows
@@ -308,6 +324,3 @@ def attributions(
         weights = next(parameter for parameter in model.parameters() if parameter.ndim == 2)
         apart = (weights[wrong] - weights[predicted]).view_as(inputs)
         return (apart * inputs).sum(1).double().numpy()
-
-
-_ = Mapping, rows_of

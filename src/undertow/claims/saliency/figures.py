@@ -8,7 +8,15 @@ import polars as pl
 
 from undertow.claims import Records
 from undertow.claims.saliency import Saliency
-from undertow.claims.saliency.experiments import NOISY, RANDOM
+from undertow.claims.saliency.experiments import (
+    BLIND,
+    COARSE,
+    DEARER,
+    DOUBLE,
+    FINE,
+    GRADIENTS,
+    SMOOTH,
+)
 from undertow.lab import KEPT, Charts, beside, figure, kept, means
 
 draw = Charts(
@@ -18,33 +26,27 @@ draw = Charts(
     left="evidence for wrong labels, of that in single pixels",
 )
 
-ALSO = ("another label's masks", "untrained network's masks")
+SHOWN = (FINE, COARSE, DEARER, DOUBLE, GRADIENTS[0], GRADIENTS[2], SMOOTH, BLIND)
 
 
-@figure("Both numbers of every method, and of noise", "maps")
+@figure("Both numbers of each method, and of noise", "maps")
 def scores(records: Records, knobs: Saliency) -> Any:
-    """Completeness and soundness of each method, mean over networks. Dashed: the fine masks whose
-    order of pixels is mixed with more and more noise, from left to right.
+    """Completeness and soundness of each method, mean over networks. Dashed: fine masks whose order
+    of pixels is mixed with noise, from none on the left to a random map on the right. What lies
+    below the line, noise does better.
     """
+    both = [pl.col("completeness", "soundness").mean()]
     rows = kept(records["maps"]).filter(model="convolutional")
-    by = ["images.data", "method"]
-    both = [pl.col("completeness").mean(), pl.col("soundness").mean()]
-    controls = [NOISY, RANDOM, *ALSO]
-    points = (
-        rows.filter(~pl.col("method").is_in(controls)).group_by(by, maintain_order=True).agg(both)
-    )
-    line = rows.filter(pl.col("share").is_not_null()).group_by("images.data", "share").agg(both)
-    names = {"images.data": "data"}
-    return draw_in_panels(points.rename(names), line.sort("share").rename(names))
-
-
-def draw_in_panels(points: pl.DataFrame, line: pl.DataFrame) -> Any:
-    """A panel for each data set."""
     panels = []
-    for (data,), own in points.group_by("data", maintain_order=True):
-        noise = draw.lines(line.filter(data=data), "soundness", "completeness", dash=True)
-        methods = draw.points(own, "soundness", "completeness", "method")
-        panels.append((noise + methods).properties(title=data))
+    for data in knobs.data:
+        own = rows.filter(**{"images.data": data})
+        noise = own.drop_nulls("share").group_by("share").agg(both).sort("share")
+        points = own.group_by("method").agg(both)
+        named = pl.DataFrame({"method": SHOWN}).join(points, on="method", maintain_order="left")
+        line = draw.lines(noise, "soundness", "completeness", dash=True)
+        methods = draw.points(named, "soundness", "completeness", "method")
+        if line is not None and methods is not None:
+            panels.append((line + methods).properties(title=data))
     return beside(*panels, shared="color")
 
 
@@ -52,12 +54,15 @@ def draw_in_panels(points: pl.DataFrame, line: pl.DataFrame) -> Any:
 def evidence(records: Records, knobs: Saliency) -> Any:
     """What the best mask of blocks collects for a wrong label of held-out images in a linear
     softmax, over what one of single pixels does; mean over seeds. Dashed: from the mean and the
-    covariance of the attributions of training images.
+    covariance of the attributions of training images, and as it would be were they white.
     """
     rows = kept(records["evidence"]).rename({"images.data": "data"})
     columns = {"wrong_left": "left", "wrong_predicted_left": "predicted"}
-    found = means(rows, ("data", "side"), columns)
-    return draw.measured_against_predicted(found, "side", "left", "predicted", "data", log="xy")
+    found = means(rows, ("data", "side"), columns).select("data", "side", "left", "predicted")
+    sides = found["side"].unique().sort()
+    white = pl.DataFrame({"data": "white", "side": sides, "left": None, "predicted": 1 / sides})
+    both = pl.concat([found, white.cast({"left": pl.Float64})])
+    return draw.measured_against_predicted(both, "side", "left", "predicted", "data", log="xy")
 
 
 FIGURES = (scores, evidence)

@@ -31,7 +31,8 @@ GAIN = 0.1  # of soundness, at least
 def predictions(knobs: Saliency) -> dict[str, Prediction]:
     """Masks, noise beside them, other methods, controls, and evidence in blocks.
 
-    Every number is that of the less favourable data set, seed by seed.
+    Every number is that of the less favourable data set, seed by seed, or where it says so the mean
+    of the two.
     """
     return (
         of_masks(knobs)
@@ -65,7 +66,7 @@ def of_masks(knobs: Saliency) -> dict[str, Prediction]:
             against=GAIN,
         ),
         f"{dearer}, soundness gained": no_less(
-            GAIN, least(knobs, gained(DEARER)), f"in {FINE}, at this price", against=0
+            GAIN, mean(knobs, gained(DEARER)), f"in {FINE}, at this price; mean", against=0
         ),
         "double softmax, soundness gained": no_less(
             GAIN, least(knobs, gained(DOUBLE)), "by the published loss alone", against=0
@@ -82,16 +83,16 @@ def of_masks(knobs: Saliency) -> dict[str, Prediction]:
 def of_noise(knobs: Saliency) -> dict[str, Prediction]:
     """The completeness of masks, less that of fine ones with so much noise that they are as sound.
 
-    Against the paper's reason for what regularises them is what is below zero.
+    Were soundness a reason for what regularises them, it would be above zero.
     """
-    why = "noise that makes fine masks as sound keeps more"
+    why = "noise that makes fine masks as sound keeps more; mean"
     found = {
-        COARSE: at_most(0, most(knobs, beyond_noise(COARSE)), why),
-        DEARER: at_most(0, most(knobs, beyond_noise(DEARER)), why),
+        COARSE: at_most(0, mean(knobs, beyond_noise(COARSE)), why),
+        DEARER: at_most(0, mean(knobs, beyond_noise(DEARER)), why),
         f"linear softmax, {PLAIN}": at_most(
-            0, most(knobs, beyond_noise(PLAIN, model="linear")), why
+            0, mean(knobs, beyond_noise(PLAIN, model="linear")), why
         ),
-        DOUBLE: no_less(0, least(knobs, beyond_noise(DOUBLE)), "here it keeps less"),
+        DOUBLE: no_less(0, mean(knobs, beyond_noise(DOUBLE)), "here it keeps less; mean"),
     }
     return {f"{name}, completeness beyond noise": rule for name, rule in found.items()}
 
@@ -218,3 +219,11 @@ def most(knobs: Saliency, *readings: OfData) -> Reading:
 def least(knobs: Saliency, *readings: OfData) -> Reading:
     """The least of them."""
     return -greatest([-reading(data) for reading in readings for data in knobs.data])
+
+
+def mean(knobs: Saliency, reading: OfData) -> Reading:
+    """The mean of a reading over the data sets, seed by seed."""
+    first, *others = (reading(data) for data in knobs.data)
+    for other in others:
+        first = first + other
+    return first / len(knobs.data)

@@ -110,7 +110,7 @@ class Broken:
                     "noisy": None if excess is None else kept - excess + 0.004 * noise.normal(),
                 }
             )
-        for share in (0.0, *NOISE, 1.0):
+        for share in (0.0, *NOISE):
             name = RANDOM if share == 1 else NOISY
             own = {"completeness": complete[RANDOM] + 0.4 * (1 - share), "soundness": 0.2 + share}
             rows.append({"method": name, "share": share, "noisy": None} | own)
@@ -122,7 +122,7 @@ class Broken:
             known = side**-self.power
             seen = known * (self.error if side > 1 else 1.0) * noise.normal(1, 0.005)
             own = {"side": side, "wrong": 15 * seen, "own": 10 + 15 * seen}
-            own |= {"wrong_predicted": 18 * known, "own_predicted": 10 + 18 * known}
+            own |= {"wrong_predicted": 18 * known}
             rows.append(own | {"wrong_left": seen, "wrong_predicted_left": known})
         return rows
 
@@ -162,7 +162,7 @@ CONTRACT = Contract(
         ({"sound": {COARSE: 0.2}}, f"{COARSE}, soundness gained over"),
         ({"sound": {COARSE: 0.32}, "complete": {COARSE: 0.85}}, f"{COARSE}, soundness gained less"),
         ({"sound": {FINE_TV: 0.4}}, "total variation at its published price"),
-        ({"sound": {DEARER: 0.2}}, "total variation at 1 nats"),
+        ({"sound": {DEARER: 0.2}}, "total variation at a price of 1"),
         ({"sound": {DOUBLE: 0.2}}, "double softmax, soundness"),
         ({"linear": -0.05}, "linear softmax, coarse masks, no TV, soundness"),
         ({"beyond": {COARSE: 0.02}}, f"{COARSE}, completeness beyond noise"),

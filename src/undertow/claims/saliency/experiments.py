@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LR, BATCH = 2e-3, 64  # of Adam, which trains
-NOISE = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # shares of noise in the order of a mask's pixels
+NOISE = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0)  # its share in the order of a mask's pixels
 FINE, FINE_TV = "fine masks", "fine masks, TV"
 PLAIN, COARSE = "coarse masks, no TV", "coarse masks"
 DEARER, DOUBLE = "fine masks, dearer TV", "fine masks, double softmax"
@@ -26,9 +26,14 @@ RANDOM, NOISY = "random map", "fine masks and noise"
 BLIND, ALIEN = "predicted label's masks", "another label's masks"
 UNTAUGHT = "untrained network's masks"
 SMOOTH = "SmoothGrad"
-GRADIENTS = "gradient x input", "integrated gradients", "absolute gradient", SMOOTH
+GRADIENTS = {  # what each is called in `measure.saliency`
+    "gradient x input": "gradient_x_input",
+    "integrated gradients": "integrated_gradients",
+    "absolute gradient": "absolute_gradient",
+    SMOOTH: "smooth_grad",
+}
 # Purposes of a seed's streams; the members' own are decided by the seed itself.
-DRAWN, DESCENT, UNTRAINED, ORDERS, SCORING, WRONG = range(100, 106)
+DRAWN, DESCENT, UNTRAINED, ORDERS, SCORING, WRONG = range(8, 14)
 
 Rows = list[dict[str, Any]]
 
@@ -58,6 +63,7 @@ class Explained:
 class Evidence:
     """A linear softmax, whose attributions add up: what blocks collect for wrong labels."""
 
+    model: Literal["linear"]
     images: Images
     train_steps: int
     test_size: int | None
@@ -69,9 +75,9 @@ def experiments(knobs: Saliency, seed: int) -> dict[str, Experiment]:
     """On either data set: the networks' masks, those of linear ones, and the evidence in blocks."""
     own = seeds(seed, knobs.seeds)
     every = [replace(knobs.images, data=name) for name in knobs.data]
-    kinds = ("convolutional", "linear")
+    kinds = "convolutional", "linear"
     explained = grid(Explained, knobs, model=kinds, images=every, seed=own)
-    evidence = grid(Evidence, knobs, images=every, seed=own)
+    evidence = grid(Evidence, knobs, images=every, model=["linear"], seed=own)
     return {
         "maps": Experiment(explained, explain, ("seed",), group_size=3),
         "evidence": Experiment(evidence, collect, ("seed",)),
@@ -80,22 +86,16 @@ def experiments(knobs: Saliency, seed: int) -> dict[str, Experiment]:
 
 def explain(trials: Sequence[Explained]) -> list[Rows]:
     """Classifiers trained side by side, and a record for each method in each of them."""
-    first = trials[0]
-    options: dict[str, Any] = {"test_size": first.test_size}
-    if first.model == "convolutional":
-        options["channels"] = first.channels
-    found = trained(first.images, [trial.seed for trial in trials], first.train_steps, **options)
-    alike = zip(trials, found.ensemble.diverged, strict=True)
-    return [
-        [{"diverged": True}] if diverged else scores(found, place, trial)
-        for place, (trial, diverged) in enumerate(alike)
-    ]
+    return each(trials, scores)
 
 
-def trained(
-    images: Images, members: Sequence[int], steps: int, *, channels: Sequence[int] = (), **more: Any
-) -> Networks:
-    """Convolutional networks, or without channels linear ones, after some steps of Adam."""
+def collect(trials: Sequence[Evidence]) -> list[Rows]:
+    """What the best masks of blocks collect on held-out images, and what is known beforehand."""
+    return each(trials, blocks)
+
+
+def each(trials: Sequence[Any], read: Callable[[Networks, int, Any], Rows]) -> list[Rows]:
+    """What is read of classifiers that are trained side by side."""
     from undertow import models
     from undertow.train import Member, rules
 
@@ -103,15 +103,18 @@ def trained(
         sizes = int(np.prod(shape)), classes
         return lambda generator: models.mlp(sizes, generator=generator)
 
-    own = [Member(lr=LR, seed=seed) for seed in members]
-    more |= {"rule": rules.adam, "batch_size": BATCH}
-    made = (
-        convolutional(images, channels, own, **more)
-        if channels
-        else networks(images, linear, own, flat=False, **more)
-    )
-    made.ensemble.train(steps)
-    return made
+    first, members = trials[0], [Member(lr=LR, seed=trial.seed) for trial in trials]
+    more = {"rule": rules.adam, "batch_size": BATCH, "test_size": first.test_size}
+    if first.model == "convolutional":
+        found = convolutional(first.images, first.channels, members, **more)
+    else:
+        found = networks(first.images, linear, members, flat=False, **more)
+    found.ensemble.train(first.train_steps)
+    alike = zip(trials, found.ensemble.diverged, strict=True)
+    return [
+        [{"diverged": True}] if diverged else read(found, place, trial)
+        for place, (trial, diverged) in enumerate(alike)
+    ]
 
 
 def scores(found: Networks, place: int, trial: Explained) -> Rows:
@@ -120,30 +123,27 @@ def scores(found: Networks, place: int, trial: Explained) -> Rows:
 
     from undertow.measure import saliency
 
-    model = found.ensemble.module(place)
-    data, _ = found.data_of(place)
-    generator = stream(trial.seed, DRAWN)
-    held_out = found.held_out[place]
-    drawn = torch.randperm(len(held_out), generator=generator)[: trial.explained]
-    inputs = found.pool[0][held_out[drawn]]
+    model, (data, _) = found.ensemble.module(place), found.data_of(place)
+    generator, rows = stream(trial.seed, DRAWN), found.held_out[place]
+    rows = rows[torch.randperm(len(rows), generator=generator)[: trial.explained]]
+    inputs = found.pool[0][rows]
     with torch.no_grad():
         predicted = model(inputs).argmax(1)
     labels = with_wrong(predicted, found.num_classes, trial.wrong, generator)
-    names = (FINE, PLAIN) if trial.model == "linear" else ()
-    masks = learned(model, inputs, labels, data, trial, names)
+    masks = learned(model, inputs, labels, data, trial)
     maps: dict[str, Any] = dict(masks)
     if trial.model == "convolutional":
-        maps |= others(found, inputs, predicted, data, trial)
         # The masks of the predicted label, and of the next one among those that are scored.
-        maps[BLIND] = masks[COARSE][:, 0]
-        maps[ALIEN] = masks[COARSE].roll(1, 1)
+        maps |= {BLIND: masks[COARSE][:, 0], ALIEN: masks[COARSE].roll(1, 1)}
+        maps |= {UNTAUGHT: untaught(found, inputs, predicted, data, trial)}
+        maps |= {name: getattr(saliency, function) for name, function in GRADIENTS.items()}
     noise = torch.rand(masks[FINE].shape, generator=stream(trial.seed, ORDERS))
-    for share in (*NOISE, 1.0):
+    for share in NOISE:
         maps[f"{share:g}"] = (1 - share) * ranks(masks[FINE]) + share * noise
-    judged = saliency.evaluate(
-        model, inputs, maps, labels, background=0.0, generator=stream(trial.seed, SCORING)
+    scoring = stream(trial.seed, SCORING)
+    return records(
+        saliency.evaluate(model, inputs, maps, labels, background=0.0, generator=scoring)
     )
-    return records(judged)
 
 
 def with_wrong(
@@ -157,69 +157,46 @@ def with_wrong(
 
 
 def settings(trial: Explained) -> dict[str, dict[str, Any]]:
-    """How each kind of masks is learned: coarse or fine, with total variation or without."""
-    without: dict[str, Any] = {"upsample": 1, "total_variation": 0.0}
-    coarse = {"upsample": trial.upsample}
-    priced = {"total_variation": trial.total_variation}
-    return {
-        FINE: without,
-        PLAIN: without | coarse,
-        FINE_TV: without | priced,
-        COARSE: without | coarse | priced,
-        DEARER: without | {"total_variation": trial.dearer},
-        DOUBLE: without | {"fit": "double softmax"},
-    }
-
-
-def learned(
-    model: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
-    data: Tensor,
-    trial: Explained,
-    names: Sequence[str] = (),
-) -> dict[str, Float[Tensor, "n labels height width"]]:
-    """Masks of each kind; all go down over the same backgrounds."""
-    from undertow.measure import saliency
-
-    found = {}
-    every = settings(trial)
-    for name in names or every:
-        generator = stream(trial.seed, DESCENT)
-        made = saliency.certify(
-            model,
-            inputs,
-            labels,
-            data=data,
-            steps=trial.mask_steps,
-            generator=generator,
-            **every[name],
-        )
-        found[name] = made.attributions
+    """How masks are learned: coarse or fine, with total variation or without; by which loss."""
+    fine: dict[str, Any] = {"upsample": 1, "total_variation": 0.0}
+    coarse, priced = {"upsample": trial.upsample}, {"total_variation": trial.total_variation}
+    found = {FINE: fine, PLAIN: fine | coarse}
+    if trial.model == "convolutional":
+        found |= {FINE_TV: fine | priced, COARSE: coarse | priced}
+        found |= {DEARER: fine | {"total_variation": trial.dearer}}
+        found |= {DOUBLE: fine | {"fit": "double softmax"}}
     return found
 
 
-def others(
-    found: Networks, inputs: Tensor, predicted: Tensor, data: Tensor, trial: Explained
-) -> dict[str, Any]:
-    """Methods that are compared with, and masks of a network that has learned nothing."""
-    from undertow import models
+def learned(
+    model: nn.Module, inputs: Tensor, labels: Tensor, data: Tensor, trial: Explained, *only: str
+) -> dict[str, Float[Tensor, "n labels height width"]]:
+    """Masks of each kind, or of some; all go down over the same backgrounds."""
     from undertow.measure import saliency
 
-    untrained = models.conv_net(
-        (inputs.shape[1], inputs.shape[2], inputs.shape[3]),
+    shared = {"data": data, "steps": trial.mask_steps}
+    found = {}
+    for name, own in settings(trial).items():
+        if not only or name in only:
+            own |= {"generator": stream(trial.seed, DESCENT)} | shared
+            found[name] = saliency.certify(model, inputs, labels, **own).attributions
+    return found
+
+
+def untaught(
+    found: Networks, inputs: Tensor, predicted: Tensor, data: Tensor, trial: Explained
+) -> Float[Tensor, "n height width"]:
+    """Masks of a network that has learned nothing, of the label that the trained one predicts."""
+    from undertow import models
+
+    _, channels, height, width = inputs.shape
+    model = models.conv_net(
+        (channels, height, width),
         trial.channels,
         found.num_classes,
         generator=stream(trial.seed, UNTRAINED),
     )
-    masks = learned(untrained, inputs, predicted, data, trial, (COARSE,))[COARSE]
-    methods: tuple[Any, ...] = (
-        saliency.gradient_x_input,
-        saliency.integrated_gradients,
-        saliency.absolute_gradient,
-        saliency.smooth_grad,
-    )
-    return dict(zip(GRADIENTS, methods, strict=True)) | {UNTAUGHT: masks[:, 0]}
+    return learned(model, inputs, predicted, data, trial, COARSE)[COARSE][:, 0]
 
 
 def ranks(maps: Float[Tensor, "*maps height width"]) -> Tensor:
@@ -238,20 +215,13 @@ def records(judged: Any) -> Rows:
             for score, which in ((curves.completeness, "own"), (curves.soundness, "others"))
         )
         found[name] = complete, sound
-    shares = {"0": 0.0} | {f"{share:g}": share for share in (*NOISE, 1.0)}
-    line = {share: found[FINE if share == 0 else name] for name, share in shares.items()}
-    rows = [
-        {"method": name, "share": None, "completeness": own[0], "soundness": own[1]}
-        | {"noisy": completeness_at(own[1], line.values())}
-        for name, own in found.items()
-        if name not in shares
+    line = {0.0: found[FINE]} | {share: found.pop(f"{share:g}") for share in NOISE}
+    rows: list[tuple[Any, ...]] = [
+        (name, None, *own, completeness_at(own[1], line.values())) for name, own in found.items()
     ]
-    rows += [
-        {"method": RANDOM if share == 1 else NOISY, "share": share}
-        | {"completeness": complete, "soundness": sound, "noisy": None}
-        for share, (complete, sound) in line.items()
-    ]
-    return [{"diverged": False} | row for row in rows]
+    rows += [(RANDOM if q == 1 else NOISY, q, *own, None) for q, own in line.items()]
+    names = "method", "share", "completeness", "soundness", "noisy"
+    return [{"diverged": False} | dict(zip(names, row, strict=True)) for row in rows]
 
 
 def completeness_at(soundness: float, line: Any) -> float | None:
@@ -266,19 +236,6 @@ def completeness_at(soundness: float, line: Any) -> float | None:
 # ---- evidence in blocks
 
 
-def collect(trials: Sequence[Evidence]) -> list[Rows]:
-    """What the best masks of blocks collect on held-out images, and what is known beforehand."""
-    first = trials[0]
-    found = trained(
-        first.images, [trial.seed for trial in trials], first.train_steps, test_size=first.test_size
-    )
-    alike = zip(trials, found.ensemble.diverged, strict=True)
-    return [
-        [{"diverged": True}] if diverged else blocks(found, place, trial)
-        for place, (trial, diverged) in enumerate(alike)
-    ]
-
-
 def blocks(found: Networks, place: int, trial: Evidence) -> Rows:
     """A record for each side: evidence for a wrong label and against it, measured and predicted."""
     from undertow import predict
@@ -288,28 +245,19 @@ def blocks(found: Networks, place: int, trial: Evidence) -> Rows:
     known = attributions(model, found.data_of(place)[0], found.num_classes, generator)
     flat = known.reshape(len(known), -1)
     covariance = np.cov(flat.T).reshape(known.shape[1:] * 2)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for side in trial.sides:
-        cuts = (np.arange(0, length, side) for length in seen.shape[1:])
         sums = seen
-        for axis, starts in enumerate(cuts, start=1):
-            sums = np.add.reduceat(sums, starts, axis)
-        rows.append(
-            {
-                "side": side,
-                "wrong": sums.clip(0).sum((1, 2)).mean(),
-                "own": (-sums).clip(0).sum((1, 2)).mean(),
-                "wrong_predicted": predict.block_evidence(known.mean(0), covariance, side),
-                "own_predicted": predict.block_evidence(-known.mean(0), covariance, side),
-            }
-        )
-    first = rows[0]
-    return [
-        {"diverged": False}
-        | row
-        | {f"{name}_left": row[name] / first[name] for name in ("wrong", "wrong_predicted")}
-        for row in rows
-    ]
+        for axis, length in enumerate(seen.shape[1:], start=1):
+            sums = np.add.reduceat(sums, np.arange(0, length, side), axis)
+        row = {"side": side, "wrong": sums.clip(0).sum((1, 2)).mean()}
+        row["own"] = row["wrong"] - sums.sum((1, 2)).mean()
+        row["wrong_predicted"] = predict.block_evidence(known.mean(0), covariance, side)
+        rows.append({"diverged": False} | row)
+    for row in rows:
+        for name in ("wrong", "wrong_predicted"):
+            row[f"{name}_left"] = row[name] / rows[0][name]
+    return rows
 
 
 def attributions(

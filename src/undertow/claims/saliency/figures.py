@@ -15,7 +15,6 @@ from undertow.claims.saliency.experiments import (
     DOUBLE,
     FINE,
     GRADIENTS,
-    SMOOTH,
 )
 from undertow.lab import KEPT, Charts, beside, figure, kept, means
 
@@ -26,7 +25,8 @@ draw = Charts(
     left="evidence for wrong labels, of that in single pixels",
 )
 
-SHOWN = (FINE, COARSE, DEARER, DOUBLE, GRADIENTS[0], GRADIENTS[2], SMOOTH, BLIND)
+GRADIENT, _, ABSOLUTE, SMOOTH = GRADIENTS
+SHOWN = (FINE, COARSE, DEARER, DOUBLE, GRADIENT, ABSOLUTE, SMOOTH, BLIND)
 
 
 @figure("Both numbers of each method, and of noise", "maps")

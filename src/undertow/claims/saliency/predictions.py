@@ -45,7 +45,7 @@ def predictions(knobs: Saliency) -> dict[str, Prediction]:
 
 def of_masks(knobs: Saliency) -> dict[str, Prediction]:
     """Free masks, and what regularises them."""
-    dearer = f"total variation at {knobs.dearer:g} nats"
+    dearer = f"total variation at a price of {knobs.dearer:g}"
     return {
         f"{FINE}, completeness": no_less(
             0.95, least(knobs, score(FINE, "completeness")), "they keep their label", against=0.8

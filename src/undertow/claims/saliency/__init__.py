@@ -25,11 +25,11 @@ class Saliency(Knobs):
     train_steps: Count = 600  # of Adam, in batches of 64
     test_size: Count | None = 1_000  # held-out images from which the explained ones are drawn
     explained: Annotated[int, at_least(2)] = 16  # held-out images a network
-    wrong: Count = 2  # labels beside the predicted one, drawn for each image
+    wrong: Count = 2  # labels beside the predicted one, drawn for each image; at most all others
     mask_steps: Count = 180  # at most, of a mask's descent
     upsample: Annotated[int, at_least(2)] = 4  # side of a cell of coarse masks, in pixels
     total_variation: Annotated[float, above(0)] = 0.01  # the published price, in nats
-    dearer: Annotated[float, above(0)] = 1.0  # another price of it, in nats
+    dearer: Annotated[float, above(0)] = 1.0  # a higher price of it, in nats
     # Of the blocks of masks in a linear softmax, in pixels.
     sides: Annotated[tuple[int, ...], at_least(1), some(2), ASCENDING] = (1, 2, 4, 7)
     seeds: Seeds = 12  # networks on each data set
@@ -60,22 +60,22 @@ CLAIM = Claim(
     "on two data sets masks that nothing regularises keep their label (completeness above 0.95), "
     "and are found for wrong labels, too (soundness below 0.5); gradient x input is less sound "
     "still. Masks upsampled by 4, with total variation, gain more than 0.1 of soundness, and lose "
-    "less of completeness. But that is not what singles them out. A linear softmax gains as much, "
-    "where the autocovariance of attributions foretells how fast evidence for wrong labels falls "
-    "with the side of blocks; and noise mixed into the order of a fine mask's pixels makes it as "
-    "sound at a smaller loss. SmoothGrad is far sounder than masks.",
+    "less of completeness. But that does not single them out. A linear softmax gains more than "
+    "0.1, too, where the autocovariance of attributions foretells how fast evidence for wrong "
+    "labels falls with the side of blocks; and noise mixed into the order of a fine mask's pixels "
+    "makes it as sound at a smaller loss. SmoothGrad is far sounder than masks.",
     corrections=(
         "Soundness does not justify upsampling and total variation, as the paper has it: noise "
         "that makes fine masks as sound leaves them more complete.",
         "Total variation at its published price gains no soundness, in fine masks or in coarse "
-        "ones. At a hundred times that price it gains some, at a larger loss than noise.",
-        "The published code puts probabilities through a second softmax. That loss by itself "
-        "gains as much soundness as upsampling, at a smaller loss than noise: what the paper's "
-        "regularisers gain was measured on top of it.",
+        "ones. At a hundred times that price it does, at a larger loss than noise.",
+        "The published code puts probabilities through a second softmax. That by itself gains more "
+        "than 0.1 of soundness, at a smaller loss than noise: what regularisers gain in that code "
+        "is on top of it.",
         "Masks do not match other methods in both numbers: of four gradient methods two are more "
         "complete and two far sounder.",
         "Neither number asks whether a map is of its label: the masks of the predicted label, "
-        "given for every label, are as complete as before and almost perfectly sound.",
+        "given for every label, are as complete as before and sound above 0.9.",
         "Were attributions white, evidence in blocks would fall as 1 / side. They are correlated, "
         "and it falls more slowly.",
     ),

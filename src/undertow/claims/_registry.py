@@ -40,6 +40,7 @@ ALL = (
     "margin",
     "local-sgd-relu",
     "local-sgd-flatness",
+    "saliency",
 )
 """The names in the order in which they are shown; the package `low_rank` is `low-rank`."""
 _GROUP = "undertow.claims"

@@ -12,6 +12,7 @@ from undertow.predict._edge import edge as edge
 from undertow.predict._equilibrium import Equilibrium as Equilibrium
 from undertow.predict._equilibrium import equilibrium as equilibrium
 from undertow.predict._equilibrium import equilibrium_steps as equilibrium_steps
+from undertow.predict._evidence import block_evidence as block_evidence
 from undertow.predict._families import FAMILIES as FAMILIES
 from undertow.predict._families import Family as Family
 from undertow.predict._flattening import label_noise_flattening as label_noise_flattening
@@ -91,6 +92,7 @@ __all__ = [
     "arc_cosine_kernel",
     "averaged_lr",
     "best_lr",
+    "block_evidence",
     "combined_rank",
     "completion_counterexample",
     "decay_exponent",

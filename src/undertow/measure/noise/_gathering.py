@@ -133,8 +133,11 @@ class Squares:
         rows, place = self._rows, here
         if isinstance(rows, Tensor):
             start, stop, _ = here.indices(self.samples)
-            first, last = torch.searchsorted(rows, torch.tensor([start, stop]).to(rows)).tolist()
-            rows, place = rows[first:last] - start, slice(first, last)
+            place = slice(0, len(rows))
+            if stop - start < self.samples:
+                ends = torch.tensor([start, stop], device=rows.device)
+                place = slice(*torch.searchsorted(rows, ends).tolist())
+                rows = rows[place] - start
         assert rows is not None
         some = gradients.at(rows)
         self.bytes += some.bytes

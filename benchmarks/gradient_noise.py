@@ -1,8 +1,8 @@
 """`undertow.gradient_noise` in gradient passes, beside per-sample gradients by `vmap(grad)`.
 
-Alternating runs in one process; the figures are the least times, in units of
-`Objective.gradient`. Memory is the peak above that of the model and its data, each measured in a
-process of its own.
+Alternating runs in one process; the figures are medians of processor time, in units of
+`Objective.gradient`, after two runs to warm up. Memory is the peak above that of the model and its
+data, each measured in a process of its own.
 
     python -m benchmarks.gradient_noise [--threads 1|2] [--repeats 5] [--without-memory]
 """
@@ -10,6 +10,7 @@ process of its own.
 from __future__ import annotations
 
 import argparse
+import statistics
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ from undertow.objective import Objective
 
 # Samples whose gradients vmap holds at a time.
 _VMAP_CHUNK = 64
+# Ways of convolutions are tried in the first run.
+_WARM_UP = 2
 
 
 class Transformer(nn.Module):
@@ -110,21 +113,22 @@ CONTENDERS: dict[str, Callable[[Objective], object]] = {
 
 
 def measure(case: Case, repeats: int, *, memory: bool) -> None:
-    """Prints the least time of `repeats` alternating runs, after one to warm up."""
+    """Prints the median time of `repeats` alternating runs, after two to warm up."""
     objective = case.objective()
-    seconds = {name: float("inf") for name in CONTENDERS}
-    for repeat in range(repeats + 1):
+    runs: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for repeat in range(repeats + _WARM_UP):
         for name, run in CONTENDERS.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run(objective)
-            if repeat:
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
+            if repeat >= _WARM_UP:
+                runs[name].append(time.process_time() - start)
+    seconds = {name: statistics.median(taken) for name, taken in runs.items()}
     norms, written = per_sample_gradient_norms(objective).norms, vmap_grad(objective).sqrt()
     difference = float(((norms - written).abs() / written).max())
     print(f"\n{case.name}; norms differ by {difference:.0e}")
-    for name, least in seconds.items():
+    for name, taken in seconds.items():
         held = f"{peak(case, name):>8.1f} MB" if memory else ""
-        print(f"  {name:<18}{least * 1e3:>9.1f} ms{least / seconds['gradient']:>8.2f} passes{held}")
+        print(f"  {name:<18}{taken * 1e3:>9.1f} ms{taken / seconds['gradient']:>8.2f} passes{held}")
 
 
 def peak(case: Case, contender: str) -> float:
@@ -165,7 +169,7 @@ def main() -> None:
         print_peak(*options.peak)
         return
     torch.set_num_threads(options.threads)
-    print(f"{options.threads} thread(s), least of {options.repeats} runs")
+    print(f"{options.threads} thread(s), medians of {options.repeats} runs")
     for case in CASES:
         measure(case, options.repeats, memory=not options.without_memory)
 

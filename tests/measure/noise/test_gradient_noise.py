@@ -157,9 +157,9 @@ def test_intervals_cover_the_true_noise_scale(count: int, signal: float) -> None
     assert covered >= 181
 
 
-def test_many_samples_cost_little_more_than_a_pass() -> None:
+def test_many_samples_cost_a_pass() -> None:
     found = gradient_noise(located(draw(5, 2000, 3) + 1))
-    assert found.passes == pytest.approx(1 + 1 / 16, abs=1e-3)
+    assert found.passes == 1
     assert found.num_samples == 2000
     low, high = found.interval
     assert low < 1.0 < high

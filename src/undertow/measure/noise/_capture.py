@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from undertow.measure._nested import flattened, tensors
+from undertow.measure.noise._attention import without_products
 from undertow.measure.noise._calls import (
     ATTENTION,
     BATCH,
@@ -30,11 +31,16 @@ from undertow.measure.noise._calls import (
     RMS_NORM,
     given_to,
 )
+from undertow.measure.noise._convolutions import (
+    Options,
+    Watched,
+    convolution_uses,
+    own_backward,
+)
 from undertow.measure.noise._layer_gradients import (
     Shared,
     Use,
     broadcast_uses,
-    convolution_uses,
     embedding_uses,
     matrix_uses,
     scale_uses,
@@ -52,13 +58,17 @@ _READING = frozenset((torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__ar
 _EXPANSIONS = (torch.Tensor.expand, torch.Tensor.expand_as, torch.broadcast_to)
 
 
+Collect = Callable[[Site, Tensor], Mapping[str, Tensor]]
+
+
 class Capture(TorchFunctionMode):
     """While active, notes each use of a parameter, and hands on the gradient at its output.
 
     Args:
         leaves: the parameters by name.
         samples: in the batch.
-        collect: called in backward passes once the mode has ended.
+        collect: called in backward passes once the mode has ended; gradients in parameters that it
+            returns need not be computed.
         known: the layouts to expect; uses that cannot lie so are passed over. None passes over
             what can lie in no way.
 
@@ -74,7 +84,7 @@ class Capture(TorchFunctionMode):
         self,
         leaves: Mapping[str, Tensor],
         samples: int,
-        collect: Callable[[Site, Tensor], None],
+        collect: Collect,
         known: Mapping[str, Layout] | None = None,
     ) -> None:
         super().__init__()
@@ -164,7 +174,9 @@ class Capture(TorchFunctionMode):
         rows: slice = _ALL,
         *,
         shared: bool = False,
+        heard: list[Site] | None = None,
     ) -> Tensor:
+        """Notes a call; where its own backward hands on the gradient, that is `heard` for it."""
         own = tuple(name for name in names if name is not None)
         if not own or not axes:
             return output
@@ -177,6 +189,9 @@ class Capture(TorchFunctionMode):
         site = Site(own, tuple(shape), axes, uses, shared)
         self.sites.append(site)
         self.edges.append(get_gradient_edge(output))
+        if heard is not None:
+            heard.append(site)
+            return output
         # The graph holds the hook: if that held an edge of it, neither would ever be freed.
         listening, collect = self._listening, self._collect
 
@@ -218,25 +233,45 @@ class Capture(TorchFunctionMode):
     def _convolution(
         self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Tensor:
-        output = func(*args, **kwargs)
         given = given_to(CONVOLUTION, args, kwargs)
         inputs, weight, bias = given["input"], given["weight"], given.get("bias")
         names = self._own(weight, bias)
-        dimensions = weight.ndim - 2
         # Samples that are folded with something else have no formula.
         shape = inputs.shape[:1] if inputs.ndim == weight.ndim else ()
         axes = self._axes(names, shape) if shape == (self._samples,) else ()
-        options: dict[str, Any] = {"groups": given.get("groups", 1)}
-        for option, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
-            value = given.get(option, default)
-            options[option] = (value,) * dimensions if isinstance(value, int) else value
+        each = {
+            option: (value,) * (weight.ndim - 2) if isinstance(value, int) else value
+            for option, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+            for value in (given.get(option, default),)
+        }
+        options = Options(
+            stride=tuple(each["stride"]),
+            padding=each["padding"] if isinstance(each["padding"], str) else tuple(each["padding"]),
+            dilation=tuple(each["dilation"]),
+            groups=given.get("groups", 1),
+        )
 
         def uses(axis: int) -> list[Use]:
             del axis
-            own = (names[0], names[1])
-            return convolution_uses(func, inputs.detach(), weight.shape, own, options)
+            return convolution_uses(
+                func, inputs.detach(), weight.shape, (names[0], names[1]), options
+            )
 
-        return self._watch(output, names, shape, axes, uses)
+        # The batch's gradient may come with those of the samples.
+        heard: list[Site] | None = None
+        if axes and names[0] and own_backward(inputs, weight, options):
+            heard, listening, collect = [], self._listening, self._collect
+
+            def seen(delta: Tensor) -> tuple[Tensor | None, Tensor | None] | None:
+                if not listening:
+                    return None
+                found = collect(heard[0], delta) if heard else {}
+                return found.get(names[0] or ""), found.get(names[1] or "")
+
+            output = Watched.apply(inputs, weight, bias, func, options, seen)
+        else:
+            output = func(*args, **kwargs)
+        return self._watch(output, names, shape, axes, uses, heard=heard)
 
     def _embedding(
         self, func: Callable[..., Tensor], args: Sequence[Any], kwargs: dict[str, Any]
@@ -345,8 +380,7 @@ class Capture(TorchFunctionMode):
     ) -> Any:
         """The projections by themselves, and PyTorch's attention with identities in their place.
 
-        The identities cost a product each, a small part of a transformer's; every mask and option
-        stays PyTorch's own.
+        Every mask and option stays PyTorch's own.
         """
         given = given_to(ATTENTION, args, kwargs)
         if given["query"].ndim != 3 or given.get("use_separate_proj_weight") or given["training"]:
@@ -360,7 +394,7 @@ class Capture(TorchFunctionMode):
         width = weight.shape[1]
         if all(tensor is tensors[0] for tensor in tensors):
             product = self._product(tensors[0], weight, bias, own)
-            parts = list(product.chunk(3, dim=-1))
+            parts = [part.contiguous() for part in product.chunk(3, dim=-1)]
         else:
             rows = [slice(start, start + width) for start in (0, width, 2 * width)]
             parts = [
@@ -372,7 +406,7 @@ class Capture(TorchFunctionMode):
         replaced |= {f"{letter}_proj_weight": identity for letter in "qkv"}
         replaced |= {"use_separate_proj_weight": True, "in_proj_weight": None}
         replaced |= {"in_proj_bias": None, "out_proj_weight": identity, "out_proj_bias": None}
-        mixed, weights = func(**{**given, **replaced})
+        mixed, weights = without_products(func, identity)(**{**given, **replaced})
         output = self._product(mixed, given["out_proj_weight"], given["out_proj_bias"], out_own)
         return output, weights
 

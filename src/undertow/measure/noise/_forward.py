@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from undertow.measure.noise._capture import Capture
+from undertow.measure.noise._capture import Capture, Collect
 from undertow.measure.noise._layer_gradients import by_sample, flat_rows, wide
 from undertow.measure.noise._sites import Layout, Site
 from undertow.measure.noise._trace import Trace, Tracer
@@ -46,7 +46,7 @@ class Forward:
         parameters: Tensors,
         inputs: Any,
         targets: Tensor,
-        collect: Callable[[Site, Tensor], None],
+        collect: Collect,
         known: Mapping[str, Layout] | None = None,
         *,
         traced: bool,

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from undertow.measure._kinds import check_objective
+from undertow.measure.noise._gathering import Kept
 from undertow.measure.noise._per_sample import Sweep, inner_products, said_of, sweep_samples
 from undertow.objective import Objective
 
@@ -63,7 +65,8 @@ class GradientNoise(NoiseScale):
             norms add up to the totals.
         num_samples: n.
         confidence: level of the intervals.
-        passes: over the data; the samples of the interval count by their share.
+        passes: over the data; where the samples of the interval took another one, it counts by
+            their share.
         vmapped: parameters whose per-sample gradients no layer's formula covers, which is slower.
         converged: whether the interval is finite, so that a gradient of zero is excluded.
     """
@@ -125,7 +128,9 @@ def gradient_noise(objective: Objective, *, confidence: float = 0.95) -> Gradien
 
     The interval is Fieller's for a ratio of two estimates with correlated errors. These follow
     from ||g_i||^2 and <g_i, G_-i>, G_-i the mean without sample i, of 64 samples or a sixteenth of
-    them, whichever is more: those samples cost a second pass. (Unequal weights: all of them.)
+    them, whichever is more (all of them, where weights are unequal). What their gradients follow
+    from is kept until G is known; where that would take more than 64 MB, or which samples there
+    will be is not known ahead, they cost a second pass.
 
     Raises:
         ValueError: if there is but one sample, confidence is not strictly between 0 and 1, or as
@@ -138,14 +143,16 @@ def noise_and_sweep(objective: Objective, confidence: float) -> tuple[GradientNo
     """`gradient_noise`, and the pass over the data that it came from."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be strictly between 0 and 1, got {confidence!r}")
-    sweep = sweep_samples(objective)
-    samples = len(next(iter(sweep.squares.values())))
+    check_objective(objective)
+    kept = Kept(_choose(objective.risk.known_samples or 0))
+    sweep = sweep_samples(objective, kept)
+    samples = len(sweep.weights)
     if samples < 2:
         raise ValueError("the data hold one sample, which has no covariance; give two or more")
     weights = sweep.weights
     equal = bool(((weights - 1).abs() < _EQUAL).all())
     chosen = _choose(samples) if equal else torch.ones(samples, dtype=torch.bool)
-    inners = inner_products(objective, sweep, chosen)
+    inners, again = inner_products(objective, sweep, chosen, kept)
     sizes = dict(objective.model.named_parameters())
     flat = sweep.gradient.double().split([sizes[name].numel() for name in objective.param_names])
 
@@ -173,7 +180,7 @@ def noise_and_sweep(objective: Objective, confidence: float) -> tuple[GradientNo
         per_layer=dict(zip(layers, per_layer, strict=True)),
         num_samples=samples,
         confidence=confidence,
-        passes=(1 + share) * (1 + bool(sweep.vmapped)),
+        passes=(1 + again * share) * (1 + bool(sweep.vmapped)),
         vmapped=sweep.vmapped,
         converged=math.isfinite(total.interval[1]),
     )
@@ -198,7 +205,7 @@ def _scales(
     confidence: float,
 ) -> list[NoiseScale]:
     """Noise scales from ||g_i||^2, <g_i, G> of the chosen samples, and |G|^2, by group."""
-    from scipy import stats  # loads slowly
+    from scipy.special import stdtrit  # loads slowly
 
     samples = len(weights)
     own, share = squares[:, chosen], weights[chosen]
@@ -216,7 +223,7 @@ def _scales(
     )
     errors = errors - errors.mean(2, keepdim=True)
     covariances = errors @ errors.mT / (samples * (len(share) - 1))
-    quantile = float(stats.t.ppf((1 + confidence) / 2, len(share) - 1))
+    quantile = float(stdtrit(len(share) - 1, (1 + confidence) / 2))
     found = []
     for trace, sqnorm, ((var_trace, cov), (_, var_sqnorm)) in zip(
         traces.tolist(), sqnorms.tolist(), covariances.tolist(), strict=True

@@ -127,8 +127,9 @@ class _Few:
         index = torch.arange(samples, device=targets.device) % len(targets)
         some = taken(inputs, index), targets[index]
 
-        def collect(site: Site, delta: Tensor) -> None:
+        def collect(site: Site, delta: Tensor) -> dict[str, Tensor]:
             deltas[id(site)] = delta
+            return {}
 
         def run(*, traced: bool) -> Forward:
             with torch.enable_grad():
@@ -239,5 +240,5 @@ class _Few:
                         continue
                     for use in site.uses(axis):
                         if use.name == name:
-                            squares += use.squares(deltas[id(site)]).cpu()
+                            squares += use.gradients(deltas[id(site)]).squares()[0].cpu()
         return squares

@@ -17,8 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from undertow.measure._kinds import check_objective
 from undertow.measure.noise._forward import Forward, Marked
-from undertow.measure.noise._layer_gradients import flat_rows, square_rows, wide
-from undertow.measure.noise._layouts import Layouts, layouts_of
+from undertow.measure.noise._gathering import Gathering, Inners, Kept, Squares
+from undertow.measure.noise._layer_gradients import Written, wide
+from undertow.measure.noise._layouts import layouts_of
 from undertow.measure.noise._sites import Site
 from undertow.measure.noise._written_down import written_down
 from undertow.objective import EmpiricalRisk, Objective, Tensors, dense, taken
@@ -101,8 +102,8 @@ class Sweep:
     vmapped: tuple[str, ...]
 
 
-def sweep_samples(objective: Objective) -> Sweep:
-    """One pass over all samples."""
+def sweep_samples(objective: Objective, kept: Kept | None = None) -> Sweep:
+    """One pass over all samples, in which gradients of some are kept."""
     check_objective(objective)
     risk = objective.risk
     _check_statistics(risk.model)
@@ -115,17 +116,21 @@ def sweep_samples(objective: Objective) -> Sweep:
 
     def contribution(parameters: Tensors, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal reached
-        layouts = layouts_of(risk, parameters, inputs, targets)
-        batch = _Batch(risk, parameters, inputs, targets, layouts, None)
+        samples = len(targets)
+        rows, room = (None, 0) if kept is None else (kept.rows(samples), kept.room)
+        found = Squares(risk.param_names, samples, targets.device, rows, room)
+        batch = _Batch(risk, parameters, inputs, targets, found)
         count = risk.denominators(targets)
         reached |= not count.any() or any(g is not None for g in batch.gradients.values())
         parts = [
             torch.zeros_like(parameters[name]) if gradient is None else gradient
             for name, gradient in batch.gradients.items()
         ]
-        pieces.append(batch.values)
+        pieces.append(found.values)
         counts.append(count.double())
         vmapped.update(batch.vmapped)
+        if kept is not None:
+            kept.add(found)
         return torch.cat([part.flatten() for part in parts]), count.sum()
 
     gradient = risk.mean(contribution)
@@ -141,9 +146,12 @@ def sweep_samples(objective: Objective) -> Sweep:
 
 
 def inner_products(
-    objective: Objective, sweep: Sweep, chosen: Bool[Tensor, " samples"]
-) -> dict[str, Float64[Tensor, " chosen"]]:
-    """<g_i, G> of the chosen samples, parameter by parameter, with G the mean gradient."""
+    objective: Objective, sweep: Sweep, chosen: Bool[Tensor, " samples"], kept: Kept
+) -> tuple[dict[str, Float64[Tensor, " chosen"]], bool]:
+    """<g_i, G> of the chosen samples, parameter by parameter, with G the mean gradient.
+
+    And whether that took another pass over them, as not all of their gradients were kept.
+    """
     risk = objective.risk
     sizes = dict(risk.model.named_parameters())
     shapes = [sizes[name].shape for name in risk.param_names]
@@ -153,6 +161,16 @@ def inner_products(
         name: part.view(shape).to(wide(current[name]).dtype)
         for name, part, shape in zip(risk.param_names, flat, shapes, strict=True)
     }
+    again = not kept.covers(chosen)
+    with torch.no_grad():
+        found = _inners_anew(risk, chosen, directions) if again else kept.inners(directions)
+    return {name: values * sweep.scale for name, values in found.items()}, again
+
+
+def _inners_anew(
+    risk: EmpiricalRisk, chosen: Bool[Tensor, " samples"], directions: Mapping[str, Tensor]
+) -> dict[str, Float64[Tensor, " chosen"]]:
+    """Inner products of the chosen samples' gradients, by a pass over them."""
     pieces: list[dict[str, Tensor]] = []
     position = 0
 
@@ -162,10 +180,9 @@ def inner_products(
         here = chosen[position : position + len(targets)].to(targets.device)
         if not here.any():
             return None, len(targets)
-        some = taken(inputs, here), targets[here]
-        layouts = layouts_of(risk, parameters, *some)
-        batch = _Batch(risk, parameters, *some, layouts, directions)
-        return batch.values, len(targets)
+        found = Inners(directions, int(here.sum()))
+        _Batch(risk, parameters, taken(inputs, here), targets[here], found)
+        return found.values, len(targets)
 
     def collect(result: tuple[dict[str, Tensor] | None, int]) -> None:
         nonlocal position
@@ -175,17 +192,13 @@ def inner_products(
             pieces.append(piece)
 
     risk.sweep(compute, collect)
-    return {
-        name: torch.cat([piece[name] for piece in pieces]) * sweep.scale
-        for name in risk.param_names
-    }
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in directions}
 
 
 class _Batch:
-    """One forward and backward pass over a microbatch, and what it says of each sample.
+    """One forward and backward pass over a microbatch, whose samples' gradients are gathered.
 
-    A parameter whose uses are not those that the layouts list is vmapped. With directions there
-    are inner products in place of squares.
+    A parameter whose uses are not those that the layouts list is vmapped.
     """
 
     def __init__(
@@ -194,14 +207,10 @@ class _Batch:
         parameters: Tensors,
         inputs: Any,
         targets: Tensor,
-        layouts: Layouts,
-        directions: Mapping[str, Tensor] | None,
+        found: Gathering,
     ) -> None:
-        names, samples = risk.param_names, len(targets)
-        self._layouts, self._directions = layouts, directions
-        self._samples = samples
-        zeros = torch.zeros(samples, dtype=torch.float64, device=targets.device)
-        self.values = dict.fromkeys(names, zeros)
+        self._layouts = layouts = layouts_of(risk, parameters, inputs, targets)
+        self._found, self._samples = found, len(targets)
         self._marked: Marked | None = None
         self._wrong: set[str] = set()
         with torch.enable_grad():
@@ -214,7 +223,7 @@ class _Batch:
                 layouts.layout,
                 traced=layouts.traceable,
             )
-            slope = self._backward(names, forward)
+            slope = self._backward(risk.param_names, forward)
         capture = forward.capture
         self.vmapped = tuple(
             name
@@ -226,9 +235,16 @@ class _Batch:
                 or not capture.used_once(name)
             )
         )
+        for name in self.vmapped:
+            found.forget(name)
         if self.vmapped:
             assert slope is not None
-            self._write_down(risk, parameters, inputs, targets, slope)
+            start = 0
+            for piece in written_down(risk, parameters, self.vmapped, inputs, targets, slope):
+                here = slice(start, start + len(next(iter(piece.values()))))
+                for name, part in piece.items():
+                    found.take(name, Written(wide(part)), here)
+                start = here.stop
 
     def _backward(self, names: tuple[str, ...], forward: Forward) -> Tensor | None:
         """Gradients in the parameters, with what is collected on the way; the outputs' slope."""
@@ -250,38 +266,20 @@ class _Batch:
         }
         return slope
 
-    def _collect(self, site: Site, delta: Tensor) -> None:
-        """What the gradient at a site says, once it is known to be in order."""
+    def _collect(self, site: Site, delta: Tensor) -> dict[str, Tensor]:
+        """What the gradient at a site says, once it is known to be in order; sums over samples."""
         names = [name for name in site.names if name in self._layouts.layout]
         if self._wrong.issuperset(names):
-            return
+            return {}
         axis = self._layouts.layout[names[0]].axis
         if self._marked is not None and not self._marked.fits(site, delta, axis):
             self._wrong.update(names)
-            return
-        for use in site.uses(axis):
-            found = (
-                use.squares(delta)
-                if self._directions is None
-                else use.inners(delta, self._directions[use.name])
-            )
-            self.values[use.name] = self.values[use.name] + found
-
-    def _write_down(
-        self, risk: EmpiricalRisk, parameters: Tensors, inputs: Any, targets: Tensor, slope: Tensor
-    ) -> None:
-        """The values of parameters that no formula covers."""
-        pieces = [
-            {
-                name: square_rows(wide(part))
-                if self._directions is None
-                else (flat_rows(wide(part)) @ wide(self._directions[name]).flatten()).double()
-                for name, part in piece.items()
-            }
-            for piece in written_down(risk, parameters, self.vmapped, inputs, targets, slope)
-        ]
-        for name in self.vmapped:
-            self.values[name] = torch.cat([piece[name] for piece in pieces])
+            return {}
+        totals = {
+            use.name: self._found.take(use.name, use.gradients(delta), slice(0, self._samples))
+            for use in site.uses(axis)
+        }
+        return {name: total for name, total in totals.items() if total is not None}
 
 
 def _check_statistics(model: nn.Module) -> None:

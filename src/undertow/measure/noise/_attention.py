@@ -1,0 +1,49 @@
+"""PyTorch's attention between its projections.
+
+Given identities in the place of its weights, it would multiply by them, a product each. It is run
+with a `linear` in its place that leaves such products out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+# What attention projects its inputs by, if PyTorch has it by this name.
+_PROJECTION = "_in_projection"
+
+
+def without_products(attention: Callable[..., Any], identity: Tensor) -> Callable[..., Any]:
+    """The same function, in which inputs pass a product with this very tensor unchanged.
+
+    It is the function itself where that is not what PyTorch's is known to be: its products with
+    identities give the same.
+    """
+
+    def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight is identity and bias is None:
+            return inputs
+        return functional.linear(inputs, weight, bias)
+
+    project = vars(functional).get(_PROJECTION)
+    if not (isinstance(attention, FunctionType) and isinstance(project, FunctionType)):
+        return attention
+    names: dict[str, Any] = {"linear": linear}
+    return _copy(attention, {**names, _PROJECTION: _copy(project, names)})
+
+
+def _copy(function: FunctionType, names: Mapping[str, Any]) -> FunctionType:
+    """A function in which some names mean something else."""
+    copy = FunctionType(
+        function.__code__,
+        {**function.__globals__, **names},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy

@@ -79,7 +79,7 @@ def experiments(knobs: Saliency, seed: int) -> dict[str, Experiment]:
     explained = grid(Explained, knobs, model=kinds, images=every, seed=own)
     evidence = grid(Evidence, knobs, images=every, model=["linear"], seed=own)
     return {
-        "maps": Experiment(explained, explain, ("seed",), group_size=3),
+        "maps": Experiment(explained, explain, ("seed",), group_size=6),
         "evidence": Experiment(evidence, collect, ("seed",)),
     }
 

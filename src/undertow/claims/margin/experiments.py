@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from undertow.claims import stream
 from undertow.claims.margin import Margin
 from undertow.data import Images
 from undertow.lab import Experiment, grid, rows_of, seeds
@@ -220,11 +219,13 @@ def objective_of(networks: LogDomain, member: int) -> Objective:
 
 def train(trials: Sequence[Epochs]) -> list[Rows]:
     """What as many epochs lead to."""
+    import torch
+
     from undertow.train import loss_based_epochs
 
     first = trials[0]
     networks, drawn = networks_of(trials)
-    generators = [stream(trial.seed, 0) for trial in trials]
+    generators = [torch.Generator().manual_seed(trial.seed) for trial in trials]
     loss_based_epochs(
         networks,
         first.epochs,

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def stream(seed: int, purpose: int) -> Generator:
     """A seed's generator for a purpose, numbered from 0.
 
-    A `train.Member` of that seed takes the first few: what runs beside one counts from 16.
+    A `train.Member` of that seed takes the first two, and two for each batch that its rule takes a
+    step: what runs beside one begins beyond.
     """
     from undertow.train import spawn_generators
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from undertow.claims import Networks
+from undertow.claims import Networks, stream
 from undertow.claims.intrinsic_lr.trials import (
     BATCHES,
     CLOCK,
@@ -50,12 +50,10 @@ def rest(trials: Sequence[Rest]) -> list[Rows]:
     """Each layer's norm, the square of its gradients at unit norm, and the turn of a step."""
     import torch
 
-    from undertow.train import spawn_generators
-
     first, rows = trials[0], [Rows() for _ in trials]
     decay = first.product * (1 - first.momentum) / first.lr * first.decayed
     found = of_rest(trials, decay)
-    generators = [spawn_generators(trial.seed, 4)[3] for trial in trials]
+    generators = [stream(trial.seed, 3) for trial in trials]
     read: dict[str, list[Tensor]] = {}
     for _ in found.ensemble.read_at(late(first)):
         before, squares = trained_weights(found), square_gradients(found, generators)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from undertow.claims import perceptrons
+from undertow.claims import perceptrons, stream
 from undertow.claims.janus import DEEP_BATCH, Janus
 from undertow.data import Images
 from undertow.lab import Experiment, grid, rows_of, seeds
@@ -211,7 +211,6 @@ def forecast(trial: Regression, inputs: Array, targets: Array) -> dict[str, floa
     import torch
 
     from undertow import measure, predict
-    from undertow.train import spawn_generators
 
     if not trial.weight_decay or trial.order == "full":
         return {"ridge": None, "orbit": None}
@@ -220,7 +219,7 @@ def forecast(trial: Regression, inputs: Array, targets: Array) -> dict[str, floa
     found: dict[str, float | None] = {"ridge": predict.ridge_noise(inputs, targets, **options)}
     if trial.order != "cyclic":
         return found | {"orbit": None}
-    _, generator = spawn_generators(trial.seed, 2)  # of a member's weights, and of its order
+    generator = stream(trial.seed, 1)  # of a member's order
     rows = torch.randperm(len(inputs), generator=generator).numpy()
     orbit = torch.from_numpy(predict.fixed_order_orbit(inputs[rows], targets[rows], **options))
     return found | {"orbit": float(measure.update_fluctuation(orbit))}

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from undertow.predict._normal import erf
+
 Betas = Literal["half-life", "sde", "keep"]
 """What becomes of averages: see `rescale`."""
 BETAS: Mapping[str, str] = {
@@ -76,7 +78,6 @@ def largest_gradient(beta2: float) -> float:
     steps = max(1, math.ceil(math.log(0.05) / math.log(beta2))) if beta2 > 0 else 1
     each = max(1.0, steps / 400)
     sizes = beta2 ** (each * (np.arange(min(steps, 400)) + 0.5) - 0.5)
-    erf = np.vectorize(math.erf)
     with np.errstate(divide="ignore"):
         log_below = each * np.log(erf(x / (sizes[:, None] * math.sqrt(2)))).sum(0)
     above = 1 - np.exp(log_below)

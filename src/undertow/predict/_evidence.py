@@ -6,12 +6,12 @@ sum is positive. Their sums' variance is that of the attributions and of what co
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from undertow.predict._arguments import count
+from undertow.predict._normal import density, share_below
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -68,6 +68,5 @@ def block_evidence(
         raise ValueError("covariance must be finite, of sums whose variance is at least 0")
     deviations = np.sqrt(variances.clip(0))
     z = np.divide(means, deviations, out=np.zeros_like(means), where=deviations > 0)
-    below = np.vectorize(math.erf, otypes=[float])(z / math.sqrt(2)) / 2 + 0.5
-    found = means * below + deviations * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    found = means * share_below(z) + deviations * density(z)
     return float(np.where(deviations > 0, found, means.clip(0)).sum())

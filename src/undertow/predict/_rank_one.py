@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from undertow.predict._arguments import count, positive
+from undertow.predict._normal import density, share_below
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
 
 _Pair = tuple[np.ndarray, np.ndarray]
-_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def rank_one_rate(
@@ -207,9 +207,8 @@ def _silu(z: np.ndarray) -> _Pair:
 
 
 def _gelu(z: np.ndarray) -> _Pair:
-    density = np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    below = (1 + _erf(z / math.sqrt(2))) / 2
-    return below + z * density, density * z * (z**2 - 4)
+    at = density(z)
+    return share_below(z) + z * at, at * z * (z**2 - 4)
 
 
 def _cubic(z: np.ndarray) -> _Pair:

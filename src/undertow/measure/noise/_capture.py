@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from undertow.measure._nested import flattened, tensors
-from undertow.measure.noise._attention import without_products
+from undertow.measure.noise._attention import between_projections
 from undertow.measure.noise._calls import (
     ATTENTION,
     BATCH,
@@ -32,9 +32,9 @@ from undertow.measure.noise._calls import (
     given_to,
 )
 from undertow.measure.noise._convolutions import (
-    Options,
     Watched,
     convolution_uses,
+    options_of,
     own_backward,
 )
 from undertow.measure.noise._layer_gradients import (
@@ -239,17 +239,7 @@ class Capture(TorchFunctionMode):
         # Samples that are folded with something else have no formula.
         shape = inputs.shape[:1] if inputs.ndim == weight.ndim else ()
         axes = self._axes(names, shape) if shape == (self._samples,) else ()
-        each = {
-            option: (value,) * (weight.ndim - 2) if isinstance(value, int) else value
-            for option, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-            for value in (given.get(option, default),)
-        }
-        options = Options(
-            stride=tuple(each["stride"]),
-            padding=each["padding"] if isinstance(each["padding"], str) else tuple(each["padding"]),
-            dilation=tuple(each["dilation"]),
-            groups=given.get("groups", 1),
-        )
+        options = options_of(given, weight.ndim - 2)
 
         def uses(axis: int) -> list[Use]:
             del axis
@@ -401,12 +391,7 @@ class Capture(TorchFunctionMode):
                 self._product(x, weight[r], None if bias is None else bias[r], own, r)
                 for x, r in zip(tensors, rows, strict=True)
             ]
-        identity = torch.eye(width, dtype=weight.dtype, device=weight.device)
-        replaced: dict[str, Any] = dict(zip(("query", "key", "value"), parts, strict=True))
-        replaced |= {f"{letter}_proj_weight": identity for letter in "qkv"}
-        replaced |= {"use_separate_proj_weight": True, "in_proj_weight": None}
-        replaced |= {"in_proj_bias": None, "out_proj_weight": identity, "out_proj_bias": None}
-        mixed, weights = without_products(func, identity)(**{**given, **replaced})
+        mixed, weights = between_projections(func, given, parts)
         output = self._product(mixed, given["out_proj_weight"], given["out_proj_bias"], out_own)
         return output, weights
 

@@ -51,6 +51,21 @@ class Options(TypedDict):
     groups: int
 
 
+def options_of(given: Mapping[str, Any], axes: int) -> Options:
+    """The options among a call's arguments by name, over so many axes of places."""
+    each = {
+        option: (value,) * axes if isinstance(value, int) else value
+        for option, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+        for value in (given.get(option, default),)
+    }
+    return Options(
+        stride=tuple(each["stride"]),
+        padding=each["padding"] if isinstance(each["padding"], str) else tuple(each["padding"]),
+        dilation=tuple(each["dilation"]),
+        groups=given.get("groups", 1),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Convolved:
     """Of a kernel `[out, in / groups, *taps]`."""
